@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,16 +65,11 @@ from adapter.ui.compare.tab import compare_tab
 from adapter.ui.gradio_internals import (
     StrictBlocks,
     close_page,
-    limit_events,
-    limit_sessions,
-    limit_unread_results,
-    poll_disconnects_rarely,
     refuse_remote_files,
-    remember_schemas,
     set_current_request,
     set_upload_folder,
-    without_early_applications,
 )
+from adapter.ui.gradio_queue import guard
 from adapter.ui.status import header, refresh_periodically
 from adapter.ui.texts import page as texts
 from train.ui.runs import TrainingRuns
@@ -103,10 +97,7 @@ def build_page(
     public: whether others than this machine may ask.
     """
     # Uploads older than a day are deleted, looked for every hour.
-    with (
-        without_early_applications(),
-        StrictBlocks(title=texts.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page,
-    ):
+    with StrictBlocks(title=texts.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         status = header(provider)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(texts.CHAT, id="chat"):
@@ -211,8 +202,6 @@ def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middl
 def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     """Serves until a signal comes. uploads: the folder that Gradio keeps uploads in."""
     refuse_remote_files()
-    poll_disconnects_rarely()
-    remember_schemas()
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES_OF_A_SPACE)  # uvicorn reads it
     store = LazyStore()
@@ -225,17 +214,16 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     provider = CountedProvider(loader, limits, metrics)
     runs = TrainingRuns(runs_folder())
     page = build_page(provider, store, place.training, runs, arguments.base or BASE, place.public)
-    limit_sessions(page, SESSIONS, partial(limits.count, "session"))
-    limit_events(page, limits.event)
+    guard(page, SESSIONS, limits)
 
     def prepare(request: Request) -> None:
         if place.zero_gpu:
             set_current_request(request, page)
 
     own = [openai_api.mount(provider, store, place.auth, prepare), *routes(provider, metrics, place.auth)]
-    guard = Middleware(RequestGuard, limits=limits, uploads=uploads, most=most, frames=place.frames)
+    door = Middleware(RequestGuard, limits=limits, uploads=uploads, most=most, frames=place.frames)
     try:
-        url = launch(page, place, most, own, [guard])
+        url = launch(page, place, most, own, [door])
     except (OSError, UnicodeError):  # Gradio's words are about its own parameters
         where = place.host if place.port is None else f"{place.host}:{place.port}"
         print(
@@ -245,7 +233,6 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         )
         return 1
     try:
-        limit_unread_results(page, limits)
         set_up_logs()
         print(f"Open {url} (Ctrl+C stops it)", flush=True)
         for folder in arguments.adapters or ():

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import math
 import secrets
-import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
@@ -30,9 +27,6 @@ if TYPE_CHECKING:
 
     from adapter.serve.request import Client, GenerationEvent, GenerationRequest, TokenLogprobs
 
-# How long an answer goes on without a page, which may be reloading, and how long it is waited for until the server
-# notices that the page has left.
-UNREAD_SECONDS, HANDOVER_SECONDS = 30.0, 30.0
 TEXT_ONLY = " "  # the option "without the picture" of an offer; not a valid adapter name
 
 
@@ -131,56 +125,22 @@ class AnswerProgress:
         return conversation.stats_line(self.settings, self.tokens, self.rate, self.notes)
 
 
-@dataclass
-class RunningAnswer:
-    """An answer that another page may go on with. updates: as of ChatEvents._answer; change: that cancels it;
-    shown: the history that was shown last; left: set when no page reads it any more; forget_at: of time.monotonic,
-    once it has ended.
+@dataclass(frozen=True)
+class Turn:
+    """A question that is answered. history: that ends with it; message: in the box, if it comes from there.
+
+    variants: earlier answers to the same question, which are kept beside the new one. begun: the one that it goes
+    on from, with its settings but for the number of tokens. offers: whether a picture that the adapter cannot see
+    leads to an offer, not to an answer. switch_to: an adapter to switch to; called when the model is loaded,
+    because the catalog is empty before.
     """
 
-    updates: Generator[History | dict[str, str], None, None]
-    change: Change
-    shown: History
-    left: threading.Event = field(default_factory=threading.Event)
-    forget_at: float = math.inf
-
-
-class RunningAnswers:
-    """The answers of all pages that are being written, or have just been, by their keys. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._by_key: dict[str, RunningAnswer] = {}
-
-    def add(self, key: str, answer: RunningAnswer) -> None:
-        for old, ended in list(self._by_key.items()):
-            if ended.forget_at < time.monotonic():
-                self._by_key.pop(old, None)
-        answer.left.clear()
-        self._by_key[key] = answer
-
-    def leave(self, key: str, answer: RunningAnswer) -> None:
-        """To be called when a page reads it no more: ends it, unless another page takes it in time."""
-        answer.left.set()
-        if answer.change.stopped:
-            self._end(key)
-            return
-        if inspect.getgeneratorstate(answer.updates) == inspect.GEN_CLOSED:
-            answer.forget_at = time.monotonic() + UNREAD_SECONDS
-            return
-        timer = threading.Timer(UNREAD_SECONDS, self._end, (key,))
-        timer.daemon = True
-        timer.start()
-
-    def take(self, key: str) -> RunningAnswer | None:
-        """The answer, when no other page reads it any more; None if there is none, or another page goes on."""
-        answer = self._by_key.get(key)
-        if answer is None or not answer.left.wait(HANDOVER_SECONDS):
-            return None
-        return self._by_key.pop(key, None)
-
-    def _end(self, key: str) -> None:
-        if (answer := self._by_key.pop(key, None)) is not None:
-            answer.updates.close()
+    history: History
+    message: dict[str, Any] | None = None
+    variants: tuple[Variant, ...] = ()
+    begun: Variant | None = None
+    offers: bool = True
+    switch_to: Callable[[], str | None] | None = None
 
 
 class ChatAnswers:
@@ -201,25 +161,17 @@ class ChatAnswers:
         return conversation.offer(text, [*choices, (texts.WITHOUT_PICTURE, TEXT_ONLY)])
 
     def stream(
-        self,
-        change: Change,
-        history: History,
-        settings: Settings,
-        client: Client,
-        xray: bool = False,
-        variants: tuple[Variant, ...] = (),
-        begun: Variant | None = None,
+        self, turn: Turn, change: Change, settings: Settings, client: Client, xray: bool = False
     ) -> Iterator[History]:
-        """Yields the messages that follow the user turn, each time with more of the answer.
+        """Yields the history of the turn with more and more of its answer.
 
-        xray: with what the frozen base gives its tokens. variants: earlier answers to the same question, which are
-        kept beside it. begun: the one that it goes on from, with its settings but for the number of tokens.
+        xray: with what the frozen base gives its tokens; of the whole answer, or not at all.
         """
+        history, begun = turn.history, turn.begun
         former = None if begun is None else conversation.parse_record(begun.record)
         begun_ids = () if former is None else former.token_ids
         if former is not None:
-            settings = former.settings.replace(max_tokens=settings.max_tokens)
-            xray = False  # of the whole answer, or not at all
+            settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
         visual, picture = uses_picture(self.catalog, settings), conversation.latest_picture(history)
         progress = AnswerProgress(settings := with_seed(settings), token_ids=list(begun_ids))
         progress.begun_tokens = progress.first_tokens = len(begun_ids)
@@ -245,7 +197,7 @@ class ChatAnswers:
                 # max_tokens is the present length, so that the recorded settings reproduce exactly this text.
                 truncated = settings.replace(max_tokens=min(max(1, len(progress.token_ids)), MAX_TOKENS))
                 if event.finish_reason == "cancelled" and not text.strip():
-                    yield [conversation.note(texts.STOPPED_BEFORE_TEXT)]
+                    yield [*history, conversation.note(texts.STOPPED_BEFORE_TEXT)]
                 elif event.stats is not None:
                     ended = event.finish_reason in ("cancelled", "time", "repetition") or begun is not None
                     answered = AnswerRecord(
@@ -255,15 +207,17 @@ class ChatAnswers:
                         event.finish_reason in ("length", "time", "cancelled"),
                         event.stats.prompt_tokens + event.stats.new_tokens,
                         engine.base.context_length,
-                        variants,
+                        turn.variants,
                     )
                     line = conversation.stats(progress.stats_line(), record=answered.to_json())
-                    yield [message, line]
+                    yield [*history, message, line]
                 elif text.strip():
                     so_far = conversation.settings_json(truncated)
-                    yield [message, conversation.stats(progress.stats_line(), live=True, record=so_far)]
+                    line = conversation.stats(progress.stats_line(), live=True, record=so_far)
+                    yield [*history, message, line]
                 elif not event.is_output:
-                    yield [conversation.note(texts.before_answer(event.position, event.progress), waiting=True)]
+                    waiting = texts.before_answer(event.position, event.progress)
+                    yield [*history, conversation.note(waiting, waiting=True)]
 
     def adapter_for(self, example: ExampleCard) -> str | None:
         """The adapter that demonstrates an example; None keeps the selected one."""

@@ -13,7 +13,9 @@ import mimetypes
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, Strict, TypeAdapter, ValidationError
 
 from adapter.base.template import Message
 from adapter.errors import BadInput
@@ -30,7 +32,7 @@ STATS, NOTE, OFFER, DIVIDER = "stats", "note", "offer", "divider"
 # Buttons below the newest answer; no valid adapter names.
 PREVIOUS, NEXT, CONTINUE, FILM = " previous", " next", " continue", " film"
 
-MAX_HISTORY = 2_000_000  # characters as JSON, where a base reads some ten thousand tokens
+MAX_HISTORY = 2_000_000  # characters, where a base reads some ten thousand tokens
 
 # Construction of messages.
 
@@ -158,9 +160,15 @@ def xray_of(entry: Entry) -> str:
 # Reading a history.
 
 
+def size_of(history: Sequence[Entry]) -> int:
+    """Characters that a history takes, about."""
+    parts = (sum(len(block.get("text", "")) for block in entry["content"]) for entry in history)
+    return sum(parts) + sum(len(entry["metadata"].get("log") or "") + 200 for entry in history)
+
+
 def check_size(history: Sequence[Entry]) -> None:
-    """Raises BadInput for a history too large to go on with: each update of an answer sends all of it."""
-    if len(json.dumps(history)) > MAX_HISTORY:
+    """Raises BadInput for a history too large to go on with: a page that opens it is sent all of it."""
+    if size_of(history) > MAX_HISTORY:
         raise BadInput(texts.TOO_LONG_TO_GO_ON)
 
 
@@ -287,6 +295,11 @@ def mark_stopped(
     return [*shortened, note(remark_without_text)] if shortened[-1]["role"] == "user" else shortened
 
 
+def ended(history: History) -> History:
+    """The history of an answer that has ended, maybe by an error that no page has seen."""
+    return mark_stopped(history, texts.CUT_OFF, texts.CUT_OFF_BEFORE_TEXT) if is_streaming(history) else history
+
+
 def with_dividers(history: Sequence[Entry], settings: Settings | None = None) -> History:
     """The history with a divider above each turn whose adapters differ from those of the answer before it.
 
@@ -318,8 +331,8 @@ def with_dividers(history: Sequence[Entry], settings: Settings | None = None) ->
 
 def variants(history: Sequence[Entry]) -> tuple[Variant, ...]:
     """All answers to the last question, the one that is shown among them; empty if it has no record."""
-    record = parse_record(record_of(history[-1])) if len(history) > 1 else None
-    if record is None or is_streaming(history):
+    record = last_record(history)
+    if record is None or len(history) < 2:
         return ()
     alone = replace(record, before=(), after=()).to_json()
     return (*record.before, Variant(text_of(history[-2]), page_text(history[-1]), alone), *record.after)
@@ -327,21 +340,24 @@ def variants(history: Sequence[Entry]) -> tuple[Variant, ...]:
 
 def with_variant(history: Sequence[Entry], step: int) -> History:
     """The history with the next or previous of the variants of its last answer in place of that."""
-    found, record = variants(history), parse_record(record_of(history[-1])) if history else None
-    if record is None or len(found) < 2:
+    found, record = variants(history), last_record(history)
+    index = (len(record.before) + step) % len(found) if record is not None and found else 0
+    chosen = parse_record(found[index].record) if len(found) > 1 else None
+    if chosen is None:
         return list(history)
-    index = (len(record.before) + step) % len(found)
-    text, about, own = found[index]
-    chosen = parse_record(own)
-    assert chosen is not None  # parse_record has seen to it
-    chosen = replace(chosen, before=found[:index], after=found[index + 1 :])
-    shown = [answer(text), stats(about, record=chosen.to_json())]
+    line = replace(chosen, before=found[:index], after=found[index + 1 :]).to_json()
+    shown = [answer(found[index].text), stats(found[index].about, record=line)]
     return with_dividers([*history[:-2], *shown])
+
+
+def last_record(history: Sequence[Entry]) -> AnswerRecord | None:
+    """The record of the message that the history ends with, if that is a whole answer's line."""
+    return parse_record(record_of(history[-1])) if history and not is_streaming(history) else None
 
 
 def with_buttons(history: History) -> History:
     """The history with those buttons below its last answer that follow from its record."""
-    record = parse_record(record_of(history[-1])) if history and not is_streaming(history) else None
+    record = last_record(history)
     if record is None:
         return history
     buttons = [(texts.CONTINUE, CONTINUE)] if record.cut else []
@@ -360,9 +376,10 @@ def with_buttons(history: History) -> History:
 
 # Of the settings, what records have always had; the later ones have their defaults where they are missing.
 _OLDEST_FIELDS = {"adapter", "strength", "temperature", "top_p", "max_tokens", "seed"}
-_MAX_TOKENS = 4096
 _MAX_CHARACTERS = 100_000
 _MAX_VARIANTS = 8
+_Count = Annotated[int, Field(ge=0, strict=True)]
+_Variants = Annotated[tuple[Variant, ...], Field(max_length=_MAX_VARIANTS)]
 
 
 @dataclass(frozen=True)
@@ -374,13 +391,13 @@ class AnswerRecord:
     """
 
     settings: Settings
-    token_ids: tuple[int, ...]
-    picture: bool
+    token_ids: Annotated[tuple[_Count, ...], Field(max_length=4096)]
+    picture: Annotated[bool, Strict()]
     cut: bool = False
-    context_tokens: int = 0
-    context_length: int = 0
-    before: tuple[Variant, ...] = ()
-    after: tuple[Variant, ...] = ()
+    context_tokens: _Count = 0
+    context_length: _Count = 0
+    before: _Variants = ()
+    after: _Variants = ()
 
     def to_json(self) -> str:
         fields = {"token_ids": self.token_ids, "picture": self.picture}
@@ -391,6 +408,9 @@ class AnswerRecord:
         return text
 
 
+_RECORD = TypeAdapter(AnswerRecord)
+
+
 def settings_json(settings: Settings) -> str:
     """A record without tokens: of an answer that is still being streamed, or in a link."""
     return settings.model_dump_json()
@@ -398,25 +418,12 @@ def settings_json(settings: Settings) -> str:
 
 def parse_record(text: str) -> AnswerRecord | None:
     """The record in a text; None for anything else."""
-    fields, settings = _parse_fields(text), parse_settings(text)
-    ids, picture = fields.get("token_ids"), fields.get("picture")
-    if settings is None or not isinstance(ids, list) or len(ids) > _MAX_TOKENS or type(picture) is not bool:
+    if (settings := parse_settings(text)) is None:
         return None
-    tokens, length = fields.get("context_tokens", 0), fields.get("context_length", 0)
-    if not all(type(number) is int and number >= 0 for number in (*ids, tokens, length)):
+    try:
+        return _RECORD.validate_python({**_parse_fields(text), "settings": settings})
+    except ValidationError:
         return None
-    before, after = (_parse_variants(fields.get(name)) for name in ("before", "after"))
-    return AnswerRecord(settings, tuple(ids), picture, fields.get("cut") is True, tokens, length, before, after)
-
-
-def _parse_variants(found: Any) -> tuple[Variant, ...]:
-    parsed = []
-    for item in found[:_MAX_VARIANTS] if isinstance(found, list) else ():
-        if isinstance(item, list) and len(item) == 3 and all(isinstance(part, str) for part in item):
-            record = parse_record(item[2])
-            if record is not None:
-                parsed.append(Variant(item[0], item[1], replace(record, before=(), after=()).to_json()))
-    return tuple(parsed)
 
 
 def parse_settings(text: str) -> Settings | None:

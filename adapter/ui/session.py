@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from adapter.errors import Busy
-from adapter.ui.conversation import History
+from adapter.ui.conversation import History, ended, size_of
 from adapter.ui.texts import page as texts
 
-MAX_BYTES = 256 * 2**20  # of all conversations as JSON; one has at most conversation.MAX_HISTORY
+MAX_BYTES = 256 * 2**20  # of all conversations; one has at most conversation.MAX_HISTORY
 MAX_SESSIONS = 10_000
+# How long a conversation stays without a page, which may be reloading, and how long an answer is waited for until
+# the server notices that its page has left.
+UNREAD_SECONDS, HANDOVER_SECONDS = 30.0, 30.0
 # How long to wait for what the page was shown before: its last update may still be on its way.
 RELEASE_SECONDS = 1.0
 TWICE_SECONDS = 0.1  # after which Gradio has sent an event's last update the second time
 
 
-class Refused(Busy):
-    """An event that may not change the conversation now. answered: the message that is being answered."""
+class StillAnswering(Busy):
+    """The conversation is being changed. answered: the message that is answered."""
 
-    def __init__(self, text: str, answered: object = None) -> None:
-        super().__init__(text)
+    def __init__(self, answered: object) -> None:
+        super().__init__(texts.STILL_ANSWERING)
         self.answered = answered
 
 
 class Forgotten(Busy):
     """The server has no conversation of the page: it was restarted, or others needed the room."""
+
+    def __init__(self) -> None:
+        super().__init__(texts.STILL_RESTORING)
 
 
 class NotOpen(Exception):
@@ -41,20 +48,25 @@ class NotOpen(Exception):
 class Change:
     """A change of a conversation that is under way, mostly an answer.
 
-    message: that is answered, as the box had it; stopped: whether the visitor has stopped it; cancel: set once
-    generation has begun; ended: whether its last update has been made.
+    session: of the page that reads it, None once that has left; message: that is answered, as the box had it;
+    updates: of an answer; shown: the newest of them that is a history; stopped: whether a visitor has stopped it;
+    cancel: set once generation has begun; ended: whether its last update has been made.
     """
 
     conversation: Conversation
+    session: str | None
     message: object = None
+    updates: Generator[Any, None, None] | None = None
+    shown: History = field(default_factory=list)
     stopped: bool = False
     ended: bool = False
     cancel: Callable[[], None] | None = None
 
     @property
-    def left(self) -> bool:
-        """Whether its page shows another conversation, so that it sends no updates any more."""
-        return self.conversation.left
+    def unread(self) -> bool:
+        """Whether it is an answer that another page may go on with."""
+        open_states = (inspect.GEN_CREATED, inspect.GEN_SUSPENDED)
+        return self.updates is not None and inspect.getgeneratorstate(self.updates) in open_states
 
     def stop(self) -> None:
         self.stopped = True
@@ -64,33 +76,37 @@ class Change:
 
 @dataclass
 class Conversation:
-    """A conversation that a page shows.
+    """A conversation that a page shows, or has just shown. Its id is as secret as the browser's storage.
 
-    history: replaced, never changed; change: under way; left: whether the page shows another one by now; closed:
-    whether the page is gone; pictures: a cache of `conversation_json.pack`; kept: keys of the pictures that the
-    browser has; dropped: what it does not keep; answer: the key of the one that is being written, or was when the
-    browser kept the conversation; bytes: of the history as JSON.
+    history: replaced, never changed; change: under way; rows: how the history was last sent; pictures: a cache of
+    `conversation_json.pack`; kept: keys of the pictures that the browser has; dropped: what it does not keep;
+    bytes: of the history; changed, left: when the last change ended and the last page left, of time.monotonic.
     """
 
     id: str
     history: History = field(default_factory=list)
     change: Change | None = None
-    left: bool = False
-    closed: bool = False
+    rows: Any = field(default_factory=list)
     pictures: dict[str, tuple[str, int] | None] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     dropped: object = None
-    answer: str = ""
     bytes: int = 0
-    changed: float = 0.0  # when the last change ended, of time.monotonic
+    changed: float = 0.0
+    left: float | None = None
+
+    @property
+    def newest(self) -> History:
+        """The history, with what there is of an answer that is being written."""
+        change = self.change
+        return ended(change.shown) if change is not None and change.shown else self.history
 
 
 class Conversations:
-    """The conversation of each open page, by its session. Thread-safe.
+    """The conversations of open pages by their ids, and which of them each session shows. Thread-safe.
 
-    - A page shows one conversation. An event names the one that its visitor saw: about another one it is ignored.
+    - An event names the conversation that its visitor saw: about one that its page has left it is ignored.
     - One change of a conversation at a time. What comes meanwhile is refused, and changes nothing.
-    - What a page has left sends no updates any more, and another one is shown after the last of these.
+    - A page gets no update of a conversation that it has left, and another one is shown after the last of these.
     - Where there are too many, those that were not used for the longest time are forgotten. The browser has them.
 
     Stop is a flag, and the answer's own event handler then sends the last update: with Gradio's `cancels` the
@@ -98,70 +114,81 @@ class Conversations:
     """
 
     def __init__(self) -> None:
-        self._by_session: OrderedDict[str | None, Conversation] = OrderedDict()
+        self._by_id: OrderedDict[str, Conversation] = OrderedDict()
+        self._shown: dict[str | None, str] = {}
         self._changed = threading.Condition()
 
     def open(self, session: str | None, id: str, history: History) -> Conversation:
-        """Shows another conversation in place of the page's."""
-        shown = Conversation(id, history)
+        """Shows a conversation in place of the page's: as the server has it, or else `history`."""
         with self._changed:
-            before = self._by_session.pop(session, None)
+            before = self._by_id.get(self._leave(session))
+            shown = self._by_id.setdefault(id, Conversation(id, history))
+            shown.left = time.monotonic() if session is None else None
             if session is not None:  # what a program sends without one is nobody's
-                self._by_session[session] = shown
+                self._shown[session] = id
+            if len(self._shown) > 10 * MAX_SESSIONS:
+                self._leave(next(iter(self._shown)))
             if before is not None:
-                before.left = True
-                self._changed.wait_for(lambda: before.change is None, RELEASE_SECONDS)
+                self._changed.wait_for(
+                    lambda: (c := before.change) is None or c.session != session, RELEASE_SECONDS
+                )
         if before is not None and time.monotonic() - before.changed < TWICE_SECONDS:
             time.sleep(TWICE_SECONDS)
         self._weigh(shown)
         return shown
 
-    def ensure(self, session: str | None, id: str) -> None:
-        """Opens an empty conversation if the page has none."""
+    def close(self, session: str | None) -> None:
+        """Forgets a page. Its conversation stays for a while: the page may be reloading."""
         with self._changed:
-            if session is not None:
-                self._by_session.setdefault(session, Conversation(id))
+            self._leave(session)
 
-    def forget(self, session: str | None) -> None:
-        """Forgets the conversation of a page that was closed, once nothing is made of it any more."""
-        with self._changed:
-            found = self._by_session.get(session)
-            if found is not None and found.change is None:
-                del self._by_session[session]
-            elif found is not None:
-                found.closed = True
+    def shows(self, session: str | None, id: str) -> bool:
+        return self._shown.get(session) == id
 
     def shown(self, session: str | None, id: str) -> Conversation:
         """The page's conversation. Raises Forgotten and NotOpen."""
         with self._changed:
-            return self._shown(session, id)
+            return self._find(session, id)
 
     def history(self, session: str | None) -> History:
         """What the page shows; empty if the server has nothing of it."""
         with self._changed:
-            found = self._by_session.get(session)
+            found = self._by_id.get(self._shown.get(session, ""))
             return [] if found is None else found.history
 
     @contextmanager
     def change(self, session: str | None, id: str, message: object = None) -> Iterator[Change]:
-        """Begins a change of the page's conversation. Raises Refused, Forgotten and NotOpen."""
+        """Begins a change of the page's conversation. Raises StillAnswering, Forgotten and NotOpen."""
         with self._changed:
-            shown = self._shown(session, id)
+            shown = self._find(session, id)
             before = shown.change
             if before is not None and not (
                 before.ended and self._changed.wait_for(lambda: shown.change is None, RELEASE_SECONDS)
             ):
-                raise Refused(texts.STILL_ANSWERING, before.message)
-            change = shown.change = Change(shown, message)
+                raise StillAnswering(before.message)
+            change = shown.change = Change(shown, session, message)
         try:
             yield change
         finally:
-            with self._changed:
-                shown.change, shown.changed = None, time.monotonic()
-                if shown.closed and self._by_session.get(session) is shown:
-                    del self._by_session[session]
-                self._changed.notify_all()
-            self._weigh(shown)
+            self._release(change)
+
+    @contextmanager
+    def taken_over(self, session: str | None, id: str) -> Iterator[Change | None]:
+        """The answer that is being written, once no other page reads it; None if there is none, or one goes on."""
+        with self._changed:
+            change = self._find(session, id).change
+            if change is None or change.updates is None:
+                taken = None
+            else:
+                is_free = self._changed.wait_for(lambda: change.session is None, HANDOVER_SECONDS)
+                taken = change if is_free and change.conversation.change is change else None
+            if taken is not None:
+                taken.session = session
+        try:
+            yield taken
+        finally:
+            if taken is not None:
+                self._release(taken)
 
     def stop(self, session: str | None, id: str) -> Conversation | None:
         """Stops the answer that is being written. Returns the conversation if there is none."""
@@ -171,24 +198,57 @@ class Conversations:
         change.stop()
         return None
 
-    def _shown(self, session: str | None, id: str) -> Conversation:
-        shown = self._by_session.get(session)
-        if shown is None:
-            raise Forgotten(texts.STILL_RESTORING)
-        if shown.id != id:
+    def _find(self, session: str | None, id: str) -> Conversation:
+        if self._shown.get(session, id) != id:
             raise NotOpen
-        self._by_session.move_to_end(session)
+        if (shown := self._by_id.get(id)) is None or session not in self._shown:
+            raise Forgotten
+        self._by_id.move_to_end(id)
         return shown
 
+    def _leave(self, session: str | None) -> str:
+        """Returns the id of what the page showed."""
+        id = self._shown.pop(session, "")
+        if id in self._by_id and id not in self._shown.values():
+            self._by_id[id].left = time.monotonic()
+        return id
+
+    def _release(self, change: Change) -> None:
+        """Ends a change; an answer that is unread only if no other page takes it over in time."""
+        shown = change.conversation
+        if change.unread and not change.stopped:
+            with self._changed:
+                change.session = None
+                self._changed.notify_all()
+            timer = threading.Timer(UNREAD_SECONDS, self._abandon, (change,))
+            timer.daemon = True
+            timer.start()
+            return
+        if change.updates is not None:
+            change.updates.close()
+        with self._changed:
+            change.session = None
+            if shown.change is change:
+                shown.change, shown.changed = None, time.monotonic()
+            self._changed.notify_all()
+        self._weigh(shown)
+
+    def _abandon(self, change: Change) -> None:
+        with self._changed:
+            if change.session is not None or change.conversation.change is not change:
+                return
+            change.session, change.stopped = "", True  # nobody takes it from now on
+        self._release(change)
+
     def _weigh(self, shown: Conversation) -> None:
-        """Forgets the oldest conversations beyond the limits, but for those that are being changed."""
-        size = len(json.dumps(shown.history))  # takes milliseconds: nobody else waits for it
+        """Forgets conversations without a page, and the oldest beyond the limits; none that is being changed."""
+        size = size_of(shown.history)  # takes a millisecond: nobody else waits for it
         with self._changed:
             shown.bytes = size
-            total, count = sum(other.bytes for other in self._by_session.values()), len(self._by_session)
-            for session, other in list(self._by_session.items()):
-                if total <= MAX_BYTES and count <= MAX_SESSIONS:
-                    return
-                if other is not shown and other.change is None:
-                    del self._by_session[session]
+            total, count = sum(other.bytes for other in self._by_id.values()), len(self._by_id)
+            late = time.monotonic() - UNREAD_SECONDS
+            for id, other in list(self._by_id.items()):
+                is_over = total > MAX_BYTES or count > MAX_SESSIONS
+                if (is_over or (other.left or late + 1) < late) and other is not shown and other.change is None:
+                    del self._by_id[id]
                     total, count = total - other.bytes, count - 1

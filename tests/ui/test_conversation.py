@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import gradio as gr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,9 +11,9 @@ from adapter.base.template import Message
 from adapter.ui import conversation
 from adapter.ui.chat.chatbot import (
     WORD_JOINER,
-    VerbatimChatbot,
     escape_all_but_latex,
     escape_markup,
+    to_rows,
     unescape_markup,
 )
 from adapter.ui.conversation import History, answer, note, stats, user_turn
@@ -68,10 +67,9 @@ def test_an_answer_differs_in_its_latex_only(text: str) -> None:
 def test_the_chatbot_escapes_all_but_messages_by_the_page() -> None:
     history = [*user_turn("Is <b> bold?"), answer("Yes: <b>. ![x](http://a.example/x.png)")]
     history.append(conversation.divider("the frozen base"))
-    with gr.Blocks():
-        chatbot = VerbatimChatbot()
-        sent = chatbot.postprocess(history)
-        question, reply, divider = (message.content[0].text for message in sent.root)
-        assert "<b" not in question and "<b" not in reply and "![" not in reply
-        assert divider == conversation.text_of(history[2]) and divider.startswith("<span")
-    assert VerbatimChatbot().postprocess(None).root == []
+    rows = to_rows(history, [])
+    question, reply, divider = displayed([row for _, row in rows])
+    assert "<b" not in question and "<b" not in reply and "![" not in reply
+    assert divider == conversation.text_of(history[2]) and divider.startswith("<span")
+    again = to_rows([*history, *user_turn("And now?")], rows)
+    assert [new is old for (_, new), (_, old) in zip(again, rows, strict=False)] == [True] * 3

@@ -66,7 +66,7 @@ def test_stop(far: Visitor, closed_gate: GatedEngine) -> None:
 def test_reload(far: Visitor, closed_gate: GatedEngine) -> None:
     far.type("Good morning.")
     far.await_answers(1)
-    wait_until(lambda: any("answer" in record["document"] for record in far.stored()))
+    wait_until(lambda: "you said: " in str(far.stored()))
     far.reload()
     closed_gate.gate.set()
     wait_until(lambda: far.answers()[-1:] == ["you said: Good morning.!"])

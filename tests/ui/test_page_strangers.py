@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from adapter.serve.settings import Settings
 from adapter.serve.store import SHIPPED
-from adapter.ui import conversation
-from adapter.ui.chat import conversation_json
+from adapter.server import transcript
 from adapter.ui.texts import page as texts
 from tests.app_process import wait_until
 from tests.browser import Visitor
@@ -46,8 +47,10 @@ def test_the_browser_refuses_what_the_page_would_load_from_elsewhere(visit: Call
 
 def test_an_adapters_name_is_text(visit: Callable[..., Visitor], url: str) -> None:
     visitor = visit()
-    history = [*conversation.user_turn("hi"), conversation.answer("ho")]
-    visitor.page.goto(f"{url}#chat={conversation_json.to_link(history, Settings(adapter=NAME))}")
+    messages = [{"role": "user", "text": "hi"}, {"role": "assistant", "text": "ho"}]
+    document = {**transcript.to_document(messages), "settings": {"adapter": NAME}}
+    packed = base64.urlsafe_b64encode(zlib.compress(json.dumps(document).encode(), 9)).decode()
+    visitor.page.goto(f"{url}#chat={packed.rstrip('=')}")
     toast = visitor.page.get_by_test_id("toast-text").filter(has_text=texts.adapter_missing(NAME))
     toast.wait_for()
     assert toast.locator(f":scope {MARKUP}, :scope a").count() == 0

@@ -10,14 +10,13 @@ sent as a table (json_table.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from adapter.ui import conversation
-from adapter.ui.conversation import History
-from adapter.ui.gradio_internals import subclass_component
+from adapter.ui.conversation import Entry, History
+from adapter.ui.gradio_internals import Rows, subclass_component
 from adapter.ui.json_table import table_html
 
 WORD_JOINER = "\u2060"  # invisible, and allows no line break
@@ -72,33 +71,35 @@ def unescape_markup(text: str) -> str:
     return _ESCAPED.sub(r"\1", text)
 
 
-def _postprocess(self: gr.Chatbot, value: Any) -> Any:
-    return gr.Chatbot.postprocess(self, value and _map_texts(conversation.with_buttons(value), _to_browser))
+Row = dict[str, Any]  # a message as the browser gets it
+RowsOfEntries = list[tuple[Entry, Row]]
+
+
+def to_rows(history: History, known: RowsOfEntries) -> RowsOfEntries:
+    """The messages and how they are sent. known: those of a former history, of which the same ones stay."""
+    history = conversation.with_buttons(history)
+    pairs = enumerate(zip(history, known, strict=False))
+    same = next((i for i, (entry, (old, _)) in pairs if entry is not old), min(len(history), len(known)))
+    return [*known[:same], *((entry, _to_row(entry)) for entry in history[same:])]
+
+
+def _to_row(entry: Entry) -> Row:
+    (block,) = entry["content"]
+    if block["type"] == "file":  # its address is below the page's own, whatever that is
+        block = {**block, "file": {**block["file"], "url": f"gradio_api/file={block['file']['path']}"}}
+    elif not conversation.kind(entry):  # the page's own messages are HTML already
+        block = {**block, "text": _to_browser(entry["role"], block["text"])}
+    return {**entry, "content": [block]}
 
 
 def _to_browser(role: str, text: str) -> str:
-    table = table_html(text) if role == "assistant" else None
-    if table is not None:
-        return table
-    return escape_all_but_latex(text) if role == "assistant" else escape_markup(text)
+    if role != "assistant":
+        return escape_markup(text)
+    return table_html(text) or escape_all_but_latex(text)
 
 
-def _map_texts(history: History, change: Callable[[str, str], str]) -> History:
-    """The history with `change` applied to the role and each of its texts, except the page's own messages, which
-    are HTML already.
-    """
-    return [
-        entry
-        if conversation.kind(entry)
-        else {
-            **entry,
-            "content": [
-                {**block, "text": change(entry["role"], block["text"])} if block["type"] == "text" else block
-                for block in entry["content"]
-            ],
-        }
-        for entry in history
-    ]
+def _postprocess(self: gr.Chatbot, value: RowsOfEntries | None) -> Any:
+    return gr.Chatbot.postprocess(self, None) if value is None else Rows([row for _, row in value])
 
 
 VerbatimChatbot: Any = subclass_component(

@@ -1,25 +1,23 @@
 """Keeping and opening conversations: in the browser's storage, a file and a link. And the answer's command line.
 
-The panel "This conversation" and its event handlers. The formats are in conversation_json.py; conversations.js has
-the browser's storage and the list of conversations.
+The panel "This conversation" and its event handlers. The format is in conversation_json.py; conversations.js has
+the browser's storage and the list of conversations, and makes files and links.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from adapter.errors import AdapterError, BadInput
-from adapter.serve.settings import BASE_ONLY, PANEL, Settings
-from adapter.server import transcript
+from adapter.errors import BadInput
+from adapter.serve.settings import BASE_ONLY, PANEL
 from adapter.server.generation import AdapterCatalog, EngineProvider
-from adapter.server.texts import UPLOAD_NOT_KEPT
 from adapter.ui import conversation, theme
 from adapter.ui.chat import conversation_json
+from adapter.ui.chat.chatbot import to_rows
 from adapter.ui.chat.command_line import command_line
 from adapter.ui.conversation import History
 from adapter.ui.session import Conversation, Conversations
@@ -30,6 +28,7 @@ from adapter.ui.toasts import errors_as_toasts, toast
 PICKERS = ("adapter", "mix")  # the settings that are chosen from adapters
 OTHERS = tuple(name for name in PANEL if name not in PICKERS)
 MAX_ID = 100
+MAX_ADDRESS = 20_000  # characters of a link; conversations.js makes none that is half as long
 # What the browser may have said on the page, by name.
 NOTES = {
     "storage-full": texts.STORAGE_FULL,
@@ -37,7 +36,16 @@ NOTES = {
     "no-picture": texts.NO_PICTURE,
     "nothing": texts.NOTHING_TO_EXPORT,
     "copied": texts.LINK_COPIED,
+    "too-long": texts.LINK_TOO_LONG,
+    "too-large": texts.FILE_TOO_LARGE,
+    "not-opened": texts.NOT_OPENED,
 }
+_ACTIONS = (
+    f'<button type="button" name="export">{texts.EXPORT}</button>'
+    f'<button type="button" name="import">{texts.IMPORT}</button>'
+    f'<input type="file" accept=".json" aria-label="{texts.IMPORT}" hidden>'
+    f'<button type="button" name="link">{texts.COPY_LINK}</button>'
+)
 
 
 class Updates(NamedTuple):
@@ -59,17 +67,13 @@ class ConversationStore:
     Updates.
     """
 
-    SECONDS = 2.0  # between two times that the browser keeps an answer while it is written
-
     def __init__(self, provider: EngineProvider, catalog: AdapterCatalog) -> None:
         self.provider, self.catalog, self.conversations = provider, catalog, Conversations()
         self.outputs: list[Any] = []
         self.opened: list[Any] = []  # and the other settings: outputs of what opens a conversation
         with gr.Accordion(texts.THIS_CONVERSATION, open=False, elem_id="this-conversation"):
-            with gr.Row():
-                self._export = gr.Button(texts.EXPORT, size="sm", min_width=60)
-                self._import = gr.UploadButton(texts.IMPORT, file_types=[".json"], size="sm", min_width=60)
-                self._link = gr.Button(texts.COPY_LINK, size="sm", min_width=60)
+            words = {"name": texts.EXPORT_NAME, "not-sent": texts.PICTURE_NOT_SENT}
+            gr.HTML(f'<div class="actions" {theme.data_attributes(words)}>{_ACTIONS}</div>', padding=False)
             self._command = theme.command_box(texts.NO_COMMAND_LINE, texts.COMMAND_LINE, "code")
         self.id = gr.Textbox(visible=False)
         # JSON for conversations.js, which reads it when it changes. Not gr.BrowserState: five million characters
@@ -90,34 +94,31 @@ class ConversationStore:
         js = f"(id, ...values) => window.chatPage.opened(id, {names}, values)"
         opening.then(None, [self.id, *panel], None, js=js, **UNQUEUED)
         page.load(None, js="() => window.chatPage.begin()", **UNQUEUED)
-        page.unload(self._forget)
+        page.unload(self._close)
         listed.note(note, **QUEUED)
         self._to_browser.change(None, self._to_browser, js="text => window.chatPage.receive(text)", **UNQUEUED)
         chat.clear(None, js="() => window.chatPage.clear()", **UNQUEUED)
         js = f"(...values) => window.chatPage.storeSettings({names}, values)"
         gr.on([component.change for component in panel], None, panel, js=js, **UNQUEUED)
-        self._import.upload(self.import_file, self._import, self.opened, **QUEUED)
-        self._export.click(None, js=f"() => window.chatPage.export('{texts.EXPORT_NAME}')", **UNQUEUED)
-        self._link.click(self.link, None, self._to_browser, inputs_kwargs=settings, **QUEUED)
         return opening
 
-    def _forget(self, request: gr.Request) -> None:
-        self.conversations.forget(request.session_hash)
+    def _close(self, request: gr.Request) -> None:
+        self.conversations.close(request.session_hash)
 
-    # What the browser keeps.
+    def show(self, shown: Conversation, history: History | None = None) -> Updates:
+        """history: with an answer that is being written, in place of the conversation's own."""
+        shown.rows = to_rows(shown.history if history is None else history, shown.rows)
+        return Updates(chat=shown.rows)
 
-    def keep(self, shown: Conversation, history: History | None = None, key: str = "") -> Updates:
-        """Shows a conversation, and lets the browser keep it. history: with an answer that is being written, under
-        `key`, in place of the conversation's own.
+    def keep(self, shown: Conversation, history: History | None = None, begins: bool = True) -> Updates:
+        """Shows a conversation as `show` does, and lets the browser keep it.
 
-        The pictures that the browser does not have are sent at the beginning and at the end, because the page may
-        miss an update.
+        begins: whether a visitor has changed it just now; then it gets its pictures too. They are sent again at
+        the end of an answer, because the page may miss an update.
         """
         history = shown.history if history is None else history
-        document, packed = conversation_json.to_browser(history, shown.pictures)
-        writing, begins = conversation.is_streaming(history), key != shown.answer
-        shown.answer = key
-        kept: dict[str, Any] = {"id": shown.id, "document": {**document, "answer": key} if writing else document}
+        packed, writing = conversation_json.pack(history, shown.pictures), conversation.is_streaming(history)
+        kept: dict[str, Any] = {"id": shown.id, "document": packed.document, "begins": begins}
         if begins or not writing:
             kept["pictures"] = packed.pictures(shown.kept)
         if not writing:
@@ -125,12 +126,8 @@ class ConversationStore:
         if packed.dropped and not shown.dropped:
             toast(texts.not_kept_by_browser(packed.dropped))
         shown.dropped = packed.dropped
-        return Updates(chat=history, to_browser=json.dumps({"keep": kept}), command=self._command_line(history))
-
-    @staticmethod
-    def new_key() -> str:
-        """Of an answer, as secret as the browser's storage."""
-        return secrets.token_urlsafe(16)
+        updates = self.show(shown, history)
+        return updates._replace(to_browser=json.dumps({"keep": kept}), command=self._command_line(history))
 
     @staticmethod
     def reopen() -> str:
@@ -143,45 +140,31 @@ class ConversationStore:
             return texts.NO_COMMAND_LINE
         return command_line(history, engine.base, self.catalog) or texts.NO_COMMAND_LINE
 
-    # What is opened.
-
     def open(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
-        """Shows the conversation that the browser sends from its storage, an empty one, or that of a link, which
-        is not kept yet.
-        """
+        """Shows a conversation that the browser sends: from its storage, a file or a link, or an empty one."""
         data = event._data if isinstance(event._data, dict) else {}
         sent = {name: value for name, value in data.items() if isinstance(value, str)}
-        values = conversation_json.from_stored_settings(sent.get("settings", ""))
-        history: History = []
-        linked = sent.get("link", "")
+        text, source = sent.get("text", ""), sent.get("source", "")
         with errors_as_toasts("a conversation that was opened"):
-            if linked:
-                history, own = conversation_json.from_link(linked)
-                values |= own
-                toast(texts.LINK_OPENED)
+            if not (id := sent.get("id", "")[:MAX_ID]):
+                raise BadInput(texts.WRONG_VALUE)
+            if not source:
+                history, values = conversation_json.read_stored(text)
+            elif source == "link" and not text:
+                raise BadInput(texts.LINK_UNREADABLE)
             else:
-                history = conversation_json.from_browser(sent.get("document", ""), sent.get("pictures", ""))
-        shown = self.conversations.open(request.session_hash, sent.get("id", "")[:MAX_ID], history)
-        shown.answer = sent.get("answer", "")
-        document, packed = conversation_json.to_browser(history, shown.pictures)
-        shown.kept, shown.dropped = set(packed.paths), packed.dropped
-        to_browser = json.dumps({"unsaved": document}) if linked else gr.skip()
-        return self._opened(shown, values, to_browser)
-
-    def import_file(self, file: str, request: gr.Request) -> tuple[Any, ...]:
-        with errors_as_toasts("an import"):
-            try:
-                if Path(file).stat().st_size > transcript.MAX_BYTES:
-                    raise BadInput(texts.import_too_large(transcript.MAX_BYTES))
-                imported = transcript.read(Path(file).read_bytes())
-                history = conversation_json.to_history(imported.messages)
-            except OSError:
-                raise AdapterError(UPLOAD_NOT_KEPT) from None
-            if imported.dropped:
-                toast(texts.not_imported(imported.dropped))
-            shown = self.conversations.open(request.session_hash, secrets.token_urlsafe(12), history)
-            values = conversation_json.from_stored_settings(imported.settings)
-            return self._opened(shown, values, self.keep(shown).to_browser)
+                history, values, dropped = conversation_json.read(text)
+                if dropped:
+                    toast(texts.not_imported(dropped))
+                if source == "link":
+                    toast(texts.LINK_OPENED)
+            shown = self.conversations.open(request.session_hash, id, history)
+            packed = conversation_json.pack(history, shown.pictures)
+            shown.kept, shown.dropped = set() if source else set(packed.paths), packed.dropped
+            # A link's is kept when it goes on; what the server has may be newer than what the browser had kept.
+            is_new = source == "file" or shown.newest is not history
+            updates = self.keep(shown, shown.newest) if is_new and shown.newest else self.show(shown)
+            return self._opened(shown, updates, values)
         return *Updates(), *[gr.skip()] * len(OTHERS)
 
     def begin(
@@ -189,12 +172,12 @@ class ConversationStore:
     ) -> tuple[Any, ...]:
         """Shows a new conversation with these settings, and a message in its box. Updates of `opened`."""
         shown = self.conversations.open(request.session_hash, secrets.token_urlsafe(12), [])
-        updates = list(self._opened(shown, settings, self.keep(shown).to_browser))
+        updates = list(self._opened(shown, self.keep(shown), settings))
         if message is not None:
             updates[1] = gr.update(value=message, **theme.SHOW_SUBMIT_BUTTON)
         return tuple(updates)
 
-    def _opened(self, shown: Conversation, values: dict[str, Any], to_browser: Any) -> tuple[Any, ...]:
+    def _opened(self, shown: Conversation, updates: Updates, values: dict[str, Any]) -> tuple[Any, ...]:
         """Updates that show a conversation and its settings. An adapter that does not exist becomes the frozen
         base; while adapters are still unknown status.py does that later.
         """
@@ -210,17 +193,9 @@ class ConversationStore:
             # The choices, because a page may have been built when the catalog was still empty.
             short = theme.short_choices(choices, texts.NO_MIX) if name == "mix" else choices
             pickers[name] = gr.update(choices=short, **({} if value is None else {"value": value}))
-        others = [values.get(name, gr.skip()) for name in OTHERS]
         box, command = gr.update(**theme.SHOW_SUBMIT_BUTTON), self._command_line(shown.history)
-        return *Updates(shown.history, box, shown.id, to_browser, command, **pickers), *others
-
-    def link(self, request: gr.Request, **settings: Any) -> Any:
-        with errors_as_toasts("a link"):
-            if not (history := self.conversations.history(request.session_hash)):
-                raise BadInput(texts.NOTHING_TO_EXPORT)
-            link = conversation_json.to_link(history, Settings.checked(settings))
-            return json.dumps({"copy": link, "again": secrets.token_hex(4)})
-        return gr.skip()
+        updates = updates._replace(box=box, id=shown.id, command=command, **pickers)
+        return *updates, *[values.get(name, gr.skip()) for name in OTHERS]
 
 
 def note(event: gr.EventData) -> None:
@@ -229,5 +204,5 @@ def note(event: gr.EventData) -> None:
     name, address = data.get("name"), data.get("address")
     if isinstance(name, str) and name in NOTES:
         toast(NOTES[name])
-    elif isinstance(address, str) and len(address) < 2 * conversation_json.MAX_LINK:
+    elif isinstance(address, str) and len(address) < MAX_ADDRESS:
         toast(texts.link_to_copy(address), 60)

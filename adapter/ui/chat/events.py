@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -19,21 +19,14 @@ from adapter.errors import AdapterError, BadInput, Busy
 from adapter.serve.settings import BASE_ONLY, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, check_length, client_of, wait_for
 from adapter.ui import conversation, theme
-from adapter.ui.answer_stream import (
-    TEXT_ONLY,
-    ChatAnswers,
-    RunningAnswer,
-    RunningAnswers,
-    with_small_picture,
-    xray_line,
-)
+from adapter.ui.answer_stream import TEXT_ONLY, ChatAnswers, Turn, with_small_picture, xray_line
 from adapter.ui.chat.chatbot import unescape_markup
 from adapter.ui.chat.conversation_store import ConversationStore, Updates
 from adapter.ui.chat.corrections import add_correction
-from adapter.ui.conversation import History, Variant
+from adapter.ui.conversation import History
 from adapter.ui.images import BadPicture
 from adapter.ui.inside.panel import inspect_newest
-from adapter.ui.session import Change, Forgotten, NotOpen, Refused
+from adapter.ui.session import Change, Forgotten, NotOpen, StillAnswering
 from adapter.ui.status import FRAME_SECONDS
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
@@ -41,26 +34,10 @@ from adapter.ui.toasts import errors_as_toasts, toast
 
 log = logging.getLogger(__name__)
 
-# An adapter to switch to; called when the model is loaded, because the catalog is empty before.
-ChooseAdapter = Callable[[], str | None]
+# Between two times that the browser keeps an answer while it is written; longer in a long conversation.
+SECONDS, BYTES_PER_SECOND = 2.0, 100_000
 _STOP, _SUBMIT = gr.update(**theme.SHOW_STOP_BUTTON), gr.update(**theme.SHOW_SUBMIT_BUTTON)
 _NO_CHANGE = Updates()
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A question that is answered. history: that ends with it; message: in the box, if it comes from there;
-    variants, begun: as of ChatAnswers.stream; offers: whether a picture that the adapter cannot see leads to an
-    offer, not to an answer.
-    """
-
-    history: History
-    message: dict[str, Any] | None = None
-    variants: tuple[Variant, ...] = ()
-    begun: Variant | None = None
-    offers: bool = True
-    switch_to: ChooseAdapter | None = None
-
 
 Ask = Callable[[History], Turn | None]  # of what is shown; None for nothing to answer. Raises BadInput
 
@@ -91,7 +68,6 @@ class ChatEvents:
         self.examples = examples
         self.store, self.conversations = store, store.conversations
         self._answers = ChatAnswers(provider, catalog)
-        self._running = RunningAnswers()
 
     # What is answered.
 
@@ -150,19 +126,11 @@ class ChatEvents:
         yield from self._turn(ask, id, request, settings)
 
     def follow(self, id: str, request: gr.Request, **settings: Any) -> Iterator[Updates]:
-        """Goes on with the answer that was being written when the conversation was stored."""
-        with suppress(Forgotten, NotOpen):
-            key = self.conversations.shown(request.session_hash, id).answer
-            if key and (running := self._running.take(key)) is not None:
-                try:
-                    with self.conversations.change(request.session_hash, id) as change:
-                        if change.conversation.answer == key:
-                            change.cancel = running.change.stop
-                            yield from self._read(Turn(running.shown), change, key, running, settings)
-                            return
-                except (Refused, Forgotten, NotOpen):
-                    pass
-                running.updates.close()  # the visitor has gone on without it
+        """Goes on with an answer that is being written, once the page that showed it has left."""
+        with suppress(Forgotten, NotOpen), self.conversations.taken_over(request.session_hash, id) as change:
+            if change is not None:
+                yield from self._read(Turn(change.shown), change, settings)
+                return
         yield _NO_CHANGE
 
     # What is changed at once.
@@ -206,7 +174,7 @@ class ChatEvents:
     def stop(self, id: str, request: gr.Request) -> Updates:
         with suppress(Forgotten, NotOpen):
             if (shown := self.conversations.stop(request.session_hash, id)) is not None:
-                return Updates(chat=shown.history, box=_SUBMIT)  # the page has missed the end
+                return self.store.show(shown)._replace(box=_SUBMIT)  # the page has missed the end
         return _NO_CHANGE
 
     def xray(self, on: bool, id: str, request: gr.Request) -> Any:
@@ -227,7 +195,7 @@ class ChatEvents:
             with self.conversations.change(request.session_hash, id) as change:
                 if change.conversation.history is history:
                     change.conversation.history = [*history[:newest], answer, *history[newest + 1 :]]
-                    return change.conversation.history
+                    return self.store.show(change.conversation).chat
         return gr.skip()
 
     def _replace(self, act: Callable[[History], History], id: str, request: gr.Request) -> Updates:
@@ -238,17 +206,17 @@ class ChatEvents:
                     change.conversation.history = act(change.conversation.history)
                 change.ended = True
                 return self.store.keep(change.conversation)
-        except (Refused, Forgotten, NotOpen) as error:
+        except (StillAnswering, Forgotten, NotOpen) as error:
             return self._refused(error)
 
     def _refused(self, error: Exception, message: dict[str, Any] | None = None) -> Updates:
         """What an event that changes nothing shows. message: which stays in its box."""
         if isinstance(error, NotOpen):
             return _NO_CHANGE
-        assert isinstance(error, Refused | Forgotten)
+        assert isinstance(error, StillAnswering | Forgotten)
         toast(error)
         # The answer that is in the way empties the box. What it answers was sent twice.
-        twice = message is None or (isinstance(error, Refused) and message == error.answered)
+        twice = message is None or (isinstance(error, StillAnswering) and message == error.answered)
         box = gr.skip() if twice else gr.update(value=message)
         return Updates(box=box, to_browser=self.store.reopen() if isinstance(error, Forgotten) else gr.skip())
 
@@ -269,73 +237,66 @@ class ChatEvents:
                 with errors_as_toasts("a message"):
                     turn = ask(change.conversation.history)
                 if turn is None:
-                    # An edit is in the browser's chat already.
-                    yield Updates(chat=change.conversation.history)
+                    yield self.store.show(change.conversation)  # an edit is in the browser's chat already
                 else:
-                    running = RunningAnswer(self._answer(turn, change, request, settings), change, _waiting(turn))
-                    yield from self._read(turn, change, self.store.new_key(), running, settings)
-        except (Refused, Forgotten, NotOpen) as error:
+                    change.updates, change.shown = self._answer(turn, change, request, settings), _waiting(turn)
+                    yield from self._read(turn, change, settings)
+        except (StillAnswering, Forgotten, NotOpen) as error:
             yield self._refused(error, message)
 
-    def _read(
-        self, turn: Turn, change: Change, key: str, running: RunningAnswer, settings: dict[str, Any]
-    ) -> Iterator[Updates]:
-        """Shows an answer to its end. If the page leaves before, another one may go on with it under `key`.
-
-        change: this page's; that of `running` is another one where the page has taken the answer over.
-        """
-        shown, switched, due = change.conversation, dict[str, str](), 0.0
+    def _read(self, turn: Turn, change: Change, settings: dict[str, Any]) -> Iterator[Updates]:
+        """Shows an answer to its end, or until its page has left it: then another one may go on with it."""
+        shown, session, switched, end = change.conversation, change.session, dict[str, str](), Updates(box=_SUBMIT)
         box = (
             _STOP if turn.message is None else gr.update(value={"text": "", "files": []}, **theme.SHOW_STOP_BUTTON)
         )
-        self._running.add(key, running)
-        end = Updates(box=_SUBMIT)
+        assert change.updates is not None
+        due = 0.0
         try:
-            yield self.store.keep(shown, running.shown, key)._replace(box=box)
-            for update in running.updates:
+            yield self.store.keep(shown, change.shown)._replace(box=box)
+            for update in change.updates:
                 if isinstance(update, dict):
                     switched = update
-                    yield _NO_CHANGE if change.left else Updates(**switched)
+                    yield Updates(**switched) if self.conversations.shows(session, shown.id) else _NO_CHANGE
                     time.sleep(FRAME_SECONDS)
                     continue
-                running.shown = update
-                if change.left:
+                change.shown = update
+                if not self.conversations.shows(session, shown.id):
                     break
                 # The button with every update: a page that is being loaded may lose the first one (Gradio 6.31).
-                kept = time.monotonic() < due
-                due = due if kept else time.monotonic() + self.store.SECONDS
-                updates = Updates(chat=update) if kept else self.store.keep(shown, update, key)
-                yield updates._replace(box=_STOP)
-            if not change.left:
-                shown.history = _ended(running.shown)
-        except GeneratorExit:  # the connection was cut, and the page may be back
-            shown.history = _ended(running.shown)
-            raise
+                if time.monotonic() < due:
+                    yield self.store.show(shown, update)._replace(box=_STOP)
+                else:
+                    due = time.monotonic() + max(SECONDS, shown.bytes / BYTES_PER_SECOND)
+                    yield self.store.keep(shown, update, begins=False)._replace(box=_STOP)
         except AdapterError as error:
             end = self._restored(turn, switched, settings, error)
         except Exception:
             log.exception("a chat turn failed")
             end = self._restored(turn, switched, settings, AdapterError(texts.FAILED))
+        else:
+            shown.history = conversation.ended(change.shown)
         finally:
-            self._running.leave(key, running)
-        if change.left:
+            if change.unread:  # the page has left
+                shown.history = conversation.ended(change.shown)
+        if change.unread or not self.conversations.shows(session, shown.id):
             yield _NO_CHANGE
         else:
             change.ended = True
-            yield self.store.keep(shown)._replace(box=end.box, adapter=end.adapter, mix=end.mix)
+            yield self.store.keep(shown, begins=False)._replace(box=end.box, adapter=end.adapter, mix=end.mix)
 
     def _answer(
         self, turn: Turn, change: Change, request: gr.Request, panel: dict[str, Any]
     ) -> Generator[History | dict[str, str], None, None]:
         """Yields the history with more and more of the answer, and what changes in the side panel, by name."""
-        settings, history = Settings.checked(panel), turn.history
-        conversation.check_size(history)
+        settings = Settings.checked(panel)
+        conversation.check_size(turn.history)
         for status in wait_for(self.provider):
             if change.stopped:
-                yield conversation.mark_stopped(history)
+                yield conversation.mark_stopped(turn.history)
                 return
-            yield [*history, conversation.note(texts.waiting_for_model(status), waiting=True)]
-        history = with_small_picture(history)
+            yield [*turn.history, conversation.note(texts.waiting_for_model(status), waiting=True)]
+        turn = replace(turn, history=with_small_picture(turn.history))
         if turn.switch_to is not None and (name := turn.switch_to()) is not None:
             switched = {"adapter": name}
             if name != settings.adapter and settings.mix:
@@ -343,15 +304,12 @@ class ChatEvents:
                 switched["mix"] = BASE_ONLY
             settings = settings.replace(**switched)
             yield switched
-        if turn.offers and (offer := self._answers.offer(history, settings)):
-            yield [*history, offer]
+        if turn.offers and (offer := self._answers.offer(turn.history, settings)):
+            yield [*turn.history, offer]
             return
         if turn.begun is None:
-            history = conversation.with_dividers(history, settings)
-        client, xray = client_of(request), panel.get("xray") is True
-        stream = self._answers.stream(change, history, settings, client, xray, turn.variants, turn.begun)
-        for messages in stream:
-            yield [*history, *messages]
+            turn = replace(turn, history=conversation.with_dividers(turn.history, settings))
+        yield from self._answers.stream(turn, change, settings, client_of(request), panel.get("xray") is True)
 
     def _restored(
         self, turn: Turn, switched: dict[str, str], settings: dict[str, Any], error: AdapterError
@@ -372,7 +330,7 @@ class ChatEvents:
 def _chosen(history: History, choice: str) -> Turn | None:
     """The turn that a button below the last message begins."""
     if choice == conversation.CONTINUE:  # goes on with an answer that was cut, where it ended
-        record = conversation.parse_record(conversation.record_of(history[-1])) if history else None
+        record = conversation.last_record(history)
         if record is None or not (found := conversation.variants(history)):
             return None
         asked, others = conversation.without_last_answer(history), (*record.before, *record.after)
@@ -386,10 +344,3 @@ def _chosen(history: History, choice: str) -> Turn | None:
 def _waiting(turn: Turn) -> History:
     begun = [] if turn.begun is None else [conversation.answer(turn.begun.text)]
     return [*turn.history, *begun, conversation.note("…", waiting=True)]
-
-
-def _ended(history: History) -> History:
-    """The history of an answer that has ended, maybe by an error that no page has seen."""
-    if not conversation.is_streaming(history):
-        return history
-    return conversation.mark_stopped(history, texts.CUT_OFF, texts.CUT_OFF_BEFORE_TEXT)

@@ -23,7 +23,7 @@ from adapter.ui.chat.tab import TabParts, message_box, sampling_inputs
 from adapter.ui.compare import filmstrip
 from adapter.ui.comparison import Pane, answer_together, mark
 from adapter.ui.images import BadPicture, open_upload
-from adapter.ui.session import Change, Conversations, Forgotten, Refused
+from adapter.ui.session import Change, Conversations, Forgotten, StillAnswering
 from adapter.ui.status import MODEL, PRIVATE, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts, toast
@@ -106,11 +106,13 @@ class CompareEvents:
         message: dict[str, Any] | None,
     ) -> Iterator[Updates]:
         """read: returns what is asked, None for nothing; message: in the box."""
-        self._comparisons.ensure(request.session_hash, "")
+        session = request.session_hash
         try:
-            with self._comparisons.change(request.session_hash, "") as change:
+            if session and not self._comparisons.shows(session, session):
+                self._comparisons.open(session, session, [])
+            with self._comparisons.change(session, session or "") as change:
                 yield from self._answer(change, read, client_of(request), message)
-        except (Refused, Forgotten) as error:
+        except (StillAnswering, Forgotten) as error:
             toast(error)
             yield _updates(gr.skip())
 
@@ -153,7 +155,7 @@ class CompareEvents:
     def stop(self, request: gr.Request) -> Any:
         """An update of the message box, where the page has missed the end."""
         with suppress(Forgotten):
-            if self._comparisons.stop(request.session_hash, "") is None:
+            if self._comparisons.stop(request.session_hash, request.session_hash or "") is None:
                 return gr.skip()
         return gr.update(**theme.SHOW_SUBMIT_BUTTON)
 

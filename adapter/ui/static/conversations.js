@@ -1,21 +1,30 @@
 /* Conversations in the browser: kept in IndexedDB, listed, opened, renamed and deleted; links and files.
    Sends no requests: events of conversation_store.py call window.chatPage and are triggered by it. The list's elements
-   and texts come from theme.conversations_html. */
+   and texts come from theme.conversations_html. A conversation goes to the server as the text of a file, wherever it
+   comes from. */
 
 (() => {
   const OLD = ["llama-adapter:words", "llama-adapter:pictures"]; // where earlier versions kept one conversation
   const [SETTINGS, CURRENT] = ["llama-adapter:settings", "llama-adapter:conversation"];
   const UNDO_MS = 3_600_000; // after which a deleted conversation is gone from the browser
   const LINK = "#chat=";
+  const [MAX_LINK, MAX_FILE] = [8_000, 6_000_000]; // mail and messengers may cut longer ones; what a request has room for
   const find = (selector) => document.querySelector(selector);
-  const newId = () => Date.now().toString(36) + Math.random().toString(36).slice(2);
-  const TAB = newId();
+  // As secret as this storage: the server goes on with a conversation for whoever knows its id.
+  const newId = () => [...crypto.getRandomValues(new Uint32Array(4))].map((number) => number.toString(36)).join("");
 
   const attempt = (action) => {
     try {
       return action() ?? true;
     } catch {
       return false;
+    }
+  };
+  const parse = (text) => {
+    try {
+      return JSON.parse(text);
+    } catch {
+      return null;
     }
   };
   // A browser may forbid any storage, in a frame of another site for example: what is kept then goes with the page.
@@ -48,17 +57,16 @@
     });
   };
 
-  // What the list shows, by id: {id, title, changed, deleted, tab, settings, document}. document: of transcript.py, with
-  // pictures by key; title: only if the visitor chose one; tab: the one that wrote it.
+  // What the list shows, by id: {id, title, changed, deleted, settings, document}. document: of transcript.py, with
+  // pictures by key; title: only if the visitor chose one.
   const conversations = new Map();
   const pictures = new Map(); // that this page has written, by key: the browser may not have kept them
-  // The page's conversation. server: the id that the server knows it by, another one once two tabs have gone on with it;
-  // changed: the time of its record when the page read it; unsaved: came with a link.
-  let shown = { id: "" };
+  // The page's conversation. unsaved: {text, source}, of a link or a file that is not kept yet.
+  let [shown, before] = [{ id: "" }, { id: "" }];
   let settings; // the side panel's, by name
   let kept = 0; // how often the server has sent a conversation to be kept
   let writing = Promise.resolve(); // one after the other
-  let [restored, full, keepsNothing, deleted] = [false, false, false, ""];
+  let [restored, retried, full, keepsNothing, deleted] = [false, false, false, false, ""];
 
   const messagesOf = (record) => [record?.document?.messages ?? []].flat().filter((message) => message instanceof Object);
   const picturesOf = (record) => messagesOf(record).flatMap(({ picture }) => picture ?? []);
@@ -69,102 +77,122 @@
   const linked = () => (location.hash.startsWith(LINK) ? location.hash.slice(LINK.length) : "");
   const leaveLink = () => linked() && history.replaceState(null, "", location.pathname + location.search);
 
-  const refresh = async () => {
-    for (const record of await transact("readonly", (records) => records.getAll())) {
-      const newer = conversations.get(record.id)?.changed > record.changed; // there was no room for it
-      if (!newer) conversations.set(record.id, record);
-    }
+  const learn = (record) => {
+    const newer = conversations.get(record.id)?.changed > record.changed; // there was no room for it
+    if (!newer) conversations.set(record.id, record);
   };
-  // Two requests of one transaction see the same state: no picture of what another tab is writing is removed.
-  const removeOld = () =>
+  const refresh = async () => (await transact("readonly", (records) => records.getAll())).forEach(learn);
+  // All that is kept, read once, without what was deleted long ago. Two requests of one transaction see the same state:
+  // no picture of what another tab is writing is removed.
+  const load = () =>
     transact("readwrite", (records, images) => {
       records.getAll().onsuccess = ({ target: { result } }) => {
         const gone = (r) => !messagesOf(r).length || (r.deleted && r.deleted < Date.now() - UNDO_MS);
-        const old = result.filter(gone);
-        old.forEach((record) => records.delete(record.id));
-        const used = new Set(result.filter((record) => !old.includes(record)).flatMap(picturesOf));
+        for (const record of result) gone(record) ? records.delete(record.id) : learn(record);
+        const used = new Set(result.filter((record) => !gone(record)).flatMap(picturesOf));
         images.getAllKeys().onsuccess = ({ target }) =>
           target.result.filter((key) => !used.has(key)).forEach((key) => images.delete(key));
       };
     });
   const takeOver = async () => {
     for (const storage of [shared, own]) {
-      const [words, images] = OLD.map((key) => storage.getItem(key) ?? "");
-      const document = attempt(() => JSON.parse(words));
-      const known = [...conversations.values()].some((r) => JSON.stringify(r.document) === JSON.stringify(document));
-      if (document?.messages && !known) {
-        const kept = attempt(() => JSON.parse(storage.getItem(SETTINGS))) || undefined;
-        const record = { id: newId(), changed: Date.now(), tab: TAB, settings: kept, document };
-        conversations.set(record.id, record);
-        await write({ id: record.id }, record, attempt(() => JSON.parse(images || "{}")) || {});
-      }
+      const [words, images] = OLD.map((key) => parse(storage.getItem(key)));
+      const known = [...conversations.values()].some((r) => JSON.stringify(r.document) === JSON.stringify(words));
+      const changes = { changed: Date.now(), document: words, settings: parse(storage.getItem(SETTINGS)) };
+      if (words?.messages && !known) await change(newId(), changes, images || {});
       OLD.forEach((key) => storage.removeItem(key));
     }
   };
   const begin = async () => {
-    const load = async () => {
+    const all = async () => {
       await database.catch(() => (keepsNothing = true));
-      for (const step of [removeOld, refresh, takeOver]) await step().catch(() => {}); // the page works without
+      for (const step of [load, takeOver]) await step().catch(() => {}); // the page works without
     };
-    await soon(load());
-    shown.id = linked() ? newId() : (own.getItem(CURRENT) ?? listed()[0]?.id ?? newId());
+    await soon(all());
+    shown = { id: linked() ? newId() : (own.getItem(CURRENT) ?? listed()[0]?.id ?? newId()) };
+    if (linked()) shown.unsaved = { text: await fromLink(linked()), source: "link" };
   };
 
-  const write = (mine, record, sent) =>
-    transact("readwrite", (records, images) => {
-      for (const [key, url] of Object.entries(sent)) images.put(url, key);
-      records.get(record.id).onsuccess = ({ target: { result: before } }) => {
-        const same = JSON.stringify(messagesOf(before)) === JSON.stringify(messagesOf(record));
-        if (before && before.tab !== TAB && before.changed !== mine.changed && !same) {
-          // Another tab has gone on with it: both are kept.
-          conversations.set(before.id, before);
-          mine.id = record.id = newId();
-          conversations.set(mine.id, record);
-          if (mine === shown) own.setItem(CURRENT, mine.id);
-        }
-        records.put(record);
-      };
-    });
-  // Keeps a conversation, the only place that writes one.
-  const keep = ({ id, document, pictures: sent = {} }) => {
-    kept += 1;
-    leaveLink(); // from now on a reload shows the stored conversation
-    if (!isOpening && id !== shown.server) shown = { id, server: id }; // a file
-    const mine = id === shown.server ? shown : { id };
-    delete mine.unsaved;
-    if (document.messages.length) hideUndo();
-    if (mine === shown) attempt(() => own.setItem(CURRENT, mine.id));
-    const made = () => {
-      const before = conversations.get(mine.id);
-      return { ...before, id: mine.id, changed: Date.now(), deleted: 0, tab: TAB, settings, document };
-    };
-    conversations.set(mine.id, made());
-    Object.entries(sent).forEach(([key, url]) => pictures.set(key, url));
+  // Changes a conversation, the only place that writes one. Another tab may have changed something else of it.
+  const change = (id, changes, sent = {}) => {
+    conversations.set(id, { deleted: 0, ...conversations.get(id), ...changes, id });
+    const write = (images) =>
+      transact("readwrite", (records, stored) => {
+        for (const [key, url] of Object.entries(images)) stored.put(url, key);
+        records.get(id).onsuccess = ({ target: { result } }) => {
+          const record = { ...conversations.get(id), ...result, ...changes, id };
+          conversations.set(id, record);
+          records.put(record);
+        };
+      });
     writing = writing.then(async () => {
-      const record = made();
       try {
-        await write(mine, record, sent);
+        await write(sent);
         full = false;
       } catch (error) {
         if (error?.name !== "QuotaExceededError") return;
         if (!full) note("storage-full");
         full = true;
-        await write(mine, record, {}).catch(() => {});
+        await write({}).catch(() => {});
       }
     });
+    return writing;
   };
-  const amend = (id, changes) => {
-    if (!conversations.has(id)) return;
-    conversations.set(id, { ...conversations.get(id), ...changes });
-    const change = (records) => {
-      records.get(id).onsuccess = ({ target: { result } }) => result && records.put({ ...result, ...changes });
-    };
-    writing = writing.then(() => transact("readwrite", change)).catch(() => {});
+  const keep = ({ id, document, pictures: sent = {}, begins }) => {
+    kept += 1;
+    if (!isOpening && id !== shown.id) shown = { id }; // the Train tab has begun one
+    if (id === shown.id) {
+      leaveLink(); // from now on a reload shows the stored conversation
+      delete shown.unsaved;
+      attempt(() => own.setItem(CURRENT, id));
+    }
+    if (document.messages.length) hideUndo();
+    Object.entries(sent).forEach(([key, url]) => pictures.set(key, url));
+    const same = JSON.stringify(conversations.get(id)?.document) === JSON.stringify(document);
+    const changes = { document, changed: same ? conversations.get(id).changed : Date.now() };
+    if (begins) changes.deleted = 0; // else what another tab has deleted meanwhile stays so
+    if (settings && id === shown.id) changes.settings = settings;
+    change(id, changes, sent);
   };
+  const amend = (id, changes) => conversations.has(id) && change(id, changes);
   const remember = (names, values) => {
     settings = Object.fromEntries(names.map((name, i) => [name, values[i] ?? ""]));
     for (const storage of [shared, own]) attempt(() => storage.setItem(SETTINGS, JSON.stringify(settings)));
     amend(shown.id, { settings });
+  };
+
+  // The text of a file, a message a line: a document with its settings and pictures.
+  const toText = async (record) => {
+    const found = {};
+    for (const key of new Set(picturesOf(record)))
+      found[key] = pictures.get(key) ?? (await transact("readonly", (_, images) => images.get(key)).catch(() => {}));
+    const { messages: _, answer: __, ...head } = record.document;
+    const lines = messagesOf(record).map((message) => JSON.stringify(message)).join(",\n");
+    const rest = JSON.stringify({ ...head, settings: record.settings || {}, pictures: found });
+    return `${rest.slice(0, -1)}, "messages": [\n${lines}\n]}\n`;
+  };
+  // A link holds the text compressed, without pictures, tokens and other answers.
+  const through = async (bytes, stream) =>
+    new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(stream)).arrayBuffer());
+  const toLink = async (record) => {
+    const bare = ({ token_ids: _, picture: __, before: ___, after: ____, ...rest }) => rest;
+    const messages = messagesOf(record).map((message) => {
+      if (message.picture) return { role: "page", text: find("#this-conversation .actions").dataset.notSent };
+      return message.record ? { ...message, record: bare(message.record) } : message;
+    });
+    const text = await toText({ document: { ...record.document, messages }, settings });
+    const packed = await through(new TextEncoder().encode(text), new CompressionStream("deflate"));
+    if (packed.length > 0.75 * MAX_LINK) return "";
+    return btoa(String.fromCharCode(...packed)).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+  };
+  const fromLink = async (packed) => {
+    if (packed.length > MAX_LINK) return "";
+    try {
+      const bytes = Uint8Array.from(atob(packed.replaceAll("-", "+").replaceAll("_", "/")), (c) => c.charCodeAt(0));
+      return new TextDecoder().decode(await through(bytes, new DecompressionStream("deflate")));
+    } catch {
+      return "";
+    }
   };
 
   // The list, and what is done in it.
@@ -191,23 +219,18 @@
   // Sends the conversation to be shown. The one before stays in sight until the server shows this one.
   const send = async () => {
     isOpening = true;
-    if (next) attempt(() => own.setItem(CURRENT, next.id)); // a page that is loaded may show a link, or another tab's
-    shown = next ?? shown;
-    next = null;
-    shown.server = shown.id;
-    await soon(writing.then(refresh)).catch(() => {});
-    const record = conversations.get(shown.id);
-    shown.changed = record?.changed;
-    const found = {};
-    for (const key of new Set(picturesOf(record))) {
-      const url = pictures.get(key) ?? (await transact("readonly", (_, images) => images.get(key)).catch(() => {}));
-      if (url) found[key] = url;
+    if (next) {
+      attempt(() => own.setItem(CURRENT, next.id)); // a page that is loaded may show a link, or another tab's
+      [before, shown, next] = [shown, next, null];
     }
-    const panel = JSON.stringify(record?.settings) ?? (restored ? "" : (own.getItem(SETTINGS) ?? shared.getItem(SETTINGS)));
-    const stored = shown.unsaved ?? (messagesOf(record).length ? record.document : null);
-    const document = stored ? JSON.stringify(stored) : "";
-    const answer = record?.document?.answer ?? "";
-    (await events).open({ id: shown.id, document, pictures: JSON.stringify(found), settings: panel ?? "", link: linked(), answer });
+    const { id, unsaved } = shown;
+    await soon(writing);
+    const found = await soon(transact("readonly", (records) => records.get(id))).catch(() => {});
+    if (found) learn(found);
+    const record = conversations.get(id);
+    const panel = record?.settings ?? (restored ? null : parse(own.getItem(SETTINGS) ?? shared.getItem(SETTINGS)));
+    const text = unsaved?.text ?? (await toText({ document: {}, ...record, settings: panel }));
+    (await events).open({ id, text, source: unsaved?.source ?? "" });
   };
   // A message or an example that is sent meanwhile waits until the conversation is there.
   const SENDERS = "#box .submit-button, #chat .example";
@@ -292,11 +315,29 @@
       amend(deleted, { deleted: 0 });
       open(deleted);
     },
+    import: () => find("#this-conversation input[type=file]").click(),
+    export: async () => {
+      if (!messagesOf(current()).length) return note("nothing");
+      save(find("#this-conversation .actions").dataset.name, await toText({ ...current(), settings }));
+    },
+    link: async () => {
+      if (!messagesOf(current()).length) return note("nothing");
+      const packed = await toLink(current());
+      packed ? share(packed) : note("too-long");
+    },
   };
+  const current = () => (shown.unsaved ? { document: parse(shown.unsaved.text) } : conversations.get(shown.id));
   document.addEventListener("click", (event) => {
     if (event.target === list()) return list().close(); // beside it
-    const button = event.target.closest?.("#conversations button");
+    const button = event.target.closest?.("#conversations button, #this-conversation .actions button");
     if (button) actions[button.name]?.(button.closest("li"));
+  });
+  document.addEventListener("change", async ({ target }) => {
+    if (!target.matches?.("#this-conversation input[type=file]") || !target.files.length) return;
+    const [file] = target.files;
+    if (file.size > MAX_FILE) note("too-large");
+    else open(newId(), { text: await file.text().catch(() => ""), source: "file" });
+    target.value = ""; // the same file again is a change too
   });
   document.addEventListener("close", (event) => event.target === list() && list().before(undo()), true);
   document.addEventListener("input", (event) => event.target.matches?.("#conversations [type=search]") && render());
@@ -324,8 +365,7 @@
   };
   const share = async (packed) => {
     const address = location.origin + location.pathname + LINK + packed;
-    const copied = await copyText(address);
-    note(copied ? "copied" : "", { address });
+    note((await copyText(address)) ? "copied" : "", { address });
   };
 
   // Called by event listeners of conversation_store.py, chat/tab.py and the Train tab.
@@ -339,46 +379,35 @@
     },
     connect,
     begin: () => void begun.then(send),
-    // A conversation is shown, or could not be: then the page goes on with the one that it shows.
+    // The server has refused an event, or it cannot be reached: maybe that of a conversation to be shown.
+    refused: () => isOpening && !next && window.chatPage.opened(before.id),
+    // A conversation is shown, or could not be: then the page goes on with the one before, or with a new one.
     opened: (id, names, values) => {
-      if (id !== shown.server && id) shown = { id, server: id };
-      if (!restored) remember(names, values);
-      restored = true;
+      if (id !== shown.id && !next) {
+        if (shown.unsaved?.source !== "file") note("not-opened"); // of a file the server has said why
+        if (!id && !retried) [next, retried] = [{ id: newId() }, true];
+        before = shown = id === before.id ? before : { id };
+        attempt(() => own.setItem(CURRENT, id));
+      } else {
+        if (!restored) remember(names, values);
+        restored = true;
+      }
       isOpening = isWaiting = false;
       if (next) send();
       else afterOpening.splice(0).forEach((act) => act());
     },
-    // From the server: a conversation to be kept, one that came with a link, a link, or a question for what is shown.
+    // From the server: a conversation to be kept, or a question for what is shown.
     receive: (text) => {
-      const { keep: sent, unsaved, copy, open: again } = text ? JSON.parse(text) : {};
+      const { keep: sent, open: again } = text ? JSON.parse(text) : {};
       if (sent) keep(sent);
-      if (unsaved) shown.unsaved = unsaved;
-      if (copy) share(copy);
-      if (again) open(shown.id, shown.unsaved);
+      if (again) open(shown.id || newId(), shown.unsaved);
     },
     clear: () => {
       remove(shown.id);
       openNewKeepingUndo();
     },
     storeSettings: (names, values) => restored && remember(names, values),
-    // Resolves when the new conversation is there, so that what follows meets no update of it.
-    openNew: () =>
-      new Promise((resolve) => {
-        afterOpening.push(resolve);
-        actions.new();
-      }),
     copy: async (text) => (text && (await copyText(text)) ? "yes" : ""), // for page.js
     save,
-    // The file of transcript.py, a message a line.
-    export: async (name) => {
-      const found = shown.unsaved ?? conversations.get(shown.id)?.document;
-      if (!found?.messages?.length) return note("nothing");
-      const images = {};
-      for (const key of new Set(picturesOf({ document: found })))
-        images[key] = pictures.get(key) ?? (await transact("readonly", (_, stored) => stored.get(key)));
-      const { messages, answer: _, ...head } = found;
-      const lines = messages.map((message) => JSON.stringify(message)).join(",\n");
-      save(name, `${JSON.stringify({ ...head, settings, pictures: images }).slice(0, -1)}, "messages": [\n${lines}\n]}\n`);
-    },
   };
 })();

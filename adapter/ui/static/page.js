@@ -30,9 +30,11 @@
       const response = await fetch(...asked);
       if (regular) serverIs(true);
       if (path.includes("/queue/join") && streams) missed = true; // maybe
+      if (path.includes("/queue/join") && !response.ok) window.chatPage.refused(); // an event ends without a result
       return response;
     } catch (error) {
       if (regular) serverIs(false);
+      if (path.includes("/queue/join")) window.chatPage.refused();
       throw error;
     } finally {
       clearTimeout(late);

@@ -100,6 +100,8 @@ LINK_COPIED = (
 )
 PICTURE_NOT_SENT = "The picture of this message was not sent with the link."
 LINK_TOO_LONG = "This conversation is too long for a link. Export it instead."
+FILE_TOO_LARGE = "The file is too large: 6 MB are the limit. Export the conversation here again."
+NOT_OPENED = "The conversation could not be opened. It is still in the list."
 LINK_UNREADABLE = "The link holds no conversation that can be read here. It may have been cut."
 LINK_OPENED = "This conversation came with the link. A message here adds it to your own, which are kept."
 COMMAND_LINE, NO_COMMAND_LINE = "The newest answer, from the command line", "Appears when there is an answer."
@@ -306,10 +308,6 @@ def mixed_with_itself(adapter: str) -> str:
 def image_not_seen(adapter: str | None) -> str:
     """The API's error for an image that is sent to a text adapter."""
     return f"{adapter or 'The frozen base'} reads text only. Name an adapter that sees, or no image."
-
-
-def import_too_large(most: int) -> str:
-    return f"The file is too large: {most // 2**20} MB are the limit."
 
 
 def link_to_copy(address: str) -> str:

@@ -20,13 +20,13 @@ from adapter.base.template import Message
 from adapter.errors import Busy
 from adapter.serve.request import Client
 from adapter.serve.settings import Settings
-from adapter.ui import answer_stream, conversation, session, theme
+from adapter.ui import conversation, session, theme
 from adapter.ui.answer_stream import TEXT_ONLY
 from adapter.ui.chat import conversation_json
 from adapter.ui.chat.conversation_store import ConversationStore, Updates, note
 from adapter.ui.chat.events import ChatEvents
 from adapter.ui.conversation import History, answer, stats, user_turn
-from adapter.ui.session import Conversations, Forgotten, NotOpen, Refused
+from adapter.ui.session import Conversations, Forgotten, NotOpen, StillAnswering
 from adapter.ui.texts import page as texts
 from tests.app_process import wait_until
 from tests.fake_engine import EchoEngine, FakeCard, FakeCatalog, ReadyProvider, event_request
@@ -71,8 +71,8 @@ class Page:
     def open(self, id: str, history: History | None = None) -> None:
         """Opens what the browser has of it, or a history."""
         document = self.kept[id] if history is None and id in self.kept else None
-        document = document or conversation_json.to_browser(history or [], {})[0]
-        sent = {"id": id, "document": json.dumps(document), "answer": document.get("answer", "")}
+        document = document or conversation_json.pack(history or [], {}).document
+        sent = {"id": id, "text": json.dumps(document)}
         self.apply(Updates(*self.store.open(gr.EventData(None, sent), self.request)[: len(Updates._fields)]))
 
     def act(self, name: str, *values: Any, **settings: Any) -> Any:
@@ -87,7 +87,7 @@ class Page:
 
     def apply(self, updates: Updates) -> None:
         if isinstance(updates.chat, list):
-            self.chat = updates.chat
+            self.chat = [entry for entry, _ in updates.chat]
         if isinstance(updates.id, str):
             self.id = updates.id
         if updates.box != gr.skip():
@@ -234,7 +234,7 @@ def test_a_picture_for_a_text_adapter_leads_to_an_offer_and_nothing_mixed_follow
     assert not page.engine.requests and "reads text only" in page.shown[-1]
     assert [option["value"] for option in page.chat[-1]["options"]] == ["see", TEXT_ONLY]
     for choice, kept in ((TEXT_ONLY, ("poet", (("bard", 1.0),))), ("see", ("see", ()))):
-        page.store.conversations.open("me", page.id, offered)
+        page.store.conversations.shown("me", page.id).history = offered
         page.choose(choice, adapter="poet", mix="bard")
         asked = page.engine.requests[-1]
         assert (asked.adapter, asked.mix, asked.image is not None) == (*kept, choice == "see")
@@ -251,7 +251,7 @@ def test_a_model_is_told_who_gave_the_earlier_answers() -> None:
 
 def test_a_history_that_is_too_long_is_not_sent_again_and_again(toasts: list[str]) -> None:
     page = Page()
-    page.store.conversations.open("me", "first", [conversation.note("x" * 10_000)] * 250)
+    page.store.conversations.shown("me", "first").history = [conversation.note("x" * 10_000)] * 250
     page.send("hi")
     assert page.engine.requests == [] and "too long to go on" in toasts[-1] and len(page.chat) == 250
     assert page.box["value"] == {"text": "hi", "files": []}
@@ -304,8 +304,9 @@ def test_forged_events_change_nothing(toasts: list[str]) -> None:
     for data in (None, [], {}, {"name": 7}, {"name": "x"}, {"address": 7}, {"address": "x" * 100_000}):
         note(gr.EventData(None, data))
     assert len(toasts) == 1
-    for sent in (None, [], {"id": 7, "document": {}}, {"document": "{", "settings": "[", "link": "!"}):
-        assert page.store.open(gr.EventData(None, sent), page.request)[0] == []
+    for sent in (None, [], {"id": 7, "text": {}}, {"id": "x", "text": "!", "source": "link"}):
+        assert page.store.open(gr.EventData(None, sent), page.request)[0] == gr.skip() and len(toasts) > 1
+    assert page.store.open(gr.EventData(None, {"id": "x", "text": "{"}), page.request)[0] == []
 
 
 # Events that meet one another.
@@ -329,6 +330,7 @@ def test_stop_ends_the_answer_that_is_written_and_no_later_one() -> None:
     page.do("stop")
     assert page.words() == WHOLE and page.box["submit_btn"] is True
     other = Page(name="other", server=page)
+    other.open("second")
     answering = page.send_until_words("two")
     other.do("stop")
     page.run(answering)
@@ -375,12 +377,12 @@ def test_an_answer_goes_on_after_a_reload_and_can_be_stopped() -> None:
     assert "stopped" in again.shown[-1] and page.engine.closed == 1 and again.box["submit_btn"] is True
     other.do("follow")
     assert other.words() == ["one", "you said: "], "one page goes on with it"
-    assert again.send("two").words()[-1] == "you said: two!" and "answer" not in again.kept["first"]
+    assert again.send("two").words()[-1] == "you said: two!"
 
 
 def test_an_answer_that_nobody_reads_ends_and_one_that_is_read_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_stream, "UNREAD_SECONDS", 0.0)
-    monkeypatch.setattr(answer_stream, "HANDOVER_SECONDS", 0.0)
+    monkeypatch.setattr(session, "UNREAD_SECONDS", 0.0)
+    monkeypatch.setattr(session, "HANDOVER_SECONDS", 0.0)
     page = Page()
     answering = page.send_until_words()
     other = Page(name="other", server=page)
@@ -398,36 +400,38 @@ def test_conversations_have_a_bounded_place(monkeypatch: pytest.MonkeyPatch) -> 
     conversations.open("writing", "a", [])
     with conversations.change("writing", "a") as change:
         for number in range(10):
-            conversations.open(f"session {number}", "a", user_turn("x" * 1000))
-        with pytest.raises(Refused):
+            conversations.open(f"session {number}", f"{number}", user_turn("x" * 1000))
+        with pytest.raises(StillAnswering):
             conversations.change("writing", "a").__enter__()
         change.ended = True
     monkeypatch.setattr(session, "MAX_BYTES", 3000)
-    conversations.open("last", "a", user_turn("x" * 1000))
+    conversations.open("last", "z", user_turn("x" * 1000))
     kept = [name for name in ("writing", "session 8", "session 9", "last") if conversations.history(name)]
     assert kept == ["session 9", "last"]
     with pytest.raises(Forgotten):
-        conversations.shown("session 0", "a")
+        conversations.shown("session 0", "0")
     with pytest.raises(NotOpen):
         conversations.shown("last", "b")
 
 
-def test_the_conversation_of_a_page_that_is_closed_is_forgotten() -> None:
-    page = Page()
-    answering = page.send_until_words()
-    page.store._forget(page.request)
-    page.run(answering)
-    assert page.words() == WHOLE and page.store.conversations.history("me") == []
-    page.open("first")
-    page.store._forget(page.request)
-    page.store._forget(page.request)
+def test_the_conversation_of_a_page_that_is_closed_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Page().send("one")
+    page.store._close(page.request)
     assert page.store.conversations.history("me") == []
+    page.open("first", user_turn("not this"))
+    assert page.words() == WHOLE, "a page may be reloading"
+    page.store._close(page.request)
+    monkeypatch.setattr(session, "UNREAD_SECONDS", -1.0)
+    Page(name="other", server=page).open("second")
+    page.open("first", user_turn("anew"))
+    assert page.words() == ["anew"]
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_in_no_order_of_events_a_word_is_lost(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one page, interleaved: what it shows, what the server holds and what the browser keeps is the same."""
     monkeypatch.setattr(session, "RELEASE_SECONDS", 0.0)
+    monkeypatch.setattr(session, "HANDOVER_SECONDS", 0.0)
     choose, page, running = random.Random(seed), Page(), list[Iterator[Updates]]()
     for number in range(60):
         kind = choose.choice(["send", "send", "retry", "undo", "stop", "open", *["step"] * 8])
@@ -444,9 +448,11 @@ def test_in_no_order_of_events_a_word_is_lost(seed: int, monkeypatch: pytest.Mon
             page.do(kind)
         elif kind == "open":
             page.open(choose.choice(["first", "second"]))
+            running.append(page.act("follow"))
     for answering in running:
         page.run(answering)
-    assert page.chat == page.store.conversations.history("me") and not conversation.is_streaming(page.chat)
+    held = page.store.conversations.history("me")
+    assert displayed(held) == page.shown and not conversation.is_streaming(page.chat)
     page.engine.error = None
     page.send("end")
     assert page.words() == page.kept_words() and page.words()[-2] == "end" and page.words()[-1].endswith("end!")

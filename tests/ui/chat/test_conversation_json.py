@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import shlex
@@ -22,7 +21,6 @@ from adapter.__main__ import _parser
 from adapter.base import image_file
 from adapter.base.embedded import BASE
 from adapter.base.image_file import MAX_SIDE
-from adapter.errors import BadInput
 from adapter.serve.settings import Settings
 from adapter.serve.store import SHIPPED
 from adapter.server import transcript
@@ -31,7 +29,7 @@ from adapter.ui import conversation, images
 from adapter.ui.chat import conversation_json
 from adapter.ui.chat.command_line import command_line
 from adapter.ui.chat.conversation_store import ConversationStore
-from adapter.ui.conversation import AnswerRecord, parse_record, parse_settings, settings_json
+from adapter.ui.conversation import AnswerRecord, settings_json
 from adapter.ui.status import _toast_missing
 from adapter.ui.texts import page as texts
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
@@ -64,14 +62,13 @@ def answered(text: str, settings: Settings = SETTINGS, ids: tuple[int, ...] = (1
 
 
 def from_browser(stored: Any, pictures: Any) -> conversation.History:
-    return conversation_json.from_browser(json.dumps(stored), json.dumps(pictures))
+    return conversation_json.read_stored(json.dumps({**stored, "pictures": pictures}))[0]
 
 
-def to_file(history: conversation.History, settings: Settings = SETTINGS) -> tuple[str, Dropped]:
+def to_file(history: conversation.History) -> tuple[str, Dropped]:
     """The text of an exported file, as conversations.js makes it, and what the browser does not keep."""
-    document, packed = conversation_json.to_browser(history, {})
-    panel = conversation_json.panel_settings(settings)
-    return json.dumps({**document, "settings": panel, "pictures": packed.pictures()}), packed.dropped
+    packed = conversation_json.pack(history, {})
+    return json.dumps({**packed.document, "pictures": packed.pictures()}), packed.dropped
 
 
 def displayed(history: conversation.History) -> list[str]:
@@ -79,13 +76,6 @@ def displayed(history: conversation.History) -> list[str]:
 
 
 # Properties.
-
-
-@MANY
-@given(packed=st.text(max_size=60) | st.text("abcXYZ019-_", max_size=200))
-def test_a_link_of_any_kind_opens_or_is_refused(packed: str) -> None:
-    with contextlib.suppress(BadInput):
-        conversation_json.from_link(packed)
 
 
 @MANY
@@ -147,8 +137,8 @@ def turns_with_pictures(count: int) -> conversation.History:
 
 def stored(history: conversation.History) -> tuple[str, str, Dropped]:
     """What the browser's storage gets."""
-    document, packed = conversation_json.to_browser(history, {})
-    return json.dumps(document, ensure_ascii=False), json.dumps(packed.pictures()), packed.dropped
+    packed = conversation_json.pack(history, {})
+    return json.dumps(packed.document, ensure_ascii=False), json.dumps(packed.pictures()), packed.dropped
 
 
 # Limits: whoever writes and whoever reads fits a conversation with one function.
@@ -214,12 +204,12 @@ def test_what_is_stored_is_restored_and_what_is_exported_is_imported(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversation_json, "BROWSER", limits)
         text, pictures, dropped = stored(history)
-        restored = conversation_json.from_browser(text, pictures)
+        by_key, document = json.loads(pictures), json.loads(text)
+        restored = from_browser(document, by_key)
         whole, kept = conversation_json._to_transcript(history), conversation_json._to_transcript(restored)
         check_rest(kept, whole, dropped)
         assert stored(restored) == (text, pictures, Dropped())
         # The file that the browser exports is what it keeps.
-        by_key, document = json.loads(pictures), json.loads(text)
         imported = transcript.check({**document, "settings": {}, "pictures": by_key}, limits)
         assert not imported.dropped and conversation_json.to_history(imported.messages) == restored
     assert len(text.encode()) <= limits.text_bytes + 200
@@ -243,12 +233,14 @@ def test_what_is_dropped_is_said_once(uploads: Path, toasts: list[str]) -> None:
         pictures = {m["picture"] for m in kept["document"]["messages"] if "picture" in m}
         assert kept["id"] == "first" and len(pictures) == 32
     assert len(toasts) == 1 and "the oldest picture" in toasts[0] and "reload" in toasts[0]
-    file = uploads / "export.json"
     document = json.loads(to_file(turns_with_pictures(2))[0])
-    file.write_text(json.dumps({**document, "messages": document["messages"] * 400}))
-    history, *_ = store.import_file(str(file), event_request())
+    text = json.dumps({**document, "messages": document["messages"] * 400})
+    sent = {"id": "file", "source": "file", "text": text}
+    updates = store.open(gr.EventData(None, sent), event_request())
     assert "Left out" in toasts[1] and "oldest messages" in toasts[1]
-    assert conversation.latest_picture(history) is not None and store.conversations.history("me") == history
+    history = [entry for entry, _ in updates[0]]
+    assert conversation.latest_picture(history) is not None
+    assert displayed(store.conversations.history("me")) == displayed(history)
 
 
 def test_an_export_holds_a_picture_once_and_decodes_it_once(
@@ -315,18 +307,3 @@ def test_metadata_of_a_picture_is_removed(form: str, orientation: int) -> None:
     with Image.open(io.BytesIO(small)) as image:
         top_right = image.getpixel((40, 5))
         assert (top_right[0] > 200) == (orientation == 6), "what was on the left is above"
-
-
-def test_a_link_holds_texts_without_pictures_and_tokens(uploads: Path) -> None:
-    history = [*conversation.user_turn("what?", images.write_upload(png())), *answered("a cat")]
-    opened, values = conversation_json.from_link(conversation_json.to_link(history, SETTINGS))
-    assert values["adapter"] == SETTINGS.adapter and values["strength"] == SETTINGS.strength
-    assert displayed(opened) == [texts.PICTURE_NOT_SENT, "what?", "a cat", "a line · 2 tokens"]
-    record = conversation.record_of(opened[-1])
-    assert parse_settings(record) == SETTINGS and parse_record(record) is None
-    with pytest.raises(BadInput, match="too long"):
-        conversation_json.to_link([conversation.answer(f"{n * n % 104_729:x}") for n in range(5000)], SETTINGS)
-    compressed = conversation_json.zlib.compress(b" " * 10_000_000, 9)
-    bomb = conversation_json.base64.urlsafe_b64encode(compressed).decode().rstrip("=")
-    with pytest.raises(BadInput):
-        conversation_json.from_link(bomb[:15_000])

@@ -63,7 +63,7 @@ def corrected(page: Page, index: Any, value: str, before: str = "First.") -> tup
 
 def test_a_corrected_answer_stays_in_the_conversation_without_a_record(toasts: list[str]) -> None:
     page = Page()
-    page.store.conversations.open("me", "first", HISTORY)
+    page.store.conversations.shown("me", "first").history = HISTORY
     # An empty one is put back, and the same words change nothing. Neither the visitor's message nor the page's own
     # is an answer.
     wrong = [(1, " "), (1, "First."), *[(index, "x") for index in (0, 2, 7, -1, "1", None)]]

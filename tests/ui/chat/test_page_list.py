@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from adapter.ui.texts import page as texts
 from tests.app_process import wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
-from tests.ui.fake_page import runs_folder, url
+from tests.ui.fake_page import GatedEngine, closed_gate, runs_folder, url
 
-__all__ = ["runs_folder", "url"]  # fixtures
+__all__ = ["closed_gate", "runs_folder", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
@@ -63,17 +64,52 @@ def test_search_rename_delete_and_undo(visit: Callable[..., Visitor]) -> None:
     assert visitor.titles() == ["Why is the sky blue?", "<b>Small talk</b>"]
 
 
-def test_what_two_tabs_make_of_one_conversation_is_both_kept(visit: Callable[..., Visitor], url: str) -> None:
+def test_two_tabs_go_on_with_one_conversation_and_lose_neither_a_title_nor_a_deletion(
+    visit: Callable[..., Visitor], url: str, closed_gate: GatedEngine
+) -> None:
+    closed_gate.gate.set()
     one = visit()
     one.ask("Good morning.")
     two = Visitor(one.context, url)
     two.wait_for_rows(one.rows())
     one.ask("One goes on.")
-    two.ask("Two goes on.")
-    rows = [one.rows(), two.rows()]
-    for tab, expected in zip((one, two), rows, strict=True):
-        tab.reload()
-        tab.wait_for_rows(expected)
-    two.open_list()
-    wait_until(lambda: two.titles() == ["Good morning.", "Good morning."])
+    two.type("Two goes on.")
+    two.await_answers(3)
+    two.settle()
+    one.open_list()
+    one.page.get_by_label(texts.RENAME).click()
+    one.page.keyboard.type("Small talk")
+    one.page.keyboard.press("Enter")
+    closed_gate.gate.clear()
+    two.type("And on.")
+    two.await_answers(4)
+    one.page.get_by_label(texts.DELETE).click()
+    closed_gate.gate.set()
+    two.settle()
+    wait_until(lambda: "And on.!" in str(one.stored()))
+    assert [(bool(record["deleted"]), record["title"]) for record in one.stored()] == [(True, "Small talk")]
+    one.page.locator("#conversations [name=undo]").click()
+    one.wait_for_rows(two.rows())
     assert two.complaints == []
+
+
+def test_a_conversation_that_cannot_be_opened_leaves_the_page_able_to_send(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.ask("Good morning.")
+    visitor.new_conversation()
+    refused = []
+
+    def refuse(route: Any) -> None:
+        if "Good morning." in (route.request.post_data or "") and "open" not in refused:
+            refused.append("open")
+            route.fulfill(status=413, json={"detail": "too large"})
+        else:
+            route.continue_()
+
+    visitor.page.route("**/queue/join*", refuse)
+    visitor.open_conversation("Good morning.")
+    visitor.page.get_by_text(texts.NOT_OPENED).wait_for()
+    assert visitor.ask("And now?") == "you said: And now?!" and len(visitor.answers()) == 1
+    assert "413" in visitor.complaints.pop() and not visitor.complaints
+    visitor.open_conversation("Good morning.")
+    visitor.page.locator("#chat").get_by_text("you said: Good morning.!").wait_for()

@@ -110,7 +110,8 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Ca
     reader.reload()
     reader.wait_for_rows(gone_on)
     reader.page.goto(f"{address}#chat=broken")
-    assert "no conversation" in reader.toast() and reader.rows() == []
+    assert "no conversation" in reader.toast()
+    assert reader.rows() == [] and reader.ask("And the moon?") == "you said: And the moon?!"
     assert not [u for u in reader.requested if "chat=" in u]
 
 
@@ -120,10 +121,8 @@ def test_a_message_during_the_restore_waits_for_it(
     visitor = visit()
     visitor.ask("Good morning.")
     rows = visitor.rows()
-    restore, gate = conversation_json.from_browser, threading.Event()
-    monkeypatch.setattr(
-        conversation_json, "from_browser", lambda *stored: gate.wait(PATIENCE) and restore(*stored)
-    )
+    restore, gate = conversation_json.read_stored, threading.Event()
+    monkeypatch.setattr(conversation_json, "read_stored", lambda text: gate.wait(PATIENCE) and restore(text))
     visitor.page.reload()
     visitor.page.locator(".status.ready").wait_for()
     visitor.type("And now?")
