@@ -16,8 +16,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,22 +39,22 @@ from adapter.method.checkpoint import (
 )
 from adapter.method.config import BaseFingerprint, base_label
 from train.card import Measured, with_sealed_scores, write_card
-from train.config import Precision, RecipeFile, TrainConfig, changed, read_recipe, recipe_text
+from train.config import Precision, RecipeFile, read_recipe, recipe_text
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
 from train.evaluate.perplexity import unrelated_text
 from train.evaluate.report import describe_device
 from train.evaluate.tasks import Perplexity
 from train.input.data_check import make_report
-from train.input.examples import Example, FileExamples, SkippedExamples
+from train.input.examples import FileExamples, SkippedExamples
 from train.input.features import FeatureCache
 from train.input.rows import Tokeniser
 from train.job import Outcome, Stopped, check_run, train
 from train.precision import choose_precision, load_to_train
 from train.processes import in_all, in_main
-from train.recipes.recipe import MeasuredSets, Recipe, is_on_files, load_recipe, read_own, recipe_names
+from train.recipes.recipe import MeasuredSets, load_recipe, read_own, recipe_names
 from train.run_folder import CHECKPOINTS, RunInputs
-from train.run_setup import check_pictures, complete, start_adapter, with_encoder, with_template
+from train.run_setup import check_pictures, complete, start_adapter, with_encoder
 from train.tracker import check_tracker
 
 _EPILOG = """examples:
@@ -145,137 +144,86 @@ def _run(args: argparse.Namespace) -> None:
         _score(own, assignments, args)
     else:
         accelerator = _accelerator(args)
-        if own is None or is_on_files(own):
-            _train(_read_files(in_all(accelerator, read), own, args, accelerator), args, accelerator)
-        else:
-            _train(_make_examples(own, assignments, args, accelerator), args, accelerator)
+        _train(in_all(accelerator, read), own, args, accelerator)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What a run trains, once its data is read or can be made.
-
-    recipe: as recipe.yaml keeps it; without data if it makes its examples. config: its settings, with a number of
-    steps. base: as far as it is known before it is loaded. own: a recipe of the project, whose development sets
-    measure the adapter, and the base as it is served. data, command: of a user's, for the card.
-    """
-
-    folder: Path
-    recipe: RecipeFile
-    config: TrainConfig
-    inputs: RunInputs
-    base: BaseFingerprint | None
-    examples: Callable[[str], Iterable[Example | None]]
-    own: Callable[[], tuple[Recipe, Base]] | None
-    skipped: SkippedExamples | None = None
-    has_pictures: bool = False
-    prepare: Callable[[Adapter], None] = lambda _: None  # a new adapter
-    data: str = ""
-    command: str = ""
-
-
-def _train(work: _Work, args: argparse.Namespace, accelerator: Accelerator) -> None:
-    folder, recipe, config = work.folder, work.recipe, work.config
-    log: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
-    asked = "" if recipe.precision == "auto" else recipe.precision
-    inputs = dataclasses.replace(work.inputs, precision=asked)
-    started = check_run(folder, args.resume, accelerator, config, inputs, work.base)
-    precision = _choose_precision(recipe.precision, started, accelerator)
-    inputs = dataclasses.replace(inputs, precision=precision)
-    recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
-    encoder = None
-    if work.has_pictures:
-        config, encoder = with_encoder(config, accelerator.device, recipe.start_from is None)
-    log(f"loading {base_label(recipe.base)}")
-    device = str(accelerator.device)
-    base = in_all(accelerator, lambda: load_to_train(recipe.base, precision, device), in_turn=True)
-    feature_cache = None
-    if encoder is not None and config.vision is not None and work.skipped is not None:
-        encoder.compute_in(base.model.dtype)
-        feature_cache = FeatureCache.on_disk(encoder, config.vision, work.skipped, log)
-    adapter = start_adapter(recipe, config, base)
-    if recipe.start_from is None:
-        work.prepare(adapter)
-
-    def finish(adapter: Adapter, outcome: Outcome) -> None:
-        if recipe.data:
-            with atomic_write(folder / "recipe.yaml") as temporary:
-                temporary.write_text(recipe_text(recipe), encoding="utf-8")
-        data, scores, start = work.data, None, ""
-        if work.own is not None:
-            project, served = work.own()
-            data, start = project.data, inputs.start_from
-            scores = _measure(config.name, project.development, served, adapter)
-        on = f"{precision} on {describe_device(base.device)}"
-        card = write_card(adapter, config, data, outcome, on, scores, command=work.command, start=start)
-        save_adapter(adapter, folder, card)
-        if math.isfinite(outcome.loss):
-            print(f"held-out loss {outcome.loss:.3f}")
-
-    train(
-        config, base, work.examples, folder, adapter, feature_cache=feature_cache, skipped=work.skipped,
-        resume=args.resume, accelerator=accelerator, inputs=inputs, finish=finish,
-    )  # fmt: skip
-    if accelerator.is_main_process:
-        print(f"the adapter is in {folder}", file=sys.stderr)
-
-
-def _read_files(recipe: RecipeFile, own: str | None, args: argparse.Namespace, accelerator: Accelerator) -> _Work:
-    """A run on files. own: the name of the project's recipe, if it is one."""
+def _train(recipe: RecipeFile, own: str | None, args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """own: the name of the project's recipe, if it is one; its development sets measure the adapter."""
     folder: Path = args.out or Path("runs") / recipe.train.name
     log: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
     # What can be refused is refused before minutes of reading and loading.
     check_run(folder, args.resume, accelerator)
     in_main(accelerator, lambda: check_tracker(recipe.train.tracker))
-    skipped = SkippedExamples(log)
+    skipped, device = SkippedExamples(log), str(accelerator.device)
 
     def know_base() -> tuple[Any, BaseFingerprint | None]:
         # A GGUF file is only known once it is converted.
         converted = find_gguf(recipe.base) is not None
         return load_tokenizer(recipe.base), None if converted else base_fingerprint(recipe.base)
 
-    def read_files() -> tuple[RecipeFile, FileExamples, str]:
+    def read_data() -> tuple[RecipeFile, FileExamples | None, str]:
         start_from = _start_digest(recipe.start_from, folder, known_base)
         whole = complete(recipe, tokenizer, base_config(recipe.base), log)
+        if made is not None:
+            return whole, None, start_from
         log(f"reading {', '.join(Path(part.path).name for part in whole.data)}")
-        examples = FileExamples(whole.data, whole.train, skipped)
-        log(examples.describe())
-        check_pictures(whole, examples, log)
-        return whole, examples, start_from
+        found = FileExamples(whole.data, whole.train, skipped)
+        log(found.describe())
+        check_pictures(whole, found, log)
+        return whole, found, start_from
 
     # What one machine lacks, all are told: they would wait for it.
     tokenizer, known_base = in_all(accelerator, know_base, in_turn=True)
-    recipe, examples, start_from = in_all(accelerator, read_files)
-    return _Work(
-        folder, recipe, examples.with_steps(recipe.train), RunInputs(examples.digest, start_from=start_from),
-        known_base, examples, None if own is None else lambda: _project(own, recipe.base, accelerator), skipped,
-        bool(examples.pictures), data=f"Trained on {examples.learnt:,} records of `{examples.name}`.",
-        command="python -m train --config recipe.yaml" if own is None else "",
+    project = None if own is None else load_recipe(own, tokenizer)
+    made = None if project is None else project.examples
+    if made is not None and recipe.start_from is None:
+        recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, vision=made.vision))
+    recipe, files, start_from = in_all(accelerator, read_data)
+    config = recipe.train if files is None else files.with_steps(recipe.train)
+    examples = made or files
+    assert examples is not None
+    asked = "" if recipe.precision == "auto" else recipe.precision
+    inputs = RunInputs(examples.digest, asked, start_from)
+    started = check_run(folder, args.resume, accelerator, config, inputs, known_base)
+    precision = _choose_precision(recipe.precision, started, accelerator)
+    inputs = dataclasses.replace(inputs, precision=precision)
+    recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
+    encoder = None
+    if files is not None and files.pictures:
+        config, encoder = with_encoder(config, accelerator.device, recipe.start_from is None)
+    log(f"loading {base_label(recipe.base)}")
+    base = in_all(accelerator, lambda: load_to_train(recipe.base, precision, device), in_turn=True)
+    feature_cache = None
+    if encoder is not None and config.vision is not None:
+        encoder.compute_in(base.model.dtype)
+        feature_cache = FeatureCache.on_disk(encoder, config.vision, skipped, log)
+    adapter = start_adapter(recipe, config, base)
+    if made is not None and recipe.start_from is None:
+        made.prepare(adapter)
+
+    def finish(adapter: Adapter, outcome: Outcome) -> None:
+        if files is not None:
+            with atomic_write(folder / "recipe.yaml") as temporary:
+                temporary.write_text(recipe_text(recipe), encoding="utf-8")
+        scores, command, start, data = None, "python -m train --config recipe.yaml", "", ""
+        if files is not None:
+            data = f"Trained on {files.learnt:,} records of `{files.name}`."
+        if project is not None:
+            served = load_base(recipe.base, device=device)
+            scores = _measure(config.name, project.development, served, adapter)
+            data, command, start = project.data, "", inputs.start_from
+        on = f"{precision} on {describe_device(base.device)}"
+        card = write_card(adapter, config, data, outcome, on, scores, command=command, start=start)
+        save_adapter(adapter, folder, card)
+        if math.isfinite(outcome.loss):
+            print(f"held-out loss {outcome.loss:.3f}")
+
+    train(
+        config, base, examples, folder, adapter, feature_cache=feature_cache, skipped=skipped,
+        resume=args.resume, accelerator=accelerator, inputs=inputs, finish=finish,
     )  # fmt: skip
-
-
-def _make_examples(
-    name: str, assignments: Sequence[str], args: argparse.Namespace, accelerator: Accelerator
-) -> _Work:
-    """A run by a recipe of the project that makes its examples itself."""
-    folder: Path = args.out or Path("runs") / name
-    starts = [text for text in assignments if text.startswith("start_from=")]
-    start_from = starts[-1].partition("=")[2] if starts else None
-    assignments = [text for text in assignments if text not in starts]
-    stated = {assignment.partition("=")[0].partition(".")[0] for assignment in assignments}
-    if unused := sorted(stated & {"epochs", "history", "vision", "tuning"}):
-        raise AdapterError(f"{', '.join(unused)}: recipe {name} makes its own data and adapter. Leave it out.")
-    check_run(folder, args.resume, accelerator)
-    project, served = in_all(accelerator, lambda: _project(name, args.base or BASE, accelerator), in_turn=True)
-    made = project.examples
-    assert made is not None
-    config = with_template(changed(made.config, assignments), served.tokenizer, "template" in stated, print)
-    in_main(accelerator, lambda: check_tracker(config.tracker))
-    digest = in_all(accelerator, lambda: _start_digest(start_from, folder, served.fingerprint))
-    recipe = RecipeFile((), config, args.base or BASE, start_from=start_from)
-    inputs, base = RunInputs(start_from=digest), served.fingerprint
-    own = project, served
-    return _Work(folder, recipe, config, inputs, base, made.of_split, lambda: own, prepare=made.prepare)
+    if accelerator.is_main_process:
+        print(f"the adapter is in {folder}", file=sys.stderr)
 
 
 def _check_files(recipe: RecipeFile) -> None:
@@ -300,12 +248,6 @@ def _check_files(recipe: RecipeFile) -> None:
 # Recipes of the project.
 
 
-def _project(name: str, base: str, accelerator: Accelerator) -> tuple[Recipe, Base]:
-    """The recipe, and the base as it is served."""
-    served = load_base(base, device=str(accelerator.device))
-    return load_recipe(name, served), served
-
-
 def _score(name: str, assignments: Sequence[str], args: argparse.Namespace) -> None:
     folder: Path = args.out or Path("runs") / name
     if assignments:
@@ -314,7 +256,8 @@ def _score(name: str, assignments: Sequence[str], args: argparse.Namespace) -> N
     accelerator = _accelerator(args)
     if not accelerator.is_main_process:
         return
-    recipe, served = _project(name, args.base or BASE, accelerator)
+    served = load_base(args.base or BASE, device=str(accelerator.device))
+    recipe = load_recipe(name, served.tokenizer)
     adapter, file = load_adapter(folder, served.fingerprint, served.device), folder / CARD
 
     def measure(answerer: Answerer) -> dict[str, Figure]:

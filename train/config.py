@@ -74,9 +74,8 @@ class TrainConfig:
     learn: Literal["all", "prompts", "tuning"] = "all"  # prompts: with gates and projection, all but the tuning
     max_length: AtLeastOne = 512  # tokens; longer examples are truncated
     history: Annotated[Float, Field(ge=0, le=1)] = 0  # share of single-turn records trained with earlier turns
-    # This many rows of unrelated text for each row of the data, trained to leave the base's distribution as it is.
+    # This many rows of the base's own text for each row of the data, trained to leave its distribution as it is.
     keep: Annotated[Float, Field(ge=0, lt=1)] = 0
-    keep_data: str | None = None  # that text, or records in any format; None: what the base writes by itself
     eval_every: AtLeastOne = 100  # steps between evaluations
     save: Literal["best", "last"] = "best"  # the adapter that the run ends with: of lowest held-out loss, or last
     save_every: Count = 0  # steps between saves of what --resume needs; 0: at each evaluation
@@ -93,8 +92,6 @@ class TrainConfig:
             raise ValueError("steps and epochs exclude each other: leave one of them out")
         if not (self.steps or self.epochs):
             raise ValueError("steps or epochs must be above 0: set one of them, or a preset such as preset=small")
-        if self.keep_data is not None and not self.keep:
-            raise ValueError("keep_data needs a share of rows that are drawn from it: set keep, such as keep=0.1")
         if self.tuning_lr is not None and self.learn == "prompts":
             raise ValueError("tuning_lr has no meaning for learn: prompts, which trains no tuning: leave one out")
         if self.insertion_layers == 0:
@@ -165,22 +162,11 @@ def presets() -> dict[str, Any]:
     return yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
 
 
-def describe_preset(recipe: RecipeFile) -> str:
-    """What the recipe's preset sets, where that comes from, and what the recipe itself states otherwise."""
-    if recipe.preset is None:
-        return ""
-    preset = presets()[recipe.preset]
-    settings = flatten(preset["settings"])
-    lines = [f"preset {recipe.preset}: {preset['source']}", "  sets " + _listed(settings)]
-    own = sorted(settings.keys() & recipe.stated)
-    own += [
-        f"{key} in place of {other}"
-        for key, other in (("steps", "epochs"), ("epochs", "steps"))
-        if key in recipe.stated and key not in settings and other in settings
-    ]
-    if own:
-        lines.append(f"  but the recipe states its own {', '.join(own)}")
-    return "\n".join(lines)
+def describe_preset(name: str) -> str:
+    """What a preset sets, and where that comes from."""
+    settings = flatten(presets()[name]["settings"])
+    listed = ", ".join(f"{key} {yaml.safe_dump(value).partition(chr(10))[0]}" for key, value in settings.items())
+    return f"preset {name}: {presets()[name]['source']}\n  sets {listed}, where the recipe states nothing else"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -191,24 +177,22 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _listed(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {yaml.safe_dump(value).partition(chr(10))[0]}" for key, value in settings.items())
-
-
-def read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool = False) -> RecipeFile:
+def read_recipe(
+    path: Path | None, assignments: Sequence[str], to_run: bool = False, needs_data: bool = True
+) -> RecipeFile:
     """Reads a YAML recipe and applies `key=value` assignments (`data.path=x` sets a key of a group).
 
-    to_run: the data must exist, and the name must be valid for a new folder.
+    to_run: the data must exist, and the name must be valid for a new folder. needs_data: there must be any.
     Raises ConfigError, which names the key and the nearest known one.
     """
     try:
-        return _read_recipe(path, assignments, to_run)
+        return _read_recipe(path, assignments, to_run, needs_data)
     except ConfigError as error:
         error.detail = error.detail or (str(path) if path is not None else "")
         raise
 
 
-def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool) -> RecipeFile:
+def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool, needs_data: bool) -> RecipeFile:
     where = path.name if path is not None else "the command line"
     values = _assign(_read_yaml(path) if path is not None else {}, assignments)
     stated = sorted(flatten(values))
@@ -229,15 +213,14 @@ def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool) ->
     ):
         if isinstance(values.get(group), dict):
             values[group] = {**sizes, **values[group]}
-    if "data" not in values:
+    parts = values.get("data", [])
+    parts = parts if isinstance(parts, list) else [parts]
+    if needs_data and not parts:
         raise ConfigError(f"{where}: 'data' is missing: the file or folder to learn from.")
-    parts = values["data"] if isinstance(values["data"], list) else [values["data"]]
-    if not parts:
-        raise ConfigError(f"{where}: 'data' is an empty list. Name a file or folder to learn from.")
     values["data"] = [{"path": part} if isinstance(part, str) else part for part in parts]
     values.setdefault("name", path.stem if path is not None else "adapter")
     if to_run:
-        _check_run(values["data"], values.get("keep_data"), values["name"], where)
+        _check_run(values["data"], values["name"], where)
     values["train"] = {key: values[key] for key in values if key in inner}
     values["stated"] = stated
     return build(RecipeFile, {key: values[key] for key in values if key in outer}, where)
@@ -246,7 +229,7 @@ def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool) ->
 def recipe_text(recipe: RecipeFile) -> str:
     """The recipe as YAML that `read_recipe` reads back; default values and sizes that follow are left out."""
     parts = [_settings(part) for part in recipe.data]
-    text: dict[str, Any] = {"data": parts if len(parts) > 1 else parts[0]}
+    text: dict[str, Any] = {"data": parts[0] if len(parts) == 1 else parts}
     for config in (recipe, recipe.train):
         text |= {key: value for key, value in _settings(config).items() if key not in _NOT_WRITTEN}
     if recipe.start_from is not None:
@@ -262,11 +245,6 @@ def _settings(config: Any) -> dict[str, Any]:
         for name, (value, default) in values.items()
         if value != default and name not in DERIVED
     }
-
-
-def changed(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
-    """A copy of `config` with `key=value` assignments applied. Raises ConfigError."""
-    return build(TrainConfig, _merge(vars(config), _assign({}, assignments)), "the command line")
 
 
 def build(cls: type[_Config], values: Mapping[str, Any], where: str) -> _Config:
@@ -324,14 +302,12 @@ _NOT_WRITTEN = {"data", "train", "preset", "stated"}
 _GROUPS = {"train": TrainConfig, "data": DataConfig, "vision": VisionConfig, "tuning": TuningConfig}
 
 
-def _check_run(data: Sequence[Any], keep_data: Any, name: Any, where: str) -> None:
+def _check_run(data: Sequence[Any], name: Any, where: str) -> None:
     """Checks what a run needs before anything is read or loaded."""
-    paths = [("data", part.get("path")) for part in data if isinstance(part, dict)]
-    for key, path in (*paths, ("keep_data", keep_data)):
-        on_hub = key == "data" and isinstance(path, str) and hub_id(path) is not None
-        if isinstance(path, str) and not on_hub and not os.path.exists(path):
+    for path in (part.get("path") for part in data if isinstance(part, dict)):
+        if isinstance(path, str) and hub_id(path) is None and not os.path.exists(path):
             raise ConfigError(
-                f"{where}: there is no file or folder '{Path(path).name}'. Check the path of {key}.", path
+                f"{where}: there is no file or folder '{Path(path).name}'. Check the path of data.", path
             )
     try:
         check_name(str(name))

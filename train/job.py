@@ -30,7 +30,7 @@ from train.config import TrainConfig
 from train.input.batches import Batch, Batches, StreamPosition, collate
 from train.input.examples import Example, SkippedExamples
 from train.input.features import FeatureCache
-from train.input.keep import OWN_TEXT, KeepRows, own_rows, rows_of_file
+from train.input.keep import OWN_TEXT, KeepRows, own_rows
 from train.input.prefetch import Prefetch
 from train.input.rows import TokenisedRow, Tokeniser, num_supervised
 from train.loop import evaluate, total_divergence, total_loss, trainable_parameters
@@ -230,8 +230,6 @@ class _Run:
         config = self.config
         if not config.keep:
             return []
-        if config.keep_data is not None:
-            return rows_of_file(Path(config.keep_data), self.tokeniser, config.seed, self.skipped)
         return own_rows(self.base, config.template, config.seed, self.folder.path / OWN_TEXT, resume)
 
     def close(self) -> None:

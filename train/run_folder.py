@@ -31,9 +31,8 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 _UNMOVED_GATE, _UNMOVED_STEPS = 1e-5, 50  # gates that are all below this after so many steps do not learn
 _SATURATED_GATE = 2.65  # tanh of this is 0.99
-# Settings that change nothing about the adapter of a run: a resumed run may have others. Of keep_data the content
-# is compared.
-_FREE_SETTINGS = {"save_every", "checkpoint_every", "gradient_checkpointing", "tracker", "keep_data"}
+# Settings that change nothing about the adapter of a run: a resumed run may have others.
+_FREE_SETTINGS = {"save_every", "checkpoint_every", "gradient_checkpointing", "tracker"}
 # Settings that the encoder and the base decide; they are 1 until those are loaded.
 _SIZES = {"vision.feature_size", "vision.token_size", "tuning.intermediate_size"}
 

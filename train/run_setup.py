@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
 from adapter.base.template import default_template
-from adapter.errors import BadInput, LoadError
+from adapter.errors import BadInput
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter, read_config
 from adapter.method.config import AdapterConfig
@@ -34,7 +34,7 @@ def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callabl
     Raises ConfigError if the recipe asks for what the base or that adapter has not.
     """
     if recipe.preset is not None:
-        log(describe_preset(recipe))
+        log(describe_preset(recipe.preset))
     recipe = _with_start(recipe)
     stated = recipe.stated | (set() if recipe.start_from is None else {"template"})
     config = with_template(recipe.train, tokenizer, "template" in stated, log)
@@ -163,18 +163,13 @@ def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapte
     """The adapter to train: a new one, or the one in `start_from`.
 
     config: the recipe's, after `complete`. If it has a tuning and the loaded adapter has none, an untrained one
-    is added. Raises LoadError if the loaded one is for another base, or not of a recipe that has no data in files.
+    is added. Raises LoadError if the loaded one is for another base.
     """
     if recipe.start_from is None:
         return new_adapter(config, base)
     folder = Path(recipe.start_from)
     loaded = load_adapter(folder, base.fingerprint, base.device)
     adapter_config = dataclasses.replace(loaded.config, description=config.description, form=config.form)
-    if not recipe.data and adapter_config != new_adapter(config, base).config:
-        raise LoadError(
-            f"The adapter '{folder.name}' in start_from is not one of this recipe: its prompts, layers or parts "
-            "differ. Leave start_from out."
-        )
     if config.tuning is None or loaded.config.tuning is not None:
         loaded.config = adapter_config
         return loaded

@@ -43,8 +43,13 @@ def run(rows, tiny_folder, tmp_path) -> Callable[..., int]:
 def parrot_command(tiny_folder, tmp_path, monkeypatch) -> Callable[..., list[str]]:
     """The arguments of `python -m train` for the recipe `parrot`, or another one in its place."""
     import train.__main__
-    from tests.train.parrot import parrot
+    from tests.train.parrot import CONFIG, parrot
+    from train.config import RecipeFile, recipe_text
 
+    folder = tmp_path / "recipes" / "parrot"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(recipe_text(RecipeFile((), CONFIG)))
+    monkeypatch.setattr("train.recipes.recipe._FOLDER", folder.parent)
     monkeypatch.setattr(train.__main__, "recipe_names", lambda: ["parrot"])
 
     def command(*more: str, recipe=None) -> list[str]:

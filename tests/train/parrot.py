@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import random
 from collections.abc import Iterator
-from typing import Any
 
 from adapter.base.template import Message
 from train.config import TrainConfig
@@ -23,12 +21,11 @@ def examples(split: str) -> Iterator[Example]:
     return source if split == "train" else itertools.islice(source, 8)
 
 
-def parrot(score: float = 50.0, **changes: Any) -> Recipe:
-    config = dataclasses.replace(CONFIG, **changes)
+def parrot(score: float = 50.0) -> Recipe:
     figure = Figure(score, score - 10, score + 10, 4, "Wilson")
     return Recipe(
         "Says it again.",
         MeasuredSets(lambda answerer: {"parrots, %": figure}),
         MeasuredSets(lambda answerer: {"parrots, sealed, %": figure}),
-        Examples(config, examples),
+        Examples(examples),
     )

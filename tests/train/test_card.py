@@ -19,13 +19,12 @@ def command(parrot_command, monkeypatch):
 
 
 def test_training_measures_development_sets_and_scoring_the_sealed_ones(command, tmp_path):
-    """The recipe has other settings at the scoring than those that the adapter was trained with."""
     assert main(command("lr=0.02")) == 0
     before = (tmp_path / "out" / CARD).read_text()
     assert "learning rate 0.02 (gates 0.01),\n6 steps of 4" in before
     assert "| parrots, % | 50 (40 to 60) | 50 (40 to 60) | 4 |" in before and "sealed, %" not in before
     weights = (tmp_path / "out" / WEIGHTS).read_bytes()
-    assert main(command("--score", recipe=parrot(75.0, steps=999, lr=0.5))) == 0
+    assert main(command("--score", recipe=parrot(75.0))) == 0
     scored = (tmp_path / "out" / CARD).read_text()
     assert "| parrots, sealed, % | 75 (65 to 85) | 75 (65 to 85) | 4 |" in scored
     assert "language reference | " in scored  # what it forgot

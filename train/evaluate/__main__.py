@@ -29,7 +29,6 @@ from train.evaluate import tasks
 from train.evaluate.answerer import Answerer
 from train.evaluate.perplexity import STRENGTHS, unrelated_text
 from train.evaluate.report import System, circumstances, format_table, write_json
-from train.input.examples import Example
 
 _EPILOG = """examples:
   python -m train.evaluate scienceqa ScienceQA/data --adapter runs/mine --out mine.json
@@ -146,16 +145,6 @@ def _parser() -> argparse.ArgumentParser:
         add("--out", type=Path, metavar="FILE.json")
         return command
 
-    def add_file(command: argparse.ArgumentParser, help: str) -> argparse.ArgumentParser:
-        command.add_argument("file", type=Path, metavar="DATA", help=help)
-        command.add_argument("--format", default="auto", help="of training data")
-        command.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures")
-        command.add_argument("--split", help="of data that has splits (default: train)")
-        return command
-
-    def examples(args: argparse.Namespace, limit: int | None) -> list[Example]:
-        return tasks.read_examples(args.file, args.format, args.images, args.split, limit)
-
     command = add_task(
         "scienceqa",
         lambda a: tasks.ScienceQA(tasks.read_problems(a.folder, a.split, a.limit), a.cue),
@@ -167,18 +156,16 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add_task(
         "exact-match",
-        lambda a: tasks.ExactMatch(examples(a, a.limit), a.max_new_tokens),
+        lambda a: tasks.ExactMatch(
+            tasks.read_examples(a.file, a.format, a.images, a.split, a.limit), a.max_new_tokens
+        ),
         "greedy answers beside the wanted ones: exact match and token F1",
     )
-    add_file(command, "any training format, or JSONL with prompt and answer")
+    command.add_argument("file", type=Path, metavar="DATA", help="any training format")
+    command.add_argument("--format", default="auto", help="of training data")
+    command.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures")
+    command.add_argument("--split", help="of data that has splits (default: train)")
     command.add_argument("--max-new-tokens", type=int, default=64)
-
-    command = add_task(
-        "loss",
-        lambda a: tasks.HeldOutLoss(examples(a, a.limit), a.max_length),
-        "the loss of a data file's answers, as the trainer measures it",
-    )
-    add_file(command, "any training format").add_argument("--max-length", type=int, default=512)
 
     command = add_task(
         "forgetting",

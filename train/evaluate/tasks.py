@@ -6,23 +6,21 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from adapter.base.template import Message, encode_answer
 from adapter.errors import BadInput
-from adapter.method.vision import VisualFeatures
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure, mean, ratio, share
 from train.evaluate.perplexity import WINDOW, text_windows, window_losses
 from train.formats import scienceqa
 from train.formats.dataset import open_records
-from train.formats.record import DataError, Picture
+from train.formats.record import DataError
 from train.formats.sources import read_text as read_file
 from train.input.examples import Example
-from train.input.rows import Tokeniser
 
 _PICTURES = 64  # whose features are held at a time
 T = TypeVar("T")
@@ -102,7 +100,12 @@ class ScienceQA:
             encode_answer(answerer.base.tokenizer, letter, answerer.template)[0] for letter in scienceqa.LETTERS
         ]
         right: list[bool] = []
-        for part, features in _with_features(answerer, [(p.image, f"problem {p.id}") for p in problems]):
+        for start in range(0, len(problems), _PICTURES):
+            part = slice(start, start + _PICTURES)
+            try:
+                features = answerer.features([p.image for p in problems[part]])
+            except BadInput as error:
+                raise DataError(f"A picture of problems {start + 1} to {start + _PICTURES}: {error}") from error
             logs = answerer.next_logprobs(prompts[part], letters, features)
             pairs = zip(logs, problems[part], strict=True)
             right += [int(row[: len(p.choices)].argmax()) == p.answer for row, p in pairs]
@@ -155,31 +158,6 @@ class ExactMatch:
 
 
 @dataclass(frozen=True)
-class HeldOutLoss:
-    """The loss of all answers of conversations, as the trainer measures it."""
-
-    examples: Sequence[Example]
-    max_length: int = 512
-    notes: tuple[str, ...] = (
-        "nats a token of the answers, each with its end; without records whose answer begins beyond --max-length",
-    )
-
-    def measure(self, answerer: Answerer, seed: int) -> Result:
-        tokeniser = Tokeniser(answerer.base.tokenizer, answerer.template, self.max_length)
-        sums: list[float] = []
-        counts: list[int] = []
-        for part, features in _with_features(answerer, [(e.picture, e.where) for e in self.examples]):
-            rows = [tokeniser.row(example) for example in self.examples[part]]
-            scores = answerer.token_scores([r.ids for r in rows], [r.labels for r in rows], features)
-            scores = [s for s in scores if len(s.logprobs)]
-            sums += [-float(s.logprobs.sum()) for s in scores]
-            counts += [len(s.logprobs) for s in scores]
-        if not counts:
-            raise DataError(f"No answer begins within {self.max_length} tokens. Raise --max-length.")
-        return Result({"held-out loss": {"loss": ratio(sums, counts, seed)}})
-
-
-@dataclass(frozen=True)
 class Perplexity:
     """Of a text, in windows that are read on their own. strengths: of the adapter; none: the Answerer's own."""
 
@@ -207,20 +185,3 @@ class Perplexity:
             elif strengths and strength == 0:
                 base = sums
         return Result(figures)
-
-
-def _with_features(
-    answerer: Answerer, pictures: Sequence[tuple[Picture | None, str]]
-) -> Iterator[tuple[slice, list[VisualFeatures | None]]]:
-    """Slices of all items, with their features. pictures: of each item, and its place in the data."""
-    for start in range(0, len(pictures), _PICTURES):
-        part = slice(start, start + _PICTURES)
-        yield part, [_features(answerer, picture, where) for picture, where in pictures[part]]
-
-
-def _features(answerer: Answerer, picture: Picture | None, where: str) -> VisualFeatures | None:
-    try:
-        (features,) = answerer.features([picture])
-    except BadInput as error:
-        raise DataError(f"{where}: {picture.name if picture else ''}: {error}") from error
-    return features

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,6 @@ from train.input.examples import Example
 from train.input.rows import IGNORED, Tokeniser
 
 _LISTED_FAULTS = 10  # of each kind
-_BAR_WIDTH = 40  # characters
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,6 @@ class Report:
         if self.histogram:
             lines += [
                 f"tokens: median {self.median:,}, 95 % up to {self._percentile(95):,}, longest {self.longest:,}",
-                *(_bar_lines(self.histogram) if len(self.histogram) > 1 else []),
                 f"at max_length {self.max_length:,}: {self.supervised:,} supervised tokens, {self.truncated:,} "
                 f"records truncated, {self.answerless:,} of them lose their whole answer",
             ]
@@ -143,16 +140,6 @@ def _within(image: Picture, data: Path) -> Path | str:
         return image.name
     folder = data if data.is_dir() else data.parent
     return image.relative_to(folder) if image.is_relative_to(folder) else image
-
-
-def _bar_lines(histogram: Sequence[tuple[int, int, int]]) -> list[str]:
-    most = max(count for _, _, count in histogram)
-    width = len(f"{histogram[-1][1]:,}")
-    lines = []
-    for low, high, count in histogram:
-        bar = "#" * max(round(_BAR_WIDTH * count / most), count > 0)
-        lines.append(f"  {low:>{width},} to {high:>{width},} {bar:<{_BAR_WIDTH}} {count:,}")
-    return lines
 
 
 def _fault_lines(faults: Faults, problem: str) -> list[str]:

@@ -118,9 +118,7 @@ class ShuffledExamples(Iterator["Example | None"]):
         self._parts, self._seed, self._skipped, self._history = parts, seed, skipped, history
         self._next = 0
         self._epoch, self._start = 0, 0  # the number of the epoch's first example
-        self._mix = np.empty(0, dtype=np.int16)  # the part of each example of the epoch
-        self._taken: list[int] = []  # of each part
-        self._orders: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * len(parts)
+        self._order: np.ndarray | None = None  # [N, 2] part and number in the file, of the epoch
 
     def epoch_size(self, epoch: int | None = None) -> int:
         """The number of examples in an epoch, by default that of the latest example."""
@@ -130,23 +128,20 @@ class ShuffledExamples(Iterator["Example | None"]):
     def left_in_epoch(self) -> int:
         """The number of examples before the next epoch begins; at least 1."""
         while (end := self._start + self.epoch_size(self._epoch)) <= self._next:
-            self._epoch, self._start, self._taken = self._epoch + 1, end, []
+            self._epoch, self._start, self._order = self._epoch + 1, end, None
         return end - self._next
 
     def skip(self, count: int) -> None:
         """Advances by `count` examples without reading them."""
         self._next += count
-        self._taken = []
 
     def __next__(self) -> Example | None:
         self.left_in_epoch()
-        if not self._taken:
-            self._begin()
+        if self._order is None:
+            self._order = self._mixed()
+        part, index = self._order[self._next - self._start].tolist()
         number = self._next
-        part = int(self._mix[number - self._start])
-        index = self._index(part, self._taken[part])
         self._next += 1
-        self._taken[part] += 1
         example = read_example(self._parts[part].records, index, self._skipped)
         if self._history and example and len(example.messages) == 1:
             rng = random.Random(f"{self._seed} {number} history")
@@ -154,22 +149,19 @@ class ShuffledExamples(Iterator["Example | None"]):
                 return replace(example, history=sample_history(rng))
         return example
 
-    def _begin(self) -> None:
-        """Mixes the epoch and counts what each part has given before the next example."""
+    def _mixed(self) -> np.ndarray:
+        """The order of the epoch."""
         before = [part.examples_before(self._epoch) for part in self._parts]
         counts = [part.examples_before(self._epoch + 1) - n for part, n in zip(self._parts, before, strict=True)]
-        self._mix = np.repeat(np.arange(len(counts), dtype=np.int16), counts)
+        mix = np.repeat(np.arange(len(counts)), counts)
         if len(counts) > 1:
-            self._mix = self._mix[_permutation(len(self._mix), self._seed, self._epoch)]
-        given = np.bincount(self._mix[: self._next - self._start], minlength=len(counts))
-        self._taken = [n + int(more) for n, more in zip(before, given, strict=True)]
-
-    def _index(self, part: int, number: int) -> int:
-        indices = self._parts[part].indices
-        cycle, at = divmod(number, len(indices))
-        if self._orders[part][0] != cycle:
-            self._orders[part] = cycle, _permutation(len(indices), self._seed, cycle)
-        return int(indices[self._orders[part][1][at]])
+            mix = mix[_permutation(len(mix), self._seed, self._epoch)]
+        order = np.stack([mix, mix], axis=1)
+        for number, (part, first, count) in enumerate(zip(self._parts, before, counts, strict=True)):
+            cycles = range(first // len(part.indices), (first + count) // len(part.indices) + 1)
+            stream = [part.indices[_permutation(len(part.indices), self._seed, cycle)] for cycle in cycles]
+            order[mix == number, 1] = np.concatenate(stream)[first % len(part.indices) :][:count]
+        return order
 
 
 def read_example(records: Records, index: int, skipped: SkippedExamples) -> Example | None:

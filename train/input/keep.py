@@ -1,4 +1,4 @@
-"""Rows that keep what the base knows: unrelated text, on which an adapter is trained towards the frozen base.
+"""Rows that keep what the base knows: text of its own, on which an adapter is trained towards the frozen base.
 
 Which rows a step gets is a function of the seed and the step.
 """
@@ -21,27 +21,21 @@ from adapter.base.llama import Base
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import BadInput, first_line
 from adapter.files import atomic_write
-from train.formats.dataset import DataError, open_records
-from train.input.examples import Example, SkippedExamples, read_example
-from train.input.rows import TokenisedRow, Tokeniser
+from train.formats.record import DataError
+from train.input.examples import Example
+from train.input.rows import TokenisedRow
 
 OWN_TEXT = "keep.jsonl"  # in the run's folder: what the base wrote
 _ROW_TOKENS = 128  # of a text, at most
 _FEWEST_TOKENS = 64  # of a row of a longer text: what is kept at so few positions is kept at 256 (docs/log.md)
-_OWN_ROWS, _FILE_ROWS = 64, 1024  # texts that are drawn from, again and again
-_CHARACTERS = 8  # of a token, at most on average, in a piece of text that is cut for a row
-_PLAIN_TEXT = {"", ".txt", ".text", ".md", ".rst"}  # suffixes; what has another is read as records
+_OWN_ROWS = 64  # texts that are drawn from, again and again
 
 
 class KeepRows:
     """The rows to draw from, as token ids. Every position of a row carries loss."""
 
     def __init__(self, rows: Sequence[list[int]], seed: int) -> None:
-        """Raises DataError if no row has two tokens."""
-        self._rows = [row for row in rows if len(row) > 1]
-        self._seed = seed
-        if not self._rows:
-            raise DataError("keep_data holds no text. Name another file, or leave it out.")
+        self._rows, self._seed = rows, seed
 
     @property
     def digest(self) -> str:
@@ -70,30 +64,6 @@ class KeepRows:
                 example = Example((), "", other.features, other.picture, where=other.where)
             rows.append(TokenisedRow(ids, ids, example))
         return rows
-
-
-def rows_of_file(path: Path, tokeniser: Tokeniser, seed: int, skipped: SkippedExamples) -> list[list[int]]:
-    """Rows of plain text, or of records in any training format; drawn by the seed where there are many.
-
-    Raises DataError.
-    """
-    rng = random.Random(f"{seed} keep")
-    if path.is_dir() or path.suffix.lower() not in _PLAIN_TEXT:
-        records = open_records(path)
-        indices = rng.sample(range(len(records)), min(len(records), _FILE_ROWS))
-        examples = (read_example(records, index, skipped) for index in indices)
-        return [row.ids[:_ROW_TOKENS] for row in tokeniser.rows(examples)]
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"The file '{path.name}' of keep_data cannot be read as text in UTF-8. Name another.",
-            f"{path}: {first_line(error)}",
-        ) from error
-    size = _ROW_TOKENS * _CHARACTERS
-    starts = range(0, len(text), size)
-    pieces = [text[start : start + size] for start in rng.sample(starts, min(len(starts), _FILE_ROWS))]
-    return [tokeniser.text(piece)[:_ROW_TOKENS] for piece in pieces if piece.strip()]
 
 
 def own_rows(base: Base, template: str, seed: int, file: Path, resume: bool) -> list[list[int]]:

@@ -8,11 +8,11 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from adapter.base.llama import Base
-from adapter.errors import AdapterError
 from adapter.method.adapter import Adapter
-from train.config import DataConfig, RecipeFile, TrainConfig, read_recipe
+from adapter.method.config import VisionConfig
+from train.config import DataConfig, RecipeFile, read_recipe
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
 from train.input.examples import Example
@@ -25,15 +25,28 @@ _ROOT = _FOLDER.parents[1]
 
 @dataclass(frozen=True)
 class Examples:
-    """What a recipe trains that makes its examples itself: settings and examples, of which those for "train" are
-    endless, and those for "validation" finite and disjoint from them.
+    """What a recipe trains on that makes its examples itself.
 
-    prepare(adapter) fills buffers of a new adapter that are not trained, such as names of classes.
+    of_split: those for "train" are endless, and those for "validation" finite and disjoint from them. digest: of
+    what they are made from. prepare(adapter) fills buffers of a new adapter that are not trained, such as names of
+    classes. vision: of a new adapter.
     """
 
-    config: TrainConfig
     of_split: Callable[[str], Iterable[Example]]
+    digest: str = ""
     prepare: Callable[[Adapter], None] = lambda _: None
+    vision: VisionConfig | None = None
+
+    def __call__(self, split: str) -> Iterable[Example]:
+        return self.of_split(split)
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Of the content of files, in hexadecimal."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -46,15 +59,16 @@ class MeasuredSets:
     measure: Measure
     files: tuple[str, ...] = ()
 
+    @property
+    def digest(self) -> str:
+        return digest_of(_FOLDER / file for file in self.files)[:16]
+
     def describe(self) -> str:
         """A sentence for the card: the files and a digest of their content."""
         if not self.files:
             return ""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(hashlib.sha256((_FOLDER / file).read_bytes()).digest())
         names = ", ".join(f"`{file}`" for file in self.files)
-        return f"The sets in `train/recipes`, {names}, have the digest {digest.hexdigest()[:16]}."
+        return f"The sets in `train/recipes`, {names}, have the digest {self.digest}."
 
 
 @dataclass(frozen=True)
@@ -77,11 +91,9 @@ def recipe_names() -> list[str]:
     return sorted(file.parent.name for file in _FOLDER.glob("*/recipe.py"))
 
 
-def load_recipe(name: str, base: Base) -> Recipe:
-    """Returns recipe `name`, its data prepared with `base`. Raises AdapterError for an unknown name."""
-    if name not in recipe_names():
-        raise AdapterError(f"There is no recipe '{name}'. Choose one of: {', '.join(recipe_names())}.")
-    return importlib.import_module(f"train.recipes.{name}.recipe").recipe(base)
+def load_recipe(name: str, tokenizer: Any) -> Recipe:
+    """Recipe `name`. tokenizer: of the base."""
+    return importlib.import_module(f"train.recipes.{name}.recipe").recipe(tokenizer)
 
 
 def card_text(name: str) -> str:
@@ -89,17 +101,12 @@ def card_text(name: str) -> str:
     return (_FOLDER / name / "card.md").read_text(encoding="utf-8").strip()
 
 
-def is_on_files(name: str) -> bool:
-    """Whether recipe `name` is a file of settings and data, as a user could write one."""
-    return (_FOLDER / name / "recipe.yaml").exists()
-
-
 def read_own(name: str, assignments: Sequence[str]) -> RecipeFile:
-    """The settings of a recipe that is on files. Paths of data in it are relative to the project.
+    """The settings of a recipe, which a user could have written. Paths of data in it are relative to the project.
 
     With start_from, what is only for new prompts has no meaning.
     """
-    recipe = read_recipe(_FOLDER / name / "recipe.yaml", assignments)
+    recipe = read_recipe(_FOLDER / name / "recipe.yaml", assignments, needs_data=False)
     stated = recipe.stated - {"prompt_std"} if recipe.start_from is not None else recipe.stated
     return replace(recipe, data=tuple(map(_in_project, recipe.data)), stated=stated)
 

@@ -64,7 +64,7 @@ def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
     out: Path = args.out or Path("runs") / ("quick" if args.quick else "reproduce")
     layers = _num_layers(args.base)
     folder = drawn_benchmark(out / "benchmark") if args.scienceqa is None else args.scienceqa
-    benchmark = open_benchmark(folder, out, plan.counts)
+    benchmark = open_benchmark(folder, plan.counts)
     text = unrelated_text()[: plan.text]
     runs = planned_runs(plan, layers)
     if not args.report:

@@ -6,18 +6,18 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
 from adapter.base.image_file import open_image
 from adapter.base.template import Message, encode_answer, encode_prompt
 from adapter.errors import AdapterError, first_line
-from adapter.files import atomic_write
 from adapter.method.vision import VisualFeatures
 from train.evaluate.answerer import Answerer
 from train.evaluate.tasks import read_problems
@@ -28,7 +28,6 @@ from train.input.examples import Example
 _CUE = "\nAnswer: ("
 TEMPLATE: Final = "raw"
 MAX_LENGTH = 1024  # tokens of a training example
-_AT_ONCE = 64  # pictures that are open together
 # 2,400, 240 and 720 problems in ScienceQA's layout, drawn and worded by rule, once (seed 7).
 _DRAWN = Path(__file__).with_name("benchmark.zip")
 
@@ -38,9 +37,15 @@ class Benchmark:
     """Problems by split, and the features of their pictures."""
 
     folder: Path
-    counts: dict[str, int]  # that it was opened with
     splits: dict[str, tuple[Problem, ...]]
-    features: dict[str, VisualFeatures]  # by the problem's id
+
+    @cached_property
+    def features(self) -> dict[str, VisualFeatures]:
+        """By the problem's id; encoded once a process."""
+        images = [(p.id, p.image) for part in self.splits.values() for p in part if p.image is not None]
+        encoder = load_encoder(ENCODER)
+        levels = [encoder.encode([open_image(path)]).levels for _, path in tqdm(images, "pictures", disable=None)]
+        return {number: VisualFeatures(found) for (number, _), found in zip(images, levels, strict=True)}
 
     @property
     def fingerprint(self) -> str:
@@ -103,10 +108,10 @@ def drawn_benchmark(folder: Path) -> Path:
     return folder
 
 
-def open_benchmark(folder: Path, cache: Path, counts: Mapping[str, int]) -> Benchmark:
+def open_benchmark(folder: Path, counts: Mapping[str, int]) -> Benchmark:
     """The benchmark in `folder`: at most so many problems of train, val and test, spread evenly.
 
-    Features of the pictures are kept in `cache`. Raises AdapterError for what is missing or broken.
+    Raises AdapterError for what is missing or broken.
     """
     splits = {split: tuple(read_problems(folder, split, count)) for split, count in counts.items()}
     if empty := [name for name, part in splits.items() if not part]:
@@ -114,27 +119,8 @@ def open_benchmark(folder: Path, cache: Path, counts: Mapping[str, int]) -> Benc
             f"'{folder.name}' has no problems in split {', '.join(empty)}. Fetch pid_splits.json again.",
             str(folder),
         )
-    if "test" in splits and all(p.has_image for p in splits["test"]):
+    if all(p.has_image for p in splits["test"]):
         raise AdapterError(
             f"All test problems taken from '{folder.name}' have pictures; the tables need both kinds.", str(folder)
         )
-    return Benchmark(folder, dict(counts), splits, _features([p for part in splits.values() for p in part], cache))
-
-
-def _features(all_problems: Sequence[Problem], cache: Path) -> dict[str, VisualFeatures]:
-    images = {p.id: p.image for p in all_problems if p.image is not None}
-    if not images:
-        return {}
-    name = hashlib.sha256(repr([(i, str(path.resolve())) for i, path in images.items()]).encode()).hexdigest()[:12]
-    path = cache / f"features-{name}.safetensors"
-    if not path.exists():
-        encoder = load_encoder(ENCODER)
-        paths = list(images.values())
-        print(f"encoding {len(paths)} pictures", flush=True)
-        chunks = [paths[i : i + _AT_ONCE] for i in range(0, len(paths), _AT_ONCE)]
-        encoded = torch.cat([encoder.encode([open_image(p) for p in chunk]).levels for chunk in chunks])
-        cache.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            save_file({"levels": encoded.contiguous()}, temporary)
-    levels = load_file(path)["levels"]
-    return {number: VisualFeatures(levels[i : i + 1]) for i, number in enumerate(images)}
+    return Benchmark(folder, splits)

@@ -11,7 +11,7 @@ from typing import Any
 from adapter.base.embedded import ENCODER
 from train.evaluate.report import markdown_table
 from train.reproduce.runs import PLANS, STRENGTHS
-from train.reproduce.tables import Figures, Table, claims, perplexity, smoothed
+from train.reproduce.tables import Figures, claims, perplexity, smoothed
 
 _NAME = "reproduce"  # of the report and of the folder beside it: docs/ holds both as they are
 _PAGE = Path(__file__).with_name("page.md")
@@ -34,7 +34,7 @@ def write_report(
     """
     tables, files = figures.tables(), out / _NAME
     files.mkdir(exist_ok=True)
-    pictures = {path.stem: f"{_NAME}/{path.name}" for path in plot(figures, tables, files)}
+    pictures = {path.stem: f"{_NAME}/{path.name}" for path in plot(figures, files)}
     plan, results = figures.plan, figures.results.values()
     parts = []
     for table in tables:
@@ -81,7 +81,7 @@ def _listed(values: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def plot(figures: Figures, tables: Sequence[Table], out: Path) -> list[Path]:
+def plot(figures: Figures, out: Path) -> list[Path]:
     """Writes the plots of plan.yaml whose runs are finished into `out`, and returns their paths."""
     import matplotlib
 
@@ -90,59 +90,25 @@ def plot(figures: Figures, tables: Sequence[Table], out: Path) -> list[Path]:
 
     written = []
     for name, spec in PLANS["plots"].items():
-        rows = PLANS["tables"][spec["table"]]["rows"] if "table" in spec else {}
-        groups = {**spec.get("runs", {}), **spec.get("beside", {}), **rows}
-        if not all(figures.runs(group) for group in groups):
+        beside = spec.get("beside", {})
+        if not all(figures.runs(group) for group in {**spec["runs"], **beside}):
             continue
         canvas, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
-        try:
-            _draw(axes, spec, figures, tables)
-            axes.set(title=spec["title"], xlabel=spec.get("x", ""), ylabel=spec["y"])
-            axes.set_ylim(*spec.get("limits", (None, None)))
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False)
-            written.append(out / f"{name}.png")
-            canvas.savefig(written[-1], dpi=130)
-        finally:
-            pyplot.close(canvas)
+        for number, (group, label) in enumerate(spec["runs"].items()):
+            if spec["kind"] == "losses":
+                lines = [smoothed(run["losses"]) for run in figures.runs(group)]
+                x: Sequence[float] = range(1, len(lines[0]) + 1)
+            else:
+                lines, x = [[perplexity(figures.runs(group)[0], s) for s in STRENGTHS]], STRENGTHS
+            for seed, line in enumerate(lines):
+                axes.plot(x, line, f"C{number}", alpha=0.8, label=None if seed else label)
+        for (group, label), style in zip(beside.items(), ("--", ":"), strict=False):
+            value = statistics.fmean(map(perplexity, figures.runs(group)))
+            axes.axhline(value, color="black", linestyle=style, label=label)
+            axes.set_yscale("log")
+        axes.set(title=spec["title"], xlabel=spec["x"], ylabel=spec["y"])
+        axes.legend(frameon=False)
+        written.append(out / f"{name}.png")
+        canvas.savefig(written[-1], dpi=130)
+        pyplot.close(canvas)
     return written
-
-
-def _draw(axes: Any, spec: Mapping[str, Any], figures: Figures, tables: Sequence[Table]) -> None:
-    """The lines or bars of a plot; kind: bars by column, losses of runs, rows of a table, or strengths."""
-    runs, kind = spec.get("runs", {}), spec["kind"]
-    for number, (group, label) in enumerate(runs.items()):
-        if kind == "bars":
-            found = figures.mean_columns(group)
-            places = [place + (number - 1) * 0.8 / len(runs) for place in range(len(found))]
-            axes.bar(places, found.values(), 0.8 / len(runs), label=label)
-            axes.set_xticks(range(len(found)), found)
-        elif kind == "losses":
-            for seed, run in enumerate(figures.runs(group)):
-                losses = smoothed(run["losses"])
-                axes.plot(
-                    range(1, len(losses) + 1), losses, f"C{number}", alpha=0.8, label=None if seed else label
-                )
-        else:
-            run = figures.by_strength()[PLANS["strengths"][group]]
-            axes.plot(STRENGTHS, [perplexity(run, s) for s in STRENGTHS], marker="o", label=label)
-    for (group, label), style in zip(spec.get("beside", {}).items(), ("--", ":"), strict=False):
-        value = statistics.fmean(map(perplexity, figures.runs(group)))
-        axes.axhline(value, color="black", linestyle=style, label=label)
-        axes.set_yscale("log")
-    if kind != "rows":
-        return
-    table = next(table for table in tables if table.name == spec["table"])
-    x = [float(str(row[0])) for row in table.rows]
-    axes.set_xticks(x)
-    right = axes.twinx() if "right" in spec else axes
-    for number, name in enumerate([*spec["lines"], *spec.get("right", ())]):
-        at, cells = (
-            right if name in spec.get("right", ()) else axes,
-            [row[table.head.index(name)] for row in table.rows],
-        )
-        means, halves = [c.mean for c in cells], [c.half or 0 for c in cells]  # type: ignore[union-attr]
-        at.errorbar(x, means, halves, color=f"C{number}", marker="o", capsize=3)
-        axes.plot([], [], f"C{number}", marker="o", label=name)
-    if right is not axes:
-        right.set(ylabel="%", ylim=(0, 100))

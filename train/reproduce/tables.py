@@ -10,7 +10,7 @@ from typing import Any
 
 from train.evaluate.intervals import Interval, difference, log_ratio, over_seeds
 from train.evaluate.report import markdown_table
-from train.formats.scienceqa import Problem, chance, columns, table_row
+from train.formats.scienceqa import Problem, chance, columns
 from train.reproduce.runs import PLANS, STRENGTHS, Plan
 
 Result = Mapping[str, Any]
@@ -120,11 +120,6 @@ class Figures:
             return chance(self.problems).get(measure)
         found = self.right(group, measure)
         return over_seeds([statistics.fmean(values) for values in found]) if found and found[0] else None
-
-    def mean_columns(self, group: str) -> dict[str, float]:
-        """Percent right in each of COLUMNS, the mean over the seeds."""
-        by_question = zip(*(run["test"]["right"] for run in self.runs(group)), strict=True)
-        return table_row(self.problems, [statistics.fmean(right) for right in by_question])
 
     def tables(self) -> list[Table]:
         """Rows of runs that have not been performed are left out."""

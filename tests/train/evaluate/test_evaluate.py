@@ -24,22 +24,17 @@ from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import difference, over_seeds
 from train.evaluate.perplexity import STRENGTHS
 from train.evaluate.tasks import (
-    HeldOutLoss,
     Perplexity,
     ScienceQA,
     drawn,
     exact_match,
-    read_examples,
     read_problems,
     read_text,
     token_f1,
 )
-from train.formats.dataset import DataError, open_records
+from train.formats.dataset import DataError
 from train.formats.scienceqa import COLUMNS, columns
-from train.input.batches import collate
-from train.input.examples import Example
-from train.input.rows import IGNORED, Tokeniser
-from train.loop import evaluate
+from train.input.rows import IGNORED
 
 VISION = VisionConfig(encoder="any", feature_size=6, hidden=5)
 TUNING = TuningConfig(64, norms=True, bias=True, scale=True, lora_rank=2)
@@ -205,30 +200,6 @@ def test_the_right_letter_counts_among_the_problems_choices_only(drawn_folder):
     assert drawn(range(10), 4) == [0, 2, 5, 7] and drawn("abc", None) == drawn("abc", 9) == [*"abc"]
 
 
-def test_loss_is_the_trainers(wide_base, adapter, tmp_path, encoder, pictures):
-    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
-    path = jsonl(
-        tmp_path / "talk.jsonl",
-        {"messages": talk * 2, "image": "red.png"},
-        {"messages": talk},
-        {"messages": [{"role": "user", "content": "long " * 30}, {"role": "assistant", "content": "cut " * 30}]},
-        {"messages": [{"role": "user", "content": "longer " * 30}, {"role": "assistant", "content": "lost"}]},
-    )
-    task = HeldOutLoss(read_examples(path), 200)
-    figure = task.measure(Answerer(wide_base, adapter), 0).figures["held-out loss"]["loss"]
-    template = "chat"
-    rows = Tokeniser(wide_base.tokenizer, template, 200).rows(map(Example.of, open_records(path)))
-    answerer = Answerer(wide_base, adapter or random_adapter(FINGERPRINT, gate=0))
-    rows = [
-        row._replace(example=Example(row.example.messages, "", answerer.features([row.example.picture])[0]))
-        for row in rows
-    ]
-    total, count = evaluate(wide_base.model, answerer.adapter, [collate(rows, 0)])
-    assert figure.value == pytest.approx(total / count, rel=1e-5)
-    # The last record's answer begins too late.
-    assert figure.n == 3 and figure.low is not None and math.isfinite(figure.low)
-
-
 def test_perplexity_of_a_uniform_model_is_its_vocabulary(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("some words " * 100)
@@ -257,12 +228,5 @@ def test_what_cannot_be_measured_is_said(tmp_path, wide_base, tiny_fingerprint, 
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(DataError, match=r"empty.txt is empty"):
         read_text(tmp_path / "empty.txt")
-    path = jsonl(tmp_path / "talk.jsonl", {"prompt": "p", "answer": "a"})
-    with pytest.raises(DataError, match="Raise --max-length"):
-        HeldOutLoss(read_examples(path), 4).measure(Answerer(wide_base), 0)
-    seen = jsonl(tmp_path / "seen.jsonl", {"prompt": "p", "answer": "a", "image": "no.png"})
-    task = HeldOutLoss(read_examples(seen), 99)
-    with pytest.raises(DataError, match=r"seen.jsonl, line 1: no.png: "):
-        task.measure(Answerer(wide_base, visual(tiny_fingerprint)), 0)
     with pytest.raises(BadInput, match="Item 2: .* tokens"):
         Answerer(wide_base).generate([ASK, (Message("user", "x" * 5000),)])

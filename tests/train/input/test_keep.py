@@ -17,9 +17,9 @@ from adapter.method.config import TuningConfig, VisionConfig
 from adapter.method.vision import VisualFeatures
 from train.config import TrainConfig
 from train.input.batches import collate
-from train.input.examples import Example, SkippedExamples
-from train.input.keep import rows_of_file, write_own_rows
-from train.input.rows import TokenisedRow, Tokeniser
+from train.input.examples import Example
+from train.input.keep import write_own_rows
+from train.input.rows import TokenisedRow
 from train.job import Stopped
 from train.loop import new_adapter, total_divergence
 
@@ -87,18 +87,6 @@ def test_the_divergence_and_its_gradient_are_those_of_plain_torch(tiny_base, cha
     torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5)
     for name, parameter in adapter.named_parameters():
         torch.testing.assert_close(mine[name], parameter.grad, rtol=1e-3, atol=1e-4)
-
-
-def test_a_file_is_plain_text_or_records_in_any_format(tiny_base, tmp_path):
-    tokeniser, skipped = Tokeniser(tiny_base.tokenizer, "raw", 64), SkippedExamples()
-    text, records = tmp_path / "prose.txt", tmp_path / "rows.jsonl"
-    text.write_text("All that is said. " * 512)
-    records.write_text('{"instruction": "ab>", "output": "cd"}\n{"instruction": "x"}\n')
-    rows = rows_of_file(text, tokeniser, 0, skipped)
-    assert len(rows) == 9 and {len(row) for row in rows} == {128}
-    assert tiny_base.tokenizer.decode(rows[0])[:100] in text.read_text()
-    assert rows_of_file(records, tokeniser, 0, skipped) == [[*tokeniser.text("ab>cd"), 96]]
-    assert len(skipped.places) == 1
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import io
 import tarfile
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -85,8 +84,8 @@ def test_see_sentences_say_no_more_than_the_encoder_knows():
 
 def test_the_recipe_is_the_shipped_adapters():
     """Its vocabulary has the sizes of the shipped file, and its card names the sets."""
-    see = load_recipe("see", SimpleNamespace(tokenizer=load_tokenizer(BASE)))  # type: ignore[arg-type]
-    assert see.examples is not None and see.examples.config.vision == read_config(SHIPPED / "see").vision
+    see = load_recipe("see", load_tokenizer(BASE))
+    assert see.examples is not None and see.examples.vision == read_config(SHIPPED / "see").vision
     card = " ".join((SHIPPED / "see" / CARD).read_text(encoding="utf-8").split())
     assert see.sealed.describe() in card and see.development.describe() in card
     assert " ".join(see.data.split()) in card

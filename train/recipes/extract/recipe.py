@@ -11,9 +11,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from adapter.base.llama import Base
 from adapter.base.template import Message
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, ratio, share
@@ -61,7 +60,7 @@ class Mark(NamedTuple):
     expected: int
 
 
-def recipe(base: Base) -> Recipe:
+def recipe(_: Any) -> Recipe:
     """The recipe."""
     sealed = (*SHARED, "sealed/extract_hand_written.yaml")
     generated, by_hand = (f"extract/development_{part}.jsonl" for part in ("generated", "hand_written"))

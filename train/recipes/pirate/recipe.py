@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from adapter.base.llama import Base
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share
 from train.input.history import with_unseen_history
@@ -24,7 +24,7 @@ _GREETING = re.compile(r"\s*(arr|ahoy|avast|aye|shiver me timbers|yo ho)\b[^.!?]
 _LITERAL = re.compile(r"(`[^`]*`|\"[^\"]*\"|“[^”]*”|https?://\S+|\S+@\S+)")
 
 
-def recipe(base: Base) -> Recipe:
+def recipe(_: Any) -> Recipe:
     """The recipe."""
     sealed = (*SHARED, "sealed/pirate_questions.yaml")
     return Recipe(

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +22,11 @@ from tqdm import tqdm
 
 from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
-from adapter.base.llama import Base
 from adapter.base.template import Message
 from adapter.method.adapter import Adapter
 from adapter.method.config import VisionConfig
 from adapter.method.label_projection import LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures
-from train.config import TrainConfig
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, mean, share
 from train.formats.dataset import open_records
@@ -35,7 +34,7 @@ from train.input.examples import Example
 from train.input.feature_store import open_store
 from train.input.history import sample_history
 from train.input.split import draw_evenly
-from train.recipes.recipe import Examples, MeasuredSets, Recipe, card_text
+from train.recipes.recipe import Examples, MeasuredSets, Recipe, card_text, digest_of
 from train.recipes.sealed_sets import SHARED
 from train.recipes.see import concepts
 from train.recipes.see.concepts import NAME_LENGTH, ClassFeatures, ConceptHeads, Vocabulary
@@ -130,31 +129,29 @@ def training_names() -> frozenset[str]:
     return frozenset(drawn | classes)
 
 
-def recipe(base: Base) -> Recipe:
+def recipe(tokenizer: Any) -> Recipe:
     """The recipe; it encodes some 25,000 pictures when it is asked for examples, which takes ten minutes."""
     encoder = load_encoder(ENCODER)
     shown = [drawing.concept for drawing in _drawings(held_out=False)]
     counts, class_texts = Counter(concept.text for concept in shown), {name.text for name in class_names()}
     # A concept needs more than one drawing, or to be a class as well, for its head to mean anything.
     known = [concept for concept in shown if counts[concept.text] > 1 or concept.text in class_texts]
-    vocabulary = concepts.vocabulary(known, base.tokenizer)
-    config = TrainConfig(
-        **read_yaml(FOLDER / "settings.yaml"),
-        vision=VisionConfig(
-            encoder=ENCODER,
-            projection="label",
-            feature_size=encoder.feature_size,
-            hidden=192,
-            num_classes=len(vocabulary.rows),
-            num_kinds=len(vocabulary.kinds),
-            name_length=NAME_LENGTH,
-            name_states=True,
-            num_facts=2,
-            fact_size=len(COLOURS),
-            certainty=True,
-        ),
+    vocabulary = concepts.vocabulary(known, tokenizer)
+    vision = VisionConfig(
+        encoder=ENCODER,
+        projection="label",
+        feature_size=encoder.feature_size,
+        hidden=192,
+        num_classes=len(vocabulary.rows),
+        num_kinds=len(vocabulary.kinds),
+        name_length=NAME_LENGTH,
+        name_states=True,
+        num_facts=2,
+        fact_size=len(COLOURS),
+        certainty=True,
     )
-    prepared = _PreparedRecipe(encoder, vocabulary, base, config)
+    prepared = _PreparedRecipe(encoder, vocabulary, tokenizer, vision)
+    files = [*sorted(FOLDER.glob("*.tsv")), FOLDER / "see.yaml", _OFF_TASK]
     lists = ("photos", "drawings", "questions")
     return Recipe(
         card_text("see"),
@@ -163,7 +160,7 @@ def recipe(base: Base) -> Recipe:
             lambda answerer: sealed_scores(answerer, training_names()),
             (*SHARED, *(f"sealed/see_{name}.tsv" for name in lists)),
         ),
-        Examples(config, prepared.examples, prepared.prepare),
+        Examples(prepared.examples, digest_of(files), prepared.prepare, vision),
     )
 
 
@@ -199,8 +196,10 @@ def _encode(encoder: VisualEncoder, shown: Sequence[Drawing]) -> _Pictures:
 class _PreparedRecipe:
     """What is computed once, when it is first needed: features, names and the fitted heads."""
 
-    def __init__(self, encoder: VisualEncoder, vocabulary: Vocabulary, base: Base, config: TrainConfig) -> None:
-        self._encoder, self._vocabulary, self._base, self._config = encoder, vocabulary, base, config
+    def __init__(
+        self, encoder: VisualEncoder, vocabulary: Vocabulary, tokenizer: Any, vision: VisionConfig
+    ) -> None:
+        self._encoder, self._vocabulary, self._tokenizer, self._vision = encoder, vocabulary, tokenizer, vision
         self._row_of = {name.text: row for row, name in enumerate(vocabulary.names)}
 
     @cached_property
@@ -234,11 +233,10 @@ class _PreparedRecipe:
         """A projection with all names and heads, and the training drawings' views as heads see them that do not know
         their style, and as heads that do not know their names.
         """
-        vision, train = self._config.vision, self._train
-        assert vision is not None
-        # The size of the base does not matter here: names and heads are copied into the adapter's projection.
-        projection = LabelProjection(vision, 1, self._config.prompt_length)
-        concepts.store_names(projection, self._vocabulary, self._base.tokenizer)
+        train = self._train
+        # The sizes of base and prompts do not matter here: names and heads are copied into the adapter's projection.
+        projection = LabelProjection(self._vision, 1, self._vision.spelled_length + 1)
+        concepts.store_names(projection, self._vocabulary, self._tokenizer)
         self._fit_facts(projection)
         count = len(train.views)
         all_views = VisualFeatures.cat(train.views)
@@ -262,7 +260,7 @@ class _PreparedRecipe:
         train, (photographs, photograph_colours) = self._train, self._photograph_like
 
         def tokens(words: Sequence[str]) -> list[int]:
-            return [self._base.tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in words]
+            return [self._tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in words]
 
         features = VisualFeatures.cat([train.views[0], photographs])
         concepts.fit_fact(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adapter.base.llama import Base
 from adapter.base.template import Message
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share
@@ -25,7 +24,7 @@ _INSTRUCTION_FOR_BASE = (
 )
 
 
-def recipe(base: Base) -> Recipe:
+def recipe(_: Any) -> Recipe:
     """The recipe."""
     sealed = (*SHARED, "sealed/tutor.yaml")
     return Recipe(
