@@ -1,4 +1,4 @@
-"""The command line `python -m adapter`: list, show, generate, inspect and convert."""
+"""The command line `python -m adapter`: list, show, generate, inspect, convert and base."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from adapter.base.threads import sleep_when_idle
 
 sleep_when_idle()
 
+from transformers import LlamaConfig
+
+from adapter.base import memory
 from adapter.base.embedded import BASE
 from adapter.base.image_file import open_image
-from adapter.base.llama import QUANTIZATIONS, load_base
+from adapter.base.llama import QUANTIZATIONS, base_config, load_base
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, first_line, with_detail
 from adapter.formats import registry
 from adapter.formats.convert import Options, convert, open_source
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter, save_adapter
-from adapter.method.config import GATE_ACTIVATIONS, TEMPLATES
+from adapter.method.config import GATE_ACTIVATIONS, TEMPLATES, base_label
 from adapter.serve.engine import Engine
 from adapter.serve.form import NO_FORM, json_schema_form
 from adapter.serve.inspection import format_table
@@ -95,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(add_command("generate", _generate, "answer one prompt", allow_abbrev=False))
     inspect = partial(_generate, inspect=True)
     _add_generate(add_command("inspect", inspect, "answer, and say what each token came from", allow_abbrev=False))
+    base = add_command("base", _base, "the memory that bases take in each quantisation")
+    base.add_argument("name", nargs="?", help="name, Hugging Face id, folder or GGUF file; default: usual shapes")
     _add_convert(add_command("convert", _convert, "another program's adapter into ours, or ours into theirs"))
     return parser
 
@@ -234,6 +239,18 @@ def _convert(args: argparse.Namespace, _: AdapterStore) -> None:
     )
     for note in notes:
         print(f"note: {note}")
+
+
+def _base(args: argparse.Namespace, _: AdapterStore) -> None:
+    shapes = (("LLaMA-7B", 4096, 11008, 32, 32, 32000), ("Llama-3-8B", 4096, 14336, 32, 8, 128256))
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads", "vocab_size")
+    configs = {
+        name: LlamaConfig(**dict(zip(names, sizes, strict=True)), num_attention_heads=sizes[0] // 128)
+        for name, *sizes in (*shapes, ("LLaMA-13B", 5120, 13824, 40, 40, 32000))
+    }
+    if args.name is not None:
+        configs = {base_label(args.name): base_config(args.name)}
+    print(memory.table(configs))
 
 
 # generate.

@@ -98,8 +98,6 @@ def _config(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any])
         )
     if 0 < metadata.get("llama.attention.sliding_window", 0) < context:
         raise LoadError(f"'{file.name}' has a sliding window, which LLaMA has not. Choose a LLaMA.", str(file))
-    kinds = {"F32": torch.float32, "F16": torch.float16}
-    embedding = by_name.get("token_embd.weight")
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=metadata.get("llama.vocab_size") or len(metadata["tokenizer.ggml.tokens"]),
@@ -118,9 +116,20 @@ def _config(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any])
         tie_word_embeddings="output.weight" not in by_name,
         attention_bias="blk.0.attn_q.bias" in by_name,
         mlp_bias="blk.0.ffn_gate.bias" in by_name,
-        # What is not quantised keeps its precision.
-        dtype=kinds.get("" if embedding is None else embedding.tensor_type.name, torch.bfloat16),
+        dtype=_dtype(by_name),
     )
+
+
+def _dtype(by_name: Mapping[str, Any]) -> torch.dtype:
+    """That of the converted weights: what is not quantised keeps its own.
+
+    The minimum of a group of Q4_K may be many steps from zero: bf16, of 8 bits, would take it off its grid.
+    """
+    names = {tensor.tensor_type.name for tensor in by_name.values()}
+    embedding = by_name.get("token_embd.weight")
+    if "Q4_K" in names or (embedding is not None and embedding.tensor_type.name == "F16"):
+        return torch.float16
+    return torch.float32 if embedding is not None and embedding.tensor_type.name == "F32" else torch.bfloat16
 
 
 def _rope(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any], head_dim: int) -> dict[str, Any]:

@@ -33,14 +33,14 @@ from adapter.base import embedded, memory, resolve
 from adapter.base.decoder import adapt
 from adapter.base.hf_folder import WEIGHT_FILES, stored_tensors, tensor_files, tensor_shapes
 from adapter.base.packed.integer_product import compile_problem
-from adapter.base.packed.quantize import pack, quantize_linears
+from adapter.base.packed.quantize import PackedEmbedding, pack, quantize_linears
 from adapter.errors import LoadError, first_line
 from adapter.method.attention import PromptKV
 from adapter.method.config import BaseFingerprint, base_label
 
 log = logging.getLogger(__name__)
 
-QUANTIZATIONS = ("auto", "nf4", "int8", "none")
+QUANTIZATIONS = ("auto", "packed-int8", "packed-int4", "nf4", "int8", "none")
 _ATTENTION = "sdpa"  # whose masks our layers take
 
 
@@ -127,10 +127,10 @@ def load_base(
     """Load a frozen LLaMA: the embedded default, a Hugging Face id or folder, or a GGUF file, which is converted
     once and kept in the cache.
 
-    quantization: "nf4" and "int8" are bitsandbytes; "none" keeps `dtype` (default bfloat16, on a GPU without it
-    float16). "auto" is "none" on a GPU with enough free memory, else nf4; on a CPU it is packed products: four
-    bits where they hold the weights exactly, else eight. Weights are packed while they are read, one by one, so
-    that the memory of the packed base is enough to load it. Raises LoadError with the remedy.
+    quantization: "packed-int8" and "packed-int4" are products of packed weights, on a CPU; weights that four bits
+    hold exactly stay so, others are rounded. "nf4" and "int8" are bitsandbytes; "none" keeps `dtype` (default
+    bfloat16, on a GPU without it float16). "auto" chooses by the memory that is free. Weights are packed while
+    they are read, one by one: the memory of the packed base is enough. Raises LoadError with the remedy.
     """
     if quantization not in QUANTIZATIONS:
         raise LoadError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.")
@@ -144,13 +144,14 @@ def load_base(
     source = _source(name_or_path, gguf)
     config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
     tokenizer = _load(AutoTokenizer, source, name_or_path)
-    model = _load_packed(source, name_or_path, config, dtype) if chosen == "packed" else None
+    bits = {"packed-int4": 4, "packed-int8": 8}.get(chosen)
+    model = None if bits is None else _load_packed(source, name_or_path, config, dtype, bits)
     if model is None:
         model = _load_by_transformers(source, name_or_path, config, chosen, device, dtype)
     model.requires_grad_(False).eval()
     fingerprint = _fingerprint(config, tokenizer, model.model.norm.weight.detach(), name_or_path)
-    if chosen == "packed":
-        chosen = quantize_linears(model)  # what was not packed on the way: a head that is tied to the embedding
+    if bits is not None:
+        chosen = quantize_linears(model, bits)  # what was not packed on the way: a head tied to the embedding
     return Base(model, tokenizer, fingerprint, chosen, _memory(model))
 
 
@@ -169,15 +170,19 @@ def _usable_device(device: str) -> str:
 
 def _chosen_quantization(asked: str, config: LlamaConfig, device: str, dtype: torch.dtype) -> tuple[str, str]:
     """The quantisation to load in, never "auto", and why."""
-    if asked != "auto":
-        return asked, "as asked"
-    chosen, why = memory.choose_quantization(config, device, dtype)
-    if chosen == "packed" and (problem := compile_problem()):
+    chosen, why = (asked, "as asked") if asked != "auto" else memory.choose_quantization(config, device, dtype)
+    if not chosen.startswith("packed"):
+        return chosen, why
+    if device != "cpu":
+        raise LoadError("Packed weights are multiplied by processors only. Use nf4, or device 'cpu'.")
+    if problem := compile_problem():
         return "none", f"packed products cannot be compiled here ({problem})"
     return chosen, why
 
 
-def _load_packed(source: str, name: str, config: LlamaConfig, dtype: torch.dtype) -> AdaptedLlama | None:
+def _load_packed(
+    source: str, name: str, config: LlamaConfig, dtype: torch.dtype, bits: int
+) -> AdaptedLlama | None:
     """The model on the CPU, each linear layer packed as soon as its weight is read: one weight is whole at a time.
 
     transformers' loader maps the files instead, and where they are in another precision than `dtype` it holds the
@@ -204,7 +209,7 @@ def _load_packed(source: str, name: str, config: LlamaConfig, dtype: torch.dtype
             if tuple(weight.shape) != shapes[tensor]:
                 raise _wrong_weight(name, tensor, f"has shape {tuple(weight.shape)}, not {shapes[tensor]}")
             _require_finite(name, tensor, weight)
-            _set_weight(model, tensor, weight, dtype)
+            _set_weight(model, tensor, weight, dtype, bits)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _not_loaded(source, name, error) from error
     model.model.rotary_emb = LlamaRotaryEmbedding(config)  # computed from the config, not stored
@@ -239,13 +244,18 @@ def _load_by_transformers(
     return model
 
 
-def _set_weight(model: nn.Module, name: str, weight: Tensor, dtype: torch.dtype) -> None:
-    """Put a tensor in its place in `model`; a bias-free linear layer becomes a PackedLinear."""
+def _set_weight(model: AdaptedLlama, name: str, weight: Tensor, dtype: torch.dtype, bits: int) -> None:
+    """Put a tensor in its place in `model`; a bias-free linear layer becomes a PackedLinear.
+
+    So does the embedding of a base in four bits, whose table of 16 bits would be a sixteenth of it.
+    """
     path, _, kind = name.rpartition(".")
     module = model.get_submodule(path)
     if type(module) is nn.Linear and module.bias is None:
         parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, pack(weight))
+        setattr(model.get_submodule(parent), child, pack(weight, bits, path))
+    elif type(module) is nn.Embedding and bits == 4 and not model.config.tie_word_embeddings:
+        model.model.embed_tokens = PackedEmbedding(pack(weight), dtype)
     else:
         setattr(module, kind, nn.Parameter(weight.to(dtype)))
 

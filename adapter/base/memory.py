@@ -6,9 +6,8 @@ conversation that is of use. From both follows what "auto" means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from adapter.base.hf_folder import tensor_shapes
 from adapter.errors import LoadError
 
 # Names in messages; `load_base` calls bf16 "none".
-KINDS = ("nf4", "int8", "packed", "bf16")
-_ROOMY = 4  # conversations whose KV caches must fit beside a base on a GPU before it gets 16 bits a weight
+KINDS = ("nf4", "int8", "packed-int4", "packed-int8", "bf16")
+_ROOMY = 4  # conversations whose KV caches must fit beside a base before it gets more bits a weight
 
 
 @dataclass(frozen=True)
@@ -51,23 +49,28 @@ class DeviceMemory:
 
 def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryNeed]:
     """The memory of a LLaMA with this LlamaConfig in each of KINDS; `dtype` is that of unquantised tensors."""
-    shapes = tensor_shapes(config)
-    linears = [shape for name, shape in shapes.items() if name.endswith("_proj.weight")]
-    linear_count, rows = sum(map(prod, linears)), sum(shape[0] for shape in linears)
-    head = config.vocab_size * config.hidden_size
-    plain = (sum(map(prod, shapes.values())) - linear_count) * dtype.itemsize  # embeddings, head, norms
-    untied_head = 0 if config.tie_word_embeddings else head * dtype.itemsize
+    layers, hidden, heads = config.num_hidden_layers, config.hidden_size, config.head_dim
+    queries, values = config.num_attention_heads * heads, config.num_key_value_heads * heads
+    mlp = config.intermediate_size
+    outputs, inputs = queries + 2 * values + 2 * mlp, queries + mlp
+    linear, rows = layers * hidden * (outputs + inputs), layers * (outputs + 2 * hidden)
+    table = config.vocab_size * hidden  # the embedding, and again the head
+    tied = config.tie_word_embeddings
+    plain = (table * (1 if tied else 2) + hidden * (2 * layers + 1)) * dtype.itemsize
     stored = plain if config.dtype in (None, dtype) else 0  # else it is cast, into memory that is not mapped
-    packed = (linear_count + head) * 17 // 16  # a scale in fp16 for each group of 32 weights of an output
-    whole = linear_count * dtype.itemsize + plain
-    cache = _conversation(config) * kv_bytes_per_token(config, dtype)
-    return {
-        # nf4 has an fp32 scale for each block of 64 weights.
-        "nf4": MemoryNeed(linear_count // 2 + linear_count // 16 + plain, stored, cache),
-        "int8": MemoryNeed(linear_count + 4 * rows + plain, stored, cache),
-        "packed": MemoryNeed(packed + plain - untied_head, 0, cache),
-        "bf16": MemoryNeed(whole, whole if stored else 0, cache),
+    eight = 17 / 16  # bytes: a scale in fp16 for each group of 32 weights of an output
+    rest = table * eight + plain - (0 if tied else table * dtype.itemsize)
+    whole = linear * dtype.itemsize + plain
+    # nf4 has an fp32 scale for each block of 64 weights; packed weights in 4 bits have a minimum too.
+    found = {
+        "nf4": (linear / 2 + linear / 16 + plain, stored),
+        "int8": (linear + 4 * rows + plain, stored),
+        "packed-int4": (linear * 5 / 8 + rest - (0 if tied else table * (dtype.itemsize - eight)), 0),
+        "packed-int8": (linear * eight + rest, 0),
+        "bf16": (whole, whole if stored else 0),
     }
+    cache = _conversation(config) * kv_bytes_per_token(config, dtype)
+    return {kind: MemoryNeed(int(size), mapped, cache) for kind, (size, mapped) in found.items()}
 
 
 def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
@@ -90,21 +93,22 @@ def half_precision(device: str) -> torch.dtype:
 def choose_quantization(config: Any, device: str, dtype: torch.dtype) -> tuple[str, str]:
     """What "auto" means for a base with this LlamaConfig: a quantization for `load_base`, and why.
 
-    On a GPU that is none where there is room, because nf4 must be unpacked for each product.
+    More bits where there is room: on a CPU 8 or 4 of packed weights, on a GPU 16 or 4, for nf4 must be
+    unpacked for each product.
     """
     kind = torch.device(device).type
-    if kind == "cpu":
-        return "packed", "processors multiply packed weights fastest"
-    if kind != "cuda":
+    if kind not in ("cpu", "cuda"):
         return "none", f"nothing is known of other products on {kind}"
-    if getattr(config, "quantization_config", None):
+    if kind == "cuda" and getattr(config, "quantization_config", None):
         return "none", "its weights are quantised already"
-    unquantised, free = needs(config, dtype)["bf16"], cuda(device).free
-    need = unquantised.bytes + _ROOMY * unquantised.cache
-    what = f"16 bits a weight and the KV caches of {_ROOMY} conversations take {_gigabytes(need)}"
+    more, less, bits = ("packed-int8", "packed-int4", 8) if kind == "cpu" else ("bf16", "nf4", 16)
+    free, sizes = (ram() if kind == "cpu" else cuda(device)).free, needs(config, dtype)
+    need, other = (sizes[name].bytes + _ROOMY * sizes[name].cache for name in (more, less))
+    what = f"{bits} bits a weight and the KV caches of {_ROOMY} conversations take {_gigabytes(need)}"
     if need <= free:
-        return "none", f"{what}, and {_gigabytes(free)} are free"
-    return "nf4", f"{what}, and only {_gigabytes(free)} are free"
+        why = f"{what}, and {_gigabytes(free)} are free; with {less} they would take {_gigabytes(other)}"
+        return ("none" if more == "bf16" else more), why
+    return less, f"{what}, and only {_gigabytes(free)} are free; so they take {_gigabytes(other)}"
 
 
 def require(name: str, config: Any, quantization: str, device: str, dtype: torch.dtype) -> None:
@@ -117,14 +121,13 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
     by_kind = needs(config, dtype)
     on_cpu = not device.startswith("cuda")
     room = ram() if on_cpu else cuda(device)
-    kind = "bf16" if quantization == "none" else quantization
-    if quantization == "packed":
-        # Weights that four bits hold exactly are packed in four.
-        kind = min(("packed", "nf4"), key=lambda k: by_kind[k].bytes)
+    # Weights that four bits hold exactly are packed in four.
+    kind = {"none": "bf16", "packed-int8": "packed-int4"}.get(quantization, quantization)
     if room.holds(by_kind[kind], mapped=on_cpu):
         return
-    possible = [k for k in KINDS if room.holds(by_kind[k], on_cpu) and (on_cpu or k != "packed")]
-    sizes = ", ".join(f"{k} {_gigabytes(by_kind[k].bytes)}" for k in KINDS if on_cpu or k != "packed")
+    offered = [k for k in KINDS if on_cpu or not k.startswith("packed")]
+    possible = [k for k in offered if room.holds(by_kind[k], on_cpu)]
+    sizes = ", ".join(f"{k} {_gigabytes(by_kind[k].bytes)}" for k in offered)
     where = "memory" if on_cpu else f"memory on {device}"
     remedy = f"Load it as {' or '.join(possible)}" if possible else "Choose a smaller base"
     raise LoadError(
@@ -132,6 +135,19 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
         f"{_conversation(config):,} tokens {_gigabytes(by_kind[kind].cache)} more; {_gigabytes(room.free)} of "
         f"{where} are free. {remedy}, or end other programs."
     )
+
+
+def table(configs: Mapping[str, Any]) -> str:
+    """What bases of these LlamaConfigs take in each of KINDS, beside what is free here, as lines of text."""
+    kinds = ("packed-int4", "packed-int8", "nf4", "int8", "bf16")
+    width = max(map(len, configs))
+    lines = [" " * width + "".join(f"{kind:>13}" for kind in (*kinds, "KV cache"))]
+    for name, config in configs.items():
+        by_kind = needs(config)
+        sizes = [*(by_kind[kind].bytes for kind in kinds), by_kind["bf16"].cache]
+        lines.append(f"{name:{width}}" + "".join(f"{_gigabytes(size):>13}" for size in sizes))
+    lines += ["", f"KV cache: of one conversation of 2,048 tokens. Free here: {_gigabytes(ram().free)}."]
+    return "\n".join(lines)
 
 
 def ram() -> DeviceMemory:

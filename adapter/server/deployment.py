@@ -20,6 +20,8 @@ AUTH_VARIABLE = "LLAMA_ADAPTER_AUTH"
 TRAIN_VARIABLE = "LLAMA_ADAPTER_TRAIN"
 RUNS_VARIABLE = "LLAMA_ADAPTER_RUNS"
 FRAMES_VARIABLE = "LLAMA_ADAPTER_FRAMES"
+# As in adapter.base.llama, which imports torch.
+QUANTIZATIONS = ("auto", "packed-int8", "packed-int4", "nf4", "int8", "none")
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 # Visitors of a Space come through proxies of its own network, which alone are believed about addresses.
 PROXIES_OF_A_SPACE = "127.0.0.1,::1,10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7"
@@ -54,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--base", metavar="NAME", help="Hugging Face id or folder of a LLaMA (default: the embedded one)"
     )
-    parser.add_argument("--quantization", choices=("auto", "nf4", "int8", "none"), default="auto")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
     parser.add_argument(
         "--adapters",
         metavar="DIR",

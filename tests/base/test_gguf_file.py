@@ -79,6 +79,7 @@ class Written:
     facts: dict = dataclasses.field(default_factory=dict)
     tensors: dict = dataclasses.field(default_factory=dict)
     tokenizer: str = "llama"
+    blocks: dict = dataclasses.field(default_factory=dict)  # kind and bytes of tensors, by name
 
 
 def spm_tokens(writer, pieces) -> None:
@@ -138,11 +139,13 @@ def write(file: Path, model, pieces, how: Written | None = None) -> Path:
             heads = config.num_attention_heads if "attn_q" in name else config.num_key_value_heads
             tensors[name] = interleaved(tensors[name], heads)
     for name, values in {**tensors, **how.tensors}.items():
-        if values is None:
+        if values is None or name in how.blocks:
             continue
         numbers = values.numpy().astype(numpy.float32)
         kind = how.kind if numbers.ndim == 2 else F32
         writer.add_tensor(name, gguf.quantize(numbers, kind), raw_dtype=kind)
+    for name, (kind, data) in how.blocks.items():
+        writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -172,6 +175,32 @@ def test_logits_are_those_of_the_model_that_was_written(changes, tmp_path, piece
     ids = torch.arange(3, 90)[None]
     assert torch.equal(base.model(input_ids=ids).logits, model(input_ids=ids).logits)
     assert base.model.config.tie_word_embeddings == model.config.tie_word_embeddings
+
+
+def random_blocks(kind, rows: int, columns: int) -> numpy.ndarray:
+    """A tensor in one of llama.cpp's K formats, of random codes, scales and minima, as bytes."""
+    values, size = gguf.GGML_QUANT_SIZES[kind]
+    data = numpy.random.default_rng(0).integers(0, 256, (rows, columns // values, size), dtype=numpy.uint8)
+    factors = numpy.array([2e-3, 1e-3], numpy.float16).view(numpy.uint8)  # of the scales, and of the minima
+    if kind.name == "Q6_K":
+        data[..., -2:] = factors[:2]
+    else:
+        data[..., :4] = factors
+    return data.reshape(rows, -1)
+
+
+def test_q4_k_stays_in_four_bits_exactly_and_finer_formats_get_eight(tmp_path, pieces):
+    model = random_llama(hidden_size=256, intermediate_size=64, num_attention_heads=4, head_dim=64)
+    kinds = [getattr(gguf.GGMLQuantizationType, name) for name in ("Q4_K", "Q5_K", "Q6_K")]
+    blocks = {f"blk.{i}.ffn_up.weight": (kind, random_blocks(kind, 64, 256)) for i, kind in enumerate(kinds)}
+    file = write(tmp_path / "model.gguf", model, pieces, Written(blocks=blocks))
+    base = load_base(str(file), "packed-int8", "cpu")
+    layers = [layer.mlp.up_proj for layer in base.model.model.layers[:3]]
+    assert [layer.bits for layer in layers] == [4, 8, 8]
+    for layer, (kind, data) in zip(layers, blocks.values(), strict=True):
+        want = torch.from_numpy(gguf.dequantize(data, kind))
+        # A scale and a minimum in fp16; or half a step of eight bits.
+        assert (layer.unpacked() - want).abs().max() / want.abs().max() < (1e-3 if layer.bits == 4 else 5e-3)
 
 
 def test_llama_31_rope_scaling_is_recovered_from_its_factors(tmp_path, pieces):

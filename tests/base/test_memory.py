@@ -16,7 +16,10 @@ LLAMA_7B = LlamaConfig(intermediate_size=11008, dtype=torch.bfloat16)
 GIGA = 10**9
 
 
-@pytest.mark.parametrize(("quantization", "kind"), [("none", "bf16"), ("nf4", "nf4"), ("auto", "packed")])
+@pytest.mark.parametrize(
+    ("quantization", "kind"),
+    [("none", "bf16"), ("nf4", "nf4"), ("packed-int8", "packed-int8"), ("packed-int4", "packed-int4")],
+)
 def test_the_computed_need_is_the_memory_of_the_loaded_base(quantization, kind, tmp_path):
     sizes = {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = LlamaConfig(**sizes, vocab_size=500, dtype=torch.bfloat16, eos_token_id=None, bos_token_id=None)
@@ -27,7 +30,7 @@ def test_the_computed_need_is_the_memory_of_the_loaded_base(quantization, kind, 
 
 
 def test_a_base_must_leave_room_for_one_conversation():
-    need = needs(LLAMA_7B)["packed"]
+    need = needs(LLAMA_7B)["packed-int8"]
     assert need.cache == 2048 * memory.kv_bytes_per_token(LLAMA_7B, torch.bfloat16) == 2048 * 2 * 32 * 4096 * 2
     assert DeviceMemory(99 * GIGA, need.bytes + need.cache).holds(need, mapped=True)
     assert not DeviceMemory(99 * GIGA, need.bytes + GIGA).holds(need, mapped=True)
@@ -51,7 +54,12 @@ def test_free_memory_decides_what_auto_loads(monkeypatch):
     quantized = LlamaConfig(quantization_config={"quant_method": "gptq"})
     assert memory.choose_quantization(quantized, "cuda", torch.bfloat16)[0] == "none"
     assert memory.choose_quantization(LLAMA_7B, "mps", torch.bfloat16)[0] == "none"
-    assert memory.choose_quantization(LLAMA_7B, "cpu", torch.bfloat16)[0] == "packed"
+    eight, four = (needs(LLAMA_7B)[f"packed-int{bits}"] for bits in (8, 4))
+    roomy = eight.bytes + 4 * eight.cache
+    for free, chosen, other in ((roomy, "packed-int8", four), (roomy - 1, "packed-int4", eight)):
+        monkeypatch.setattr(memory, "ram", lambda free=free: DeviceMemory(80 * GIGA, free))
+        found, why = memory.choose_quantization(LLAMA_7B, "cpu", torch.bfloat16)
+        assert found == chosen and f"{(other.bytes + 4 * other.cache) / 1e9:.1f} GB" in why
 
 
 def test_control_groups_bound_the_memory(tmp_path):

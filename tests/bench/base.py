@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from adapter.base.llama import Base, load_base
 from adapter.base.threads import set_threads
+from adapter.method.attention import PromptKV
 from adapter.serve.forward import make_forward
 from adapter.serve.kv_cache import KVCache, Slot
 from tests.bench.engine import start_engine
@@ -56,11 +57,11 @@ def prose() -> str:
 
 
 @torch.inference_mode()
-def perplexity(base: Base, text: str) -> float:
+def perplexity(base: Base, text: str, adapter: PromptKV | None = None) -> float:
     """exp of the mean loss over the first windows of the text."""
     ids = base.tokenizer(text, verbose=False).input_ids[: WINDOWS * WINDOW]
     forward, cache = make_forward(base, set_threads(base.model.config)), KVCache(base, WINDOW)
-    prompts = forward.stack([forward.prepare(None)])
+    prompts = forward.stack([forward.prepare(adapter)])
     losses = []
     for start in range(0, len(ids), WINDOW):
         window = ids[start : start + WINDOW]

@@ -212,7 +212,7 @@ else:
     yield_thread = types.ExternalFunction("sched_yield", types.int32())
 
 
-def _sums(b: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
+def sums(b: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
     """The sum of each of 1, 2 or 4 vectors of 16 floats, as a vector.
 
     Upper halves are added to lower ones, whatever the number of vectors and the processor: the bits are the same.
@@ -270,20 +270,20 @@ def _scores(
     """
 
     def emit(queries: int, keys: int) -> None:
-        def add(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        def add(i: ir.Value, products: list[ir.Value]) -> list[ir.Value]:
             here = b.add(key, b.mul(i, I64(2 * LANES)))
             loaded = [load_bf16(b, b.add(here, b.mul(key_bytes, I64(k)))) for k in range(keys)]
             for q in range(queries):
                 start = b.add(query, b.mul(query_bytes, I64(q)))
                 one = load(b, b.add(start, b.mul(i, I64(4 * LANES))), FLOATS)
                 for k in range(keys):
-                    sums[q * keys + k] = fma(b, one, loaded[k], sums[q * keys + k])
-            return sums
+                    products[q * keys + k] = fma(b, one, loaded[k], products[q * keys + k])
+            return products
 
-        sums = loop(b, vectors, [constant(FLOATS, 0.0)] * (queries * keys), add)
+        products = loop(b, vectors, [constant(FLOATS, 0.0)] * (queries * keys), add)
         for q in range(queries):
-            products = _sums(b, sums[q * keys : (q + 1) * keys])
-            store(b, b.fmul(products, splat(b, scaling, keys)), out, SCORES_BYTES * q)
+            found = sums(b, products[q * keys : (q + 1) * keys])
+            store(b, b.fmul(found, splat(b, scaling, keys)), out, SCORES_BYTES * q)
 
     _switch(b, keys, (1, 4), lambda k: _switch(b, queries, _QUERIES, lambda q: emit(q, k)))
 
@@ -361,14 +361,14 @@ def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
 def exp_below(b: ir.IRBuilder, x: ir.Value, vectors: ir.Value, largest: ir.Value) -> ir.Value:
     """Replace 16 * vectors floats at x, at least one vector, by e^(x - largest); returns their sum."""
 
-    def replace(i: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+    def replace(i: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
         here = b.add(x, b.mul(i, I64(4 * LANES)))
         power = _exp(b, b.fsub(load(b, here, FLOATS), splat(b, largest)))
         store(b, power, here)
-        return [b.fadd(sums[0], power)]
+        return [b.fadd(totals[0], power)]
 
-    [sums] = loop(b, vectors, [constant(FLOATS, 0.0)], replace)
-    return b.extract_element(_sums(b, [sums]), I32(0))
+    totals = loop(b, vectors, [constant(FLOATS, 0.0)], replace)
+    return b.extract_element(sums(b, totals), I32(0))
 
 
 @emitted(types.void, types.intp, types.intp, types.int64, types.intp)

@@ -7,6 +7,7 @@ bitsandbytes' formats (`make bench` prints the table).
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapter.base.packed.integer_product import BLOCK, GROUP, PARAMETER_BYTES, compile_products
+from adapter.base.packed.rounding import compile_rounding
 
 if TYPE_CHECKING:
     from typing import Self
 
 # Largest distance, in steps, of a weight from the grid of four bits that it was rounded to bf16 from.
 _OFF_GRID = 0.1
+_SENSITIVE = ("lm_head",)  # layers that are not rounded to four bits
 _WORK_OF_A_THREAD = 1 << 28  # bytes of the weight times rows: below that, starting a thread is not worth it
-_PIECE = 1 << 20  # weights that are packed at a time: their fp32 copies stay in the processor's cache
+_PIECE = 1 << 18  # weights that are packed at a time: their fp32 copies stay in the processor's cache
 
 
 class PackedLinear(nn.Module):
@@ -40,39 +43,46 @@ class PackedLinear(nn.Module):
         self.bits, self.in_features, self.out_features = bits, in_features, out_features
 
     @classmethod
-    def pack(cls, weight: Tensor, bits: int) -> Self | None:
-        """`weight`, [out, in]. None if four bits do not hold it exactly, as they do one from a Q4_1 GGUF file."""
+    def pack(cls, weight: Tensor, bits: int, search: bool = False) -> Self | None:
+        """`weight`, [out, in], rounded. None if it would be rounded to four bits and they do not hold it exactly.
+
+        search: let it be rounded to four bits, to the scales and minima with the least squares.
+        """
         outputs, inputs = weight.shape
         blocks, groups = -(-outputs // BLOCK), -(-inputs // GROUP)
         integers = GROUP * BLOCK * bits // 8  # bytes
         packed = torch.empty(blocks, groups, integers + PARAMETER_BYTES[bits], dtype=torch.uint8)
-        rows = max(_PIECE // inputs // BLOCK, 1) * BLOCK
-        for piece, to in zip(weight.split(rows), packed.split(rows // BLOCK), strict=True):
-            steps = F.pad(piece.to(torch.float32, copy=True), (0, -inputs % GROUP, 0, -len(piece) % BLOCK))
-            steps = steps.view(len(to), BLOCK, groups, GROUP)
-            low, high = steps.amin(dim=3, keepdim=True), steps.amax(dim=3, keepdim=True)
-            if bits == 4:
-                low, scales = low.half(), ((high - low) / 15).half()
-            else:
-                scales = (torch.maximum(high, -low) / 127).half()
-                low = scales * -128
-            # In place: this runs over the whole model at every start.
-            steps.sub_(low).div_(scales.float().clamp_(min=1e-12))
-            whole = steps.round()
-            if bits == 4:
-                errors = steps.sub_(whole)
-                if not errors.abs().amax() <= _OFF_GRID:  # NaN too
-                    return None  # a weight that never was in four bits ends here, at its first piece
-                low, scales = _fitted(whole, errors, low.float(), scales.float())
-            q = whole.clamp_(0, 2**bits - 1).to(torch.uint8).view(torch.int32)  # 4 inputs a number
-            q = q.permute(0, 2, 3, 1).contiguous().view(torch.uint8)  # [blocks, groups, 8, 4 x 16]
-            if bits == 4:
-                q = q[:, :, 0::2] | q[:, :, 1::2] << 4
-            parameters = (
-                torch.stack((scales, low) if bits == 4 else (scales,)).squeeze(4).permute(1, 3, 0, 2).contiguous()
-            )
-            to[:, :, :integers] = q.flatten(2)
-            to[:, :, integers:] = parameters.flatten(2).view(torch.uint8)
+        find = _eight_bits if bits == 8 else _searched if search else _on_grid
+        _, code = compile_rounding()
+
+        def fill(first: int, last: int, buffer: Tensor) -> bool:
+            """Pack these blocks of rows. buffer: zeros; what it holds stays in the processor's cache."""
+            rows, to = weight[first * BLOCK : last * BLOCK], packed[first:last]
+            buffer[: len(rows), :inputs] = rows
+            buffer[len(rows) :] = 0
+            values = buffer[: len(to) * BLOCK].view(-1, groups, GROUP)
+            if (found := find(values)) is None:
+                return False
+            scales, minima = (parameters.float().numpy() for parameters in found)
+            code(values.numpy(), scales, minima, bits, to.view(torch.int32).numpy())
+            parameters = torch.stack(found if bits == 4 else found[:1]).view(-1, len(to), BLOCK, groups)
+            to[:, :, integers:] = parameters.permute(1, 3, 0, 2).contiguous().flatten(2).view(torch.uint8)
+            return True
+
+        piece = max(_PIECE // inputs // BLOCK, 1)  # blocks
+        starts = iter(range(1, blocks, piece))  # each is taken by one thread
+
+        def fill_rest(_: int) -> bool:
+            buffer = torch.zeros(piece * BLOCK, groups * GROUP)
+            return all(fill(start, min(start + piece, blocks), buffer) for start in starts)
+
+        # A weight that never was in four bits ends at its first block.
+        if not fill(0, 1, torch.zeros(BLOCK, groups * GROUP)):
+            return None
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:
+            if not all(pool.map(fill_rest, range(threads))):
+                return None
         return cls(packed, bits, inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,50 +108,108 @@ class PackedLinear(nn.Module):
             thread.join()
         return out[:, : self.out_features].to(x.dtype).view(*x.shape[:-1], self.out_features)
 
-    def unpacked(self) -> Tensor:
-        """W, [out, in] in fp32."""
-        blocks, groups, _ = self.weight.shape
+    def unpacked(self, chosen: Tensor | slice = slice(None)) -> Tensor:
+        """W, [out, in] in fp32; of some blocks of outputs only, [blocks, 16, in], if these are chosen."""
+        weight = self.weight[chosen]
+        blocks, groups, _ = weight.shape
         integers = GROUP * BLOCK * self.bits // 8  # bytes
-        q = self.weight[:, :, :integers].unflatten(2, (-1, 64))
+        q = weight[:, :, :integers].unflatten(2, (-1, 64))
         if self.bits == 4:
             q = torch.stack((q & 15, q >> 4), dim=3).flatten(2, 3)
         q = q.contiguous().view(torch.int32).permute(0, 3, 1, 2).contiguous().view(torch.uint8)
-        parameters = self.weight[:, :, integers:].contiguous().view(torch.float16).float()
+        parameters = weight[:, :, integers:].contiguous().view(torch.float16).float()
         scales, *low = parameters.view(blocks, groups, -1, BLOCK, 1).permute(2, 0, 3, 1, 4)
         low = low[0] if low else scales * -128
-        whole = (q.view(blocks, BLOCK, groups, GROUP) * scales + low).view(blocks * BLOCK, groups * GROUP)
-        return whole[: self.out_features, : self.in_features]
+        whole = (q.view(blocks, BLOCK, groups, GROUP) * scales + low).flatten(2)[:, :, : self.in_features]
+        return whole if isinstance(chosen, Tensor) else whole.flatten(0, 1)[: self.out_features]
 
 
-def _fitted(whole: Tensor, errors: Tensor, low: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """Least squares for `whole * scales + low` in each group, in fp16.
+class PackedEmbedding(nn.Module):
+    """An embedding whose table, [words, size], is packed. Returns `dtype`."""
 
-    The weights have been rounded to bf16 since they were in four bits: the ends of a group alone give its scale to
-    eight bits. errors: of the weights in steps of the scales as they are.
+    def __init__(self, table: PackedLinear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.table, self.dtype = table, dtype
+
+    @property
+    def weight(self) -> Tensor:
+        return self.table.unpacked().to(self.dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        blocks = self.table.unpacked(ids.flatten() // BLOCK)  # [ids, 16, size]
+        rows = blocks[torch.arange(len(blocks)), ids.flatten() % BLOCK]
+        return rows.to(self.dtype).view(*ids.shape, -1)
+
+
+# The scales and minima of groups, both fp16 [rows, groups], of values, fp32 [rows, groups, 32].
+
+
+def _eight_bits(values: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = values.amin(2), values.amax(2)
+    scales = (torch.maximum(high, -low) / 127).half()
+    return scales, scales * -128
+
+
+def _searched(values: Tensor) -> tuple[Tensor, Tensor]:
+    search, _ = compile_rounding()
+    scales, minima = torch.empty(2, *values.shape[:2])
+    search(values.numpy(), scales.numpy(), minima.numpy())
+    return scales.half(), minima.half()
+
+
+def _on_grid(values: Tensor) -> tuple[Tensor, Tensor] | None:
+    """None where a group does not lie on a grid of at most 16 steps, as those of Q4_1 and Q4_K of GGUF files do.
+
+    Weights have been rounded to 16 bits since they were in four: the ends of a group alone give its scale to eight
+    bits, so the codes' least squares are taken.
     """
-    mean, error = whole.mean(3, keepdim=True), errors.mean(3, keepdim=True)
-    covariance = torch.linalg.vecdot(whole, errors).unsqueeze(3) - GROUP * mean * error
-    variance = torch.linalg.vecdot(whole, whole).unsqueeze(3) - GROUP * mean.square()
+    low, high = values.amin(2, keepdim=True), values.amax(2, keepdim=True)  # many times as fast as aminmax
+    ends, extent = low.half().float(), high - low
+    scales = (extent / 15).half().float()
+    whole, errors, off = _codes(values, ends, scales)
+    for steps in range(14, 0, -1):  # a group need not have both codes 0 and 15
+        if not off.any():
+            break
+        ends[off], scales[off] = low[off], extent[off] / steps
+        whole[off], errors[off], still = _codes(values[off], ends[off], scales[off])
+        off[off.clone()] = still
+    if off.any():
+        return None
+    mean, error = whole.mean(2, keepdim=True), errors.mean(2, keepdim=True)
+    covariance = torch.linalg.vecdot(whole, errors).unsqueeze(2) - GROUP * mean * error
+    variance = torch.linalg.vecdot(whole, whole).unsqueeze(2) - GROUP * mean.square()
     slope = covariance / variance.clamp_(min=1)
     offset = error - slope * mean
-    return (low + offset * scales).half(), (scales + slope * scales).half()
+    return (scales + slope * scales).half().squeeze(2), (ends + offset * scales).half().squeeze(2)
 
 
-def pack(weight: Tensor) -> PackedLinear:
-    """`weight`, [out, in], in four bits if they hold it exactly, else in eight."""
-    packed = PackedLinear.pack(weight, 4) or PackedLinear.pack(weight, 8)
+def _codes(values: Tensor, ends: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole steps, the errors in steps, and which groups are off the grid, NaN too."""
+    steps = (values - ends) / scales.clamp(min=1e-12)
+    whole = steps.round()
+    errors = steps - whole
+    return whole, errors, ~(errors.abs().amax(-1) <= _OFF_GRID)
+
+
+def pack(weight: Tensor, bits: int = 8, name: str = "") -> PackedLinear:
+    """`weight`, [out, in], in four bits if they hold it exactly, else rounded to `bits`, or to 8 by its name.
+
+    name: of the layer, by its path in the model.
+    """
+    rounded_to = 8 if name.endswith(_SENSITIVE) else bits
+    packed = PackedLinear.pack(weight, 4) or PackedLinear.pack(weight, rounded_to, search=True)
     assert packed is not None
     return packed
 
 
-def quantize_linears(model: nn.Module) -> str:
+def quantize_linears(model: nn.Module, bits: int = 8) -> str:
     """Replace every bias-free `nn.Linear` in `model` by a PackedLinear, in place; returns the commonest format.
 
     One that is tied to an embedding leaves the weight to the embedding; the linear gets its own copy.
     """
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.bias is None:
-                setattr(module, name, pack(child.weight.data))
-    bits = [module.bits for module in model.modules() if isinstance(module, PackedLinear)]
-    return f"packed-int{max(set(bits), key=bits.count)}"
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.Linear and module.bias is None:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, pack(module.weight.data, bits, path))
+    found = [module.bits for module in model.modules() if isinstance(module, PackedLinear)]
+    return f"packed-int{max(set(found), key=found.count)}"

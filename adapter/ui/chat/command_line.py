@@ -60,7 +60,7 @@ def _base_options(base: Base) -> list[str]:
     name = base.fingerprint.name
     options = [] if name == BASE else ["--base", name]
     # The quantization is left out where it is what "auto" chooses: a packed one. On a GPU free memory decides.
-    automatic = base.quantization not in QUANTIZATIONS
+    automatic = base.quantization.startswith("packed") or base.quantization not in QUANTIZATIONS
     return options if automatic else [*options, "--quantization", base.quantization]
 
 

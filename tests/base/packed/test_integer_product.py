@@ -58,7 +58,7 @@ SCRIPT = (
     "from adapter.base.packed.quantize import PackedLinear; import torch; torch.manual_seed(0); "
     "w = torch.randn(48, 70); w[:16] *= 1e-4; grid = torch.randint(0, 16, (48, 70)) * 0.03125 - 0.25; "
     "grid[:, ::32], grid[:, 1::32] = -0.25, 0.21875; x = torch.randn(9, 70); "
-    "print([PackedLinear.pack(*of)(x).flatten().tolist() for of in ((w, 8), (grid, 4))])"
+    "print([PackedLinear.pack(*of)(x).flatten().tolist() for of in ((w, 8), (w, 4, True), (grid, 4))])"
 )
 
 
