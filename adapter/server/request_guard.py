@@ -147,7 +147,7 @@ def find_route(scope: Scope) -> Route | None:
     return None
 
 
-async def _not_understood(*_: object) -> JSONResponse:
+async def not_understood(*_: object) -> JSONResponse:
     # FastAPI's own response repeats the body, and fails where that cannot be JSON: NaN, half characters, bytes.
     return JSONResponse({"detail": texts.NOT_UNDERSTOOD}, 422)
 
@@ -155,7 +155,7 @@ async def _not_understood(*_: object) -> JSONResponse:
 async def _perhaps_not_understood(request: Request, error: Exception) -> JSONResponse:
     # Gradio 6.31 raises so for parameters that an endpoint lacks, and for uploads that are no files.
     if traceback.extract_tb(error.__traceback__)[-1].name in ("construct_args", "upload_fn", "on_part_data"):
-        return await _not_understood()
+        return await not_understood()
     raise error
 
 
@@ -165,7 +165,7 @@ async def _internal_error(*_: object) -> JSONResponse:
 
 # Of the page's application; /v1 has its own.
 EXCEPTION_HANDLERS: dict[type[Exception], Callable[..., Any]] = {
-    RequestValidationError: _not_understood,
+    RequestValidationError: not_understood,
     TypeError: _perhaps_not_understood,
     AttributeError: _perhaps_not_understood,
     Exception: _internal_error,

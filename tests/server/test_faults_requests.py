@@ -106,6 +106,7 @@ FILE_PART = b'--x\r\nContent-Disposition: form-data; name="files"; %b\r\n\r\nabc
     ("path", "content", "kind"),
     [
         ("/gradio_api/queue/join", b'{"data": Infinity}', "application/json"),
+        ("/gradio_api/run/predict", b'{"data": [1]}', "application/json"),
         ("/gradio_api/cancel", b'"\\ud800"', "application/json"),
         ("/gradio_api/reset", bytes(range(256)), "text/plain"),
         ("/gradio_api/call/v2/chat", b'{"of no name": 1}', "application/json"),
