@@ -8,6 +8,7 @@ serves; the adapter is trained on the fp32 weights and scored on each format.
 from __future__ import annotations
 
 import tempfile
+from typing import Any
 from unittest import mock
 
 import torch
@@ -49,14 +50,14 @@ def run() -> None:
             print_row(name, size, f"{found[0]:.3f}", change[0], f"{found[1]:.3f}", change[1])
 
 
-def formats() -> dict[str, dict[str, object]]:
+def formats() -> dict[str, dict[str, Any]]:
     """Quantisations by their names, and what of `quantize` is another there."""
 
     def plain(values: Tensor) -> tuple[Tensor, Tensor]:
         low, high = values.amin(2), values.amax(2)
         return ((high - low) / 15).half(), low.half()
 
-    def eight(part: str) -> dict[str, object]:
+    def eight(part: str) -> dict[str, Any]:
         return {"_SENSITIVE": (part, "lm_head")}
 
     return {
