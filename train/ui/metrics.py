@@ -6,7 +6,6 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -68,7 +67,7 @@ class RunProgress:
 
 def read_metrics(path: Path) -> RunProgress:
     """The metrics in a file, of which the end is read. A line that is cut or makes no sense is passed over."""
-    values: dict[str, list[tuple[int, Any]]] = {name: [] for name in _Line.model_fields}
+    values: dict[str, list[tuple[int, float]]] = {name: [] for name in _Line.model_fields}
     with open(path, "rb") as file:
         file.seek(max(file.seek(0, 2) - MAX_BYTES, 0))
         lines = file.read(MAX_BYTES).split(b"\n")[:-1]  # after the last line break one is being written
@@ -77,21 +76,17 @@ def read_metrics(path: Path) -> RunProgress:
             line = _Line.model_validate_json(text)
             for name in line.model_fields_set:
                 values[name].append((line.step, getattr(line, name)))
-
-    def last(name: str, default: Any = 0.0) -> tuple[int, Any]:
-        return (values[name] or [(0, default)])[-1]
-
     recent, step_seconds = values["seconds"][-_RECENT_STEPS - 1 :], 0.0
     if len(recent) > 2:  # the first step takes longer than the others, and the second alone says little
         step_seconds = (recent[-1][1] - recent[0][1]) / max(recent[-1][0] - recent[0][0], 1)
-    evaluated, evaluation_seconds = last("evaluation_seconds")
+    evaluated, evaluation_seconds = (values["evaluation_seconds"] or [(0, 0.0)])[-1]
     return RunProgress(
-        step=last("seconds")[0],
+        step=recent[-1][0] if recent else 0,
         updated=path.stat().st_mtime,
         losses=tuple(values["loss"]),
         held_out=tuple(values["held_out_loss"]),
-        largest_gate=last("largest_gate", None)[1],
-        untrained=(values["untrained_loss"] or [(0, None)])[0][1],
+        largest_gate=values["largest_gate"][-1][1] if values["largest_gate"] else None,
+        untrained=values["untrained_loss"][0][1] if values["untrained_loss"] else None,
         evaluated=evaluated,
         step_seconds=max(step_seconds, 0.0),
         evaluation_seconds=evaluation_seconds,

@@ -1,47 +1,75 @@
-"""The preview of training data as HTML: counts, faults and the first records."""
+"""The preview of training data: what is in it, what is wrong with it, and the first records."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-from typing import TYPE_CHECKING
+import itertools
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adapter.base.image_file import open_image
-from adapter.errors import AdapterError
+from adapter.errors import AdapterError, BadInput
 from adapter.ui.theme import ellipsize
 from train.formats.record import Picture, picture_source
 from train.ui import texts
-from train.ui.data_upload import Preview
+from train.ui.data_upload import TrainingData, readable
 
 if TYPE_CHECKING:
     from train.formats.dataset import Record
 
-_TURN_CHARACTERS = 220
-_THUMBNAIL_PIXELS = 96
-_LISTED_FAULTS = 5
+MIN_RECORDS = 4
 FEW_RECORDS = 20  # below it the preview says what to expect
+MAX_LENGTH = 512  # tokens of a record, the default of TrainConfig
+_SHOWN_RECORDS, _TURN_CHARACTERS, _THUMBNAIL_PIXELS, _LISTED_FAULTS = 6, 220, 96, 5
 
 
-def preview_html(preview: Preview) -> str:
-    report, data = preview.report, preview.data
+class Preview(NamedTuple):
+    """template: to train with."""
+
+    html: str
+    template: str
+
+
+def make_preview(data: TrainingData, base: str) -> Preview:
+    """Reads all records once, as the trainer will. Raises BadInput if too few can be trained on."""
+    from train.input.data_check import make_report
+    from train.input.rows import Tokeniser
+
+    tokenizer, template = _tokenizer(base)
+    report = make_report(data.records, Tokeniser(tokenizer, template, MAX_LENGTH), MAX_LENGTH, data.pictures)
+    faults = [report.broken, *([report.missing, report.unreadable] if data.pictures else [])]
+    broken, listed = sum(kind.count for kind in faults), [fault for kind in faults for fault in kind.first]
+    usable, bare = max(report.records - report.answerless - broken, 0), report.uncaptioned
     notes = [texts.LENGTHS.format(report.median, report.longest)]
     if report.truncated:
         notes.append(texts.truncated(report.truncated, report.answerless, report.max_length))
-    if preview.usable < FEW_RECORDS:
-        notes.append(texts.FEW_RECORDS.format(preview.usable))
-    faults = [report.broken, *([report.missing, report.unreadable] if data.pictures else [])]
-    count, listed = sum(kind.count for kind in faults), [fault for kind in faults for fault in kind.first]
-    skipped = _skipped_html(texts.BROKEN.format(count), count, listed)
-    bare = report.uncaptioned
-    skipped += _skipped_html(texts.uncaptioned(bare.count), bare.count, list(bare.first))
+    if usable < MIN_RECORDS:
+        reasons = [*listed[:1], *notes[1:], *([texts.uncaptioned(bare.count)] if bare.count else [])]
+        raise BadInput(" ".join([texts.TOO_FEW.format(data.name, usable, MIN_RECORDS), *reasons]))
+    if usable < FEW_RECORDS:
+        notes.append(texts.FEW_RECORDS.format(usable))
     head = texts.records(report.records, texts.PICTURES if data.pictures else texts.TEXTS, data.name)
     body = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
-    cards = "".join(_record_html(record) for record in preview.first_records)
-    return (
-        f'<div class="data-preview"><p class="head">{html.escape(head)}</p>{skipped}{body}'
-        f'<ol class="records">{cards}</ol></div>'
+    cards = "".join(map(_record_html, itertools.islice(readable(data.records), _SHOWN_RECORDS)))
+    shown = (
+        f'<div class="data-preview"><p class="head">{html.escape(head)}</p>'
+        + _skipped_html(texts.BROKEN.format(broken), broken, listed)
+        + _skipped_html(texts.uncaptioned(bare.count), bare.count, list(bare.first))
+        + f'{body}<ol class="records">{cards}</ol></div>'
     )
+    return Preview(shown, template)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(base: str) -> tuple[Any, str]:
+    """The base's tokenizer and the template to train with. Raises LoadError."""
+    from adapter.base.llama import load_tokenizer
+    from adapter.base.template import default_template
+
+    tokenizer = load_tokenizer(base)
+    return tokenizer, default_template(tokenizer)
 
 
 def notice_html(text: str, kind: str = "empty") -> str:

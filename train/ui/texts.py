@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from train.input.data_check import Report
-
 # The three steps.
 DATA, SETTINGS, RUN = "Data", "Settings", "Run"
 HINT = "Teach the frozen LLaMA something new: show it examples, train a small adapter, and chat with it at once."
@@ -90,6 +85,7 @@ REQUEST, ANSWER = "Asked", "Answer"
 SKIPPED = "These are passed over:"
 NO_ANSWER = "(says nothing)"
 LENGTHS = "Half of them have up to {:,} tokens, the longest {:,}."
+TOO_FEW = "'{}' has {} records that can be learnt from; {} are the least."
 BROKEN, MORE = "{:,} cannot be learnt from", "and {:,} more"
 # What to expect of so few records, and what would help; assets/samples/README.md has the trials.
 FEW_RECORDS = (
@@ -106,23 +102,6 @@ def truncated(count: int, answerless: int, max_length: int) -> str:
     """How many records are too long, and how many of those lose their whole answer."""
     text = f"{count:,} longer than {max_length:,} tokens {'loses its' if count == 1 else 'lose their'} end"
     return f"{text}; {answerless:,} of them with the whole answer." if answerless else f"{text}."
-
-
-def too_few(name: str, usable: int, least: int, report: Report, faults: list[str]) -> str:
-    """Why data cannot be trained on."""
-    count = f"{usable} {'record' if usable == 1 else 'records'} that can be learnt from"
-    text = f"'{name}' has {count}; {least} are the least."
-    if faults:
-        text += f" The first fault: {faults[0]}"
-    if (long := report.answerless) > 0:
-        all_of = "All " if 1 < long == report.records else ""
-        text += (
-            f" {all_of}{long:,} {'is' if long == 1 else 'are'} too long: nothing of the answer lies within the "
-        )
-        text += f"first {report.max_length:,} tokens."
-    if (bare := report.uncaptioned.count) > 0:
-        text += f" {uncaptioned(bare)}, {report.uncaptioned.first[0]} for one: put NAME.txt beside each NAME.jpg."
-    return text
 
 
 def uncaptioned(count: int) -> str:

@@ -14,14 +14,15 @@ import gradio as gr
 
 from adapter.errors import BadInput
 from adapter.serve.settings import BASE_ONLY, PANEL
-from adapter.server.generation import AdapterCatalog, EngineProvider
+from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
 from adapter.ui import conversation, theme
 from adapter.ui.chat import conversation_json
+from adapter.ui.chat.before_after import before
 from adapter.ui.chat.chatbot import to_rows
 from adapter.ui.chat.command_line import command_line
 from adapter.ui.conversation import History
 from adapter.ui.session import Conversation, Conversations
-from adapter.ui.status import QUEUED, UNQUEUED
+from adapter.ui.status import MODEL, QUEUED, UNQUEUED
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts, toast
 
@@ -96,6 +97,7 @@ class ConversationStore:
         page.load(None, js="() => window.chatPage.begin()", **UNQUEUED)
         page.unload(self._close)
         listed.note(note, **QUEUED)
+        listed.link(self.link, None, self._to_browser, **{**QUEUED, **MODEL})
         self._to_browser.change(None, self._to_browser, js="text => window.chatPage.receive(text)", **UNQUEUED)
         chat.clear(None, js="() => window.chatPage.clear()", **UNQUEUED)
         js = f"(...values) => window.chatPage.storeSettings({names}, values)"
@@ -166,6 +168,13 @@ class ConversationStore:
             updates = self.keep(shown, shown.newest) if is_new and shown.newest else self.show(shown)
             return self._opened(shown, updates, values)
         return *Updates(), *[gr.skip()] * len(OTHERS)
+
+    def link(self, request: gr.Request) -> str:
+        """What a link says before the newest answer: what the frozen base answers."""
+        said = ""
+        with errors_as_toasts("an answer for a link"):
+            said = before(self.conversations.history(request.session_hash), self.provider, client_of(request))
+        return json.dumps({"share": said, "again": secrets.token_hex(4)})
 
     def begin(
         self, settings: dict[str, Any], message: dict[str, Any] | None, request: gr.Request

@@ -56,7 +56,8 @@ def chat_tab(
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=320, elem_id="talk"):
             box, chip, chat, xray = _conversation(examples)
-        js = "window.chatPage.connect({open: data => trigger('open', data), note: data => trigger('note', data)})"
+        sent = ", ".join(f"{name}: data => trigger('{name}', data)" for name in ("open", "note", "link"))
+        js = f"window.chatPage.connect({{{sent}}})"
         listed = gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False, js_on_load=js)
         inside = gr.Column(scale=5, min_width=330, elem_id="inside-column")
         with gr.Column(scale=3, min_width=280, elem_id="side"):

@@ -320,11 +320,7 @@
       if (!messagesOf(current()).length) return note("nothing");
       save(find("#this-conversation .actions").dataset.name, await toText({ ...current(), settings }));
     },
-    link: async () => {
-      if (!messagesOf(current()).length) return note("nothing");
-      const packed = await toLink(current());
-      packed ? share(packed) : note("too-long");
-    },
+    link: async () => (messagesOf(current()).length ? (await events).link() : note("nothing")),
   };
   const current = () => (shown.unsaved ? { document: parse(shown.unsaved.text) } : conversations.get(shown.id));
   document.addEventListener("click", (event) => {
@@ -363,7 +359,13 @@
     anchor.click();
     setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
   };
-  const share = async (packed) => {
+  // before: what the frozen base answers, which stands above the newest answer if there is room for it.
+  const share = async (before) => {
+    const [record, messages] = [current(), [...messagesOf(current())]];
+    messages.splice(messages.findLastIndex(({ role }) => role === "assistant"), 0, { role: "page", text: before });
+    const both = before && (await toLink({ document: { ...record.document, messages } }));
+    const packed = both || (await toLink(record));
+    if (!packed) return note("too-long");
     const address = location.origin + location.pathname + LINK + packed;
     note((await copyText(address)) ? "copied" : "", { address });
   };
@@ -396,10 +398,11 @@
       if (next) send();
       else afterOpening.splice(0).forEach((act) => act());
     },
-    // From the server: a conversation to be kept, or a question for what is shown.
+    // From the server: a conversation to be kept, a question for what is shown, or what a link says before it.
     receive: (text) => {
-      const { keep: sent, open: again } = text ? JSON.parse(text) : {};
+      const { keep: sent, open: again, share: before } = text ? JSON.parse(text) : {};
       if (sent) keep(sent);
+      if (before !== undefined) share(before);
       if (again) open(shown.id || newId(), shown.unsaved);
     },
     clear: () => {

@@ -112,9 +112,20 @@
       setAttribute(`#chat .message-buttons-right [${name}="${correct}"]`, name, "Edit"); // a row that was an answer's
     }
   };
+  // An edit begins at the beginning of a text: Gradio (6.31) shows its end.
+  const showBeginning = () => {
+    for (const field of document.querySelectorAll("#chat .edit-textarea:not([data-begun])")) {
+      field.dataset.begun = "";
+      requestAnimationFrame(() => {
+        field.setSelectionRange(0, 0);
+        field.scrollTop = 0;
+      });
+    }
+  };
   const onChange = () => {
     restoreFocus();
     fixAccessibility();
+    showBeginning();
   };
   addEventListener("DOMContentLoaded", onChange);
   new MutationObserver(onChange).observe(document.documentElement, { childList: true, subtree: true });

@@ -176,6 +176,10 @@ def broken_card(name: str) -> str:
     return f"{name}\nCannot be read; the command line says why: show {name}"
 
 
+def at_strength_0(answer: str) -> str:
+    return f"At strength 0, the frozen base: “{answer}”"
+
+
 def linked_adapter(repository: str) -> str:
     return f"This link names the adapter `{repository}` on the Hub. It is fetched, and checked, if you open it."
 

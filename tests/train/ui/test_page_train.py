@@ -30,7 +30,7 @@ from tests.browser import Visitor
 from tests.fake_engine import ReadyProvider
 from tests.tiny_models import endless_base, random_adapter
 from tests.ui.fake_page import served
-from train.ui import data_upload, events, texts
+from train.ui import events, preview, texts
 from train.ui.runs import TrainingRuns
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -135,7 +135,7 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
 def test_an_adapter_is_taught_by_chatting(
     visit: Callable[..., Visitor], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_upload, "MIN_RECORDS", 2)
+    monkeypatch.setattr(preview, "MIN_RECORDS", 2)
     start = subprocess.Popen
     stub = [sys.executable, "-c", STUB]
     monkeypatch.setattr(

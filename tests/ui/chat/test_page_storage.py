@@ -87,7 +87,8 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Ca
     sender.ask_about(PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
     sender.open_conversation_panel()
     link = sender.copy_link()
-    rows = [texts.PICTURE_NOT_SENT, *sender.rows()[1:]]
+    question, *answered = sender.rows()[1:]  # the answer at strength 0 stands above the adapter's
+    rows = [texts.PICTURE_NOT_SENT, question, texts.at_strength_0("you said: What is this?!"), *answered]
     address = link.partition("#")[0]
 
     reader = visit()
