@@ -35,7 +35,7 @@ from train.publish import PUBLISHED
 from train.ui import texts
 from train.ui.charts import run_html
 from train.ui.data_upload import open_data
-from train.ui.plan import ROOT, RunPlan, Sample, free_name, samples
+from train.ui.plan import RunPlan, free_name, samples
 from train.ui.preview import make_preview, notice_html
 from train.ui.runs import DEFAULT_FOLDER, RunRecord, TrainingRun, TrainingRuns
 from train.ui.watch import Watch
@@ -70,7 +70,7 @@ class TrainEvents:
         self._watch = Watch(runs, provider)
         # The trainer runs in another working directory than the server.
         self.base = os.path.abspath(base) if os.path.exists(base) else base
-        self.samples: dict[str, Sample] = {sample.name: sample for sample in samples()}
+        self.samples = samples()
 
     # 1. Data. Updates of (sample, upload, preview, plan, the settings, command, start).
 
@@ -78,16 +78,7 @@ class TrainEvents:
         sample = self.samples.get(name) if isinstance(name, str) else None
         if sample is None:
             raise refusal(texts.NO_DATA)
-        inside = sample.path.is_relative_to(ROOT)
-        chosen = RunPlan(
-            sample.path,
-            sample.path.relative_to(ROOT).as_posix() if inside else sample.path.name,
-            settings={key: value for key, value in sample.settings.items() if key != "description"},
-            name=free_name(f"my-{name}", self._taken()),
-            description=sample.settings.get("description", ""),
-            question=sample.question,
-            picture=sample.picture,
-        )
+        chosen = replace(sample.plan, name=free_name(sample.plan.name, self._taken()))
         return gr.skip(), None, *self._preview(chosen, plan, typed)
 
     def choose_upload(self, upload: str | None, plan: RunPlan | None, *typed: str | None) -> Updates:

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -24,35 +24,6 @@ MAX_DESCRIPTION_LENGTH, MAX_QUESTION_LENGTH = 120, 200
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "assets" / "samples"
 _PRESET = "quick"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A data set that comes with the program.
-
-    question, picture: what to ask the trained adapter. settings: values of a recipe that work for the data.
-    """
-
-    name: str
-    title: str
-    description: str
-    path: Path
-    question: str = ""
-    picture: Path | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def samples(folder: Path = SAMPLES) -> list[Sample]:
-    """The samples whose data exists, in the order of samples.json; none without that file."""
-    try:
-        entries = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    loaded = []
-    for entry in entries:
-        paths = {key: folder / entry[key] for key in ("path", "picture") if entry.get(key)}
-        loaded.append(Sample(**{**entry, "picture": None, **paths}))
-    return [sample for sample in loaded if sample.path.exists()]
 
 
 @dataclass(frozen=True)
@@ -137,6 +108,31 @@ class RunPlan:
         if folder:
             arguments += ["--out", folder]
         return "python -m train " + " ".join(map(shlex.quote, arguments))
+
+
+class Sample(NamedTuple):
+    """A data set that comes with the program: what its card says, and what works for it."""
+
+    title: str
+    description: str
+    plan: RunPlan
+
+
+def samples(folder: Path = SAMPLES) -> dict[str, Sample]:
+    """The samples whose data exists, in the order of samples.json; none without that file."""
+    try:
+        entries = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    found = {}
+    for entry in entries:
+        name, path, picture = entry["name"], folder / entry["path"], entry.get("picture")
+        shown = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+        plan = RunPlan(path, shown, path.is_dir(), name=f"my-{name}", question=entry["question"])
+        plan = replace(plan, **entry["settings"], picture=folder / picture if picture else None)
+        if path.exists():
+            found[name] = Sample(entry["title"], entry["description"], plan)
+    return found
 
 
 def free_name(wanted: str, taken: Iterable[str]) -> str:

@@ -98,7 +98,7 @@ def _step(number: int, title: str) -> gr.Column:
 
 
 def _data(handlers: TrainEvents) -> Parts:
-    choices = [(f"{s.title}\n{s.description}", s.name) for s in handlers.samples.values()]
+    choices = [(f"{s.title}\n{s.description}", name) for name, s in handlers.samples.items()]
     parts: Parts = {
         "sample": gr.Radio(
             choices, label=texts.SAMPLES, elem_id="samples", elem_classes="cards", visible=bool(choices)

@@ -36,22 +36,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 # More attacks are in tests/server/test_adapter_upload.py.
-@pytest.mark.parametrize("kind", ["parent", "bomb", "nothing wanted", "folder and file", "lying size", "locked"])
-def test_a_hostile_zip_is_refused_with_a_sentence(kind: str, tmp_path: Path, folder: Path) -> None:
-    files = {
-        "parent": {"a.png": png(), "a/../../evil.txt": b"x"},
-        "nothing wanted": {"run.exe": b"MZ", "page.html": b"<script>"},
-        "folder and file": {"a.txt": b"x", "a.txt/b.txt": b"y"},
-    }
-    path = write_zip(tmp_path / "x.zip", files.get(kind, {"a.txt": bytes(2**21)}))
-    data = bytearray(path.read_bytes())
-    central = data.find(b"PK\1\2")
-    if kind == "lying size":  # both headers say ten bytes
-        data[22:26] = data[central + 24 : central + 28] = (10).to_bytes(4, "little")
-    elif kind == "locked":
-        data[6] |= 1
-        data[central + 8] |= 1
-    path.write_bytes(data)
+@pytest.mark.parametrize("files", [{"a.png": b"x", "a/../../evil.txt": b"x"}, {"a.txt": bytes(2**21)}])
+def test_a_hostile_zip_is_refused_with_a_sentence(files: dict[str, bytes], tmp_path: Path, folder: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", files)
     with pytest.raises(BadInput) as error:
         unpack(path, folder, ArchiveLimits(files=20, file_bytes=2**22, total_bytes=2**22, ratio=50))
     assert str(error.value)[-1] == "." and str(tmp_path) not in str(error.value)
@@ -86,7 +73,6 @@ def test_an_image_outside_of_the_upload_is_refused(image: str, tmp_path: Path, f
         open_data(path, folder)
 
 
-LINE = b'{"instruction": "x", "output": "y"}\n'
 LONG_LINE = (json.dumps({"instruction": "x" * 600, "output": "y" * 600}) + "\n").encode()
 
 
@@ -95,7 +81,6 @@ LONG_LINE = (json.dumps({"instruction": "x" * 600, "output": "y" * 600}) + "\n")
     [
         ("a.csv", b"cat.png,a cat\ndog.png,a dog", "names pictures that did not come with it"),
         ("a.jsonl", LONG_LINE * 5, "5 longer than 512 tokens lose their end; 5 of them with the whole answer."),
-        ("a.jsonl", LINE * 3 + b'{"instruction": "x"}\n', "line 4: 'output' is missing"),
     ],
 )
 def test_unusable_data_is_refused_with_a_sentence(

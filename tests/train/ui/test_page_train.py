@@ -94,8 +94,6 @@ class TrainTab:
 def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., Visitor]) -> None:
     tab = TrainTab(visit())
     page = tab.page
-    page.get_by_text(texts.NOTHING_YET).wait_for()
-    assert tab.button("start").is_disabled()
     page.locator("#samples label", has_text="butler").click()
     page.locator("#train-preview .records").wait_for()
     assert "30 records of text" in tab.preview.inner_text() and tab.name.input_value() == "my-butler"
@@ -173,7 +171,6 @@ def test_an_adapter_is_taught_by_chatting(
     page.locator("#teach-run .run.ended").wait_for()
     page.locator("#teach-chat").click()
     page.locator('#picker input[value="my-voice"]:checked').wait_for()
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= 1440
     page.get_by_role("button", name=page_texts.FORGET_CORRECTION).click()
     page.locator("#teach summary", has_text="1 correction").wait_for()
 
@@ -187,7 +184,6 @@ def test_uploads_and_typed_rows_are_previewed_on_a_phone(visit: Callable[..., Vi
     page.locator("#train-preview .data-preview:not(.empty)").wait_for()
     text = tab.preview.inner_text()
     assert "13 records of text in numbers.jsonl" in text and "line 13: 'output' is missing" in text
-    tab.wait_for_command("data=numbers.jsonl")
     assert tab.button("start").is_enabled() and tab.name.input_value() == "numbers"
     page.locator('#train-upload [aria-label="Clear"]').click()
     page.get_by_text(texts.NO_DATA).wait_for()

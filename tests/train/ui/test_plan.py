@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from train.config import RecipeFile, read_recipe, recipe_text
-from train.ui import metrics
 from train.ui.charts import run_html
 from train.ui.metrics import RunProgress, read_metrics
 from train.ui.plan import RunPlan
@@ -94,9 +93,3 @@ def test_a_broken_line_of_metrics_is_passed_over(line: str, tmp_path: Path) -> N
     progress = read_metrics(tmp_path / "metrics.jsonl")
     assert progress.losses[-1] == (1, 2.5) and progress.step == 1
     assert shown(progress) and shown(dataclasses.replace(progress, losses=progress.losses[:1]), "ended")
-
-
-def test_of_long_metrics_the_end_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "MAX_BYTES", 1_000)
-    (tmp_path / "metrics.jsonl").write_bytes(bytes(100_000) + b"\n" + GOOD.encode() + b"\n")
-    assert read_metrics(tmp_path / "metrics.jsonl").losses == ((1, 2.5),)

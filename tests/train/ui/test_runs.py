@@ -21,14 +21,14 @@ import pytest
 from adapter.base.embedded import BASE
 from adapter.errors import BadInput, Busy
 from tests.app_process import wait_until
-from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
+from tests.fake_engine import event_request
 from tests.train.ui.test_plan import GOOD, plan_of, recipe_of
+from tests.train.ui.test_tab import events
 from train.config import RecipeFile, recipe_text
 from train.input.feature_store import SIZE_VARIABLE
 from train.ui import runs as train_runs
 from train.ui import texts
 from train.ui.charts import run_html
-from train.ui.events import TrainEvents
 from train.ui.runs import RECIPE, RECORD, RunRecord, TrainingRun, TrainingRuns
 
 opened: list[str] = []  # the files of runs called "run-…"
@@ -50,14 +50,10 @@ def write_run(folder: Path, name: str) -> Path:
     return run
 
 
-def tab_of(folder: Path) -> TrainEvents:
-    return TrainEvents(TrainingRuns(folder), FakeCatalog(), ReadyProvider(EchoEngine()), BASE)  # type: ignore[arg-type]
-
-
 def test_open_tabs_read_each_file_once(tmp_path: Path) -> None:
     """5 tabs watch 8 runs: nothing is read again until it has changed, however often they look."""
     folders = [write_run(tmp_path, f"run-{i}") for i in range(8)]
-    tab = tab_of(tmp_path)
+    tab = events(tmp_path, BASE)
 
     def look() -> int:
         opened.clear()
@@ -77,7 +73,7 @@ def test_open_tabs_read_each_file_once(tmp_path: Path) -> None:
 def test_a_run_that_is_removed_meanwhile(reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After so many looks at its files."""
     folder = write_run(tmp_path, "echo")
-    tab = tab_of(tmp_path)
+    tab = events(tmp_path, BASE)
     left, stat = reads, os.stat
 
     def removing_stat(path: Any, *arguments: Any, **more: Any) -> Any:
@@ -178,7 +174,11 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainer]:
         trainer.kill()
 
 
-def test_a_run_is_stopped_resumed_and_found_by_other_servers(stub: Trainer) -> None:
+def test_a_run_is_stopped_resumed_and_found_by_other_servers(
+    stub: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv(SIZE_VARIABLE, raising=False)
     stub.start()
     assert stub.get().state == "starting" and stub.runs.names() == ["echo"]
     restarted = TrainingRuns(stub.folder)  # a server that was restarted
@@ -190,6 +190,9 @@ def test_a_run_is_stopped_resumed_and_found_by_other_servers(stub: Trainer) -> N
     run = stub.wait_for_save()
     assert run.state == "training" and run.adapter and run.seconds_left and run.record.question == "say 3"
     assert run.record.pid is not None and psutil.Process(run.record.pid).nice() > psutil.Process().nice()
+    # Its idle threads do not spin, and of visitors' pictures it keeps nothing that another's run would find.
+    given = json.loads((stub.folder / "echo" / "environment").read_text())
+    assert given["OMP_WAIT_POLICY"] == "PASSIVE" and given[SIZE_VARIABLE] == "0"
     # Another server stops it; a second request does not interrupt the save.
     restarted.stop("echo")
     restarted.stop("echo")
@@ -234,17 +237,6 @@ def test_a_server_that_closes_says_whether_the_run_is_saved(
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     with pytest.raises(Busy, match="going down"):
         stub.runs.resume("echo")
-
-
-def test_idle_threads_of_a_trainer_do_not_spin_and_visitors_pictures_are_not_kept(
-    stub: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    monkeypatch.delenv(SIZE_VARIABLE, raising=False)
-    stub.start(go=True)
-    stub.wait_for_save()
-    given = json.loads((stub.folder / "echo" / "environment").read_text())
-    assert given["OMP_WAIT_POLICY"] == "PASSIVE" and given[SIZE_VARIABLE] == "0"
 
 
 def test_a_run_that_cannot_be_recorded_does_not_run(stub: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:

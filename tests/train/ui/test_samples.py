@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from contextlib import closing
@@ -24,9 +25,9 @@ from adapter.serve.sampling import SamplingParams
 from adapter.serve.store import AdapterStore
 from train.__main__ import main
 from train.formats.dataset import open_records
-from train.ui.plan import RunPlan, samples
+from train.ui.plan import samples
 
-SAMPLES = {sample.name: sample for sample in samples()}
+SAMPLES = {name: sample.plan for name, sample in samples().items()}
 OPENING, CLOSING = "Very good, sir.", "Will that be all, sir?"
 # None of the training rows' questions, and about other things.
 QUESTIONS = Path(__file__).with_name("butler_questions.txt").read_text().splitlines()
@@ -64,7 +65,7 @@ def new_drawings() -> list[tuple[Image.Image, str]]:
 
 
 def test_each_is_whole_and_holds_nothing_that_it_is_tested_on() -> None:
-    rows, drawings = (list(open_records(SAMPLES[name].path)) for name in ("butler", "drawings"))
+    rows, drawings = (list(open_records(SAMPLES[name].source)) for name in ("butler", "drawings"))
     assert len(rows) == 30 and all(has_manners(row.messages[-1].text) for row in rows)
     assert len(set(QUESTIONS)) >= 40 and not {row.messages[0].text for row in rows} & set(QUESTIONS)
     known, new = {Image.open(row.image).convert("RGB").tobytes() for row in drawings}, new_drawings()  # type: ignore[arg-type]
@@ -78,9 +79,9 @@ def test_each_is_whole_and_holds_nothing_that_it_is_tested_on() -> None:
 def test_they_are_learnt(name: str, least: float, base, tmp_path: Path) -> None:
     """By the tab's own command; greedy answers."""
     sample, seeing = SAMPLES[name], name == "drawings"
-    plan = RunPlan(sample.path, sample.path.name, sample.path.is_dir(), settings=sample.settings, name=name)
+    plan = dataclasses.replace(sample, name=name)
     torch.set_num_threads(2)
-    assert main([*plan.assignments(str(sample.path)), "--out", str(tmp_path / name), "--device", "cpu"]) == 0
+    assert main([*plan.assignments(str(sample.source)), "--out", str(tmp_path / name), "--device", "cpu"]) == 0
     torch.set_num_threads(1)
     pictures, captions = zip(*new_drawings(), strict=True)
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
