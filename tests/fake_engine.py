@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ class FakeCard:
     is_visual: bool = False
     bytes: int = 621_000
     own: bool = False
-    config: Any = None
+    config: Any = field(default_factory=lambda: SimpleNamespace(base=SimpleNamespace(name="echo")))
 
 
 class FakeCatalog:

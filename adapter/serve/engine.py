@@ -7,6 +7,7 @@ detokenises and sends the events. An answer never depends on the other requests.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -349,6 +350,8 @@ class Engine:
             following = row.token_ids[start + 1 : row.computed_tokens + 1]
             top = max(1, row.request.top_logprobs)
             given = token_logprobs(self._texts, logits[: len(following)], following, top)
+            if start == 0:  # nothing gives the first one anything
+                given = (TokenLogprobs(self._texts.logprob(chunk[0], math.nan), ()), *given)
         if row.computed_tokens < row.prompt_tokens:
             check_finite(logits)  # or later requests would find it in the prefix cache
             row.mailbox.put(GenerationEvent(progress=row.prefill_progress, prompt_logprobs=given))

@@ -124,8 +124,8 @@ class GenerationRequest:
     too, and send what it gives each token, where an adapter answers and the KV cache has room for both.
     top_logprobs: how many of the likeliest tokens come with each token of the answer, from 0 to 20, with the
     log-probabilities by which it was chosen: behind penalties, biases and form, before the temperature; the frozen
-    base names as many. prompt_logprobs: send what the model gives each token of the prompt but the first, and as
-    many likeliest tokens; the prompt is then read whole, whatever the prefix cache has of it.
+    base names as many. prompt_logprobs: send what the model gives each token of the prompt, and as many
+    likeliest tokens; the prompt is then read whole, whatever the prefix cache has of it.
     Raises BadInput when a value is out of range.
     """
 
@@ -221,7 +221,8 @@ class GenerationEvent:
     and comes with long prompts only. `text` may be empty. The last event has finish_reason and stats.
     logprob: by the model, before penalties, biases and form. choices: the token's log-probability behind these and
     the likeliest tokens, see GenerationRequest.top_logprobs. base_logprobs: of the answer's next tokens in order;
-    they come some tokens later than the tokens. prompt_logprobs: of the prompt's next tokens in order.
+    they come some tokens later than the tokens. prompt_logprobs: of the prompt's next tokens in
+    order; the first of all has NaN.
     """
 
     text: str = ""

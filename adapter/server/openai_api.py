@@ -1,4 +1,4 @@
-"""OpenAI's chat completions beside the page: a FastAPI application below /v1.
+"""OpenAI's completions beside the page: a FastAPI application below /v1.
 
 Knows HTTP and the engine; what a body means is in openai_schema.py. Imports no Gradio.
 """
@@ -13,9 +13,9 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -31,10 +31,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from adapter.errors import AdapterError, BadForm, BadInput, Busy, EngineBroken, LoadError
 from adapter.server import texts
 from adapter.server.generation import AdapterCatalog, EngineProvider, browser_text, client_of
-from adapter.server.openai_schema import BASE, ApiError, ChatCompletionRequest, find_model, parse
+from adapter.server.openai_schema import (
+    BASE,
+    ApiError,
+    Body,
+    ChatCompletionRequest,
+    CompletionRequest,
+    find_model,
+    parse,
+)
 
 if TYPE_CHECKING:
-    from adapter.serve.request import Answer, GenerationEvent, GenerationStats
+    from adapter.serve.request import GenerationEvent, GenerationRequest, GenerationStats
     from adapter.server.loader import ServingEngine
 
 log = logging.getLogger(__name__)
@@ -49,7 +57,6 @@ BODIES_BYTES = 128 * 2**20  # of all bodies in memory, without the first WORDS_B
 WORDS_BYTES = 2**18
 RETRY_SECONDS = 5
 CHUNK_SECONDS = 0.05  # between two chunks of a stream: of a fast answer each has several tokens
-_FINISH_REASONS: dict[str | None, str] = {"stop": "stop", "length": "length", "time": "length"}
 
 
 def mount(
@@ -85,17 +92,22 @@ def create_app(
     # Without the pages of documentation, which load their scripts from elsewhere.
     api = FastAPI(title="LLaMA-Adapter", docs_url=None, redoc_url=None)
     requests = _Requests(provider, store, prepare)
-    # The body is read by hand: within a limit of bytes and seconds, and parsed in a thread.
-    documented = {"content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}}}
 
-    @api.post("/chat/completions", openapi_extra={"requestBody": {**documented, "required": True}})
-    async def chat_completions(request: Request) -> Response:
-        completion, stream = await requests.begin(request)
-        if not stream:
-            return _json(await _until_disconnect(request, completion.whole()))
-        # What fails before the first event still gets a status of its own.
-        first = await _until_disconnect(request, completion.first_events())
-        return EventSourceResponse(completion.chunks(first), headers={"Cache-Control": "no-cache"}, sep="\n")
+    def add_completions(path: str, kind: type[Body]) -> None:
+        # The body is read by hand: within a limit of bytes and seconds, and parsed in a thread.
+        documented = {"content": {"application/json": {"schema": kind.model_json_schema()}}}
+
+        @api.post(path, openapi_extra={"requestBody": {**documented, "required": True}})
+        async def completions(request: Request) -> Response:
+            completion, stream = await requests.begin(request, kind)
+            if not stream:
+                return _json(await _until_disconnect(request, completion.whole()))
+            # What fails before the first event still gets a status of its own.
+            first = await _until_disconnect(request, completion.first_events())
+            return EventSourceResponse(completion.chunks(first), headers={"Cache-Control": "no-cache"}, sep="\n")
+
+    add_completions("/chat/completions", ChatCompletionRequest)
+    add_completions("/completions", CompletionRequest)
 
     @api.get("/models")
     @api.get("/models/{name:path}")
@@ -127,12 +139,12 @@ class _Requests:
         self._bodies = _BodyMemory()
         self._since = int(time.time())
 
-    async def begin(self, request: Request) -> tuple[_Completion, bool]:
+    async def begin(self, request: Request, kind: type[Body]) -> tuple[_Completion, bool]:
         """Submits a request; tells whether it is to be streamed. The body is in memory only until it returns."""
         engine = self._engine()
         with self._bodies.counted() as count:
             raw = await _read_body(request, count)
-            body = await _in_thread(self._words, lambda: parse(raw))
+            body = await _in_thread(self._words, lambda: parse(raw, kind))
             pool = self._forms if body.form_field else self._pictures if body.has_picture else self._words
             return await _in_thread(pool, lambda: self._submit(request, body, engine))
 
@@ -148,13 +160,11 @@ class _Requests:
         code = "model_failed" if status.state == "failed" else "model_loading"
         raise ApiError(503, f"The model is not there: {status.text.rstrip('.')}.", code=code)
 
-    def _submit(
-        self, request: Request, body: ChatCompletionRequest, engine: ServingEngine
-    ) -> tuple[_Completion, bool]:
+    def _submit(self, request: Request, body: Body, engine: ServingEngine) -> tuple[_Completion, bool]:
         self._prepare(request)
-        generation = body.to_request(self._store.names(), engine.base.fingerprint.name, client_of(request))
+        requests = body.to_requests(self._store.names(), engine.base, client_of(request))
         try:
-            return _Completion(body, engine.submit(generation)), body.stream
+            return _Completion(body, requests, engine), body.stream
         except TemplateError:  # some bases' templates want user and assistant to take turns
             said = "The base's chat template refuses these roles in this order."
             raise ApiError(400, said, "messages") from None
@@ -202,71 +212,125 @@ class _Guard:
 
 
 class _Completion:
-    """One answer of the engine as OpenAI's JSON: whole, or as the chunks of a stream."""
+    """The engine's answers to one request as OpenAI's JSON: whole, or as the chunks of a stream."""
 
-    def __init__(self, body: ChatCompletionRequest, answer: Answer) -> None:
-        self._answer = answer
-        self._events = answer.async_event_lists(CHUNK_SECONDS)
-        self._include_usage = body.stream_options.include_usage
-        self._about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
+    def __init__(self, body: Body, requests: list[GenerationRequest], engine: ServingEngine) -> None:
+        """Starts all answers, or none."""
+        self._body, self._base = body, engine.base
+        self._ended: dict[int, GenerationStats] = {}
+        with ExitStack() as begun:
+            self._answers = [begun.enter_context(closing(engine.submit(request))) for request in requests]
+            self._open = begun.pop_all()
+        self._events = _merged([answer.async_event_lists(CHUNK_SECONDS) for answer in self._answers])
+        name = body.object_name
+        self._about = {
+            "id": f"{'cmpl' if name == 'text_completion' else 'chatcmpl'}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": body.model,
+        }
 
     async def whole(self) -> dict[str, Any]:
-        text = ""
-        with closing(self._answer):
-            async for events in self._events:
-                text += _text(events)
-        event = events[-1]
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(event)}
-        return {**self._about, "object": "chat.completion", "choices": [choice], "usage": _usage(event.stats)}
+        found: list[list[GenerationEvent]] = [[] for _ in self._answers]
+        with self._open:
+            async for index, events in self._events:
+                found[index] += events
+                self._count(index, events)
+        choices = [self._body.choice(index, events, self._base) for index, events in enumerate(found)]
+        return {**self._about, "object": self._body.object_name, "choices": choices, "usage": self._usage()}
 
-    async def first_events(self) -> list[GenerationEvent]:
+    async def first_events(self) -> tuple[int, list[GenerationEvent]]:
         return await anext(self._events)
 
-    async def chunks(self, events: list[GenerationEvent]) -> AsyncIterator[dict[str, str]]:
+    async def chunks(self, first: tuple[int, list[GenerationEvent]]) -> AsyncIterator[dict[str, str]]:
         """Server-sent events from the first events of the engine on. An error in mid-stream is the last one."""
-        with closing(self._answer):
+        begun: set[int] = set()
+        include_usage = self._body.stream_options.include_usage
+        with self._open:
             try:
-                yield self._chunk({"role": "assistant", "content": ""})
-                while (last := events[-1]).finish_reason is None:
-                    if text := _text(events):
-                        yield self._chunk({"content": text})
-                    events = await anext(self._events)
-                finish_reason = _finish_reason(last)
-                if text := _text(events):
-                    yield self._chunk({"content": text})
-                yield self._chunk({}, finish_reason)
-                if self._include_usage:
-                    yield self._data(choices=[], usage=_usage(last.stats))
+                async for index, events in _chain(first, self._events):
+                    self._count(index, events)
+                    for choice in self._body.chunks(index, events, self._base, index not in begun):
+                        yield self._data(choices=[choice], **({"usage": None} if include_usage else {}))
+                    begun.add(index)
+                if include_usage:
+                    yield self._data(choices=[], usage=self._usage())
                 yield {"data": "[DONE]"}
             except Exception as error:
                 yield {"data": json.dumps(_public(error)[1])}
 
-    def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, str]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return self._data(choices=[choice], **({"usage": None} if self._include_usage else {}))
-
     def _data(self, **fields: Any) -> dict[str, str]:
-        return {"data": json.dumps({**self._about, "object": "chat.completion.chunk", **fields})}
+        name = self._body.object_name
+        name = f"{name}.chunk" if name == "chat.completion" else name
+        return {"data": json.dumps({**self._about, "object": name, **fields})}
+
+    def _count(self, index: int, events: list[GenerationEvent]) -> None:
+        if (stats := events[-1].stats) is not None:
+            self._ended[index] = stats
+
+    def _usage(self) -> dict[str, Any]:
+        """A prompt counts once, however many choices it has."""
+        prompts = [self._ended[index] for index in range(0, len(self._ended), self._body.n)]
+        prompt, new = (
+            sum(s.prompt_tokens for s in prompts),
+            sum(s.new_tokens for s in self._ended.values()),
+        )
+        cached = {"cached_tokens": sum(s.cached_tokens for s in prompts)}
+        total = {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+        return {**total, "prompt_tokens_details": cached}
+
+
+async def _chain(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
+    yield first
+    async for item in rest:
+        yield item
+
+
+async def _merged(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int, T]]:
+    """What comes of several iterators, as it comes, with the index of which."""
+    waiting: dict[asyncio.Future[T], int] = {}
+
+    def wait_for(index: int) -> None:
+        waiting[asyncio.ensure_future(anext(streams[index]))] = index
+
+    try:
+        for index in range(len(streams)):
+            wait_for(index)
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                index = waiting.pop(task)
+                with suppress(StopAsyncIteration):
+                    yield index, task.result()
+                    wait_for(index)
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 def _models(engine: ServingEngine, store: AdapterCatalog, since: int, wanted: str) -> dict[str, Any]:
-    """The list of models, or the wanted one. Raises ApiError if there is none of that name."""
-    base = engine.base.fingerprint.name
-    about = {"object": "model", "created": since, "owned_by": "llama-adapter", "root": base}
-    models: list[dict[str, Any]] = [
-        {"id": BASE, **about, "visual": False, "description": f"The frozen base, {base}"}
-    ]
+    """The list of models, or the wanted one. Raises ApiError if there is none of that name.
+
+    OpenAI's fields, and in `adapter` what is ours.
+    """
+    base = engine.base.fingerprint
+    about = {"object": "model", "created": since, "owned_by": "llama-adapter", "root": base.name}
+
+    def model(name: str, kind: str, description: str, size: int, fingerprint: object) -> dict[str, Any]:
+        given = {"kind": kind, "description": description, "bytes": size, "fingerprint": vars(fingerprint)}
+        return {"id": name, **about, "adapter": given}
+
+    models = [model(BASE, "base", f"The frozen base, {base.name}", engine.base.memory_bytes, base)]
     for name in store.names():
         try:
             card = store.card(name)
         except LoadError:
             continue  # it cannot be used either
-        models.append({"id": name, **about, "visual": card.is_visual, "description": card.description})
+        kind = "visual" if card.is_visual else "text"
+        models.append(model(name, kind, card.description, card.bytes, card.config.base))
     if not wanted:
         return {"object": "list", "data": models}
-    name = find_model(wanted, [model["id"] for model in models], base) or BASE
-    return next(model for model in models if model["id"] == name)
+    name = find_model(wanted, [each["id"] for each in models], base.name) or BASE
+    return next(each for each in models if each["id"] == name)
 
 
 async def _until_disconnect(request: Request, work: Awaitable[T]) -> T:
@@ -335,24 +399,6 @@ async def _read_body(request: Request, count: Callable[[int], None]) -> bytes | 
     return body
 
 
-def _text(events: list[GenerationEvent]) -> str:
-    return "".join(event.text for event in events)
-
-
-def _finish_reason(event: GenerationEvent) -> str:
-    if event.finish_reason not in _FINISH_REASONS:
-        raise Busy("The answer was cut off on the server. Ask again.")
-    return _FINISH_REASONS[event.finish_reason]
-
-
-def _usage(stats: GenerationStats | None) -> dict[str, Any]:
-    assert stats is not None
-    prompt, new = stats.prompt_tokens, stats.new_tokens
-    cached = {"cached_tokens": stats.cached_tokens}
-    total = {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
-    return {**total, "prompt_tokens_details": cached}
-
-
 def _public(error: Exception) -> tuple[int, dict[str, Any]]:
     """Status and body of an error, without anything of this machine in it."""
     status, text, param, code = 500, texts.FAILED, None, None
@@ -365,7 +411,7 @@ def _public(error: Exception) -> tuple[int, dict[str, Any]]:
         if status == 405:
             text = f"Only {(error.headers or {}).get('Allow', 'GET')} is answered here."
         else:
-            text = "There is nothing here. Try POST /v1/chat/completions or GET /v1/models."
+            text = "There is nothing here. Try POST /v1/chat/completions, POST /v1/completions or GET /v1/models."
     elif isinstance(error, BadInput):
         status = 400
     elif isinstance(error, Busy):

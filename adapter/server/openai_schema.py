@@ -1,4 +1,4 @@
-"""The body of OpenAI's chat completions as pydantic models, and the engine's request that it asks for.
+"""The bodies of OpenAI's completions as pydantic models, the engine's requests that they ask for, and the answers.
 
 Fields that are not declared here are ignored, as other servers do. A declared one that would change the answer but
 cannot be had is refused by name. Knows nothing of HTTP.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Collection
+import math
+import uuid
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from itertools import accumulate
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,11 +28,23 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from adapter.base.template import Message, Role
-from adapter.errors import BadInput
+from adapter.errors import BadInput, Busy
+from adapter.serve.request import (
+    MAX_BIASES,
+    MAX_TOP_LOGPROBS,
+    Client,
+    GenerationEvent,
+    GenerationRequest,
+    SamplingParams,
+    TokenLogprob,
+    TokenLogprobs,
+)
 from adapter.serve.settings import (
     BASE_ONLY,
+    MAX_SEED,
     MAX_STOP_CHARACTERS,
     MAX_STOPS,
+    MAX_TOKENS,
     MaxTokens,
     MinP,
     Others,
@@ -48,13 +63,18 @@ from adapter.server.texts import DEFAULT_QUESTION
 if TYPE_CHECKING:
     from PIL import Image
 
-    from adapter.serve.request import Client, GenerationRequest
+    from adapter.base.llama import Base
 
 BASE = "base"  # the frozen base's name, beside its own
 MAX_MESSAGES = 256
 MAX_MIX = 4
+MAX_CHOICES = 16  # answers to one request
+MAX_PROMPT_IDS = 100_000
+_PENALTIES = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}  # with what is none of them
+_FINISH_REASONS: dict[str | None, str] = {"stop": "stop", "length": "length", "time": "length"}
 _ROLES: dict[str, Role] = {
-    "system": "system", "developer": "system", "user": "user", "assistant": "assistant"
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
+    "tool": "user",
 }  # fmt: skip
 _DEFAULT = Settings()
 # Whose sentences are used.
@@ -111,15 +131,30 @@ class ImagePart(_Body):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+class FunctionCall(_Body):
+    name: str = ""
+    arguments: str = ""
+
+
+class ToolCall(_Body):
+    function: FunctionCall
+
+
 class ChatMessage(_Body):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         list[Part],
         BeforeValidator(lambda text: [{"type": "text", "text": text}] if isinstance(text, str) else text),
-    ]
+    ] = []
     name: str | None = Field(None, description="who gave an answer: a model's name")
-    tool_calls: Annotated[Any, _only([])] = None
+    tool_calls: list[ToolCall] = []
     function_call: Annotated[Any, _only()] = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChatMessage:
+        if "content" not in self.model_fields_set and not self.tool_calls:
+            raise PydanticCustomError("missing", "no content")
+        return self
 
 
 class StreamOptions(_Body):
@@ -148,11 +183,32 @@ class JsonSchemaFormat(_Body):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-class ChatCompletionRequest(_Body):
-    """OpenAI's body; `top_k`, `min_p`, `repetition_penalty` are vLLM's; `strength` and those below it ours."""
+class Function(_Body):
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    parameters: dict[str, Any] = {"type": "object", "properties": {}}
+
+
+class Tool(_Body):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedTool(_Body):
+    type: Literal["function"]
+    function: FunctionCall
+
+
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES, strict=True)]
+Penalty = Annotated[float, Field(ge=-2, le=2, strict=True, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, strict=True, allow_inf_nan=False)]
+TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)]
+
+
+class _Completion(_Body):
+    """What both kinds have. `top_k`, `min_p` and the first penalty are vLLM's; `strength` and `mix` are ours."""
 
     model: str = Field(description="base, or the name of an adapter")
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     stream: StrictBool = False
     stream_options: StreamOptions = StreamOptions()
     temperature: Temperature = _DEFAULT.temperature
@@ -161,7 +217,10 @@ class ChatCompletionRequest(_Body):
     min_p: MinP = _DEFAULT.min_p
     repetition_penalty: RepetitionPenalty = _DEFAULT.repetition_penalty
     max_tokens: MaxTokens = _DEFAULT.max_tokens
-    max_completion_tokens: MaxTokens | None = None
+    n: Choices = 1
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    logit_bias: dict[TokenId, Bias] = Field({}, max_length=MAX_BIASES)
     seed: Seed = _DEFAULT.seed
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]],
@@ -170,21 +229,52 @@ class ChatCompletionRequest(_Body):
     ] = []
     strength: Strength = _DEFAULT.strength
     mix: dict[str, Strength] = Field({}, max_length=MAX_MIX, description="further adapters with their strengths")
+
+    def sampling(self, choice: int, max_tokens: int) -> SamplingParams:
+        """Of one of several choices, of which each has the next seed."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return SamplingParams(
+            **{name: getattr(self, name) for name in (*names, "presence_penalty", "frequency_penalty")},
+            max_new_tokens=max_tokens,
+            seed=None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1),
+            logit_bias=tuple((int(token), bias) for token, bias in self.logit_bias.items()),
+        )
+
+    def about_adapters(self, adapters: Collection[str], base: str) -> dict[str, Any]:
+        """The part of an engine's request that names adapters. Raises ApiError."""
+        adapter = find_model(self.model, adapters, base)
+        if self.stream_options.include_usage and not self.stream:
+            raise ApiError(400, "stream_options needs stream: true.", "stream_options")
+        for name in self.mix:
+            if name not in adapters:
+                there = ", ".join(sorted(adapters)) or "none"
+                raise ApiError(400, f"There is no adapter '{name[:100]}' to mix in. Choose from: {there}.", "mix")
+        return {
+            "adapter": adapter,
+            "strength": self.strength,
+            "mix": tuple(self.mix.items()),
+            "stop": tuple(self.stop),
+        }
+
+
+class ChatCompletionRequest(_Completion):
+    """A conversation to answer; `others` and `grammar` are ours."""
+
+    object_name: ClassVar = "chat.completion"
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: StrictBool = False
+    top_logprobs: TopLogprobs = 0
     others: Others = Field(_DEFAULT.others, description="what is read of answers that other models gave, by name")
     response_format: ResponseFormat | None = Field(
         None, description="the form of the answer; without one, that of the adapter; text: none"
     )
     grammar: str | None = Field(None, description="a form as a Lark grammar, in place of response_format")
+    tools: list[Tool] = []
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
     # What cannot be had here, with the values that ask for nothing.
-    n: Annotated[Any, _only(1)] = 1
-    logprobs: Annotated[Any, _only(False)] = False
-    presence_penalty: Annotated[Any, _only(0)] = 0
-    frequency_penalty: Annotated[Any, _only(0)] = 0
-    logit_bias: Annotated[Any, _only({})] = None
     modalities: Annotated[Any, _only(["text"])] = None
     audio: Annotated[Any, _only()] = None
-    tools: Annotated[Any, _only([])] = None
-    tool_choice: Annotated[Any, _only("none", "auto")] = None
     functions: Annotated[Any, _only([])] = None
     function_call: Annotated[Any, _only("none", "auto")] = None
     web_search_options: Annotated[Any, _only()] = None
@@ -196,9 +286,23 @@ class ChatCompletionRequest(_Body):
     @property
     def form_field(self) -> str | None:
         """The field that names a form."""
+        if self.tool is not None:
+            return "tools"
         if self.grammar is not None:
             return "grammar"
         return None if isinstance(self.response_format, TextFormat | None) else "response_format"
+
+    @property
+    def tool(self) -> Function | None:
+        """The function whose call is asked for: a model of this size chooses none itself. Raises ApiError."""
+        if isinstance(self.tool_choice, str) and self.tool_choice != "required":
+            return None
+        named = None if isinstance(self.tool_choice, str) else self.tool_choice.function.name
+        found = [tool.function for tool in self.tools if named in (None, tool.function.name)]
+        if len(found) != 1:
+            text = "Name one of 'tools' in 'tool_choice': no model here chooses between several."
+            raise ApiError(400, text, "tool_choice")
+        return found[0]
 
     def form(self) -> str | None:
         """As in GenerationRequest, which the engine checks. Raises ApiError."""
@@ -207,61 +311,219 @@ class ChatCompletionRequest(_Body):
         asked = self.response_format
         if self.grammar is not None and not isinstance(asked, TextFormat | None):
             raise ApiError(400, "Give either response_format or grammar.", "grammar")
-        if self.repetition_penalty > 1 and self.form_field:
-            text = "An answer with a form has no 'repetition_penalty'. Leave one of them out."
-            raise ApiError(400, text, "repetition_penalty")
+        if self.tool is not None and (self.grammar is not None or not isinstance(asked, TextFormat | None)):
+            raise ApiError(400, "A tool's call has its own form. Leave response_format and grammar out.", "tools")
+        for name, nothing in _PENALTIES.items():
+            if getattr(self, name) != nothing and self.form_field:
+                raise ApiError(400, f"An answer with a form has no '{name}'. Leave one of them out.", name)
         if self.grammar == "":
             raise ApiError(400, "The form cannot be used: the grammar is empty.", "grammar")
         if self.grammar is not None:
             return self.grammar
-        if isinstance(asked, JsonSchemaFormat):
+        schema = asked.json_schema.json_schema if isinstance(asked, JsonSchemaFormat) else None
+        schema = schema if self.tool is None else self.tool.parameters
+        if schema is not None:
             try:
-                return json_schema_form(asked.json_schema.json_schema)
+                return json_schema_form(schema)
             except BadInput as error:
                 raise ApiError(400, str(error), self.form_field) from error
         return None if asked is None else NO_FORM if isinstance(asked, TextFormat) else JSON_OBJECT
 
-    def to_request(self, adapters: Collection[str], base: str, client: Client) -> GenerationRequest:
-        """The engine's request. adapters: the names that there are; base: the name of the frozen base.
+    def to_requests(self, adapters: Collection[str], base: Base, client: Client) -> list[GenerationRequest]:
+        """The engine's requests, one for each choice. adapters: the names that there are.
 
         Raises ApiError, and BadInput for a picture that cannot be read or a message that is too long.
         """
-        from adapter.serve.request import GenerationRequest, SamplingParams
-
-        adapter = find_model(self.model, adapters, base)
-        messages, picture = _conversation(self.messages, (BASE, base))
-        if self.stream_options.include_usage and not self.stream:
-            raise ApiError(400, "stream_options needs stream: true.", "stream_options")
-        for name in self.mix:
-            if name not in adapters:
-                there = ", ".join(sorted(adapters)) or "none"
-                raise ApiError(400, f"There is no adapter '{name[:100]}' to mix in. Choose from: {there}.", "mix")
-        return GenerationRequest(
+        name = base.fingerprint.name
+        about = self.about_adapters(adapters, name)
+        messages, picture = _conversation(self.messages, (BASE, name))
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
+        request = GenerationRequest(
             messages=messages,
-            adapter=adapter,
             image=None if picture is None else _decode_picture(picture),
-            strength=self.strength,
-            sampling=SamplingParams(
-                self.temperature,
-                self.top_p,
-                self.max_completion_tokens or self.max_tokens,
-                self.seed,
-                self.top_k,
-                self.min_p,
-                self.repetition_penalty,
-            ),
-            mix=tuple(self.mix.items()),
             others=self.others,
-            stop=tuple(self.stop),
             form=self.form(),
             client=client,
+            top_logprobs=max(1, self.top_logprobs) if self.logprobs else 0,
+            **about,
         )
+        most = self.max_completion_tokens or self.max_tokens
+        return [replace(request, sampling=self.sampling(choice, most)) for choice in range(self.n)]
+
+    def choice(self, index: int, events: Sequence[GenerationEvent], base: Base) -> dict[str, Any]:
+        """A whole answer."""
+        text = text_of(events)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self.tool is not None:
+            message |= {"content": None, "tool_calls": [self._call(text)]}
+        ended = self._finish_reason(events[-1])
+        return {"index": index, "message": message, "logprobs": self._logprobs(events), "finish_reason": ended}
+
+    def chunks(
+        self, index: int, events: Sequence[GenerationEvent], base: Base, first: bool
+    ) -> list[dict[str, Any]]:
+        """The next of a streamed answer. first: whether these are the first of its events."""
+        deltas: list[tuple[dict[str, Any], Any, str | None]] = []
+        if first:
+            begun = {} if self.tool is None else {"tool_calls": [self._call("")]}
+            deltas.append(
+                ({"role": "assistant", "content": "" if self.tool is None else None, **begun}, None, None)
+            )
+        text, logprobs = text_of(events), self._logprobs(events)
+        if text or (logprobs and logprobs["content"]):
+            call = {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
+            deltas.append(({"content": text} if self.tool is None else call, logprobs, None))
+        if events[-1].finish_reason is not None:
+            deltas.append(({}, None, self._finish_reason(events[-1])))
+        return [
+            {"index": index, "delta": delta, "logprobs": given, "finish_reason": ended}
+            for delta, given, ended in deltas
+        ]
+
+    def _call(self, arguments: str) -> dict[str, Any]:
+        assert self.tool is not None
+        function = {"name": self.tool.name, "arguments": arguments}
+        return {
+            **({"index": 0} if self.stream else {}),
+            "id": f"call_{uuid.uuid4().hex}",
+            "type": "function",
+            "function": function,
+        }
+
+    def _finish_reason(self, event: GenerationEvent) -> str:
+        ended = finish_reason(event)
+        return "tool_calls" if ended == "stop" and self.tool is not None else ended
+
+    def _logprobs(self, events: Sequence[GenerationEvent]) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        return {
+            "content": [
+                {**_token(one.token), "top_logprobs": [_token(token) for token in one.top[: self.top_logprobs]]}
+                for one in _choices(events)
+            ]
+        }
 
 
-def parse(body: bytes | bytearray) -> ChatCompletionRequest:
+def _to_prompts(value: Any) -> Any:
+    """One prompt, or a list of them, as a list."""
+    one = isinstance(value, str) or (isinstance(value, list) and value and all(type(i) is int for i in value))
+    return [value] if one else value
+
+
+Ids = Annotated[list[Annotated[int, Field(strict=True)]], Field(max_length=MAX_PROMPT_IDS)]
+
+
+class CompletionRequest(_Completion):
+    """Raw prompts to go on with, as texts or token ids."""
+
+    object_name: ClassVar = "text_completion"
+    prompt: Annotated[list[str | Ids], BeforeValidator(_to_prompts), Field(min_length=1, max_length=MAX_CHOICES)]
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS, strict=True)] = 16
+    echo: StrictBool = False
+    logprobs: TopLogprobs | None = None
+    best_of: Annotated[Any, _only(1)] = None
+    suffix: Annotated[Any, _only("")] = None
+    has_picture: ClassVar = False
+    form_field: ClassVar = None
+
+    def to_requests(self, adapters: Collection[str], base: Base, client: Client) -> list[GenerationRequest]:
+        """The engine's requests: for each prompt its choices. Raises as of ChatCompletionRequest."""
+        from adapter.serve.form import NO_FORM
+
+        about = self.about_adapters(adapters, base.fingerprint.name)
+        if not self.max_tokens and not self.echo:
+            raise ApiError(400, "'max_tokens' may be 0 with echo: true only.", "max_tokens")
+        if len(self.prompt) * self.n > MAX_CHOICES:
+            raise ApiError(400, f"{MAX_CHOICES} prompts times 'n' are the most at once.", "n")
+        requests = []
+        for prompt in self.prompt:
+            if isinstance(prompt, str):
+                check_length(prompt)
+            request = GenerationRequest(
+                messages=(Message("user", prompt),) if isinstance(prompt, str) else (),
+                prompt_ids=None if isinstance(prompt, str) else tuple(prompt),
+                raw=True,
+                form=NO_FORM,
+                client=client,
+                top_logprobs=0 if self.logprobs is None else max(1, self.logprobs),
+                prompt_logprobs=self.echo and self.logprobs is not None,
+                **about,
+            )
+            for choice in range(self.n):
+                requests.append(replace(request, sampling=self.sampling(choice, max(1, self.max_tokens))))
+        return requests
+
+    def choice(self, index: int, events: Sequence[GenerationEvent], base: Base) -> dict[str, Any]:
+        """A whole answer, behind its prompt with `echo`."""
+        text = self._echo(index, base) + (text_of(events) if self.max_tokens else "")
+        ended = finish_reason(events[-1]) if self.max_tokens else "length"
+        return {"index": index, "text": text, "logprobs": self._logprobs(events), "finish_reason": ended}
+
+    def _echo(self, index: int, base: Base) -> str:
+        prompt = self.prompt[index // self.n]
+        return "" if not self.echo else prompt if isinstance(prompt, str) else base.tokenizer.decode(prompt)
+
+    def chunks(
+        self, index: int, events: Sequence[GenerationEvent], base: Base, first: bool
+    ) -> list[dict[str, Any]]:
+        """As of ChatCompletionRequest."""
+        ended = events[-1].finish_reason is not None
+        if not (first or ended or text_of(events) or any(event.is_output for event in events)):
+            return []
+        text = (self._echo(index, base) if first else "") + (text_of(events) if self.max_tokens else "")
+        reason = None if not ended else finish_reason(events[-1]) if self.max_tokens else "length"
+        return [{"index": index, "text": text, "logprobs": self._logprobs(events), "finish_reason": reason}]
+
+    def _logprobs(self, events: Sequence[GenerationEvent]) -> dict[str, Any] | None:
+        """The parallel lists of OpenAI's older form, those of the prompt first."""
+        if self.logprobs is None:
+            return None
+        given = [one for event in events for one in event.prompt_logprobs]
+        given += _choices(events) if self.max_tokens else []
+        # Of two tokens with one text the likelier one counts.
+        tops = [{t.text: t.logprob for t in (one.token, *one.top[: self.logprobs][::-1])} for one in given]
+        known = [not math.isnan(one.logprob) for one in given]
+        lengths = [len(one.token.text) for one in given]
+        return {
+            "tokens": [one.token.text for one in given],
+            "token_logprobs": [one.logprob if k else None for one, k in zip(given, known, strict=True)],
+            "top_logprobs": [top if k else None for top, k in zip(tops, known, strict=True)],
+            "text_offset": list(accumulate(lengths, initial=0))[:-1],
+        }
+
+
+Body = ChatCompletionRequest | CompletionRequest
+
+
+def text_of(events: Sequence[GenerationEvent]) -> str:
+    return "".join(event.text for event in events)
+
+
+def finish_reason(event: GenerationEvent) -> str:
+    if event.finish_reason not in _FINISH_REASONS:
+        raise Busy("The answer was cut off on the server. Ask again.")
+    return _FINISH_REASONS[event.finish_reason]
+
+
+def _choices(events: Sequence[GenerationEvent]) -> list[TokenLogprobs]:
+    return [event.choices for event in events if event.choices is not None]
+
+
+def _token(token: TokenLogprob) -> dict[str, Any]:
+    half = "\N{REPLACEMENT CHARACTER}" in token.text
+    return {
+        "token": token.text,
+        "logprob": token.logprob,
+        "bytes": None if half else list(token.text.encode()),
+    }
+
+
+def parse(body: bytes | bytearray, kind: type[Body]) -> Body:
     """Raises ApiError with one sentence about the first thing that is wrong."""
     try:
-        return ChatCompletionRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise _refusal(error.errors(include_url=False)[0]) from None
 
@@ -291,6 +553,8 @@ _SENTENCES = {
     "too_long": "'{where}' takes {max_length} at most.",
     "string_too_long": "'{where}' takes {max_length} characters at most.",
     "too_short": "'{where}' must not be empty.",
+    "greater_than_equal": "'{where}' must be at least {ge:g}.",
+    "less_than_equal": "'{where}' must be at most {le:g}.",
     "string_too_short": "'{where}' must not be empty.",
 }
 
@@ -313,6 +577,12 @@ def _refusal(problem: ErrorDetails) -> ApiError:
     elif kind.startswith("union_tag"):
         types = "text, json_object or json_schema" if where == "response_format" else "text or image_url"
         text = f"'{where}' must be {'' if where == 'response_format' else 'a part '}of type {types}."
+    elif where.startswith("tool_choice"):
+        text = "'tool_choice' must be none, auto, required or a function of 'tools' by its name."
+    elif where.startswith("prompt"):
+        text = "'prompt' must be a text, token ids, or a list of up to 16 of them."
+    elif where.startswith("logit_bias"):
+        text = "'logit_bias' must be an object of token ids with numbers from -100 to 100, 300 at most."
     elif where.endswith(".content"):
         text = f"'{where}' must be a text or a list of parts."
     elif kind in _SENTENCES:
@@ -339,13 +609,16 @@ def _conversation(
 ) -> tuple[tuple[Message, ...], str | None]:
     """The texts, neighbours of one speaker joined, and the data URL of the newest picture.
 
+    The call of a tool is read as its arguments, and what the tool says as the user's.
+
     A picture without a word asks what the page asks. base_names: those of the frozen base.
     """
     joined: list[Message] = []
     newest = None
     for index, message in enumerate(messages):
         where = f"messages[{index}].content"
-        text = "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+        called = [call.function.arguments for call in message.tool_calls]
+        text = "\n".join([*(part.text for part in message.content if isinstance(part, TextPart)), *called])
         pictures = [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
         check_length(text)
         if pictures and message.role != "user":

@@ -31,7 +31,7 @@ from adapter.serve.sampling import SamplingParams
 from adapter.server import openai_api, openai_schema, texts
 from adapter.server.limits import CountedProvider, Limits
 from adapter.server.loader import LoadStatus
-from adapter.server.openai_schema import ChatCompletionRequest
+from adapter.server.openai_schema import ChatCompletionRequest, CompletionRequest
 from tests.app_process import PATIENCE
 from tests.base.hostile_pictures import png
 from tests.fake_engine import FakeCatalog, ReadyProvider
@@ -177,7 +177,7 @@ def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted)
     assert engine.requests[1].adapter is None
 
     assert [model.id for model in client.models.list()] == ["base", "poet", "see"]
-    assert client.models.retrieve("see").visual is True
+    assert client.models.retrieve("see").adapter["kind"] == "visual"
     assert client.models.retrieve("Tiny-LLaMA").id == "base"
 
 
@@ -279,6 +279,7 @@ def test_turns_are_joined_and_the_newest_picture_is_read(
     assert request.image.size == size
 
 
+TOOL = {"type": "function", "function": {"name": "go"}}
 HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
 
 
@@ -290,6 +291,12 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
         ({"messages": [shown("x", "data:image/png;base64," + "A" * (29 * 2**20))]}, 413, "20 MB"),
         ({"messages": [{"role": "user", "content": "x" * 20_001}]}, 400, "20,001 characters"),
         ({"model": "nobody"}, 404, "nobody"),
+        ({"top_logprobs": 2}, 400, "needs logprobs"),
+        ({"n": 17}, 400, "'n' must be at most 16"),
+        ({"logit_bias": {"a": 1}}, 400, "'logit_bias' must be an object of token ids"),
+        ({"tool_choice": "required", "tools": [TOOL, TOOL]}, 400, "no model here chooses"),
+        ({"tool_choice": "required", "tools": [TOOL], "presence_penalty": 1}, 400, "no 'presence_penalty'"),
+        ({"others": "some"}, 400, "'others' must be one of: first sentence, all, nothing"),
         ({"mix": {"nobody": 1}}, 400, "nobody"),
         ({"response_format": schema_format({"$ref": "http://127.0.0.1:9/a"})}, 400, "nothing is fetched"),
         ({"grammar": 'start: "a"', "response_format": {"type": "json_object"}}, 400, "either response_format or"),
@@ -326,18 +333,26 @@ BODY = st.fixed_dictionaries(
     {"model": st.sampled_from(["base", "poet"]) | ANY_JSON, "messages": st.lists(MESSAGE, max_size=3) | ANY_JSON},
     optional=dict.fromkeys(ChatCompletionRequest.model_fields.keys() - {"model", "messages"}, ANY_JSON),
 )
+RAW_BODY = st.fixed_dictionaries(
+    {
+        "model": st.sampled_from(["base", "poet"]),
+        "prompt": st.text() | st.lists(st.integers() | st.text()) | ANY_JSON,
+    },
+    optional=dict.fromkeys(CompletionRequest.model_fields.keys() - {"model", "prompt"}, ANY_JSON),
+)
 ONE_PAGE = page_with(ReadyProvider(Scripted()), FakeCatalog())
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @example(b"[" * 100_000)
 @example(b'{"seed": ' + b"9" * 5000 + b"}")
-@given(st.binary(max_size=60) | (BODY | ANY_JSON).map(lambda value: json.dumps(value).encode()))
+@given(st.binary(max_size=60) | (BODY | RAW_BODY | ANY_JSON).map(lambda value: json.dumps(value).encode()))
 def test_fuzz_bodies(body: bytes) -> None:
-    response = ask(None, content=body, page=ONE_PAGE)
-    assert response.status_code in (200, 400, 404), response.text
-    if response.status_code != 200:
-        refused(response, response.status_code)
+    for path in ("chat/completions", "completions"):
+        response = ask(None, content=body, page=ONE_PAGE, path=path)
+        assert response.status_code in (200, 400, 404), response.text
+        if response.status_code != 200:
+            refused(response, response.status_code)
 
 
 # Who may ask, and when.

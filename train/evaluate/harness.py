@@ -1,7 +1,6 @@
 """lm-evaluation-harness (EleutherAI's lm-eval) on a base with an adapter, as a model class of its own.
 
-Not through /v1: the harness needs the log-likelihoods of given texts there, which OpenAI's chat completions cannot
-tell.
+Not over HTTP, as lm-eval's own `local-completions` asks a server (docs/api.md): a batch of rows is one pass here.
 """
 
 from __future__ import annotations
