@@ -38,13 +38,12 @@ from adapter.method.checkpoint import (
     save_adapter,
 )
 from adapter.method.config import BaseFingerprint, base_label
-from train.card import Measured, with_sealed_scores, write_card
+from train.card import Measured, commit, with_sealed_scores, write_card
 from train.config import Precision, RecipeFile, read_recipe, recipe_text
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
-from train.evaluate.perplexity import unrelated_text
 from train.evaluate.report import describe_device
-from train.evaluate.tasks import Perplexity
+from train.evaluate.tasks import Perplexity, unrelated_text
 from train.input.data_check import make_report
 from train.input.examples import FileExamples, SkippedExamples
 from train.input.features import FeatureCache
@@ -52,7 +51,7 @@ from train.input.rows import Tokeniser
 from train.job import Outcome, Stopped, check_run, train
 from train.precision import choose_precision, load_to_train
 from train.processes import in_all, in_main
-from train.recipes.recipe import MeasuredSets, load_recipe, read_own, recipe_names
+from train.recipes.recipe import MeasuredSets, load_recipe, read_own, recipe_names, record_scoring
 from train.run_folder import CHECKPOINTS, RunInputs
 from train.run_setup import check_pictures, complete, start_adapter, with_encoder
 from train.tracker import check_tracker
@@ -267,10 +266,12 @@ def _score(name: str, assignments: Sequence[str], args: argparse.Namespace) -> N
             **recipe.sealed.measure(answerer), f"perplexity of Python {version}'s language reference": forgets
         }  # fmt: skip
 
+    digest = adapter_digest(folder)
+    scored = record_scoring(name, recipe.sealed, digest, commit())
     scores = _measure(name, dataclasses.replace(recipe.sealed, measure=measure), served, adapter)
     text = file.read_text(encoding="utf-8") if file.exists() else f"# {folder.name}\n"
     with atomic_write(file) as temporary:
-        temporary.write_text(with_sealed_scores(text, name, scores, adapter_digest(folder)), encoding="utf-8")
+        temporary.write_text(with_sealed_scores(text, name, scores, digest, scored), encoding="utf-8")
 
 
 def _measure(name: str, sets: MeasuredSets, served: Base, adapter: Adapter) -> Measured:

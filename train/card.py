@@ -73,28 +73,27 @@ def write_card(
         run=command or f"python -m train {config.name}{' start_from=FOLDER' if start else ''}",
         tuning="" if config.tuning_lr is None else f", tuning {config.tuning_lr:g}",
         date=_today(),
-        commit=_commit(),
+        commit=commit(),
         wall=_duration(outcome.wall),
         processor=_duration(outcome.processor),
         scoring="" if command else scoring,
     )
 
 
-def with_sealed_scores(card: str, name: str, scores: Measured, digest: str) -> str:
+def with_sealed_scores(card: str, name: str, scores: Measured, digest: str, scored: tuple[int, int, str]) -> str:
     """A card with these scores on the sealed sets in place of its own; all else stays as it is written there.
 
-    digest: of the scored adapter. The card counts how many times it was scored.
+    digest: of the scored adapter. scored: what `record_scoring` returns.
     """
-    sections = re.split(r"(?m)^(?=## )", card)
-    section = next((text for text in sections if text.startswith(_SEALED)), "")
-    head, *tail = (text for text in sections if not text.startswith(_SEALED))
-    before = re.search(rf"{digest}, was scored on them (\d+) time", section)
-    times = int(before[1]) + 1 if before else 1
+    head, *tail = (text for text in re.split(r"(?m)^(?=## )", card) if not text.startswith(_SEALED))
+    own, of_all, decided = scored
+    trained = (
+        f"These sets are spent: {decided}." if decided else "Nothing was trained on these sets or chosen by them."
+    )
     section = f"""{_SEALED}
 
-Nothing was trained on these sets or chosen by them. This adapter, {digest}, was scored on them {times} \
-time{"s" * (times > 1)}, last on
-{_today()} with the code of {_commit()}: {scores.served}, greedy decoding.
+{trained} Of {of_all} scorings in `train/recipes/ledger.json`, {own} {"was" if own == 1 else "were"} of this
+adapter, {digest}, the last on {_today()} with the code of {commit()}: {scores.served}, greedy decoding.
 
 {_table(name, scores)}
 """
@@ -156,6 +155,6 @@ def _today() -> str:
     return datetime.date.today().isoformat()
 
 
-def _commit() -> str:
-    commit = code_version()
-    return "an unknown commit" if commit is None else f"commit {commit}"
+def commit() -> str:
+    found = code_version()
+    return "an unknown commit" if found is None else f"commit {found}"

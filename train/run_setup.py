@@ -23,9 +23,8 @@ from train.config import DERIVED, ConfigError, RecipeFile, TrainConfig, describe
 from train.input.examples import FileExamples
 from train.loop import new_adapter
 
-# What an adapter in `start_from` has already, and what is only for prompts that are new.
+# What an adapter in `start_from` has already.
 _TAKEN = ("prompt_length", "insertion_layers", "gate_activation", "prompt_norm", "template", "vision", "tuning")
-_FOR_NEW = ("init", "prompt_std")
 
 
 def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callable[[str], None]) -> RecipeFile:
@@ -68,12 +67,7 @@ def _with_start(recipe: RecipeFile) -> RecipeFile:
             f"The recipe states {'; '.join(differences)}. Leave it out: the adapter '{folder.name}' in start_from "
             "is trained on as it is."
         )
-    if unused := sorted(recipe.stated.intersection(_FOR_NEW)):
-        raise ConfigError(
-            f"Leave {' and '.join(unused)} out, or start_from: that adapter has prompts, and this is for new ones."
-        )
-    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name in _FOR_NEW}
-    return dataclasses.replace(recipe, train=dataclasses.replace(config, **taken, **defaults))
+    return dataclasses.replace(recipe, train=dataclasses.replace(config, **taken))
 
 
 def _differences(recipe: RecipeFile, start: AdapterConfig) -> list[str]:

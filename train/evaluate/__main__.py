@@ -27,8 +27,8 @@ from adapter.serve.settings import MAX_STRENGTH
 from adapter.serve.store import SHIPPED, AdapterStore
 from train.evaluate import tasks
 from train.evaluate.answerer import Answerer
-from train.evaluate.perplexity import STRENGTHS, unrelated_text
 from train.evaluate.report import System, circumstances, format_table, write_json
+from train.evaluate.tasks import STRENGTHS, unrelated_text
 
 _EPILOG = """examples:
   python -m train.evaluate scienceqa ScienceQA/data --adapter runs/mine --out mine.json

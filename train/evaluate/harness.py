@@ -22,7 +22,6 @@ try:
     import lm_eval
     from lm_eval.api.model import TemplateLM
     from lm_eval.tasks import TaskManager
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise AdapterError(
         "lm-eval is not installed here. Install it: pip install 'llama-adapter[evaluate]'.", str(error)
@@ -79,17 +78,7 @@ class HarnessModel(TemplateLM):
         return [(float(s.logprobs.sum()), bool(s.greedy.all())) for s in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        totals = []
-        for request in requests:
-            windows = get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.answerer.base.context_length - 1,
-                context_len=1,
-            )
-            pairs = [(None, *make_disjoint_window(window)) for window in windows]
-            totals.append(sum(total for total, _ in self._loglikelihood_tokens(pairs)))
-        return totals
+        raise AdapterError("Tasks of perplexity are measured by `forgetting FILE`.")
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy, whatever the task says of temperature."""

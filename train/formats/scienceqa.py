@@ -29,7 +29,6 @@ class Problem:
     image: Path | None
     grade: int  # 1 to 12
     subject: str  # natural science, social science, language science
-    topic: str
     split: str  # train, val, test
 
     @property
@@ -151,6 +150,5 @@ def _problem(number: str, value: Any, images: Path) -> Problem:
         image=images / text("split") / number / text("image") if value.get("image") else None,
         grade=int(grade[1]),
         subject=value["subject"],
-        topic=text("topic", blank=True),
         split=text("split"),
     )

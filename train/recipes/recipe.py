@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
 from adapter.method.config import VisionConfig
 from train.config import DataConfig, RecipeFile, read_recipe
@@ -96,19 +99,31 @@ def load_recipe(name: str, tokenizer: Any) -> Recipe:
     return importlib.import_module(f"train.recipes.{name}.recipe").recipe(tokenizer)
 
 
+def record_scoring(name: str, sets: MeasuredSets, adapter: str, commit: str) -> tuple[int, int, str]:
+    """Writes a scoring of sealed sets into `ledger.json`, before it is made: the ledger outlives adapters and cards.
+
+    adapter: its digest. Returns how often the sets have been scored with this one, how often with others too, and
+    what the sets have decided, which spends them; "" as long as they have decided nothing.
+    """
+    file = _FOLDER / "ledger.json"
+    ledger = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    entry = ledger.setdefault(sets.digest, {"recipe": name, "spent": "", "scorings": []})
+    entry["scorings"].append({"adapter": adapter, "date": date.today().isoformat(), "commit": commit})
+    with atomic_write(file) as temporary:
+        temporary.write_text(json.dumps(ledger, indent=1) + "\n", encoding="utf-8")
+    adapters = [scoring["adapter"] for scoring in entry["scorings"]]
+    return adapters.count(adapter), len(adapters), entry["spent"]
+
+
 def card_text(name: str) -> str:
     """What the card of a recipe's adapter says of its data."""
     return (_FOLDER / name / "card.md").read_text(encoding="utf-8").strip()
 
 
 def read_own(name: str, assignments: Sequence[str]) -> RecipeFile:
-    """The settings of a recipe, which a user could have written. Paths of data in it are relative to the project.
-
-    With start_from, what is only for new prompts has no meaning.
-    """
+    """The settings of a recipe, which a user could have written. Paths of data in it are relative to the project."""
     recipe = read_recipe(_FOLDER / name / "recipe.yaml", assignments, needs_data=False)
-    stated = recipe.stated - {"prompt_std"} if recipe.start_from is not None else recipe.stated
-    return replace(recipe, data=tuple(map(_in_project, recipe.data)), stated=stated)
+    return replace(recipe, data=tuple(map(_in_project, recipe.data)))
 
 
 def _in_project(data: DataConfig) -> DataConfig:

@@ -8,7 +8,6 @@ import logging
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from adapter.base.embedded import BASE, base_folder
+from adapter.base.embedded import BASE
+from adapter.base.llama import base_config
 from adapter.errors import AdapterError, with_detail
-from train.evaluate.perplexity import unrelated_text
+from train.evaluate.tasks import unrelated_text
 from train.reproduce.benchmark import drawn_benchmark, open_benchmark
 from train.reproduce.page import write_report
 from train.reproduce.runs import FULL, PLANS, QUICK, finished, perform_all, planned_runs
@@ -62,7 +62,7 @@ def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
     """Does everything that the parsed arguments ask for and returns the report. given: the arguments as typed."""
     plan = QUICK if args.quick else FULL
     out: Path = args.out or Path("runs") / ("quick" if args.quick else "reproduce")
-    layers = _num_layers(args.base)
+    layers = int(base_config(args.base).num_hidden_layers)
     folder = drawn_benchmark(out / "benchmark") if args.scienceqa is None else args.scienceqa
     benchmark = open_benchmark(folder, plan.counts)
     text = unrelated_text()[: plan.text]
@@ -83,16 +83,6 @@ def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
         sizes={split: len(part) for split, part in benchmark.splits.items()},
         missing=[run.name for run in runs if run.name not in results],
     )
-
-
-def _num_layers(base: str) -> int:
-    """The number of layers of the base, from its configuration alone."""
-    path = (base_folder() if base == BASE else Path(base)) / "config.json"
-    if not path.is_file():
-        raise AdapterError(
-            f"'{base}' is no folder with a config.json. Give {BASE}, or the folder of another LLaMA."
-        )
-    return int(json.loads(path.read_text())["num_hidden_layers"])
 
 
 if __name__ == "__main__":

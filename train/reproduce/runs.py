@@ -29,8 +29,8 @@ from adapter.method.config import VisionConfig
 from adapter.method.projection import GlobalProjection
 from train.config import TrainConfig
 from train.evaluate.answerer import Answerer
-from train.evaluate.perplexity import text_windows, window_losses
 from train.evaluate.report import code_version
+from train.evaluate.tasks import text_windows, window_losses
 from train.job import train
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train, processor_name

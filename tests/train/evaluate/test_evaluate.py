@@ -22,8 +22,8 @@ from tests.tiny_models import FINGERPRINT, character_tokenizer, random_adapter
 from train.evaluate import answerer as answerer_module
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import difference, over_seeds
-from train.evaluate.perplexity import STRENGTHS
 from train.evaluate.tasks import (
+    STRENGTHS,
     Perplexity,
     ScienceQA,
     drawn,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -100,6 +101,18 @@ def test_cards_name_the_sets_that_their_scores_are_from():
         recipe = load_recipe(name, None)
         assert recipe.sealed.describe() in card and recipe.development.describe() in card
         assert " ".join(recipe.data.split()) in card
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_card_names_what_todays_recipe_would_do_otherwise(name):
+    card = " ".join((SHIPPED / name / CARD).read_text(encoding="utf-8").split())
+    pattern = r"learning rate ([\d.]+) \(gates ([\d.]+)(?:, tuning ([\d.]+))?\), (\d+) steps of (\d+)"
+    config, made = read_own(name, []).train, re.search(pattern, card)
+    assert made is not None
+    today = config.lr, config.gate_lr, config.tuning_lr, config.steps, config.batch_size
+    for what, was, now in zip(("rate", "gates", "tuning", "steps", "batch"), made.groups(), today, strict=True):
+        assert (now is None) == (was is None), what
+        assert now is None or float(was) == now or f"{what} {was} (today {now:g})" in card, what
 
 
 PLAIN = "The capital of France is Paris."

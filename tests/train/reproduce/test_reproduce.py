@@ -30,7 +30,7 @@ LAYERS = 30  # of the embedded base
 
 
 def problem(number, answer=0, choices=("yes", "no"), hint="", image=None, grade=3, subject="natural science"):
-    return Problem(str(number), f"Is it {number}?", choices, answer, hint, image, grade, subject, "", "test")
+    return Problem(str(number), f"Is it {number}?", choices, answer, hint, image, grade, subject, "test")
 
 
 @pytest.fixture
