@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from array import array
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -62,16 +61,6 @@ class Report:
     def longest(self) -> int:
         return max(self.lengths, default=0)
 
-    @cached_property
-    def histogram(self) -> tuple[tuple[int, int, int], ...]:
-        """(from, to, records), in bins that double in width; the first and the last are not empty."""
-        if not self.lengths:
-            return ()
-        # A length n lies in bin k if 2^(k-1) <= n < 2^k.
-        counts = np.bincount(np.frexp(np.asarray(self.lengths, dtype=np.float64))[1])
-        first = int(np.flatnonzero(counts)[0])
-        return tuple((2**k // 2, 2**k - 1, int(counts[k])) for k in range(first, len(counts)))
-
     def _percentile(self, share: float) -> int:
         return round(float(np.percentile(self.lengths, share))) if self.lengths else 0
 
@@ -82,7 +71,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.records:,} records", *_fault_lines(self.broken, "cannot be read")]
-        if self.histogram:
+        if self.lengths:
             lines += [
                 f"tokens: median {self.median:,}, 95 % up to {self._percentile(95):,}, longest {self.longest:,}",
                 f"at max_length {self.max_length:,}: {self.supervised:,} supervised tokens, {self.truncated:,} "
