@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +41,6 @@ from train.reproduce.benchmark import Benchmark, answer
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _COMPONENTS = 64  # of the pictures' features that the projection starts from
 _HIDDEN = 256  # of the projection
-_VERSION = 2  # of what a run measures: raise it when that changes
 PLANS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("plan.yaml").read_text(encoding="utf-8"))
 
 
@@ -69,6 +69,7 @@ class Plan:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
+_version = cache(code_version)
 FULL, QUICK = (Plan(**PLANS[name]) for name in ("full", "quick"))
 
 
@@ -98,8 +99,8 @@ class Run:
         return f"{self.group}-{self.seed}"
 
     def key(self, benchmark: str, base: str = BASE) -> str:
-        """Name of the results file: it changes with the settings, the benchmark's fingerprint and the base."""
-        recipe = [asdict(self.config(None)) if self.steps else {}, RATES, RANK, _COMPONENTS, _HIDDEN, _VERSION]
+        """Name of the results file: it changes with settings, code, the benchmark's fingerprint and the base."""
+        recipe = [asdict(self.config(None)) if self.steps else {}, RATES, RANK, _COMPONENTS, _HIDDEN, _version()]
         text = json.dumps([asdict(self), recipe, benchmark, *([base] if base != BASE else [])])
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -222,7 +223,7 @@ def _train_adapter(run: Run, benchmark: Benchmark, folder: Path, base: Base) -> 
 def provenance() -> dict[str, str]:
     """What a figure was measured with: commit, processor, torch, and the time in UTC."""
     return {
-        "commit": code_version() or "unknown",
+        "commit": _version() or "unknown",
         "processor": processor_name(),
         "torch": torch.__version__,
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
