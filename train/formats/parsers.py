@@ -5,7 +5,7 @@ Each parser turns one object, of JSON or a row of a table, into a Record or rais
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -41,10 +41,17 @@ FORMATS = {
     "scienceqa": "a folder with problems.json and pid_splits.json",
 }
 KNOWN = "Known formats: " + "; ".join(f"{name} ({shape})" for name, shape in FORMATS.items()) + "."
-_PAIRS = (
-    ("question", "answer"), ("prompt", "answer"), ("prompt", "completion"), ("prompt", "response"),
-    ("query", "response"), ("input", "output"),
-)  # fmt: skip
+# The fields by which a format is recognised; each may have several sets of them.
+_FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "alpaca": (("instruction", "output"),),
+    "chat": (("messages",),),
+    "llava": (("conversations",),),
+    "pairs": (
+        ("question", "answer"), ("prompt", "answer"), ("prompt", "completion"), ("prompt", "response"),
+        ("query", "response"), ("input", "output"),
+    ),
+    "scienceqa": (("question", "answer"),),
+}  # fmt: skip
 # Columns of captions, the first that is there.
 _IMAGE_COLUMNS = ("image", "path", "url", "file_name", "filename")
 _CAPTION_COLUMNS = ("caption", "captions", "text")
@@ -61,12 +68,14 @@ REQUESTS = (
 
 def fits(format: str, value: Mapping[str, Any]) -> bool:
     """Whether an object has the fields of the format."""
-    return format in _FIELDS and _FIELDS[format](value) is not None
+    if format == "captions":
+        return caption_columns(value) is not None
+    return any(all(name in value for name in names) for names in _FIELDS.get(format, ()))
 
 
 def format_of(value: Mapping[str, Any]) -> str | None:
     """The first format that fits an object."""
-    return next((name for name in _FIELDS if fits(name, value)), None)
+    return next((name for name in FORMATS if fits(name, value)), None)
 
 
 def caption_columns(value: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -74,21 +83,6 @@ def caption_columns(value: Mapping[str, Any]) -> tuple[str, str] | None:
     image = next((name for name in _IMAGE_COLUMNS if name in value), None)
     caption = next((name for name in _CAPTION_COLUMNS if name in value), None)
     return None if image is None or caption is None else (image, caption)
-
-
-def _all_of(*choices: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[str, ...] | None]:
-    return lambda value: next((names for names in choices if all(name in value for name in names)), None)
-
-
-# The names of the fields by which a format is recognised, of an object that has them.
-_FIELDS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...] | None]] = {
-    "alpaca": _all_of(("instruction", "output")),
-    "chat": _all_of(("messages",)),
-    "llava": _all_of(("conversations",)),
-    "pairs": _all_of(*_PAIRS),
-    "captions": caption_columns,
-    "scienceqa": _all_of(_PAIRS[0]),
-}
 
 
 def parse(format: str, value: dict[str, Any], where: str, images: Path, index: int) -> Record:
@@ -190,7 +184,8 @@ def _parse_llava(value: dict[str, Any], where: str, images: Path) -> Record:
 
 def _parse_pair(value: dict[str, Any], where: str, images: Path) -> Record:
     """Both are text, or both lists of messages, as TRL has them."""
-    asked, answered = _FIELDS["pairs"](value) or _PAIRS[0]
+    fields = _FIELDS["pairs"]
+    asked, answered = next((names for names in fields if all(name in value for name in names)), fields[0])
     if isinstance(value.get(asked), list) and isinstance(value.get(answered), list):
         return _parse_chat({**value, "messages": [*value[asked], *value[answered]]}, where, images)
     request = text_of(required(value, asked, where), asked, where, blank=False)
