@@ -28,6 +28,8 @@ def run_html(run: TrainingRun, watched: Sequence[WatchedAnswer] = ()) -> str:
     line = texts.step_line(step, steps, left) if step or run.state == "training" else ""
     turned = run.progress.by_heart_since
     by_heart = "" if turned is None else texts.by_heart(turned, run.recipe.train.save == "best")
+    if run.recipe.train.patience:  # then it ends by itself
+        by_heart = ""
     return (
         f'<div class="run {run.state}">'
         f'<div class="top"><strong>{name}</strong><span class="state">{texts.STATES[run.state]}</span></div>'
