@@ -27,9 +27,7 @@ def run_html(run: TrainingRun, watched: Sequence[WatchedAnswer] = ()) -> str:
     left = run.seconds_left if run.state == "training" else None
     line = texts.step_line(step, steps, left) if step or run.state == "training" else ""
     turned = run.progress.by_heart_since
-    by_heart = "" if turned is None else texts.by_heart(turned, run.recipe.train.save == "best")
-    if run.recipe.train.patience:  # then it ends by itself
-        by_heart = ""
+    told = turned is not None and run.recipe.train.save == "best"
     return (
         f'<div class="run {run.state}">'
         f'<div class="top"><strong>{name}</strong><span class="state">{texts.STATES[run.state]}</span></div>'
@@ -37,7 +35,7 @@ def run_html(run: TrainingRun, watched: Sequence[WatchedAnswer] = ()) -> str:
         f'aria-valuemax="100" aria-valuenow="{share}"><i style="width: {share}%"></i></div>'
         + _paragraph("step-line", line)
         + _paragraph("explanation", _sentence(run))
-        + _paragraph("by-heart", by_heart)
+        + _paragraph("by-heart", texts.BY_HEART.format(turned) if told else "")
         + _watched_html(run.record.question, watched)
         + _numbers(run)
         + loss_chart(run.progress, steps)

@@ -60,6 +60,7 @@ UNSAVED = {
 # A run's metrics.
 LOSS, HELD_OUT, STEP = "Training loss", "Held-out loss", "step"
 NOW, AFTER, LARGEST = "now", "after", "The largest gate is open by {:.2f}."
+BY_HEART = "It began to learn by heart at step {:,}; the best is kept."  # held-out loss has risen since
 # To the Hub.
 PUBLISH, PUBLISH_BUTTON = "Publish on the Hub", "Publish"
 PUBLISH_HINT = (
@@ -125,12 +126,6 @@ def before_and_after(question: str, before: str, after: str) -> str:
 
 def published(repo: str, url: str) -> str:
     return f"Published: [{repo}]({url}). Anybody opens it with `{repo}` under *Bring an adapter*."
-
-
-def by_heart(step: int, best_is_kept: bool) -> str:
-    """Held-out loss has risen since its lowest evaluation, at `step`."""
-    kept = "the best is kept" if best_is_kept else "the last is kept all the same, as the recipe says"
-    return f"It began to learn by heart at step {step:,}; {kept}."
 
 
 def held_out(before: float | None, loss: float, when: str) -> str:
