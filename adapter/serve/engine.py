@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -49,7 +48,6 @@ from adapter.serve.scheduler import (
     Scheduler,
     Step,
     admit,
-    any_visual,
     find_displaced,
     load_adapters,
 )
@@ -153,19 +151,6 @@ class Engine:
         if request.image is None:
             self._prepare(row)
         return Answer(row.mailbox, lambda: self._cancel(row))
-
-    def compare(self, request: GenerationRequest, adapters: Sequence[str | None]) -> list[Answer]:
-        """The same request with several adapters (None: the frozen base), as rows of one batch.
-
-        Only visual adapters get an image. Without a seed in the request all answers share one random seed.
-        """
-        seed = request.sampling.seed
-        sampling = replace(request.sampling, seed=secrets.randbelow(2**63) if seed is None else seed)
-        requests = [replace(request, adapter=name, sampling=sampling) for name in adapters]
-        if request.image is not None:
-            visual = [any_visual(load_adapters(r, self._load)) for r in requests]
-            requests = [r if v else replace(r, image=None) for r, v in zip(requests, visual, strict=True)]
-        return [self.submit(r) for r in requests]
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
         """Inspect an answer that `request` was given, beside the running requests; returns when it is done.

@@ -66,7 +66,7 @@ class Inspection:
     shares: Tensor
     answer: tuple[TokenLogprobs, ...]  # as answered: with the adapters, and with the image if there is one
     base: tuple[TokenLogprobs, ...]  # what the frozen base gives each token
-    no_image_logprobs: Tensor | None = None  # [T], with the adapters but without the image; None if there is none
+    no_image: tuple[TokenLogprobs, ...] | None = None  # as answered, but without the image; None if there is none
 
     @property
     def prompt_share(self) -> Tensor:
@@ -76,20 +76,21 @@ class Inspection:
     @property
     def influence(self) -> Tensor:
         """[T]: log p with the adapters minus log p of the frozen base, in nats."""
-        return self.logprobs - self.base_logprobs
+        return self.logprobs - _as_tensor(self.base)
 
     @property
     def logprobs(self) -> Tensor:
-        return torch.tensor([one.logprob for one in self.answer])
-
-    @property
-    def base_logprobs(self) -> Tensor:
-        return torch.tensor([one.logprob for one in self.base])
+        """[T], as answered."""
+        return _as_tensor(self.answer)
 
     @property
     def grounding(self) -> Tensor | None:
         """[T]: log p with the image minus log p without, in nats; None if there is no image."""
-        return None if self.no_image_logprobs is None else self.logprobs - self.no_image_logprobs
+        return None if self.no_image is None else self.logprobs - _as_tensor(self.no_image)
+
+
+def _as_tensor(tokens: Sequence[TokenLogprobs]) -> Tensor:
+    return torch.tensor([one.logprob for one in tokens])
 
 
 class Inspector:
@@ -196,7 +197,7 @@ def inspect_answer(
         shares=torch.stack([recorder.shares[layer] for layer in layers], dim=1),
         answer=answer,
         base=ranked(None),
-        no_image_logprobs=None if no_image is None else answer_logprobs(base, prompt_ids, answer_ids, no_image),
+        no_image=None if no_image is None else ranked(no_image),
     )
 
 
@@ -237,18 +238,6 @@ class _Recorder:
 def _in_fp32(term: LayerPrompts) -> LayerPrompts:
     mask = None if term.mask is None else term.mask.float()
     return LayerPrompts(term.keys.float(), term.values.float(), term.gates.float(), mask)
-
-
-@torch.no_grad()
-def answer_logprobs(
-    base: Base, prompt_ids: Sequence[int], answer_ids: Sequence[int], prompt_kv: PromptKV | None = None
-) -> Tensor:
-    """Log-probability of each answer token given the tokens before it: [T], fp32 on the CPU, in nats.
-
-    prompt_kv: one entry; None is the frozen base. Raises as `_logits`.
-    """
-    chunks = _logits(base, prompt_ids, answer_ids, prompt_kv)
-    return torch.cat([logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1) for logits, ids in chunks]).cpu()
 
 
 @torch.no_grad()

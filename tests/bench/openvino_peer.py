@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -23,7 +24,10 @@ def _export(folder: Path) -> None:
     command = [str(folder / "bin" / "optimum-cli"), "export", "openvino", "--model", str(base_folder())]
     task = ["--task", "text-generation-with-past"]
     weights = ["--weight-format", "int4", "--sym", "--group-size", GROUP, "--ratio", "1.0"]
-    subprocess.run([*command, *task, *weights, str(folder / "model")], check=True, stdout=sys.stderr)
+    # It would find this project's packages by that.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [*command, *task, *weights, str(folder / "model")]
+    subprocess.run(command, check=True, stdout=sys.stderr, cwd=folder, env=environment)
 
 
 class OpenVino:

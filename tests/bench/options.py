@@ -1,4 +1,4 @@
-"""What options of a request cost: sampling, the form of `extract`, and the frozen base that reads along (X-ray).
+"""What options of a request cost: sampling, `extract`'s form, log-probabilities, X-ray.
 
 The same questions are asked in each way in turn, one by one and many at once. Processor time counts: other
 programs disturb it less than the clock. Without drafts, which come true more often for one way than for another.
@@ -45,6 +45,10 @@ TABLES = {
     "form": {
         "extract without its form": replace(GREEDY, adapter="extract", form=NO_FORM),
         "with it": replace(GREEDY, adapter="extract"),
+    },
+    "log-probabilities": {
+        "pirate": replace(GREEDY, adapter="pirate"),
+        "with the five likeliest": replace(GREEDY, adapter="pirate", top_logprobs=5),
     },
     "X-ray": {
         "pirate": replace(GREEDY, adapter="pirate"),
