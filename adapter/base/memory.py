@@ -58,6 +58,7 @@ def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryN
     tied = config.tie_word_embeddings
     plain = (table * (1 if tied else 2) + hidden * (2 * layers + 1)) * dtype.itemsize
     stored = plain if config.dtype in (None, dtype) else 0  # else it is cast, into memory that is not mapped
+    shared = 2 * layers * values * hidden if values < hidden else 0  # keys and values in 8 bits
     eight = 17 / 16  # bytes: a scale in fp16 for each group of 32 weights of an output
     rest = table * eight + plain - (0 if tied else table * dtype.itemsize)
     whole = linear * dtype.itemsize + plain
@@ -65,7 +66,10 @@ def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryN
     found = {
         "nf4": (linear / 2 + linear / 16 + plain, stored),
         "int8": (linear + 4 * rows + plain, stored),
-        "packed-int4": (linear * 5 / 8 + rest - (0 if tied else table * (dtype.itemsize - eight)), 0),
+        "packed-int4": (
+            linear * 5 / 8 + shared * (eight - 5 / 8) + rest - (0 if tied else table * (dtype.itemsize - eight)),
+            0,
+        ),
         "packed-int8": (linear * eight + rest, 0),
         "bf16": (whole, whole if stored else 0),
     }

@@ -6,12 +6,14 @@ English prose (scikit-learn's descriptions of its bundled data sets), read by th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import sklearn.datasets
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from adapter.base.llama import Base, load_base
 from adapter.base.threads import set_threads
@@ -56,16 +58,20 @@ def prose() -> str:
     return "\n".join(file.read_text() for file in files)
 
 
-@torch.inference_mode()
 def perplexity(base: Base, text: str, adapter: PromptKV | None = None) -> float:
     """exp of the mean loss over the first windows of the text."""
-    ids = base.tokenizer(text, verbose=False).input_ids[: WINDOWS * WINDOW]
+    found = [F.cross_entropy(logits[:-1], following) for logits, following in read(base, text, WINDOWS, adapter)]
+    return torch.stack(found).mean().exp().item()
+
+
+@torch.inference_mode()
+def read(base: Base, text: str, windows: int, adapter: PromptKV | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of the text's first windows the logits, [T, vocab_size], and the tokens behind the first, [T - 1]."""
+    ids = base.tokenizer(text, verbose=False).input_ids[: windows * WINDOW]
     forward, cache = make_forward(base, set_threads(base.model.config)), KVCache(base, WINDOW)
     prompts = forward.stack([forward.prepare(adapter)])
-    losses = []
     for start in range(0, len(ids), WINDOW):
         window = ids[start : start + WINDOW]
         logits = forward(cache, [window], [Slot(0, WINDOW)], [0], prompts, every=True)
-        losses.append(F.cross_entropy(logits[:-1], torch.tensor(window[1:])))
+        yield logits, torch.tensor(window[1:])
     forward.close()
-    return torch.stack(losses).mean().exp().item()

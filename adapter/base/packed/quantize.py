@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 # Largest distance, in steps, of a weight from the grid of four bits that it was rounded to bf16 from.
 _OFF_GRID = 0.1
-_SENSITIVE = ("lm_head",)  # layers that are not rounded to four bits
+_HEAD = ("lm_head",)  # which is not rounded to four bits
+_SMALL = (
+    "k_proj",
+    "v_proj",
+)  # nor are these where heads share them: then they are small, and much depends on them
 _WORK_OF_A_THREAD = 1 << 28  # bytes of the weight times rows: below that, starting a thread is not worth it
 _PIECE = 1 << 18  # weights that are packed at a time: their fp32 copies stay in the processor's cache
 
@@ -196,7 +200,8 @@ def pack(weight: Tensor, bits: int = 8, name: str = "") -> PackedLinear:
 
     name: of the layer, by its path in the model.
     """
-    rounded_to = 8 if name.endswith(_SENSITIVE) else bits
+    sensitive = name.endswith(_HEAD) or (name.endswith(_SMALL) and len(weight) < weight.shape[1])
+    rounded_to = 8 if sensitive else bits
     packed = PackedLinear.pack(weight, 4) or PackedLinear.pack(weight, rounded_to, search=True)
     assert packed is not None
     return packed
