@@ -1,9 +1,9 @@
 """Four bits for weights that no grid holds: distance from fp32, perplexity and an adapter in each format.
 
-The weights of the embedded base lie on a grid of four bits. All of it is trained, in fp32 on English prose, and then
-written down in another way that computes the same: scales of channels move from norms to matrices and from one to
-the next, which leaves no group of weights on a grid. It is measured on other prose, by the forward pass that serves;
-the adapter is trained on the fp32 weights.
+The weights of the embedded base lie on a grid of four bits. All of it is trained, in fp32 on English prose,
+and then written down in another way that computes the same: scales of channels move from norms to matrices
+and from one to the next, which leaves no group of weights on a grid. It is measured on other prose, by the
+forward pass that serves; the adapter is trained on the fp32 weights.
 """
 
 from __future__ import annotations
