@@ -22,7 +22,7 @@ FOLDER_BYTES, FOLDER_FILES = 4 * 2**30, 20_000  # of a day's uploads
 _FOLDER_SECONDS = 10.0
 
 
-class Refused(ApiError, HTTPException):
+class RequestRefused(ApiError, HTTPException):
     """A request that is refused, of the page's or of /v1.
 
     Of Starlette's kind too, which FastAPI lets pass where it reads a body. retry_after: seconds.
@@ -53,10 +53,10 @@ def bounded(receive: Receive, length: int) -> Receive:
             with anyio.fail_after(deadline - anyio.current_time()):
                 message = await receive()
         except TimeoutError:
-            raise Refused(408, texts.REQUEST_TOO_SLOW) from None
+            raise RequestRefused(408, texts.REQUEST_TOO_SLOW) from None
         left -= len(message.get("body", b""))
         if left < 0:
-            raise Refused(413, texts.REQUEST_WITHOUT_LENGTH)
+            raise RequestRefused(413, texts.REQUEST_WITHOUT_LENGTH)
         complete = not message.get("more_body", False)
         return message
 
@@ -76,7 +76,7 @@ def counting_values(receive: Receive, count_all: Callable[[int], None]) -> Recei
         if message["type"] == "http.request":
             count += sum(map(message.get("body", b"").count, b"[{,"))
             if count > VALUES_AT_ONCE:
-                raise Refused(413, texts.too_many_values(VALUES_AT_ONCE))
+                raise RequestRefused(413, texts.too_many_values(VALUES_AT_ONCE))
             if not message.get("more_body", False):
                 count_all(count)
         return message

@@ -26,7 +26,7 @@ from adapter.server import texts
 from adapter.server.generation import client_of, is_local
 from adapter.server.limits import Limits, RateLimited
 from adapter.server.openai_api import error_response
-from adapter.server.request_body import FolderSize, Refused, bounded, counting_values
+from adapter.server.request_body import FolderSize, RequestRefused, bounded, counting_values
 
 log = logging.getLogger(__name__)
 Kind = Literal["page", "body", "login", "upload", "stream", "file", "v1", "figures", "health"]
@@ -213,25 +213,25 @@ class RequestGuard:
                 if rule is not None:
                     limited = await self._limit(rule, scope, *limited, held)
                 await self._pass_on(route, scope, *limited)
-            except (Refused, RateLimited) as error:
+            except (RequestRefused, RateLimited) as error:
                 await _response(scope, error)(scope, receive, send_with_policy)
 
     def _find_allowed(self, scope: Scope) -> Route:
-        """The route of a request that may be made at all. Raises Refused."""
+        """The route of a request that may be made at all. Raises RequestRefused."""
         headers, route = Headers(scope=scope), find_route(scope)
         elsewhere = _is_of_another_page(headers)
         if not self._limits.public:
             if not is_local(scope, headers):
-                raise Refused(403, texts.FOR_THIS_MACHINE_ONLY)
+                raise RequestRefused(403, texts.FOR_THIS_MACHINE_ONLY)
             refused = elsewhere and not _opens_the_page(scope, headers)
         else:
             # With an origin even GET: its page wants to read the answer, which Gradio would allow to any (6.31).
             changes = scope["method"] not in _READING or route is _LOGOUT or "origin" in headers
             refused = elsewhere and changes
         if refused:
-            raise Refused(403, texts.OF_ANOTHER_PAGE)
+            raise RequestRefused(403, texts.OF_ANOTHER_PAGE)
         if route is None or (route.kind == "file" and not self._may_serve(get_route_path(scope))):
-            raise Refused(404, texts.NOTHING_HERE)
+            raise RequestRefused(404, texts.NOTHING_HERE)
         return route
 
     def _may_serve(self, path: str) -> bool:
@@ -243,7 +243,7 @@ class RequestGuard:
     ) -> tuple[Receive, Send]:
         """Count a request by its address. Returns what limits and counts its body and its answer.
 
-        held: gets what is to be done when it has been answered. Raises Refused and RateLimited.
+        held: gets what is to be done when it has been answered. Raises RequestRefused and RateLimited.
         """
         address = client_of(Request(scope)).address
 
@@ -251,7 +251,7 @@ class RequestGuard:
             try:
                 self._limits.count("value", address, count)
             except RateLimited as error:
-                raise Refused(429, str(error), error.retry_after) from None
+                raise RequestRefused(429, str(error), error.retry_after) from None
 
         async def send_counting(message: Message) -> None:
             if message.get("status") == 401:
@@ -274,20 +274,20 @@ class RequestGuard:
         """The body's length as the request states it, if it may be so long."""
         stated = Headers(scope=scope).get("content-length", "")
         if not stated.isdecimal():
-            raise Refused(411, texts.REQUEST_WITHOUT_LENGTH)
+            raise RequestRefused(411, texts.REQUEST_WITHOUT_LENGTH)
         length, is_upload = int(stated), rule.act == "upload"
         if is_upload and length > self._most + _FORM_BYTES:
-            raise Refused(413, texts.upload_too_large(self._most))
+            raise RequestRefused(413, texts.upload_too_large(self._most))
         if not is_upload and length > MESSAGE_BYTES:
-            raise Refused(413, texts.request_too_large(MESSAGE_BYTES))
+            raise RequestRefused(413, texts.request_too_large(MESSAGE_BYTES))
         if rule.act is not None:
             self._limits.count(rule.act, address)
         if is_upload and await self._folder_size.is_full(length):
-            raise Refused(507, texts.UPLOADS_FULL)
+            raise RequestRefused(507, texts.UPLOADS_FULL)
         return length
 
     async def _pass_on(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        """Gives the request to the application, and mends what Gradio 6.31 makes of some. Raises Refused."""
+        """Gives the request to the application, mends what Gradio 6.31 makes of some. Raises RequestRefused."""
         if route is _LOGOUT:
             # By default Gradio ends all sessions of the user, and here all visitors are the same one.
             scope = {**scope, "query_string": b"all_session=false"}
@@ -304,7 +304,7 @@ class RequestGuard:
             if route.kind != "upload":
                 raise
             log.error("An upload cannot be kept: %s", error.strerror or error)
-            raise Refused(507, texts.UPLOAD_NOT_KEPT) from None
+            raise RequestRefused(507, texts.UPLOAD_NOT_KEPT) from None
         finally:
             self._uploading -= route.kind == "upload"
             if route.kind == "upload" and not self._uploading:
@@ -343,10 +343,10 @@ def _opens_the_page(scope: Scope, headers: Headers) -> bool:
     )
 
 
-def _response(scope: Scope, error: Refused | RateLimited) -> Response:
+def _response(scope: Scope, error: RequestRefused | RateLimited) -> Response:
     """The refusal that a program of OpenAI's reads, or the page."""
     if get_route_path(scope).startswith("/v1/"):
         return error_response(error)
     if isinstance(error, RateLimited):
-        error = Refused(429, str(error), error.retry_after)
+        error = RequestRefused(429, str(error), error.retry_after)
     return PlainTextResponse(str(error), error.status, error.headers)
