@@ -52,7 +52,7 @@ class EchoEngine:
     """
 
     base = SimpleNamespace(
-        fingerprint=SimpleNamespace(name="echo"),
+        fingerprint=SimpleNamespace(name="echo", vocab_size=100),
         quantization="none",
         device=SimpleNamespace(type="cpu"),
         context_length=100,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,9 @@ from adapter.ui.theme import ExampleCard
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from adapter.serve.request import Client, GenerationEvent, GenerationRequest, TokenLogprobs
+    from adapter.serve.request import Client, GenerationEvent, GenerationRequest, TokenLogprob, TokenLogprobs
 
+CHOICES = 5  # words that X-ray names of each model
 TEXT_ONLY = " "  # the option "without the picture" of an offer; not a valid adapter name
 
 
@@ -67,13 +68,17 @@ def build_request(
         end_repetition=True,
         client=client,
         base_logprobs=xray,
+        top_logprobs=CHOICES if xray else 0,
     )
 
 
-def xray_line(text: str, logprob: float, base: TokenLogprobs) -> str:
-    """A token for xray.js: its text, its log-probability, the frozen base's, and the base's likeliest tokens."""
+def xray_line(text: str, logprob: float, base: TokenLogprobs, own: Sequence[TokenLogprob] = ()) -> str:
+    """A token for xray.js: its text, its log-probability and the frozen base's, and the likeliest tokens there: of
+    the base, and of the model that answers, with their ids.
+    """
     top = [[other, round(value, 3)] for _, other, value in base.top]
-    return json.dumps([text, round(logprob, 3), round(base.logprob, 3), top])
+    choices = [[other, round(value, 3), id] for id, other, value in own]
+    return json.dumps([text, round(logprob, 3), round(base.logprob, 3), top, choices])
 
 
 def with_seed(settings: Settings) -> Settings:
@@ -95,7 +100,7 @@ class AnswerProgress:
     first_tokens: int = 0  # that came in one list with the first
     begun_tokens: int = 0  # of the beginning that it goes on from
     xray: list[str] = field(default_factory=list)  # a line for each token that the frozen base has read
-    _written: list[tuple[str, float | None]] = field(default_factory=list)  # text and log-probability by token
+    _written: list[GenerationEvent] = field(default_factory=list)  # by token
 
     def note_unused_picture(self, has_picture: bool, visual: bool) -> None:
         if visual != has_picture:
@@ -107,15 +112,16 @@ class AnswerProgress:
         self.text += event.text
         if event.token_id is not None:
             self.token_ids.append(event.token_id)
-            self._written.append((event.text, event.logprob))
+            self._written.append(event)
         self.tokens, seconds = len(self.token_ids), now - self.first_time
         if seconds < REDRAW_SECONDS / 2:
             self.first_tokens = self.tokens
         elif self.tokens > 4:
             self.rate = (self.tokens - self.first_tokens) / seconds
         for base in event.base_logprobs:
-            text, logprob = self._written[len(self.xray)]
-            self.xray.append(xray_line(text, logprob or 0.0, base))
+            token = self._written[len(self.xray)]
+            own = () if token.choices is None else token.choices.top
+            self.xray.append(xray_line(token.text, token.logprob or 0.0, base, own))
         if event.stats is not None:
             self.tokens = self.begun_tokens + event.stats.new_tokens
             self.rate = event.stats.tokens_per_s or None

@@ -7,7 +7,6 @@ import html
 import logging
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from adapter.serve.request import GenerationEvent, GenerationRequest
 
 log = logging.getLogger(__name__)
-
-MAX_EQUAL_PAIRS = 100_000  # of a word here and a word there; English of 1,500 words has 25,000
 
 
 @dataclass
@@ -152,7 +149,8 @@ def mark_differences(first: str, other: str) -> tuple[str, int, int]:
     pairs = re.findall(r"(\S+)(\s*)", other.strip())  # (word, white space after it)
     words = [word for word, _ in pairs]
     parts, changed = [], 0
-    for operation, start, end in _operations(first.split(), words):
+    # Words that come again and again are no marks to go by: to compare all of them may take 25 s.
+    for operation, _, _, start, end in difflib.SequenceMatcher(None, first.split(), words).get_opcodes():
         if start == end:
             continue
         run = "".join(word + space for word, space in pairs[start:end])
@@ -163,21 +161,3 @@ def mark_differences(first: str, other: str) -> tuple[str, int, int]:
             changed += end - start
             parts.append(f"<mark>{html.escape(text)}</mark>{space}")
     return "".join(parts), changed, len(words)
-
-
-def _operations(first: Sequence[str], words: Sequence[str]) -> list[tuple[str, int, int]]:
-    """What is equal and what is not in `words`, from where to where.
-
-    Two texts that repeat themselves, as small models do, have so many equal words that to compare 2,000 of them
-    takes 25 s of Python. Of these all between the equal beginning and the equal end counts as different.
-    """
-    count = Counter(first)
-    if sum(count[word] for word in words) <= MAX_EQUAL_PAIRS:
-        matcher = difflib.SequenceMatcher(None, first, words, autojunk=False)
-        return [(operation, start, end) for operation, _, _, start, end in matcher.get_opcodes()]
-    shorter = min(len(first), len(words))
-    start = next((i for i in range(shorter) if first[i] != words[i]), shorter)
-    rest = shorter - start
-    tail = next((i for i in range(rest) if first[-1 - i] != words[-1 - i]), rest)
-    end = len(words) - tail
-    return [("equal", 0, start), ("replace", start, end), ("equal", end, len(words))]

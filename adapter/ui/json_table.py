@@ -18,7 +18,6 @@ from adapter.ui.texts import page as texts
 MOST_CHARACTERS = 20_000  # of a text that is made a table; an imported one may be a hundred times as long
 _MOST_LEVELS = 4  # of tables in tables
 _OPENING = '<div class="json-answer">'
-_SPACE = re.compile(r"[ \t\r\n]*")
 _MARKUP = re.compile(r"[\x00-\x1f!-'*;-?\[-`{-\x7f]")  # whatever HTML or Markdown may read, in ASCII
 
 
@@ -37,53 +36,24 @@ class Fields(NamedTuple):
 
 
 def read_object(text: str) -> Fields | None:
-    """What is complete of the object that a text is, or begins to be. None for any other text."""
+    """The object that a text is, or what is complete of one that it begins to be. None for any other text."""
     text = text.strip()
     if not text.startswith("{") or len(text) > MOST_CHARACTERS:
         return None
-    decode = json.JSONDecoder(parse_float=_Number, parse_constant=_refuse_constant).raw_decode
-    pairs: list[tuple[str, Any]] = []
-    start = 1  # of the next pair
-    while True:
-        start = _skip(text, start)
-        if text[start : start + 1] == "}":
-            return Fields(pairs, True) if not pairs and start + 1 == len(text) else None
-        try:
-            name, end = decode(text, start)
-            colon = _skip(text, end)
-            value, end = decode(text, _skip(text, colon + 1))
-        except (ValueError, IndexError, RecursionError):
-            return Fields(pairs, False) if _may_begin_object("{" + text[start:]) else None
-        if not isinstance(name, str) or text[colon] != ":":
-            return None
-        end = _skip(text, end)
-        if end == len(text):  # 1 may become 12
-            if isinstance(value, str | list | dict):
-                pairs.append((name, value))
-            return Fields(pairs, False)
-        pairs.append((name, value))
-        if text[end] == "}":
-            return Fields(pairs, True) if end + 1 == len(text) else None
-        if text[end] != ",":
-            return None
-        start = end + 1
-
-
-def _skip(text: str, start: int) -> int:
-    found = _SPACE.match(text, start)
-    return found.end() if found else len(text)
+    try:
+        whole, end = json.JSONDecoder(parse_float=_Number, parse_constant=_refuse_constant).raw_decode(text)
+        return Fields(list(whole.items()), True) if end == len(text) else None
+    except (ValueError, RecursionError):
+        pass
+    try:
+        begun = from_json(text, allow_partial=True, allow_inf_nan=False)
+    except ValueError:
+        return None
+    return Fields(list(begun.items())[:-1], False)  # the last one may go on
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def _may_begin_object(text: str) -> bool:
-    try:
-        from_json(text, allow_partial=True, allow_inf_nan=False)
-    except ValueError:
-        return False
-    return True
 
 
 def table_html(text: str, marked: Collection[str] = ()) -> str | None:

@@ -75,8 +75,8 @@ def cells(text: str) -> list[str]:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "Hello", "[1]", '"x"', '{"a": 1,}', '{"a": 1} and more', '{"a": "x" "b"', '{"a" "b"}', '{"a": NaN}',
-        "{'a': 1}", '{"a": ' * 5000, '{"a": ' + "9" * 9999 + "}", json.dumps({"a": "x" * MOST_CHARACTERS}),
+        "", "Hello", "[1]", '"x"', '{"a": 1,}', '{"a": 1} and more', '{"a" "b"}', '{"a": NaN}',
+        "{'a': 1}", '{"a": ' * 5000, json.dumps({"a": "x" * MOST_CHARACTERS}),
         '```json\n{"a": 1}\n```',
     ],
 )  # fmt: skip

@@ -64,19 +64,26 @@ def _base_options(base: Base) -> list[str]:
     return options if automatic else [*options, "--quantization", base.quantization]
 
 
+# The options of settings that are left out where they are the default.
+_OPTIONS = {
+    "top_k": "--top-k",
+    "min_p": "--min-p",
+    "repetition_penalty": "--repetition-penalty",
+    "others": "--others",
+    "stop": "--stop",
+    "system": "--system",
+    "mute_layers": "--mute-layer",
+    "mute_heads": "--mute-head",
+}
+
+
 def _settings_options(settings: Settings) -> list[str]:
-    options = []
-    if settings.adapter:
-        options += ["--adapter", settings.adapter, "--strength", f"{settings.strength}"]
-    if settings.mix:
-        options += ["--mix", f"{settings.mix}={settings.mix_strength}"]
+    options = ["--adapter", settings.adapter, "--strength", f"{settings.strength}"] if settings.adapter else []
+    options += ["--mix", f"{settings.mix}={settings.mix_strength}"] if settings.mix else []
     options += ["--temperature", f"{settings.temperature}", "--top-p", f"{settings.top_p}"]
     options += ["--max-new-tokens", f"{settings.max_tokens}", "--seed", f"{settings.seed}"]
-    for name in ("top_k", "min_p", "repetition_penalty", "others"):
-        if (value := getattr(settings, name)) != Settings.model_fields[name].default:
-            options += [f"--{name.replace('_', '-')}", f"{value}"]
-    options += [f"--stop={text}" for text in settings.stop]
-    options += [f"--system={settings.system}"] if settings.system else []
-    for option, indices in (("--mute-layer", settings.mute_layers), ("--mute-head", settings.mute_heads)):
-        options += [word for index in indices for word in (option, str(index))]
+    for name, option in _OPTIONS.items():
+        value = getattr(settings, name)
+        if value != Settings.model_fields[name].get_default(call_default_factory=True):
+            options += [f"{option}={one}" for one in (value if isinstance(value, tuple) else (value,))]
     return options

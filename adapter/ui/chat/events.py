@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -23,7 +23,7 @@ from adapter.ui.answer_stream import TEXT_ONLY, ChatAnswers, Turn, with_small_pi
 from adapter.ui.chat.chatbot import unescape_markup
 from adapter.ui.chat.conversation_store import ConversationStore, Updates
 from adapter.ui.chat.corrections import add_correction
-from adapter.ui.conversation import History
+from adapter.ui.conversation import History, Variant
 from adapter.ui.images import BadPicture
 from adapter.ui.inside.panel import inspect_newest
 from adapter.ui.session import Change, Forgotten, NotOpen, StillAnswering
@@ -31,6 +31,9 @@ from adapter.ui.status import FRAME_SECONDS
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
 from adapter.ui.toasts import errors_as_toasts, toast
+
+if TYPE_CHECKING:
+    from adapter.serve.request import Client
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +116,23 @@ class ChatEvents:
         else:
             yield from self._turn(lambda history: _chosen(history, choice), id, request, settings)
 
+    def branch(self, id: str, event: gr.EventData, request: gr.Request, **settings: Any) -> Iterator[Updates]:
+        """Writes the newest answer anew up to a word, with another word there, as a further variant."""
+        data = event._data if isinstance(event._data, dict) else {}
+        index, token = data.get("index"), data.get("token")
+
+        def ask(history: History) -> Turn | None:
+            record, engine = conversation.last_record(history), self.provider.engine()
+            if record is None or engine is None or type(index) is not int or type(token) is not int:
+                return None
+            if not (0 <= index < len(record.token_ids) and 0 <= token < engine.base.fingerprint.vocab_size):
+                return None
+            begun = replace(record, token_ids=(*record.token_ids[:index], token), before=(), after=())
+            asked, others = conversation.without_last_answer(history), conversation.variants(history)
+            return Turn(asked, variants=others, begun=Variant("", "", begun.to_json()), offers=False)
+
+        yield from self._turn(ask, id, request, settings)
+
     def send_example(
         self, id: str, event: gr.SelectData, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
@@ -183,20 +203,30 @@ class ChatEvents:
         An update of the chatbot; none if the conversation goes on meanwhile, or the answer is the base's own.
         """
         history = self.conversations.history(request.session_hash)
-        lines_at = [i for i, entry in enumerate(history) if conversation.kind(entry) == conversation.STATS]
-        newest = lines_at[-1] - 1 if lines_at else -1
-        if not on or newest < 1 or conversation.xray_of(history[newest]):
+        if not on:
             return gr.skip()
         with errors_as_toasts("an X-ray"), suppress(Busy, NotOpen, BadInput):
-            inspection = inspect_newest(self.provider, history, client_of(request)).inspection
-            tokens = zip(inspection.tokens, inspection.logprobs.tolist(), inspection.base, strict=True)
-            lines = "\n".join(xray_line(*token) for token in tokens)
-            answer = conversation.answer(conversation.text_of(history[newest]), lines)
+            xrayed = self._xrayed(history, client_of(request))
             with self.conversations.change(request.session_hash, id) as change:
                 if change.conversation.history is history:
-                    change.conversation.history = [*history[:newest], answer, *history[newest + 1 :]]
+                    change.conversation.history = xrayed
                     return self.store.show(change.conversation).chat
         return gr.skip()
+
+    def _xrayed(self, history: History, client: Client) -> History:
+        """The history with what the frozen base gives the tokens of its newest answer. Raises AdapterError."""
+        lines_at = [i for i, entry in enumerate(history) if conversation.kind(entry) == conversation.STATS]
+        newest = lines_at[-1] - 1 if lines_at else -1
+        if newest < 1 or conversation.xray_of(history[newest]):
+            return history
+        inspection = inspect_newest(self.provider, history, client).inspection
+        tokens = zip(inspection.tokens, inspection.answer, inspection.base, strict=True)
+        lines = "\n".join(xray_line(text, own.logprob, base, own.top) for text, own, base in tokens)
+        return [
+            *history[:newest],
+            conversation.answer(conversation.text_of(history[newest]), lines),
+            *history[newest + 1 :],
+        ]
 
     def _replace(self, act: Callable[[History], History], id: str, request: gr.Request) -> Updates:
         """Shows the conversation as `act` changes it, which may raise BadInput."""
@@ -309,7 +339,12 @@ class ChatEvents:
             return
         if turn.begun is None:
             turn = replace(turn, history=conversation.with_dividers(turn.history, settings))
-        yield from self._answers.stream(turn, change, settings, client_of(request), panel.get("xray") is True)
+        xray, client = panel.get("xray") is True, client_of(request)
+        for history in self._answers.stream(turn, change, settings, client, xray):
+            yield history
+        if xray and turn.begun is not None:  # whose beginning was not read by the base
+            with suppress(AdapterError):
+                yield self._xrayed(history, client)
 
     def _restored(
         self, turn: Turn, switched: dict[str, str], settings: dict[str, Any], error: AdapterError

@@ -55,7 +55,7 @@ def chat_tab(
     examples = [_copied_to_uploads(example) for example in theme.examples()]
     with gr.Row(equal_height=False):
         with gr.Column(scale=7, min_width=320, elem_id="talk"):
-            box, chip, chat, xray = _conversation(examples)
+            box, chip, chat, xray, branches = _conversation(examples)
         sent = ", ".join(f"{name}: data => trigger('{name}', data)" for name in ("open", "note", "link"))
         js = f"window.chatPage.connect({{{sent}}})"
         listed = gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False, js_on_load=js)
@@ -82,10 +82,10 @@ def chat_tab(
                     if not public:
                         own_adapter_panel(catalog, pickers[0])
     with inside:
-        inside_panel(provider, chat, store.conversations)
+        inside_panel(provider, store.conversations)
     opened = store.connect(page, listed, chat, box, settings)
     events = ChatEvents(provider, catalog, examples, store)
-    _connect(events, store, opened, chat, box, settings)
+    _connect(events, store, opened, chat, box, settings, branches)
     corrected = [*store.outputs, corrections.known]
     chat.edit(events.correct, [store.id, corrections.known], corrected, **QUEUED)
     named = [settings[name] for name in ("adapter", "strength", "mix", "mix_strength")]
@@ -95,7 +95,7 @@ def chat_tab(
     return TabParts(pickers, box, corrections, chat=chat, conversations=store.conversations, store=store)
 
 
-def _conversation(examples: list[ExampleCard]) -> tuple[gr.MultimodalTextbox, gr.Button, Any, gr.Checkbox]:
+def _conversation(examples: list[ExampleCard]) -> tuple[gr.MultimodalTextbox, gr.Button, Any, gr.Checkbox, Any]:
     """Lays out the message box, the chip below it, the conversation and the switch of the X-ray."""
     # Before all else, so that the keyboard comes to it first; page.css puts it below the conversation.
     with gr.Column(elem_id="compose"):
@@ -115,11 +115,11 @@ def _conversation(examples: list[ExampleCard]) -> tuple[gr.MultimodalTextbox, gr
         examples=[_example_card(example) for example in examples],
         elem_id="chat",
     )
-    xray = xray_bar(chat)
+    xray, branches = xray_bar(chat)
     lines = json.dumps([texts.CONTEXT, texts.CONTEXT_NEARLY_FULL])
     line = f"messages => window.chatPage.contextLine(messages, {lines})"
     chat.change(None, chat, context, js=line, **UNQUEUED)
-    return box, chip, chat, xray
+    return box, chip, chat, xray, branches
 
 
 def _adapter_panel(catalog: AdapterCatalog) -> tuple[SettingsInputs, gr.Column]:
@@ -200,8 +200,9 @@ def _connect(
     chat: gr.Chatbot,
     box: gr.MultimodalTextbox,
     settings: SettingsInputs,
+    branches: Any,
 ) -> None:
-    """opened: the event of a conversation that is opened."""
+    """opened: the event of a conversation that is opened; branches: whose event `branch` begins one."""
     turn = {
         "inputs_kwargs": settings,
         "outputs": store.outputs,
@@ -218,6 +219,7 @@ def _connect(
     chat.option_select(events.choose_option, store.id, **turn)
     chat.example_select(events.send_example, store.id, **turn)
     opened.then(events.follow, store.id, **turn)
+    branches.branch(events.branch, store.id, **turn)
     box.stop(events.stop, store.id, store.outputs, **UNQUEUED)
     chat.undo(events.undo, store.id, store.outputs, **QUEUED)
     settings["xray"].input(events.xray, [settings["xray"], store.id], chat, **QUEUED)

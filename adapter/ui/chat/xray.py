@@ -23,8 +23,11 @@ _LOGS_JS = """history => [(history ?? []).filter(entry => entry.role === 'assist
   .map(entry => entry.metadata?.log ?? '')]"""
 
 
-def xray_bar(chat: gr.Chatbot) -> gr.Checkbox:
-    """Lays the switch out in the current Blocks; what it shows follows the conversation."""
+def xray_bar(chat: gr.Chatbot) -> tuple[gr.Checkbox, gr.HTML]:
+    """Lays the switch out in the current Blocks; what it shows follows the conversation.
+
+    Returns the switch, and what begins another branch of the newest answer: its event `branch`.
+    """
     with gr.Row(elem_id="xray-bar"):
         switch = gr.Checkbox(False, label=texts.XRAY, container=False, elem_id="xray-switch")
         drawing = gr.HTML(
@@ -33,8 +36,9 @@ def xray_bar(chat: gr.Chatbot) -> gr.Checkbox:
             js_on_load=_JS,
             both=texts.BOTH,
             instead=texts.INSTEAD,
+            own=texts.COULD,
             elem_id="xray",
         )
         gr.Button(texts.LOOK_INSIDE, size="sm", elem_id="inside-open")  # xray.js opens the panel
     chat.change(None, chat, drawing, js=_LOGS_JS, **UNQUEUED)
-    return switch
+    return switch, drawing

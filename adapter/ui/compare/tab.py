@@ -14,7 +14,7 @@ import gradio as gr
 
 from adapter.base.template import Message
 from adapter.errors import BadInput
-from adapter.serve.settings import BASE_ONLY, Settings, slider
+from adapter.serve.settings import BASE_ONLY, MAX_SYSTEM, Settings, slider
 from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
 from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request, uses_picture, with_seed
@@ -67,7 +67,7 @@ class CompareEvents:
         request: gr.Request,
         **values: Any,
     ) -> Iterator[Updates]:
-        """values: sampling settings by name, `film_adapter`, and `adapter_0`, `strength_0` and so on."""
+        """values: sampling settings, `film_adapter`, and `adapter_0`, `strength_0`, `words_0` and so on."""
 
         def read() -> Question | None:
             if (content := read_message(message)) is None:
@@ -181,10 +181,17 @@ def _frames(values: Mapping[str, Any]) -> list[Pane]:
 def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
     if count not in range(MIN_PANES, MAX_PANES + 1):
         raise BadInput(texts.wrong_panes(MIN_PANES, MAX_PANES, count))
-    return [
-        Pane(Settings.checked({**values, "adapter": values[f"adapter_{i}"], "strength": values[f"strength_{i}"]}))
-        for i in range(count)
-    ]
+    panes = []
+    for i in range(count):
+        name, strength, words = (values[f"{part}_{i}"] for part in ("adapter", "strength", "words"))
+        own = {"adapter": name, "strength": strength, "system": "" if name else words}
+        panes.append(
+            Pane(
+                Settings.checked({**values, **own}),
+                [texts.told(theme.ellipsize(words, 60))] if own["system"] else [],
+            )
+        )
+    return panes
 
 
 def _updates(box: Any, question: Question | None = None) -> Updates:
@@ -199,21 +206,24 @@ def _updates(box: Any, question: Question | None = None) -> Updates:
 
 
 class PaneParts(NamedTuple):
-    """The components of one pane."""
+    """The components of one pane. words: that the frozen base is told, which has no strength."""
 
-    column: gr.Column
     name: gr.Dropdown
     strength: gr.Slider
+    words: gr.Textbox
     answer: gr.HTML
 
 
 def _lay_out_pane(index: int, choices: list[tuple[str, str]]) -> PaneParts:
-    with gr.Column(min_width=250, visible=index < MIN_PANES, elem_classes="pane") as column:
+    with gr.Column(min_width=250, elem_classes="pane"):
         name = gr.Dropdown(choices, value=BASE_ONLY, label=texts.pane(index + 1), filterable=False)
         label = texts.pane_strength(index + 1)
-        strength = gr.Slider(**slider("strength"), label=label, interactive=False)
+        strength = gr.Slider(**slider("strength"), label=label, visible=False)
+        words = gr.Textbox(
+            label=texts.pane_words(index + 1), placeholder=texts.WORDS_HINT, max_length=MAX_SYSTEM, max_lines=4
+        )
         answer = gr.HTML(theme.pane_html(texts.EMPTY_PANE, muted=True), elem_classes="answer")
-    return PaneParts(column, name, strength, answer)
+    return PaneParts(name, strength, words, answer)
 
 
 def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs, chat: TabParts) -> TabParts:
@@ -225,27 +235,26 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
         with gr.Row(elem_id="ask", equal_height=True):
             box = message_box(texts.COMPARE_PLACEHOLDER, "message")
             view = gr.Radio(texts.VIEWS, value=STRENGTHS, label=texts.VIEW, elem_id="view")
-        with gr.Row() as strengths:
+        with gr.Row(elem_id="strengths"):
             label = texts.FILM_ADAPTER
             film_adapter = gr.Dropdown(choices, value=BASE_ONLY, label=label, filterable=False, min_width=200)
             with gr.Column(scale=4):
                 film = filmstrip.filmstrip("film", filmstrip.recorded_film())
-        with gr.Column(visible=False, elem_id="side-by-side") as side_by_side:
+        with gr.Column(elem_id="side-by-side"):  # page.css shows one of the two, and so many panes
             numbers = list(range(MIN_PANES, MAX_PANES + 1))
             count = gr.Radio(numbers, value=MIN_PANES, label=texts.PANES, elem_id="count")
             with gr.Row(elem_id="panes"):
                 panes = [_lay_out_pane(i, choices) for i in range(MAX_PANES)]
         with gr.Accordion(texts.SAMPLING, open=False):
             inputs = {"film_adapter": film_adapter, **sampling_inputs()}
-    inputs |= {f"adapter_{i}": pane.name for i, pane in enumerate(panes)}
-    inputs |= {f"strength_{i}": pane.strength for i, pane in enumerate(panes)}
-    # The frozen base has no strength.
+    for i, pane in enumerate(panes):
+        inputs |= {f"adapter_{i}": pane.name, f"strength_{i}": pane.strength, f"words_{i}": pane.words}
     names = [pane.name for pane in panes]
     gr.on(
         [name.change for name in names],
-        lambda *chosen: [gr.update(interactive=bool(name)) for name in chosen],
+        lambda *chosen: [gr.update(visible=bool(name) is has) for name in chosen for has in (True, False)],
         names,
-        [pane.strength for pane in panes],
+        [part for pane in panes for part in (pane.strength, pane.words)],
         **UNQUEUED,
     )
     events = CompareEvents(provider, catalog, chat.conversations)
@@ -254,13 +263,5 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
     box.submit(events.send, [box, view, count], shown, inputs_kwargs=inputs, **options)
     chat.chat.option_select(events.film_of_chat, None, [tabs, view, film_adapter, *shown], **options)
     box.stop(events.stop, None, box, **UNQUEUED)
-    view.change(
-        lambda chosen: [gr.update(visible=(chosen == STRENGTHS) is shown) for shown in (True, False)],
-        view,
-        [strengths, side_by_side],
-        **UNQUEUED,
-    )
-    columns = [pane.column for pane in panes]
-    count.change(lambda n: [gr.update(visible=i < n) for i in range(MAX_PANES)], count, columns, **UNQUEUED)
     pickers = [Picker(pane.name, texts.FROZEN_BASE, i - 1 if i else None) for i, pane in enumerate(panes)]
     return TabParts([*pickers, Picker(film_adapter, texts.FROZEN_BASE, 0)], box, view=view)

@@ -47,32 +47,27 @@ def gates_html(inspection: Inspection, names: AdapterNames) -> str:
 
 
 def answer_html(inspection: Inspection, key: str, total: int) -> str:
-    """The answer as one button for each token, which holds its shade (-1 to 1) in each colouring.
+    """The answer as one button for each token, in the shade of what the picture did to it, or the adapter.
 
-    key: returned by a click; total: the number of tokens of the answer, of which `inspection` may hold the first.
+    key: returned by a press; total: the number of tokens of the answer, of which `inspection` may hold the first.
     """
-    measures = {"i": inspection.influence}
-    if inspection.grounding is not None:
-        measures["g"] = inspection.grounding
-    largest = {name: float(values.abs().max()) or 1.0 for name, values in measures.items()}
-    shades = {name: (values / largest[name]).tolist() for name, values in measures.items()}
+    seen = inspection.grounding is not None
+    values = inspection.grounding if inspection.grounding is not None else inspection.influence
+    largest = float(values.abs().max()) or 1.0
     buttons = []
-    for i, text in enumerate(inspection.tokens):
-        style = ";".join(f"--{name}:{_digits(values[i])}" for name, values in shades.items())
-        signs = [mark for name, mark in (("i", "ni"), ("g", "ng")) if name in measures and measures[name][i] < 0]
-        marks = f' class="{" ".join(signs)}"' if signs else ""
+    for i, (text, value) in enumerate(zip(inspection.tokens, values.tolist(), strict=True)):
         label, after = _token_label(text, last=i == total - 1)
+        mark = ' class="less"' if value < 0 else ""
         buttons.append(
-            f'<button type="button" data-i="{i}"{marks} style="{style}" '
+            f'<button type="button" data-i="{i}"{mark} style="--v:{_digits(value / largest)}" '
             f'title="{token_numbers(inspection, i)}">{label}</button>{after}'
         )
-    legends = [_explanation("influence", texts.INFLUENCE_MEANS, _legend(-largest["i"], largest["i"]))]
-    if "g" in largest:
-        legends.append(_explanation("grounding", texts.GROUNDING_MEANS, _legend(-largest["g"], largest["g"])))
-    cut = message_html(texts.only_first(len(inspection.tokens), total)) if total > len(inspection.tokens) else ""
+    means = texts.GROUNDING_MEANS if seen else texts.INFLUENCE_MEANS
     mixed = f"<p>{html.escape(texts.MIX_MEANS)}</p>" if len(inspection.parts) > 1 else ""
+    cut = message_html(texts.only_first(len(inspection.tokens), total)) if total > len(inspection.tokens) else ""
     return (
-        f'{mixed}{"".join(legends)}<div class="tokens" data-roving data-key="{html.escape(key)}" role="group" '
+        f"{mixed}<p>{html.escape(means)}</p>{_legend(-largest, largest)}"
+        f'<div class="tokens" data-roving data-key="{html.escape(key)}" role="group" '
         f'aria-label="{html.escape(texts.TOKENS_LABEL)}">{"".join(buttons)}</div>{cut}'
     )
 
@@ -133,10 +128,6 @@ def _legend(low: float, high: float, percent: bool = False) -> str:
     ends = [f"{v * 100:.0f} %" if percent else _signed(v) for v in (low, high)]
     both = "both" if low < 0 else "one"
     return f'<div class="legend"><span>{ends[0]}</span><i class="{both}"></i><span>{ends[1]}</span></div>'
-
-
-def _explanation(colouring: str, sentence: str, legend: str) -> str:
-    return f'<div class="means" data-for="{colouring}"><p>{html.escape(sentence)}</p>{legend}</div>'
 
 
 def _token_label(text: str, last: bool) -> tuple[str, str]:

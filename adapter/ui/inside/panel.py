@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import html
 import logging
-import secrets
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -26,8 +25,8 @@ from adapter.ui.comparison import mark_differences
 from adapter.ui.conversation import AnswerRecord, History, RecordedAnswer
 from adapter.ui.images import open_upload
 from adapter.ui.inside import charts as inside_charts
-from adapter.ui.session import MAX_SESSIONS, Conversations
-from adapter.ui.status import MODEL, PRIVATE, REDRAW_SECONDS, UNQUEUED
+from adapter.ui.session import Conversations
+from adapter.ui.status import MODEL, PRIVATE, REDRAW_SECONDS
 from adapter.ui.texts import inside as texts
 from adapter.ui.texts import page as page_texts
 
@@ -39,23 +38,8 @@ log = logging.getLogger(__name__)
 
 MAX_TOKENS = 512  # of an answer that are inspected
 CACHE_SIZE = 16
-COLOURS = [(texts.INFLUENCE, "influence"), (texts.GROUNDING, "grounding")]
-# Updates of the message, the gates, the tokens, the choice of colours and the details of one token.
-Updates = tuple[Any, ...]
+Updates = tuple[str, str, str, str, str]  # of the message, the gates, the words, one word and the rewritten answer
 Gates = tuple[tuple[int, int, float], ...]  # as in GenerationRequest
-
-_CHARTS_JS = (theme.STATIC / "inside.js").read_text(encoding="utf-8")
-# A hidden field asks for an inspection when its value changes, to a hash of the conversation. It stays as it is
-# while an answer is being streamed or the panel is closed.
-_HASH_JS = """(history, before) => {
-  history = history ?? [];
-  if (%s || history.at(-1)?.metadata?.status === 'pending') return before;
-  const text = JSON.stringify(history);
-  let sum = 0;
-  for (let i = 0; i < text.length; i++) sum = (sum * 31 + text.charCodeAt(i)) | 0;
-  return history.length + ':' + text.length + ':' + sum;
-}"""
-_IS_CLOSED_JS = "!document.querySelector('#inside .label-wrap.open')"
 
 
 class InspectedAnswer(NamedTuple):
@@ -69,18 +53,17 @@ class InspectedAnswer(NamedTuple):
 class InsideEvents:
     """The event handlers of the panel. Thread-safe.
 
-    Caches the newest inspections, so that a click on a token costs no forward pass. A click on an answer that is
-    no longer cached repeats its inspection; one on an answer that is no longer the newest, or no longer shown when
-    the inspection ends, changes nothing.
+    Caches the newest inspections by what they are of, so that a press on a word costs no forward pass. One on an
+    answer that is no longer the newest changes nothing.
     """
 
-    def __init__(self, provider: EngineProvider) -> None:
-        self.provider = provider
+    def __init__(self, provider: EngineProvider, conversations: Conversations) -> None:
+        self.provider, self.conversations = provider, conversations
         self._cache: LRU[str, InspectedAnswer] = LRU(CACHE_SIZE)
-        self._shown: LRU[str | None, str] = LRU(MAX_SESSIONS)  # the key in each session's panel
 
-    def play(self, history: History, event: gr.EventData, request: gr.Request) -> Iterator[str]:
+    def play(self, event: gr.EventData, request: gr.Request) -> Iterator[str]:
         """Writes the newest answer with the gates of the event."""
+        history = self.conversations.history(request.session_hash)
         try:
             gates = parse_gates(_event_value(event, "gates"))
             if not gates:
@@ -96,47 +79,44 @@ class InsideEvents:
         except Exception as error:
             yield _reason(error)
 
-    def show(self, history: History, colour: str, request: gr.Request) -> Iterator[Updates]:
+    def show(self, request: gr.Request) -> Iterator[Updates]:
         """Inspects the newest answer and shows its charts, or a message why there are none."""
-        self._shown.put(request.session_hash, "")
+        history = self.conversations.history(request.session_hash)
         try:
             _recorded_answer(history)
             for status in wait_for(self.provider):
                 yield _message_only(page_texts.waiting_for_model(status))
             yield _message_only(texts.INSPECTING)
-            inspected = inspect_newest(self.provider, history, client_of(request))
+            inspection, names, tokens = self._inspect(history, request)
         except Exception as error:
-            yield _reason(error), "", "", gr.update(visible=False), ""
+            yield _reason(error), "", "", "", ""
             return
-        inspection, names, tokens = inspected
-        key = f"{_answer_id(history)}.{secrets.token_urlsafe(12)}"
-        self._cache.put(key, inspected)  # the key is random, and sent to this page only
-        self._shown.put(request.session_hash, key)
-        grounded = inspection.grounding is not None
-        selected = colour if grounded and colour == "grounding" else "influence"
-        yield (
-            "",
-            inside_charts.gates_html(inspection, names),
-            inside_charts.answer_html(inspection, key, tokens),
-            gr.update(value=selected, visible=grounded),
-            inside_charts.message_html(texts.CLICK_A_TOKEN),
-        )
+        words = inside_charts.answer_html(inspection, _answer_id(history), tokens)
+        hint = inside_charts.message_html(texts.CLICK_A_TOKEN)
+        yield "", inside_charts.gates_html(inspection, names), words, hint, ""
 
-    def show_token(self, history: History, event: gr.EventData, request: gr.Request) -> Any:
-        """The numbers and the prompt map of a token that was clicked."""
-        index, key = _event_value(event, "index"), _event_value(event, "key")
-        key = key if isinstance(key, str) else ""
-        if key and key.partition(".")[0] != _answer_id(history):
+    def show_token(self, event: gr.EventData, request: gr.Request) -> Any:
+        """The numbers and the prompt map of a token that was pressed."""
+        history = self.conversations.history(request.session_hash)
+        index = _event_value(event, "index")
+        if _event_value(event, "key") != _answer_id(history) or type(index) is not int:
             return gr.skip()
         try:
-            inspected = self._cache.get(key) or inspect_newest(self.provider, history, client_of(request))
+            inspection, names, _ = self._inspect(history, request)
         except Exception as error:
             return _reason(error)
-        if key and self._shown.get(request.session_hash) not in (None, key):
-            return gr.skip()
-        if type(index) is not int or not 0 <= index < len(inspected.inspection.tokens):
-            return gr.skip()
-        return inside_charts.token_html(inspected.inspection, index, inspected.names)
+        return (
+            inside_charts.token_html(inspection, index, names)
+            if 0 <= index < len(inspection.tokens)
+            else gr.skip()
+        )
+
+    def _inspect(self, history: History, request: gr.Request) -> InspectedAnswer:
+        key = _answer_id(history)
+        if (inspected := self._cache.get(key)) is None:
+            inspected = inspect_newest(self.provider, history, client_of(request))
+            self._cache.put(key, inspected)
+        return inspected
 
 
 def inspect_newest(provider: EngineProvider, history: History, client: Client) -> InspectedAnswer:
@@ -189,8 +169,8 @@ def _event_value(event: gr.EventData, name: str) -> Any:
 
 
 def _answer_id(history: History) -> str:
-    """Tells the newest recorded answer from all others."""
-    return hashlib.sha256(repr(conversation.last_recorded_answer(history)).encode()).hexdigest()[:16]
+    """Tells the newest recorded answer from all others; nobody has it who has not all that was said before."""
+    return hashlib.sha256(repr(conversation.last_recorded_answer(history)).encode()).hexdigest()
 
 
 def _recorded_answer(history: History) -> tuple[RecordedAnswer, AnswerRecord]:
@@ -219,44 +199,23 @@ def _reason(error: Exception) -> str:
 
 
 def _message_only(text: str) -> Updates:
-    return inside_charts.message_html(text), "", "", gr.update(visible=False), ""
+    return inside_charts.message_html(text), "", "", "", ""
 
 
-def inside_panel(provider: EngineProvider, chat: gr.Chatbot, conversations: Conversations) -> None:
-    """Lays the panel out in the current Blocks and connects it."""
-    # Outside of the accordion, because its content does not exist before it is first opened.
-    conversation_hash = gr.Textbox(visible="hidden", show_label=False, elem_id="inside-request")
+def inside_panel(provider: EngineProvider, conversations: Conversations) -> None:
+    """Lays the panel out in the current Blocks and connects it. inside.js asks for what it shows."""
+    chart = {"js_on_load": (theme.STATIC / "inside.js").read_text(encoding="utf-8"), "apply_default_css": False}
     # Closed it is not seen: the button beside X-ray opens it.
-    with gr.Accordion(texts.INSIDE, open=False, elem_id="inside") as accordion:
+    with gr.Accordion(texts.INSIDE, open=False, elem_id="inside"):
         message = gr.HTML(inside_charts.message_html(texts.INSPECTING), elem_id="inside-message")
-        with gr.Row(elem_id="inside-maps"):
-            with gr.Column(scale=7, min_width=300):
-                colour = gr.Radio(
-                    COLOURS, value="influence", label=texts.COLOUR_OF, elem_id="inside-colour", visible=False
-                )
-                answer = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-answer")
-                token = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-token")
-            with gr.Column(scale=4, min_width=300):
-                with gr.Column(elem_id="inside-play"):
-                    gr.Radio(texts.BRUSHES, value=0, label=texts.BRUSH, elem_id="inside-brush")
-                    rewritten = gr.HTML("", elem_id="inside-rewritten")
-                gates = gr.HTML("", js_on_load=_CHARTS_JS, apply_default_css=False, elem_id="inside-gates")
-    events = InsideEvents(provider)
-
-    def show(colour: str, request: gr.Request) -> Iterator[Updates]:
-        yield from events.show(conversations.history(request.session_hash), colour, request)
-
-    def show_token(event: gr.EventData, request: gr.Request) -> Any:
-        return events.show_token(conversations.history(request.session_hash), event, request)
-
-    def play(event: gr.EventData, request: gr.Request) -> Iterator[str]:
-        yield from events.play(conversations.history(request.session_hash), event, request)
-
-    in_browser = {"inputs": [chat, conversation_hash], "outputs": conversation_hash, **UNQUEUED}
-    accordion.expand(None, js=_HASH_JS % "false", **in_browser)
-    chat.change(None, js=_HASH_JS % _IS_CLOSED_JS, **in_browser)
-    on_server = {"show_progress": "hidden", **MODEL, **PRIVATE}
-    conversation_hash.change(show, colour, [message, gates, answer, colour, token], **on_server)
-    answer.token(show_token, None, token, **on_server)
-    gates.play(play, None, rewritten, trigger_mode="always_last", **on_server)
-    conversation_hash.change(None, None, rewritten, js="() => ''", **UNQUEUED)
+        gates = gr.HTML("", **chart, elem_id="inside-gates")
+        with gr.Column(elem_id="inside-play"):
+            gr.Radio(texts.BRUSHES, value=0, label=texts.BRUSH, elem_id="inside-brush")
+            rewritten = gr.HTML("", elem_id="inside-rewritten")
+        answer = gr.HTML("", **chart, elem_id="inside-answer")
+        token = gr.HTML("", **chart, elem_id="inside-token")
+    events = InsideEvents(provider, conversations)
+    options = {"show_progress": "hidden", "trigger_mode": "always_last", **MODEL, **PRIVATE}
+    gates.look(events.show, None, [message, gates, answer, token, rewritten], **options)
+    answer.token(events.show_token, None, token, **options)
+    gates.play(events.play, None, rewritten, **options)

@@ -104,3 +104,19 @@ element.addEventListener('keydown', event => {
 });
 watch('value', prepare);
 prepare();
+
+/* The open panel asks for the charts of the newest answer once that is whole. */
+let seen = '';
+const look = () => {
+  const rows = [...document.querySelectorAll('#chat .message')], shown = `${rows.length} ${rows.at(-1)?.innerText}`;
+  const busy = document.querySelector('#box .stop-button');
+  if (busy || shown === seen || !document.querySelector('#inside > .label-wrap.open')) return;
+  seen = shown;
+  trigger('look', {});
+};
+if (element.closest('#inside-gates')) {
+  for (const part of document.querySelectorAll('#chat, #box, #inside > .label-wrap'))
+    new MutationObserver(look).observe(part, {childList: true, subtree: true, characterData: true, attributeFilter: ['class']});
+  look();
+}
+

@@ -29,7 +29,7 @@ function draw() {
   if (!card.isConnected) element.append(card); // a new value makes the element's content anew
   bubbles().forEach((bubble, i) => {
     const tokens = isOn() ? String(props.value?.[i] ?? '').split('\n').map(parse) : [];
-    const readable = tokens.filter(token => Array.isArray(token) && token.length === 4 && typeof token[0] === 'string');
+    const readable = tokens.filter(token => Array.isArray(token) && token.length >= 4 && typeof token[0] === 'string');
     findWords(bubble, readable);
     if (readable.length) bubble.tabIndex = 0;
     else bubble.removeAttribute('tabindex');
@@ -72,17 +72,28 @@ const percent = logprob => {
 function show(word) {
   if (word === current) return;
   current = word;
-  const [text, logprob, base, top] = word.token;
+  const [text, logprob, base, top, own] = word.token;
   const line = (content, kind = '') => Object.assign(document.createElement('p'), {textContent: content, className: kind});
   const fill = (template, ...values) => values.reduce((all, value) => all.replace('{}', () => value), template);
-  const likeliest = (Array.isArray(top) ? top : []).map(([other, value]) => {
-    const row = line(String(other).trim() || JSON.stringify(other), 'top');
-    row.dataset.p = percent(value);
-    row.style.setProperty('--p', Math.exp(value));
-    return row;
-  });
-  card.replaceChildren(line(text.trim(), 'word'), line(fill(props.both, percent(logprob), percent(base))),
-                       line(props.instead), ...likeliest);
+  // Of the newest answer another word can be pressed: it is written anew from there.
+  const isNewest = word.bubble === bubbles().at(-1);
+  const list = (title, words) => {
+    const column = document.createElement('div');
+    column.append(line(title), ...(Array.isArray(words) ? words : []).map(([other, value, id]) => {
+      const open = isNewest && Number.isInteger(id) && String(other).trim() !== text.trim();
+      const row = Object.assign(document.createElement(open ? 'button' : 'p'), {className: 'top'});
+      row.textContent = String(other).trim() || JSON.stringify(other);
+      row.dataset.p = percent(value);
+      row.style.setProperty('--p', Math.exp(value));
+      if (open) row.onclick = () => { trigger('branch', {index: word.n, token: id}); hide(); };
+      return row;
+    }));
+    return column;
+  };
+  const lists = Object.assign(document.createElement('div'), {className: 'lists'});
+  if (own?.length) lists.append(list(props.own, own));
+  lists.append(list(props.instead, top));
+  card.replaceChildren(line(text.trim(), 'word'), line(fill(props.both, percent(logprob), percent(base))), lists);
   seen.clear();
   seen.add(word.range);
   if (!card.matches(':popover-open')) card.showPopover();
@@ -98,7 +109,10 @@ function place() {
   card.style.top = `${bottom + height + 8 < innerHeight ? bottom + 6 : Math.max(8, upper - height - 6)}px`;
 }
 
+let leaving = 0; // a pointer on its way from the word to its card
 function hide() {
+  clearTimeout(leaving);
+  if (card.contains(document.activeElement)) current?.bubble.focus({preventScroll: true});
   current = null;
   seen.clear();
   if (card.matches(':popover-open')) card.hidePopover();
@@ -108,20 +122,29 @@ const under = ({clientX: x, clientY: y, target}) => words.find(({bubble, range})
   [...range.getClientRects()].some(r => x >= r.left && x <= r.right && y >= r.top && y <= r.bottom));
 for (const kind of ['pointermove', 'click']) document.addEventListener(kind, event => {
   const word = isOn() && event.target.closest?.('#chat') ? under(event) : null;
+  clearTimeout(leaving);
   if (word) show(word);
-  else if (current && !event.target.closest?.('#xray-card')) hide();
+  else if (current && !card.contains(event.target)) leaving = setTimeout(hide, kind === 'click' ? 0 : 400);
 });
 document.addEventListener('click', event => {
   if (event.target.closest?.('#inside-open')) document.querySelector('#inside > .label-wrap').click();
 });
 document.addEventListener('scroll', () => current && place(), true);
-document.addEventListener('focusout', event => event.target.matches?.('#chat [data-testid="bot"]') && hide());
+document.addEventListener('focusout', ({target, relatedTarget: to}) => {
+  if (current && (target === current.bubble || card.contains(target)) && to !== current.bubble && !card.contains(to)) hide();
+});
 
-/* In a focused bubble the arrow keys move from word to word. */
+/* In a focused bubble the arrow keys move from word to word, and down into its card. */
 document.addEventListener('keydown', event => {
   if (event.key === 'Escape' && current) {
     event.preventDefault();
     hide();
+  }
+  const down = {ArrowUp: -1, ArrowDown: 1}[event.key], choices = [...card.querySelectorAll('button')];
+  if (down && current && (event.target === current.bubble || card.contains(event.target)) && choices.length) {
+    event.preventDefault();
+    const next = choices[choices.indexOf(document.activeElement) + down];
+    return (next ?? (down < 0 ? current.bubble : choices.at(-1))).focus({preventScroll: true});
   }
   const step = {ArrowLeft: -1, ArrowRight: 1}[event.key], own = words.filter(({bubble}) => bubble === event.target);
   if (!step || !own.length) return;

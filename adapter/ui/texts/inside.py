@@ -13,8 +13,6 @@ GATES_MEAN = (
     "Each square is a gate: how loudly one head (column) of one layer (row) listens to the adapter. 0 hears none "
     "of it, below 0 it is taken away. Drag over gates, and the answer is written without them."
 )
-COLOUR_OF = "Colour of the words"
-INFLUENCE, GROUNDING = "Influence", "Grounding"
 INFLUENCE_MEANS = (
     "How much likelier the adapter made each word than the frozen base finds it; below 0, less likely. "
     "In nats: +1 is 2.7 times, +5 is 150 times."
@@ -45,6 +43,7 @@ XRAY = "X-ray: what the adapter changed"
 LESS_LIKELY, MORE_LIKELY = "less likely", "likelier with the adapter"
 BOTH = "With the adapter {}, without {}"
 INSTEAD = "The frozen base would have said here:"
+COULD = "This model could have said; press one to go on from there:"
 
 
 def part(name: str, strength: float) -> str:

@@ -123,6 +123,7 @@ UNTITLED = "Untitled"
 FROZEN_BASE = "Frozen base"
 COMPARE_HINT = "One message, several answers, written in one batch from one seed."
 COMPARE_PLACEHOLDER = "Ask something"
+WORDS_HINT = "What the base is told: Answer like a pirate."
 EMPTY_PANE = "Its answer appears here."
 IN_PANE_1 = "in pane 1"
 PANES = "Panes"
@@ -211,6 +212,14 @@ def corrections(count: int) -> str:
 
 def pane(number: int) -> str:
     return f"Pane {number}"
+
+
+def pane_words(number: int) -> str:
+    return f"Words for pane {number}"
+
+
+def told(words: str) -> str:
+    return f"told “{words}”"
 
 
 def pane_strength(number: int) -> str:

@@ -206,6 +206,21 @@ def test_a_cut_answer_goes_on_with_its_own_settings(toasts: list[str]) -> None:
     assert " 4 tokens " in conversation.page_text(page.chat[-1]) and page.buttons() == {}
 
 
+def test_another_word_begins_a_branch_and_the_former_answers_stay() -> None:
+    page = Page().send("hello", adapter="poet", strength=0.5)
+    for forged in (None, {}, {"index": 3, "token": 9}, {"index": 1, "token": 100}, {"index": True, "token": "9"}):
+        page.do("branch", gr.EventData(None, forged))
+    assert len(page.engine.requests) == 1
+    page.do("branch", gr.EventData(None, {"index": 1, "token": 9}), strength=2.0)
+    request = page.engine.requests[-1]
+    assert request.answer_ids == (7, 9) and request.strength == 0.5 and request.messages[-1].text == "hello"
+    assert list(page.buttons()) == ["‹", "2/2", "›"]
+    record = conversation.last_record(page.chat)
+    assert record is not None and record.token_ids == (7, 9, 7, 7, 7) and record.settings.max_tokens == 5
+    page.choose(page.buttons()["‹"])
+    assert conversation.last_record(page.chat).token_ids == (7, 7, 7)  # type: ignore[union-attr]
+
+
 def test_a_picture_goes_to_the_visual_adapter(picture: str) -> None:
     page = Page().send("", [picture], adapter="see")
     requests = page.engine.requests

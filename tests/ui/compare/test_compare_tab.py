@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from PIL import Image
 from adapter.errors import Busy, LoadError
 from adapter.serve.request import Client
 from adapter.server.limits import ANSWERS_PER_MINUTE, CountedProvider, Limits
-from adapter.ui import comparison
 from adapter.ui.compare.tab import MAX_PANES, SIDE_BY_SIDE, STRENGTHS, CompareEvents
 from adapter.ui.comparison import mark_differences
 from adapter.ui.session import Conversations
@@ -37,6 +37,7 @@ def compare(
     files: Any = (),
     count: int = 0,
     view: str = SIDE_BY_SIDE,
+    words: str = "",
     **sampling: Any,
 ) -> Iterator[Any]:
     """The updates of one message; tab: the event handlers, or an engine for them."""
@@ -45,6 +46,7 @@ def compare(
     padded = [*panes, *[("", 1.0)] * (MAX_PANES - len(panes))]
     values = {f"adapter_{i}": name for i, (name, _) in enumerate(padded)}
     values |= {f"strength_{i}": strength for i, (_, strength) in enumerate(padded)}
+    values |= {f"words_{i}": words for i in range(MAX_PANES)}
     values["film_adapter"] = padded[0][0]
     message = {"text": text, "files": list(files)}
     return tab.send(message, view, count or len(panes), REQUEST, **values, **{**SAMPLING, **sampling})
@@ -60,7 +62,9 @@ def test_all_panes_have_the_same_seed_and_no_markup() -> None:
     assert box["submit_btn"] is True and texts.EMPTY_PANE in panes[3]
     assert all("you said: &lt;img src=x&gt;!" in pane and "20 tokens/s" in pane for pane in panes[:3])
     assert ["word for word as in pane 1" in pane for pane in panes[:3]] == [False, True, True]
-    list(compare(engine, *TWO, seed="5"))
+    *_, (_, _, told, *_) = compare(engine, *TWO, seed="5", words="Answer like a pirate.")
+    assert [[m.role for m in r.messages] for r in engine.requests[3:]] == [["system", "user"], ["user"]]
+    assert "told “Answer like a pirate.”" in told
     assert [r.sampling.seed for r in engine.requests[3:]] == [5, 5]
 
 
@@ -156,16 +160,12 @@ def test_words_that_differ_are_marked(first: str, other: str, marked: tuple[str,
     assert mark_differences(first, other) == marked
 
 
-def test_texts_that_repeat_themselves_are_not_compared_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's matcher would take 25 s, while all others' answers are slow."""
+def test_texts_that_repeat_themselves_are_not_compared_word_by_word() -> None:
+    """With all their words Python's matcher would take 25 s, while all others' answers are slow."""
     first, other = ["a", "b"] * 1000, ["b", "a", "a"] * 600
-    compared = []
-    monkeypatch.setattr(comparison.difflib, "SequenceMatcher", lambda *given, **_: compared.append(given))
-    marked, changed, words = mark_differences(
-        " ".join(["Yes", *first, "the", "end"]), " ".join(["Yes", *other, "the", "end"])
-    )
-    assert not compared and (changed, words) == (1800, 1803)
-    assert marked.startswith("Yes <mark>b a a b") and marked.endswith("a a</mark> the end")
+    begun = time.thread_time()
+    marked, _, words = mark_differences(" ".join(["Yes", *first]), " ".join(["Yes", *other]))
+    assert time.thread_time() - begun < 1 and words == 1801 and marked.startswith("Yes <mark>")
 
 
 # The film.

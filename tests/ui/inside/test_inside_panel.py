@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from adapter.base.template import Message
+from adapter.lru import LRU
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import VisionConfig
 from adapter.method.vision import VisualFeatures
@@ -31,6 +32,7 @@ from adapter.ui.conversation import AnswerRecord, History
 from adapter.ui.inside import charts as inside_charts
 from adapter.ui.inside import panel as inside_panel
 from adapter.ui.inside.panel import InsideEvents
+from adapter.ui.session import Conversations
 from adapter.ui.texts import inside as texts
 from adapter.ui.texts import page as page_texts
 from tests.fake_engine import ReadyProvider, event_request
@@ -100,14 +102,22 @@ def recorded(engine: RecordingEngine, picture: str | None = None, tokens: int = 
     return answered(AnswerRecord(used, tuple(ids), picture is not None).to_json(), picture)
 
 
-def last_updates(panel: InsideEvents, history: History, colour: str = "influence") -> tuple[Any, ...]:
-    """The last updates of message, gates, answer, colours and token."""
-    return list(panel.show(history, colour, REQUEST))[-1]
+def panel_of(engine: Any, history: History = []) -> InsideEvents:  # noqa: B006
+    """A panel of a page that shows the history."""
+    panel = InsideEvents(ReadyProvider(engine), Conversations())
+    panel.conversations.open("me", "a", history)
+    return panel
+
+
+def last_updates(panel: InsideEvents, history: History) -> tuple[Any, ...]:
+    """The last updates of message, gates, words, one word and the rewritten answer."""
+    panel.conversations.shown("me", "a").history = history
+    return list(panel.show(REQUEST))[-1]
 
 
 def reason_shown(panel: InsideEvents, history: History) -> str:
     message, *rest = last_updates(panel, history)
-    assert rest[0] == rest[1] == rest[3] == ""
+    assert rest == [""] * 4
     return html.unescape(re.sub(r"<[^>]+>", "", message))
 
 
@@ -134,13 +144,13 @@ def number(text: str) -> float:
 
 
 def test_the_charts_have_the_numbers_of_the_inspection(engine, picture) -> None:
-    panel = InsideEvents(ReadyProvider(engine))
+    panel = panel_of(engine)
     # Answers that older versions of the page stored may have muted layers and heads.
     mute = {"mute_layers": [2], "mute_heads": [0, 3]}
     history = recorded(engine, picture, adapter="see", mix="two", strength=0.8, **mute)
-    message, gates, answer, colours, _ = last_updates(panel, history, "grounding")
+    message, gates, answer, _, rewritten = last_updates(panel, history)
     (inspection,), (request,) = engine.inspections, engine.requests
-    assert message == "" and colours["value"] == "grounding" and colours["visible"]
+    assert message == rewritten == "" and "picture made each word" in answer
     assert (request.mute_layers, request.mute_heads) == ((2,), (0, 3))
     assert request.image is not None and request.parts == (("see", 0.8), ("two", 1.0))
     maps = cells(gates)
@@ -150,7 +160,7 @@ def test_the_charts_have_the_numbers_of_the_inspection(engine, picture) -> None:
         assert shown == [[round(v, 2) for v in row] for row in part.gates.tolist()]
     influence = [number(text) for text in re.findall(r'title="influence (.*?) ·', answer)]
     assert influence == [round(float(v), 2) for v in inspection.influence]
-    token = panel.show_token(history, clicked(4, key_of(answer)), REQUEST)
+    token = panel.show_token(clicked(4, key_of(answer)), REQUEST)
     assert len(engine.requests) == 1, "a click costs no forward pass"
     for rows, part in zip(cells(token), inspection.parts, strict=True):
         shown = [[int(text) for text in row] for row in rows]
@@ -158,24 +168,18 @@ def test_the_charts_have_the_numbers_of_the_inspection(engine, picture) -> None:
 
 
 def test_a_click_on_an_answer_that_has_been_replaced_changes_nothing(engine) -> None:
-    panel, old = InsideEvents(ReadyProvider(engine)), recorded(engine, tokens=4)
+    panel, old = panel_of(engine), recorded(engine, tokens=4)
     key = key_of(last_updates(panel, old)[2])
-    for index, wrong in ((-1, key), (99, key), ("0", key), (None, None), (True, key)):
-        assert panel.show_token(old, clicked(index, wrong), REQUEST) == gr.skip()
-    assert panel.show_token(old, gr.EventData(None, "x"), REQUEST) == gr.skip()
-    new = recorded(engine, tokens=3)
-    # The chat has a new answer, and the panel still shows the old one: even if that is no longer cached.
-    for events in (panel, InsideEvents(ReadyProvider(engine))):
-        assert events.show_token(new, clicked(1, key), REQUEST) == gr.skip()
-    # Another page that shows the old answer is not concerned.
-    other = event_request("other")
-    *_, (_, _, markup, *_) = panel.show(old, "influence", other)
-    last_updates(panel, new)
-    assert isinstance(panel.show_token(old, clicked(1, key_of(markup)), other), str)
+    for index, wrong in ((-1, key), (99, key), ("0", key), (None, None), (True, key), (1, "x")):
+        assert panel.show_token(clicked(index, wrong), REQUEST) == gr.skip()
+    assert panel.show_token(gr.EventData(None, "x"), REQUEST) == gr.skip()
+    assert isinstance(panel.show_token(clicked(1, key), REQUEST), str)
+    panel.conversations.shown("me", "a").history = recorded(engine, tokens=3)
+    assert panel.show_token(clicked(1, key), REQUEST) == gr.skip()
 
 
 def test_the_text_of_a_model_is_inert_and_a_long_answer_is_cut(engine) -> None:
-    panel, history = InsideEvents(ReadyProvider(engine)), recorded(engine)
+    panel, history = panel_of(engine), recorded(engine)
     last_updates(panel, history)
     bad = ('<img src=x onerror="alert(1)">', "a\nb", "</button><script>", '" onclick="x', "&amp;", *[""] * 5)
     inspection = replace(engine.inspections[0], tokens=bad)
@@ -197,7 +201,7 @@ def test_the_text_of_a_model_is_inert_and_a_long_answer_is_cut(engine) -> None:
 
 
 def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
-    panel, good = InsideEvents(ReadyProvider(engine)), recorded(engine)
+    panel, good = panel_of(engine), recorded(engine)
     record, seen = json.loads(good[-1]["metadata"]["log"]), recorded(engine, picture, adapter="see")
     asked = conversation.user_turn("hi")
     for history, sentence in (
@@ -214,20 +218,22 @@ def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
     outside.write_bytes(b"not for you")
     assert "secret" not in reason_shown(panel, answered(seen[-1]["metadata"]["log"], str(outside)))
     engine.inspect = lambda *_: 1 / 0
-    assert reason_shown(panel, good) == panel.show_token(good, clicked(0), REQUEST)[18:-4] == page_texts.FAILED
+    assert reason_shown(panel_of(engine), good) == page_texts.FAILED
     failed = SimpleNamespace(engine=lambda: None, status=lambda: LoadStatus("failed", "No memory"))
-    assert "No memory" in reason_shown(InsideEvents(failed), good)
+    panel.provider = failed
+    panel._cache = LRU(1)
+    assert "No memory" in reason_shown(panel, good)
 
 
 # Painted gates, and X-ray of an answer that was written without.
 
 
 def test_an_answer_is_written_with_the_painted_gates(engine) -> None:
-    panel, history = InsideEvents(ReadyProvider(engine)), recorded(engine)
+    history = recorded(engine)
     painted = [[layer, 0, 2] for layer in engine.engine.store.load("one", engine.engine.base).config.layers]
 
     def played(gates: Any, history: History = history) -> str:
-        return list(panel.play(history, gr.EventData(None, {"gates": gates}), REQUEST))[-1]
+        return list(panel_of(engine, history).play(gr.EventData(None, {"gates": gates}), REQUEST))[-1]
 
     def answer(gates: Any) -> list[str]:
         request = GenerationRequest((Message("user", QUESTION),), "one", sampling=GREEDY, gates=gates)
