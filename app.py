@@ -37,7 +37,6 @@ if os.environ.get("SPACES_ZERO_GPU"):
         import spaces
 with without_type_stubs():
     import gradio as gr
-from gradio.route_utils import FnIndexInferError
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.routing import BaseRoute
@@ -58,13 +57,7 @@ from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.server.limits import CountedProvider, Limits
 from adapter.server.loader import LazyStore, ModelLoader, import_libraries
 from adapter.server.metrics import Metrics, routes
-from adapter.server.request_guard import (
-    ADAPTER_BYTES,
-    EXCEPTION_HANDLERS,
-    UPLOAD_BYTES,
-    RequestGuard,
-    not_understood,
-)
+from adapter.server.request_guard import ADAPTER_BYTES, EXCEPTION_HANDLERS, UPLOAD_BYTES, RequestGuard
 from adapter.server.upload_folder import upload_folder
 from adapter.ui import theme
 from adapter.ui.chat.tab import chat_tab
@@ -201,11 +194,7 @@ def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middl
         state_session_capacity=SESSIONS,
         prevent_thread_lock=True,
         # Of the FastAPI application that Gradio serves the page with.
-        app_kwargs={
-            "exception_handlers": EXCEPTION_HANDLERS | {FnIndexInferError: not_understood},
-            "routes": own,
-            "middleware": middleware,
-        },
+        app_kwargs={"exception_handlers": EXCEPTION_HANDLERS, "routes": own, "middleware": middleware},
     )
     return shared or url
 

@@ -145,7 +145,7 @@ def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
                 raise _too_many(error) from None
         try:
             return get_fn(blocks=blocks, api_name=api_name, body=body)
-        except KeyError:  # no event has this number, and Gradio would log a traceback for each request
+        except (KeyError, route_utils.FnIndexInferError):  # Gradio would log a traceback for each such request
             raise HTTPException(422, texts.WRONG_VALUE) from None
 
     route_utils.get_fn = get_fn_of_session

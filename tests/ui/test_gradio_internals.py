@@ -75,7 +75,7 @@ def test_new_sessions_are_counted_before_they_are_made(sessions: Any, route: str
     assert [ask(name).status_code for name in "abcd"] == [200] * 4
     made = len(page.state_holder.session_data)
     refused = ask("e")
-    assert refused.status_code == 429 and refused.headers["retry-after"] == "900" and "new pages" in refused.text
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 800 and "new pages" in refused.text
     assert len(page.state_holder.session_data) == made
     if event is not None:
         assert ask("d").status_code == 200, "one that is known is not counted"

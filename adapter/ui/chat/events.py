@@ -344,7 +344,9 @@ class ChatEvents:
             yield history
         if xray and turn.begun is not None:  # whose beginning was not read by the base
             with suppress(AdapterError):
+                time.sleep(FRAME_SECONDS)
                 yield self._xrayed(history, client)
+                time.sleep(FRAME_SECONDS)
 
     def _restored(
         self, turn: Turn, switched: dict[str, str], settings: dict[str, Any], error: AdapterError

@@ -33,7 +33,7 @@ def test_base_and_pirate_side_by_side(visit: Callable[..., Visitor]) -> None:
         until.wait_for()
         page.locator("#message .stop-button").wait_for(state="hidden")
         page.locator("#message .submit-button").wait_for()
-        return page.locator("#panes .answer-text").all_inner_texts()
+        return page.locator("#panes .answer-text:visible").all_inner_texts()
 
     base, pirate = send(page.locator("#panes .stats").first)
     footers = page.locator("#panes .stats").all_inner_texts()

@@ -108,7 +108,7 @@ def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[...
     assert plain.startswith(card.locator(".word").inner_text())
     page.keyboard.press("Escape")
     card.wait_for(state="hidden")
-    # Another word begins a branch, with the keyboard and on a phone; the answers before stay.
+    # Another word begins a branch, with the keyboard; the answers before stay.
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
@@ -118,14 +118,6 @@ def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[...
     visitor.settle()
     branched = visitor.answers()[-1]
     assert branched != plain and word.strip() in branched
-    page.wait_for_function(f"() => ({COLOURED})() > 2")  # it is read once more
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.locator('#chat [data-testid="bot"][tabindex]').last.scroll_into_view_if_needed()
-    page.mouse.click(*page.evaluate(A_WORD))
-    assert findings(page, "#xray-card") == []
-    card.locator("button").first.click()
-    page.get_by_role("button", name="4/4").wait_for()
-    visitor.settle()
 
 
 def test_gates_are_painted_and_the_answer_is_written_beside(inside: InsideVisitor) -> None:
