@@ -79,7 +79,7 @@ class ConversationStore:
         self.id = gr.Textbox(visible=False)
         # JSON for conversations.js, which reads it when it changes. Not gr.BrowserState: five million characters
         # are all that it has room for.
-        self._to_browser = gr.Textbox(visible="hidden", show_label=False, max_lines=1)
+        self.to_browser = gr.Textbox(visible="hidden", show_label=False, max_lines=1)
 
     def connect(
         self, page: gr.Blocks, listed: gr.HTML, chat: gr.Chatbot, box: gr.Component, settings: dict[str, Any]
@@ -87,7 +87,7 @@ class ConversationStore:
         """Returns the event that opens a conversation. listed: the list of conversations, whose script sends it;
         settings: the chat's components by name.
         """
-        self.outputs = [chat, box, self.id, self._to_browser, self._command, *[settings[name] for name in PICKERS]]
+        self.outputs = [chat, box, self.id, self.to_browser, self._command, *[settings[name] for name in PICKERS]]
         panel, names = [settings[name] for name in PANEL], json.dumps(PANEL)
         self.opened = [*self.outputs, *[settings[name] for name in OTHERS]]
         # Two at once are told apart by their ids.
@@ -97,8 +97,8 @@ class ConversationStore:
         page.load(None, js="() => window.chatPage.begin()", **UNQUEUED)
         page.unload(self._close)
         listed.note(note, **QUEUED)
-        listed.link(self.link, None, self._to_browser, **{**QUEUED, **MODEL})
-        self._to_browser.change(None, self._to_browser, js="text => window.chatPage.receive(text)", **UNQUEUED)
+        listed.link(self.link, None, self.to_browser, **{**QUEUED, **MODEL})
+        self.to_browser.change(None, self.to_browser, js="text => window.chatPage.receive(text)", **UNQUEUED)
         chat.clear(None, js="() => window.chatPage.clear()", **UNQUEUED)
         js = f"(...values) => window.chatPage.storeSettings({names}, values)"
         gr.on([component.change for component in panel], None, panel, js=js, **UNQUEUED)

@@ -18,7 +18,7 @@ from adapter.ui.chat.client_api import add_api_endpoints
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.corrections import CorrectionsPanel, corrections_panel
 from adapter.ui.chat.events import ChatEvents
-from adapter.ui.chat.xray import xray_bar
+from adapter.ui.chat.xray import LOGS_JS, xray_bar
 from adapter.ui.gradio_internals import subclass_component
 from adapter.ui.images import write_upload
 from adapter.ui.inside.panel import inside_panel
@@ -86,6 +86,8 @@ def chat_tab(
     opened = store.connect(page, listed, chat, box, settings)
     events = ChatEvents(provider, catalog, examples, store)
     _connect(events, store, opened, chat, box, settings, branches)
+    # The chat tells no change where only what X-ray reads was added to an answer (Gradio 6.31).
+    store.to_browser.change(None, chat, branches, js=LOGS_JS, **UNQUEUED)
     corrected = [*store.outputs, corrections.known]
     chat.edit(events.correct, [store.id, corrections.known], corrected, **QUEUED)
     named = [settings[name] for name in ("adapter", "strength", "mix", "mix_strength")]

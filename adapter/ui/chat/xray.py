@@ -19,7 +19,7 @@ _KEY = (
     f'<div id="xray-key"><span>{html.escape(texts.LESS_LIKELY)}</span><i></i>'
     f"<span>{html.escape(texts.MORE_LIKELY)}</span></div>"
 )
-_LOGS_JS = """history => [(history ?? []).filter(entry => entry.role === 'assistant' && !entry.metadata?.id)
+LOGS_JS = """history => [(history ?? []).filter(entry => entry.role === 'assistant' && !entry.metadata?.id)
   .map(entry => entry.metadata?.log ?? '')]"""
 
 
@@ -40,5 +40,5 @@ def xray_bar(chat: gr.Chatbot) -> tuple[gr.Checkbox, gr.HTML]:
             elem_id="xray",
         )
         gr.Button(texts.LOOK_INSIDE, size="sm", elem_id="inside-open")  # xray.js opens the panel
-    chat.change(None, chat, drawing, js=_LOGS_JS, **UNQUEUED)
+    chat.change(None, chat, drawing, js=LOGS_JS, **UNQUEUED)
     return switch, drawing

@@ -118,6 +118,7 @@ def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[...
     visitor.settle()
     branched = visitor.answers()[-1]
     assert branched != plain and word.strip() in branched
+    page.wait_for_function(f"() => ({COLOURED})() > 2")  # it is read once more
 
 
 def test_gates_are_painted_and_the_answer_is_written_beside(inside: InsideVisitor) -> None:
