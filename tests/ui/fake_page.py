@@ -32,9 +32,10 @@ class GatedEngine(EchoEngine):
         super().__init__()
         self.gate = threading.Event()
         self.gate.set()
+        self.newest: Any = None
 
     def submit(self, request: Any) -> Any:
-        answer = super().submit(request)
+        answer = self.newest = super().submit(request)
         events = answer.mailbox.events
 
         def gated() -> Iterator[Any]:

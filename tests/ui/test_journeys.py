@@ -51,6 +51,7 @@ def test_stop(far: Visitor, closed_gate: GatedEngine) -> None:
     far.type("Good morning.")
     far.await_answers(1)
     far.page.locator("#box .stop-button").click()
+    wait_until(lambda: closed_gate.newest.mailbox.cancelled)
     closed_gate.gate.set()
     assert far.settle().startswith("you said:") and "stopped" in far.stats()
     closed_gate.gate.clear()
@@ -58,6 +59,7 @@ def test_stop(far: Visitor, closed_gate: GatedEngine) -> None:
     far.await_answers(2)
     far.page.locator("h1").click()
     far.page.keyboard.press("Escape")
+    wait_until(lambda: closed_gate.newest.mailbox.cancelled)
     closed_gate.gate.set()
     assert far.settle().startswith("you said:") and "stopped" in far.stats()
     assert far.ask("And now?") == "you said: And now?!"
