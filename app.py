@@ -70,6 +70,7 @@ from adapter.ui.gradio_internals import (
     set_upload_folder,
 )
 from adapter.ui.gradio_queue import guard
+from adapter.ui.preload import preload_links
 from adapter.ui.status import header, refresh_periodically
 from adapter.ui.texts import page as texts
 from train.ui.runs import TrainingRuns
@@ -97,7 +98,9 @@ def build_page(
     public: whether others than this machine may ask.
     """
     # Uploads older than a day are deleted, looked for every hour.
-    with StrictBlocks(title=texts.TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with StrictBlocks(
+        title=texts.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
+    ) as page:
         status = header(provider)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(texts.CHAT, id="chat"):
@@ -221,7 +224,8 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
             set_current_request(request, page)
 
     own = [openai_api.mount(provider, store, place.auth, prepare), *routes(provider, metrics, place.auth)]
-    door = Middleware(RequestGuard, limits=limits, uploads=uploads, most=most, frames=place.frames)
+    frames, preload = place.frames, preload_links()
+    door = Middleware(RequestGuard, limits=limits, uploads=uploads, most=most, frames=frames, preload=preload)
     try:
         url = launch(page, place, most, own, [door])
     except (OSError, UnicodeError):  # Gradio's words are about its own parameters

@@ -102,18 +102,31 @@ class Visitor:
         self.page.goto(url)
         self.page.locator(".status.ready").wait_for()
         self.page.wait_for_function("() => window.chatPage?.restored")
+        self.open_drawer()
         self.page.get_by_role("button", name="Sampling").click()
         self.set("Temperature", 0)
         self.set("Max tokens", 16)
+        self.close_drawer()
+        self.first_picked = self.picked
+        self.pick("")
 
     def _left(self, frame: Any) -> None:
         """Forget what Gradio says in a page that is being left: that its connections end."""
         if frame == self.page.main_frame:
             self.complaints[:] = [c for c in self.complaints if not LEAVING.search(c)]
 
+    def open_drawer(self) -> None:
+        if not self.page.locator("#more > .label-wrap.open").is_visible():
+            self.page.locator("#more > .label-wrap").click()
+
+    def close_drawer(self) -> None:
+        self.page.locator("#more > .label-wrap.open").click()
+
     def set(self, label: str, value: float, within: Any = None) -> None:
         """Sets a slider of the page, or of the part `within` of it. What is sent afterwards has the value."""
         field = (within or self.page).get_by_label(f"number input for {label}")
+        if within is None and not field.is_visible():
+            self.open_drawer()
         field.wait_for()
 
         def is_set() -> bool:
@@ -127,8 +140,6 @@ class Visitor:
         wait_until(is_set, lambda: f"{label} does not take {value:g}")
 
     def pick(self, name: str) -> None:
-        if not self.page.locator("#picker").is_visible():
-            self.page.locator("#chip").click()
         self.page.locator(f'#picker input[value="{name}"]').check()
 
     @property
@@ -236,8 +247,10 @@ class Visitor:
 
     # Conversations.
 
-    def clear(self) -> None:
-        self.page.locator('#chat [title="Clear"]').click()
+    def delete(self) -> None:
+        """Deletes the conversation that is shown."""
+        self.open_list()
+        self.page.locator("#conversations li:has([aria-current]) [name=delete]").click()
         self.page.locator("#chat .example").first.wait_for()
 
     def new_conversation(self) -> None:
@@ -267,10 +280,12 @@ class Visitor:
         )
 
     def open_conversation_panel(self) -> None:
+        self.open_drawer()
         self.page.get_by_role("button", name=texts.THIS_CONVERSATION).click()
         self.page.get_by_role("button", name=texts.EXPORT).wait_for()
 
     def export(self, to: Path) -> dict[str, Any]:
+        self.open_drawer()
         with self.page.expect_download() as download:
             self.page.get_by_role("button", name=texts.EXPORT).click()
         assert download.value.suggested_filename == "conversation.json"

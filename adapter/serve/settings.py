@@ -176,7 +176,7 @@ class Settings(BaseModel):
 # The page's side panel, which is kept in the browser and exported; early versions kept the values in this order.
 PANEL = (
     *("adapter", "strength", "temperature", "top_p", "max_tokens", "seed", "mix", "mix_strength"),
-    *("top_k", "min_p", "repetition_penalty", "stop", "system"),
+    *("top_k", "min_p", "repetition_penalty", "stop", "system", "others"),
 )
 
 

@@ -181,14 +181,22 @@ class RequestGuard:
     """
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, uploads: Path, most: int = UPLOAD_BYTES, frames: str = ""
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        uploads: Path,
+        most: int = UPLOAD_BYTES,
+        frames: str = "",
+        preload: str = "",
     ) -> None:
         """uploads: the folder of this process's uploads alone, from which file= serves; most: bytes of one.
 
         frames: the origins of other pages that may show this one in a frame, as in a content security policy.
+        preload: what the page will need, as its header `Link`.
         """
         self._app, self._limits, self._uploads, self._most = app, limits, uploads, most
         self._policy = (_POLICY + frames).strip()
+        self._preload = preload
         self._folders = {Path(os.path.abspath(uploads)), Path(os.path.realpath(uploads))}
         self._folder_size = FolderSize(uploads)
         self._uploading = 0
@@ -196,7 +204,10 @@ class RequestGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Content-Security-Policy"] = self._policy
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = self._policy
+                if self._preload and get_route_path(scope) == "/":
+                    headers["Link"] = self._preload
             await send(message)
 
         if scope["type"] == "lifespan":

@@ -74,7 +74,7 @@ def offer(text: str, choices: Iterable[tuple[str, str]]) -> Entry:
 
 
 def divider(text: str) -> Entry:
-    """The line above a turn that another adapter answers; text: the adapter's name."""
+    """The line above a turn that another adapter answers."""
     return _entry("assistant", _text_block(_page_html(text, "divider")), DIVIDER)
 
 
@@ -310,11 +310,12 @@ def with_dividers(history: Sequence[Entry], settings: Settings | None = None) ->
     turn_start = 0
     before: tuple[str, ...] | None = None
 
-    def insert_divider(now: tuple[str, ...]) -> None:
+    def insert_divider(now: Settings) -> None:
         nonlocal before
-        if before is not None and now != before:
-            divided.insert(turn_start, divider(" + ".join(now) or texts.BASE_NAME))
-        before = now
+        if before is not None and now.adapters != before:
+            name = " + ".join(now.adapters) or texts.BASE_NAME
+            divided.insert(turn_start, divider(texts.reads_of_others(name, now.others)))
+        before = now.adapters
 
     for entry in history:
         if kind(entry) == DIVIDER:
@@ -323,9 +324,9 @@ def with_dividers(history: Sequence[Entry], settings: Settings | None = None) ->
             turn_start = len(divided)
         divided.append(entry)
         if (record := record_of(entry)) and (answered := parse_settings(record)):
-            insert_divider(answered.adapters)
+            insert_divider(answered)
     if settings is not None:
-        insert_divider(settings.adapters)
+        insert_divider(settings)
     return divided
 
 

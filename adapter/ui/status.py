@@ -12,8 +12,6 @@ import gradio as gr
 from adapter.serve.settings import BASE_ONLY
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import theme
-from adapter.ui.texts import page as texts
-from adapter.ui.toasts import toast
 
 # Options of event listeners.
 PRIVATE = {"api_visibility": "private"}
@@ -29,40 +27,29 @@ LOOK_SECONDS = 1.0  # between two looks at the adapters, for all pages together
 REDRAW_SECONDS = 0.08
 # Gradio's page drops the first of two updates that arrive within one frame (6.31).
 FRAME_SECONDS = 0.1
-_MAX_TOASTS = 8  # of one event: a program may name as many adapters as a request has room for
 
 
 class Picker(NamedTuple):
     """A component that selects an adapter.
 
-    none: the label of "no adapter" in a dropdown, which shows names only; None for a radio of cards. preferred:
-    the rank of the adapter that is selected when the first adapters appear; None for no adapter.
+    none: the label of "no adapter" in a dropdown, which shows names only; None for a radio.
     """
 
     component: gr.Radio | gr.Dropdown
     none: str | None = None
-    preferred: int | None = None
 
     def update(self, choices: list[tuple[str, str]], value: str | None) -> Any:
         """value: None keeps the selection."""
         shown = choices if self.none is None else theme.short_choices(choices, self.none)
         return gr.update(choices=shown, **({} if value is None else {"value": value}))
 
-    def first_value(self, names: list[str], value: str) -> str:
-        """The selection when the first adapters appear; value: the one before."""
-        if value or self.preferred is None or not names:
-            return value
-        ranked = theme.preferred_first(names)
-        return ranked[min(self.preferred, len(ranked) - 1)]
-
 
 def header(provider: EngineProvider) -> gr.HTML:
     """Lays out the top of the page; returns the status line."""
     with gr.Row(elem_id="top"):
-        gr.HTML(theme.header_html(), elem_id="head")
-        gr.HTML(theme.keys_html(), elem_id="keys")
-        status = gr.HTML(_status(provider), elem_id="status")
-        gr.HTML(theme.server_gone_html(), elem_id="server-gone")
+        gr.HTML(theme.header_html(), elem_id="head", padding=False)
+        status = gr.HTML(_status(provider), elem_id="status", padding=False)
+        gr.HTML(theme.server_gone_html(), elem_id="server-gone", padding=False)
         return status
 
 
@@ -75,7 +62,6 @@ def refresh_periodically(
     """
     latest, looked, looking = theme.picker_choices(catalog), time.monotonic(), threading.Lock()
     known = gr.State(latest)
-    missing_names = gr.Textbox(visible="hidden", show_label=False)  # one a line
     timer = gr.Timer(POLL_SECONDS_LOADING)
 
     def look(seconds: float) -> list[tuple[str, str]]:
@@ -99,30 +85,21 @@ def refresh_periodically(
         seconds = POLL_SECONDS_READY if provider.status().state == "ready" else POLL_SECONDS_LOADING
         updates = _status(provider), now, gr.Timer(seconds)
         if now == before:
-            return *updates, "", *[gr.skip()] * len(pickers)
+            return *updates, *[gr.skip()] * len(pickers)
         names = [value for _, value in now if value]
         values = [value or BASE_ONLY for value in selected]
-        missing = "\n".join(sorted({value for value in values if value} - set(names)))
         values = [value if value in names else BASE_ONLY for value in values]
-        if len(before) == 1:
-            values = [picker.first_value(names, value) for picker, value in zip(pickers, values, strict=True)]
         changed = [
             picker.update(now, None if value == (old or BASE_ONLY) else value)
             for picker, value, old in zip(pickers, values, selected, strict=True)
         ]
-        return *updates, missing, *changed
+        return *updates, *changed
 
     components = [picker.component for picker in pickers]
-    event = {"inputs": [known, *components], "outputs": [status, known, timer, missing_names, *components]}
+    event = {"inputs": [known, *components], "outputs": [status, known, timer, *components]}
     timer.tick(refresh, **event, **UNQUEUED)
     # The first picker changes when an adapter has been uploaded, which has to appear in all of them at once.
     components[0].change(refresh_after_change, **event, **UNQUEUED)
-    missing_names.change(_toast_missing, missing_names, None, **QUEUED)
-
-
-def _toast_missing(names: str) -> None:
-    for name in names.splitlines()[:_MAX_TOASTS]:
-        toast(texts.adapter_gone(name))
 
 
 def _status(provider: EngineProvider) -> str:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import gradio as gr
 from markdown_it import MarkdownIt
 
-from adapter.errors import AdapterError
+from adapter.errors import AdapterError, Busy
 from adapter.server.generation import AdapterCatalog
 from adapter.ui.gradio_internals import PHOTOGRAPHS
+from adapter.ui.preload import styles_html
 from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
@@ -26,10 +27,12 @@ _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable("i
 _DESCRIPTION_CHARACTERS = 110  # on an adapter's card
 # The adapters that the panes of a comparison start with, where they exist.
 PREFERRED_ADAPTERS = ("pirate", "extract", "see")
+FIRST_ADAPTER = "pirate"  # that a newcomer's chat begins with
 STATIC = Path(__file__).parent / "static"
 STYLE_SHEETS = sorted(STATIC.glob("*.css"))
 SCRIPTS = ("conversations.js", "page.js", "composer.js")  # go into the page's head, in this order
 HEAD = "".join(f"<script>{(STATIC / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)
+HEAD += styles_html()
 ICON = STATIC / "icon.png"
 _ASSETS = Path(__file__).resolve().parents[2] / "assets"
 SHIPPED = _ASSETS / "adapters"  # as in serve/store.py, which imports torch: the page is there before it
@@ -56,7 +59,6 @@ def examples() -> list[ExampleCard]:
     """Texts, a photograph and a drawing, for the shipped adapters."""
     cards = [
         ExampleCard(texts.EXAMPLE_EXTRACT, texts.EXAMPLE_EXTRACT_MESSAGE, "extract"),
-        ExampleCard(texts.EXAMPLE_PIRATE, texts.EXAMPLE_PIRATE_MESSAGE, "pirate"),
         ExampleCard(
             texts.EXAMPLE_PHOTOGRAPH, texts.EXAMPLE_PHOTOGRAPH_MESSAGE, "see", str(PHOTOGRAPHS / "cheetah1.jpg")
         ),
@@ -87,25 +89,32 @@ def model_card(catalog: AdapterCatalog, name: str) -> str:
 def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:
     """(label, value) of each adapter, the frozen base first and those that were added here last.
 
-    A label's three lines are styled as a card; page.css knows the last group by the end of its labels.
+    A label is its name and what composer.js describes it by, line by line; page.css shows the first line. Before
+    the catalog is opened, which takes seconds, these are the shipped adapters.
     """
     choices, own = [(texts.BASE_CARD, "")], []
-    for name in catalog.names():
+    for name in catalog.names() or _shipped():
         try:
             card = catalog.card(name)
+        except Busy:
+            choices.append((name, name))
+            continue
         except AdapterError:
             choices.append((texts.broken_card(name), name))
             continue
-        kind = texts.SEES_PICTURES if card.is_visual else texts.READS_TEXT
         description = ellipsize(card.description, _DESCRIPTION_CHARACTERS)
         if not description:
             description = texts.no_description(card.config.prompt_length, card.config.insertion_layers)
-        label = f"{name}\n{description}\n{kind} · {format_bytes(card.bytes)}"
+        label = f"{name}\n{description}\n{format_bytes(card.bytes)}"
         if card.own:
-            own.append((f"{label} · {texts.ADDED_HERE}", name))
+            own.append((f"{label}\n{texts.ADDED_HERE}", name))
         else:
             choices.append((label, name))
     return [*choices, *own]
+
+
+def _shipped() -> list[str]:
+    return sorted(folder.name for folder in SHIPPED.glob("*") if (folder / "config.json").is_file())
 
 
 def short_choices(choices: list[tuple[str, str]], none: str) -> list[tuple[str, str]]:
@@ -144,7 +153,8 @@ def format_bytes(count: int) -> str:
 
 def status_html(status: LoadStatus, text: str) -> str:
     """The header's line about the model; text: the status, without paths of this machine."""
-    return f'<div class="status {status.state}"><i></i>{html.escape(text)}</div>'
+    text = html.escape(text)
+    return f'<div class="status {status.state}" title="{text}"><i></i><span>{text}</span></div>'
 
 
 _ICONS = {
@@ -189,7 +199,7 @@ def conversations_html() -> str:
     row = f'<li><button type="button" name="open"><span></span><span></span></button>{rename}{delete}</li>'
     return (
         f"{icon_button('list', texts.CONVERSATIONS, texts.CONVERSATIONS)}"
-        f"{icon_button('new', texts.NEW_CONVERSATION, texts.NEW_CONVERSATION)}"
+        f"{icon_button('new', texts.NEW_CONVERSATION, texts.NEW)}"
         f'<div class="undo" role="status" data-text="{html.escape(texts.DELETED)}" hidden><span></span>'
         f'<button type="button" name="undo">{texts.UNDO}</button></div>'
         f'<dialog aria-label="{texts.CONVERSATIONS}" {attributes}><header><h2>{texts.CONVERSATIONS}</h2>'
@@ -200,20 +210,7 @@ def conversations_html() -> str:
 
 
 def header_html() -> str:
-    return f"<h1>{html.escape(texts.TITLE)}</h1><p>{html.escape(texts.SENTENCE)}</p>"
-
-
-def server_gone_html() -> str:
-    """Takes the status line's place while the server does not answer, see page.js."""
-    return f'<div class="status failed" role="alert"><i></i>{html.escape(texts.SERVER_GONE)}</div>'
-
-
-def keys_html() -> str:
-    """The dialog that lists the keys; composer.js opens it. page.js reads names of buttons from its data-*."""
-    rows = "".join(
-        f"<dt>{' '.join(f'<kbd>{html.escape(key)}</kbd>' for key in keys)}</dt><dd>{html.escape(text)}</dd>"
-        for keys, text in texts.KEYS
-    )
+    """page.js reads names of buttons from its data-*."""
     names = data_attributes(
         {
             "picture": texts.SHOW_PICTURE,
@@ -223,11 +220,12 @@ def keys_html() -> str:
             "film-name": texts.AT_FIVE_STRENGTHS,
         }
     )
-    title, close = html.escape(texts.KEYS_TITLE), html.escape(texts.CLOSE)
-    return (
-        f'<dialog aria-label="{title}" {names}><h2>{title}</h2><dl>{rows}</dl>'
-        f'<form method="dialog"><button>{close}</button></form></dialog>'
-    )
+    return f"<h1 {names}>{html.escape(texts.TITLE)}</h1>"
+
+
+def server_gone_html() -> str:
+    """Takes the status line's place while the server does not answer, see page.js."""
+    return f'<div class="status failed" role="alert"><i></i><span>{html.escape(texts.SERVER_GONE)}</span></div>'
 
 
 def ellipsize(text: str, limit: int) -> str:

@@ -19,6 +19,7 @@ import app
 from adapter.server.limits import Limits
 from adapter.server.request_guard import RequestGuard
 from adapter.ui import theme
+from adapter.ui.preload import preload_links
 from tests.app_process import PATIENCE
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 from train.ui.runs import TrainingRuns
@@ -69,6 +70,7 @@ def served(build: Callable[[], Any], uploads: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GRADIO_TEMP_DIR", str(uploads))
         page = build()
+        guard = Middleware(RequestGuard, limits=Limits(False), uploads=uploads, preload=preload_links())
         _, address, _ = page.launch(
             prevent_thread_lock=True,
             quiet=True,
@@ -78,7 +80,7 @@ def served(build: Callable[[], Any], uploads: Path) -> Iterator[str]:
             head=theme.HEAD,
             favicon_path=theme.ICON,
             footer_links=[],
-            app_kwargs={"middleware": [Middleware(RequestGuard, limits=Limits(public=False), uploads=uploads)]},
+            app_kwargs={"middleware": [guard]},
         )
         yield address
         page.close(verbose=False)

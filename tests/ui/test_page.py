@@ -38,11 +38,34 @@ def test_an_answer_streams_and_the_swap_changes_it_in_mid_conversation(visit: Ca
     assert len(visitor.answers()) == 1
 
 
+def test_a_newcomer_meets_a_film_that_the_strength_moves_and_is_answered_by_its_adapter(
+    visit: Callable[..., Visitor],
+) -> None:
+    visitor = visit()
+    assert visitor.first_picked == "pirate"
+    frame = visitor.page.locator("#chat .film[data-shown] .frames p:visible")
+    frame.get_by_text("Rayleigh").wait_for()  # of the frozen base
+    assert visitor.page.locator("#strength input[type=range]").is_disabled()
+    visitor.pick("pirate")
+    for strength, word in ((1, "Ahoy"), (2, "Arr"), (0, "Rayleigh")):
+        visitor.set("Strength", strength)
+        frame.get_by_text(word).wait_for()
+    visitor.pick("see")
+    visitor.set("Strength", 1)
+    frame.get_by_text("traffic light").wait_for()
+    assert visitor.page.locator("#chat .film[data-shown] img").evaluate("e => e.naturalWidth") > 0
+    before = visitor.page.locator("#dock").bounding_box()
+    visitor.ask("Hello " * 400)
+    assert visitor.page.evaluate("() => document.documentElement.scrollHeight") == 900
+    assert visitor.page.locator("#dock").bounding_box() == before
+
+
 def test_an_adapter_that_was_added_here_is_renamed_and_deleted_with_undo(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     page, runs = visitor.page, Path(os.environ["LLAMA_ADAPTER_RUNS"])
     shutil.copytree(SHIPPED / "pirate", runs / "macaw")  # while the page is open
     visitor.pick("macaw")
+    visitor.open_drawer()
     name = page.locator("#own-actions").get_by_label(texts.RENAME)
     wait_until(lambda: name.input_value() == "macaw")
     name.fill("cockatoo")

@@ -55,7 +55,7 @@ def test_every_button_has_a_name_and_24_pixels_and_tab_reaches_the_box(visit: Ca
     size = "b => { const { width, height } = b.getBoundingClientRect(); return Math.min(width, height); }"
     for button in page.locator("button:visible").all():
         assert button.evaluate(size) >= 24, button.evaluate("e => e.outerHTML")
-    box = page.locator("#box")
+    box = page.locator("#dock")
     assert page.get_by_role("textbox", name="Message", exact=True).is_visible()
     page.get_by_role("tab", name="Chat").focus()
     unfocused = box.screenshot()  # without the caret, which Playwright hides

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import socket
 
 import pytest
@@ -12,6 +14,7 @@ from adapter.serve.settings import PAGE_PENALTY
 from adapter.server.generation import public_text
 from adapter.ui import theme
 from adapter.ui.toasts import refusal, toast
+from tests.app_process import ROOT
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 
 
@@ -21,6 +24,15 @@ def test_errors_for_a_browser_have_no_detail_and_no_markup(toasts: list[str]) ->
     toast(error)
     toast(str(error))
     assert toasts == [shown, shown] and public_text(error) == shown and refusal(error).message == shown
+
+
+def test_every_text_is_there() -> None:
+    for file in [*(ROOT / "adapter").rglob("*.py"), *(ROOT / "train").rglob("*.py")]:
+        source = file.read_text(encoding="utf-8")
+        for module, alias in re.findall(r"from adapter\.ui\.texts import (\w+)(?: as (\w+))?", source):
+            names = set(re.findall(rf"\b{alias or module}\.(\w+)", source)) if module != "read" else ()
+            module = importlib.import_module(f"adapter.ui.texts.{module}") if names else None
+            assert not [name for name in names if not hasattr(module, name)], file
 
 
 def test_a_model_card_loads_nothing_into_the_browser() -> None:

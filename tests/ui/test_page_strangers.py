@@ -63,6 +63,7 @@ def test_a_card_is_text_and_tables(visit: Callable[..., Visitor], adapters: Path
         visitor = visit()
         visitor.page.locator('#picker input[value="guest"]').wait_for()
         visitor.pick("guest")
+        visitor.open_drawer()
         visitor.page.get_by_role("button", name=texts.ABOUT).click()
         card = visitor.page.locator("#about .prose").filter(has_text="A card")
         card.locator("td").first.wait_for()

@@ -42,15 +42,17 @@ def adapter_upload_panel(
     page: gr.Blocks,
     provider: EngineProvider,
     catalog: AdapterCatalog,
-    picker: Picker,
-    others: Sequence[Picker],
+    pickers: Sequence[Picker],
+    questions: gr.Column,
     public: bool,
 ) -> None:
     """Lays the panel out in the current Blocks and connects it.
 
-    An added adapter is selected in `picker` and becomes a choice of the others. public: whether others than this
-    machine may ask; then nothing is fetched with its login on the Hub.
+    An added adapter is selected in the first of the pickers and becomes a choice of the others. questions: the
+    place for one that the page's address names. public: whether others than this machine may ask; then nothing is
+    fetched with its login on the Hub.
     """
+    picker, *others = pickers
     with gr.Accordion(texts.UPLOAD, open=False, elem_id="adapter-upload"):
         gr.Markdown(texts.UPLOAD_HINT, elem_classes="hint")
         files = gr.File(label=texts.UPLOAD_FILES, file_count="multiple", file_types=_FILE_TYPES, height=140)
@@ -58,7 +60,7 @@ def adapter_upload_panel(
         button = gr.Button(texts.UPLOAD_BUTTON, variant="secondary")
         repository = gr.Textbox(label=texts.HUB, placeholder=texts.HUB_HINT, max_lines=1, max_length=200)
         fetch = gr.Button(texts.HUB_BUTTON, variant="secondary")
-    with gr.Column(visible=False, elem_id="hub-link") as link:
+    with questions, gr.Column(visible=False, elem_id="hub-link") as link:
         linked = gr.Markdown()
         with gr.Row():
             fetch_linked = gr.Button(texts.HUB_BUTTON, variant="primary", size="sm", min_width=80)

@@ -99,7 +99,6 @@ class ConversationStore:
         listed.note(note, **QUEUED)
         listed.link(self.link, None, self.to_browser, **{**QUEUED, **MODEL})
         self.to_browser.change(None, self.to_browser, js="text => window.chatPage.receive(text)", **UNQUEUED)
-        chat.clear(None, js="() => window.chatPage.clear()", **UNQUEUED)
         js = f"(...values) => window.chatPage.storeSettings({names}, values)"
         gr.on([component.change for component in panel], None, panel, js=js, **UNQUEUED)
         return opening

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from adapter.serve.settings import BASE_ONLY, MAX_STOPS, MAX_SYSTEM, slider
+from adapter.serve.settings import BASE_ONLY, MAX_STOPS, MAX_SYSTEM, Settings, slider
 from adapter.server.generation import MAX_CHARACTERS, AdapterCatalog, EngineProvider
 from adapter.ui import theme
 from adapter.ui.chat.adapter_upload_panel import adapter_upload_panel, own_adapter_panel
@@ -18,7 +18,8 @@ from adapter.ui.chat.client_api import add_api_endpoints
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.corrections import CorrectionsPanel, corrections_panel
 from adapter.ui.chat.events import ChatEvents
-from adapter.ui.chat.xray import LOGS_JS, xray_bar
+from adapter.ui.chat.xray import LOGS_JS, about_line
+from adapter.ui.compare.filmstrip import films_html
 from adapter.ui.gradio_internals import subclass_component
 from adapter.ui.images import write_upload
 from adapter.ui.inside.panel import inside_panel
@@ -53,58 +54,49 @@ def chat_tab(
     renames or deletes here what others brought.
     """
     examples = [_copied_to_uploads(example) for example in theme.examples()]
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=7, min_width=320, elem_id="talk"):
-            box, chip, chat, xray, branches = _conversation(examples)
-        sent = ", ".join(f"{name}: data => trigger('{name}', data)" for name in ("open", "note", "link"))
-        js = f"window.chatPage.connect({{{sent}}})"
-        listed = gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False, js_on_load=js)
-        inside = gr.Column(scale=5, min_width=330, elem_id="inside-column")
-        with gr.Column(scale=3, min_width=280, elem_id="side"):
+    sent = ", ".join(f"{name}: data => trigger('{name}', data)" for name in ("open", "note", "link"))
+    js = f"window.chatPage.connect({{{sent}}})"
+    listed = gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False, js_on_load=js)
+    with gr.Row(equal_height=False, elem_id="room"):
+        with gr.Column(elem_id="talk"):
+            chat = _chatbot(examples, catalog)
             corrections = corrections_panel(page)
-            settings, own = _adapter_panel(catalog)
-            with gr.Accordion(texts.SAMPLING, open=False):
-                settings |= {**sampling_inputs(), "xray": xray}
-            with gr.Accordion(texts.SYSTEM_PROMPT, open=False):
-                settings["system"] = gr.Textbox(
-                    label=texts.SYSTEM_PROMPT,
-                    show_label=False,
-                    info=texts.SYSTEM_INFO,
-                    placeholder=texts.SYSTEM_PLACEHOLDER,
-                    max_length=MAX_SYSTEM,
-                    lines=3,
-                )
-            store = ConversationStore(provider, catalog)
-            pickers = [Picker(settings["adapter"]), Picker(settings["mix"], texts.NO_MIX)]
-            if uploads:
-                adapter_upload_panel(page, provider, catalog, pickers[0], pickers[1:], public)
-                with own:
-                    if not public:
-                        own_adapter_panel(catalog, pickers[0])
-    with inside:
-        inside_panel(provider, store.conversations)
+            with gr.Column(elem_id="dock"):
+                with gr.Row(elem_id="who"):
+                    settings = _adapter_choice(catalog)
+                    with gr.Accordion(texts.MORE, open=False, elem_id="more"):
+                        own = _settings_panel(catalog, settings)
+                        store = ConversationStore(provider, catalog)
+                        pickers = [Picker(settings["adapter"]), Picker(settings["mix"], texts.NO_MIX)]
+                        if uploads:
+                            adapter_upload_panel(page, provider, catalog, pickers, corrections.around, public)
+                            with own:
+                                if not public:
+                                    own_adapter_panel(catalog, pickers[0])
+                settings["xray"], drawing, line = about_line(page, chat)
+                box = message_box(texts.PLACEHOLDER, "box")
+                context = gr.HTML(elem_id="context", padding=False)
+        with gr.Column(elem_id="inside-column"):
+            inside_panel(provider, store.conversations)
+    lines = json.dumps([texts.CONTEXT, texts.CONTEXT_NEARLY_FULL])
+    js = f"messages => window.chatPage.contextLine(messages, {lines})"
+    chat.change(None, chat, context, js=js, **UNQUEUED)
     opened = store.connect(page, listed, chat, box, settings)
     events = ChatEvents(provider, catalog, examples, store)
-    _connect(events, store, opened, chat, box, settings, branches)
+    _connect(events, store, opened, chat, box, settings, drawing)
     # The chat tells no change where only what X-ray reads was added to an answer (Gradio 6.31).
-    store.to_browser.change(None, chat, branches, js=LOGS_JS, **UNQUEUED)
+    store.to_browser.change(None, chat, drawing, js=LOGS_JS, **UNQUEUED)
     corrected = [*store.outputs, corrections.known]
     chat.edit(events.correct, [store.id, corrections.known], corrected, **QUEUED)
-    named = [settings[name] for name in ("adapter", "strength", "mix", "mix_strength")]
-    label = f"(...values) => window.chatPage.chip({json.dumps(texts.CHIP)}, ...values)"
-    gr.on([page.load, *[component.change for component in named]], None, named, chip, js=label, **UNQUEUED)
+    line.all(_read_all, None, settings["others"], **QUEUED)
     add_api_endpoints(provider, catalog)
     return TabParts(pickers, box, corrections, chat=chat, conversations=store.conversations, store=store)
 
 
-def _conversation(examples: list[ExampleCard]) -> tuple[gr.MultimodalTextbox, gr.Button, Any, gr.Checkbox, Any]:
-    """Lays out the message box, the chip below it, the conversation and the switch of the X-ray."""
-    # Before all else, so that the keyboard comes to it first; page.css puts it below the conversation.
-    with gr.Column(elem_id="compose"):
-        box = message_box(texts.PLACEHOLDER, "box")
-        context = gr.HTML(elem_id="context", padding=False)
-    chip = gr.Button(texts.CHIP["base"], size="sm", elem_id="chip")
-    chat = VerbatimChatbot(
+def _chatbot(examples: list[ExampleCard], catalog: AdapterCatalog) -> gr.Chatbot:
+    """Lays out the conversation. An empty one shows a recorded film and the examples."""
+    film = films_html([name for _, name in theme.picker_choices(catalog)])
+    return VerbatimChatbot(
         show_label=False,
         label=texts.CONVERSATION,
         height="70dvh",  # page.css fits it to the window
@@ -113,38 +105,59 @@ def _conversation(examples: list[ExampleCard]) -> tuple[gr.MultimodalTextbox, gr
         group_consecutive_messages=False,  # an edit then keeps the picture, see conversation.py
         latex_delimiters=LATEX,
         allow_tags=False,
-        placeholder=texts.EMPTY_CHAT,
+        placeholder=f"{texts.EMPTY_CHAT}\n\n{film}",
         examples=[_example_card(example) for example in examples],
         elem_id="chat",
     )
-    xray, branches = xray_bar(chat)
-    lines = json.dumps([texts.CONTEXT, texts.CONTEXT_NEARLY_FULL])
-    line = f"messages => window.chatPage.contextLine(messages, {lines})"
-    chat.change(None, chat, context, js=line, **UNQUEUED)
-    return box, chip, chat, xray, branches
 
 
-def _adapter_panel(catalog: AdapterCatalog) -> tuple[SettingsInputs, gr.Column]:
-    """Lays out the choice of adapters, on a phone a sheet that the chip opens; and a place for more below it."""
+def _adapter_choice(catalog: AdapterCatalog) -> SettingsInputs:
+    """Lays out the adapters, a row of chips, and the strength."""
     choices = theme.picker_choices(catalog)
-    with gr.Column(elem_id="adapter-panel"):
-        gr.Textbox(
-            show_label=False, label=texts.FIND_ADAPTER, placeholder=texts.FIND_ADAPTER, elem_id="find-adapter"
+    first = theme.FIRST_ADAPTER if theme.FIRST_ADAPTER in [name for _, name in choices] else BASE_ONLY
+    picker = AdapterRadio(choices, value=first, label=texts.ADAPTER, elem_id="picker")
+    strength = gr.Slider(
+        **slider("strength"), label=texts.STRENGTH, buttons=[], interactive=bool(first), elem_id="strength"
+    )
+    return {"adapter": picker, "strength": strength}
+
+
+def _settings_panel(catalog: AdapterCatalog, settings: SettingsInputs) -> gr.Column:
+    """Lays out what is seldom changed, and adds it to the settings; returns a place for more."""
+    picker = settings["adapter"]
+    with gr.Column(elem_id="own-adapter") as own:
+        pass
+    with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
+        about = gr.HTML(theme.model_card(catalog, picker.value))
+    with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
+        short = theme.short_choices(picker.choices, texts.NO_MIX)
+        mix = gr.Dropdown(short, value=BASE_ONLY, label=texts.SECOND_ADAPTER, filterable=False)
+        mix_strength = gr.Slider(**slider("mix_strength"), label=texts.SECOND_STRENGTH, info=texts.SECOND_INFO)
+    with gr.Accordion(texts.SAMPLING, open=False):
+        settings |= {"mix": mix, "mix_strength": mix_strength, **sampling_inputs()}
+    with gr.Accordion(texts.SYSTEM_PROMPT, open=False):
+        settings["system"] = gr.Textbox(
+            label=texts.SYSTEM_PROMPT,
+            show_label=False,
+            info=texts.SYSTEM_INFO,
+            placeholder=texts.SYSTEM_PLACEHOLDER,
+            max_length=MAX_SYSTEM,
+            lines=3,
         )
-        picker = AdapterRadio(
-            choices, value=BASE_ONLY, label=texts.ADAPTER, elem_id="picker", elem_classes="cards"
-        )
-        strength = gr.Slider(**slider("strength"), label=texts.STRENGTH, info=texts.STRENGTH_INFO)
-        own = gr.Column(elem_id="own-adapter")
-        with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
-            about = gr.HTML(theme.model_card(catalog, BASE_ONLY))
-        with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
-            short = theme.short_choices(choices, texts.NO_MIX)
-            mix = gr.Dropdown(short, value=BASE_ONLY, label=texts.SECOND_ADAPTER, filterable=False)
-            mix_strength = gr.Slider(**slider("mix_strength"), label=texts.SECOND_STRENGTH, info=texts.SECOND_INFO)
-    picker.change(lambda name: theme.model_card(catalog, name), picker, about, **UNQUEUED)
+    others = gr.Radio(texts.OTHERS_CHOICES, value=Settings().others, label=texts.OTHERS, info=texts.OTHERS_INFO)
+    settings["others"] = others
+
+    def describe(name: str | None) -> tuple[str, Any]:
+        return theme.model_card(catalog, name or BASE_ONLY), gr.update(interactive=bool(name))
+
+    picker.change(describe, picker, [about, settings["strength"]], **UNQUEUED)
     picker.input(_choose_alone, mix, mix, **QUEUED)
-    return {"adapter": picker, "strength": strength, "mix": mix, "mix_strength": mix_strength}, own
+    return own
+
+
+def _read_all() -> str:
+    toast(texts.READS_ALL, 5)
+    return "all"
 
 
 def _any_adapter(_: gr.Radio, name: Any) -> str | None:

@@ -214,11 +214,11 @@ class PaneParts(NamedTuple):
     answer: gr.HTML
 
 
-def _lay_out_pane(index: int, choices: list[tuple[str, str]]) -> PaneParts:
+def _lay_out_pane(index: int, choices: list[tuple[str, str]], first: str) -> PaneParts:
     with gr.Column(min_width=250, elem_classes="pane"):
-        name = gr.Dropdown(choices, value=BASE_ONLY, label=texts.pane(index + 1), filterable=False)
+        name = gr.Dropdown(choices, value=first, label=texts.pane(index + 1), filterable=False)
         label = texts.pane_strength(index + 1)
-        strength = gr.Slider(**slider("strength"), label=label, visible=False)
+        strength = gr.Slider(**slider("strength"), label=label, visible=bool(first))
         words = gr.Textbox(
             label=texts.pane_words(index + 1), placeholder=texts.WORDS_HINT, max_length=MAX_SYSTEM, max_lines=4
         )
@@ -230,6 +230,7 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
     """Lays the comparison out and connects it. A button below an answer of `chat` opens it."""
     assert chat.chat is not None and chat.conversations is not None
     choices = theme.short_choices(theme.picker_choices(catalog), texts.FROZEN_BASE)
+    ranked = theme.preferred_first([name for _, name in choices if name]) or [BASE_ONLY]
     with gr.Column(elem_id="compare"):
         gr.Markdown(texts.COMPARE_HINT, elem_id="hint")
         with gr.Row(elem_id="ask", equal_height=True):
@@ -237,14 +238,15 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
             view = gr.Radio(texts.VIEWS, value=STRENGTHS, label=texts.VIEW, elem_id="view")
         with gr.Row(elem_id="strengths"):
             label = texts.FILM_ADAPTER
-            film_adapter = gr.Dropdown(choices, value=BASE_ONLY, label=label, filterable=False, min_width=200)
+            film_adapter = gr.Dropdown(choices, value=ranked[0], label=label, filterable=False, min_width=200)
             with gr.Column(scale=4):
-                film = filmstrip.filmstrip("film", filmstrip.recorded_film())
+                film = filmstrip.filmstrip("film")
         with gr.Column(elem_id="side-by-side"):  # page.css shows one of the two, and so many panes
             numbers = list(range(MIN_PANES, MAX_PANES + 1))
             count = gr.Radio(numbers, value=MIN_PANES, label=texts.PANES, elem_id="count")
             with gr.Row(elem_id="panes"):
-                panes = [_lay_out_pane(i, choices) for i in range(MAX_PANES)]
+                first = [BASE_ONLY, *ranked, *[ranked[-1]] * MAX_PANES]
+                panes = [_lay_out_pane(i, choices, first[i]) for i in range(MAX_PANES)]
         with gr.Accordion(texts.SAMPLING, open=False):
             inputs = {"film_adapter": film_adapter, **sampling_inputs()}
     for i, pane in enumerate(panes):
@@ -263,5 +265,5 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
     box.submit(events.send, [box, view, count], shown, inputs_kwargs=inputs, **options)
     chat.chat.option_select(events.film_of_chat, None, [tabs, view, film_adapter, *shown], **options)
     box.stop(events.stop, None, box, **UNQUEUED)
-    pickers = [Picker(pane.name, texts.FROZEN_BASE, i - 1 if i else None) for i, pane in enumerate(panes)]
-    return TabParts([*pickers, Picker(film_adapter, texts.FROZEN_BASE, 0)], box, view=view)
+    pickers = [Picker(component, texts.FROZEN_BASE) for component in (*names, film_adapter)]
+    return TabParts(pickers, box, view=view)

@@ -45,8 +45,6 @@
   document.addEventListener("dragleave", (event) => event.relatedTarget || find("#tabs").toggleAttribute("data-dropping", false));
 
   // Keys. Gradio (6.31) makes each radio and each tab a stop of its own, and an edit has no keys.
-  const showKeys = () => find("#keys dialog").showModal();
-  const KEYS = { "/": () => box()?.querySelector("textarea").focus(), "?": showKeys };
   const chooseTab = (tab, key) => {
     const tabs = [...tab.parentElement.querySelectorAll("[role=tab]")];
     const step = { ArrowRight: 1, ArrowLeft: -1 }[key];
@@ -70,9 +68,9 @@
     } else if (target.matches?.("[role=tab]")) {
       chooseTab(target, key);
     }
-    if (!KEYS[key] || target.closest?.(FIELDS) || find("dialog[open]")) return;
+    if (key !== "/" || target.closest?.(FIELDS) || find("dialog[open]")) return;
     event.preventDefault();
-    KEYS[key]();
+    box()?.querySelector("textarea").focus();
   });
   let groups = 0;
   const groupStops = () => {
@@ -84,36 +82,42 @@
       tab.tabIndex = tab.getAttribute("aria-selected") === "true" ? 0 : -1;
   };
 
-  // The picker: found by its words, and on a phone a sheet that the chip opens.
-  const phone = matchMedia("(max-width: 640px)");
-  const showFound = () => {
-    const words = (find("#find-adapter textarea, #find-adapter input")?.value ?? "").toLowerCase();
-    for (const card of document.querySelectorAll("#picker label"))
-      card.toggleAttribute("data-hidden", !card.innerText.toLowerCase().includes(words) && !card.matches(".selected"));
+  // Who answers: the description of the adapter that is chosen, or under the mouse, and of an empty chat its film.
+  const chosen = () => find("#picker input:checked");
+  const nameChips = () => {
+    for (const label of document.querySelectorAll("#picker label")) {
+      const [name] = label.textContent.trim().split("\n");
+      if (label.dataset.name !== name) label.dataset.name = name; // page.css shows it alone
+    }
   };
-  const fitPanel = () => {
-    const panel = find("#adapter-panel");
-    const kind = phone.matches ? "auto" : null;
-    if (!find("#picker > span") || panel.popover === kind) return;
-    panel.popover = kind;
-    panel.role = kind && "dialog";
-    panel.ariaLabel = kind && find("#picker > span").innerText;
+  const describe = (label = chosen()?.closest("label")) => {
+    const line = find("#description");
+    const text = (label?.textContent ?? "").trim().split("\n").slice(1).join(" · ");
+    if (line && line.textContent !== text) line.textContent = text;
   };
-  phone.addEventListener("change", fitPanel);
-  const openAdapters = () => {
-    if (phone.matches) find("#adapter-panel").showPopover();
-    find("#picker input:checked").focus();
+  const showFilm = () => {
+    const [chat, strength] = [find("#chat"), find("#strength input[type=range]")];
+    if (!chat || !strength || !chosen()) return;
+    const films = [...document.querySelectorAll("#chat .film")];
+    // The frozen base is what every film begins with.
+    const film = films.find((one) => one.matches(`.film-${CSS.escape(chosen().value)}`)) ?? (chosen().value ? null : films[0]);
+    for (const one of films) one.toggleAttribute("data-shown", one === film);
+    chat.dataset.frame = chosen().value ? Math.round(2 * strength.value) : 0;
   };
-  document.addEventListener("click", ({ target }) => target.closest?.("#chip") && openAdapters());
-  document.addEventListener("input", ({ target }) => target.closest?.("#find-adapter") && showFound());
-  Object.assign(window.chatPage, {
-    // Named on a phone always, beside the picker only what does not show there.
-    chip: (words, adapter, strength, mix, mixStrength) => {
-      find("#chip")?.toggleAttribute("data-apart", Boolean(mix));
-      const parts = [adapter || words.base, adapter && `${words.strength} ${strength}`];
-      return [...parts, mix && `${words.mix} ${mix} ${mixStrength}`].filter(Boolean).join(" · ");
-    },
-  });
+  const onLabel = ({ target }) => describe(target.closest?.("#picker label") ?? undefined);
+  for (const type of ["pointerover", "focusin"]) document.addEventListener(type, onLabel);
+  document.addEventListener("input", ({ target }) => target.closest?.("#strength, #picker") && showFilm());
+  document.addEventListener("llama-adapter:settings", () => requestAnimationFrame(showFilm));
+
+  // The drawer: Esc closes it.
+  const drawer = () => find("#more > .label-wrap");
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || event.defaultPrevented || !event.target.closest?.("#more")) return;
+    if (!drawer().matches(".open") || event.target.closest("[aria-expanded=true]:not(.label-wrap)")) return;
+    event.preventDefault();
+    drawer().click();
+    drawer().focus();
+  }, true);
 
   // An unsent message outlives a reload of its tab; Gradio reloads the page when a server is back.
   const DRAFT = "llama-adapter:draft";
@@ -137,7 +141,12 @@
   new MutationObserver(() => {
     groupStops();
     restoreDraft();
-    fitPanel();
-    showFound();
-  }).observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ["aria-selected", "name"] });
+    nameChips();
+    describe(find("#picker label:hover") ?? undefined);
+    showFilm();
+    for (const button of document.querySelectorAll(".gr-accordion > .label-wrap")) {
+      const open = String(button.matches(".open"));
+      if (button.ariaExpanded !== open) button.ariaExpanded = open;
+    }
+  }).observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ["aria-selected", "name", "class", "data-testid"] });
 })();

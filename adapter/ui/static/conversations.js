@@ -405,11 +405,10 @@
       if (before !== undefined) share(before);
       if (again) open(shown.id || newId(), shown.unsaved);
     },
-    clear: () => {
-      remove(shown.id);
-      openNewKeepingUndo();
+    storeSettings: (names, values) => {
+      document.dispatchEvent(new Event("llama-adapter:settings")); // for composer.js
+      if (restored) remember(names, values);
     },
-    storeSettings: (names, values) => restored && remember(names, values),
     copy: async (text) => (text && (await copyText(text)) ? "yes" : ""), // for page.js
     save,
   };

@@ -98,7 +98,7 @@
   const setAttribute = (selector, name, value) => {
     for (const element of document.querySelectorAll(selector)) element.setAttribute(name, value);
   };
-  const names = () => find("#keys dialog")?.dataset ?? {};
+  const names = () => find("#head h1")?.dataset ?? {};
   const fixAccessibility = () => {
     for (const option of document.querySelectorAll("#chat .option")) // an icon
       if (option.textContent.trim() === names().film) option.ariaLabel = option.title = names().filmName;

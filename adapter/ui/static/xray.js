@@ -158,6 +158,10 @@ const redraw = () => {
   due = requestAnimationFrame(draw);
 };
 watch('value', redraw);
-document.addEventListener('change', event => event.target.closest?.('#xray-switch') && redraw());
+document.addEventListener('change', event => {
+  if (!event.target.closest?.('#xray-switch')) return;
+  localStorage.setItem('llama-adapter:xray', event.target.checked ? 'on' : 'off');
+  redraw();
+});
 const chat = document.querySelector('#chat');
 if (chat) new MutationObserver(redraw).observe(chat, {childList: true, subtree: true, characterData: true});

@@ -1,4 +1,18 @@
-"""All English texts of the page: constants, and functions that insert values. Knows no components.
+"""All English texts of the page: data in TOML files, and functions that choose words. Knows no components.
 
 Exceptions (adapter.errors) have their own messages. A translation is another folder with these names.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+
+def read(name: str) -> dict[str, Any]:
+    """The constants of a file in this folder, and a function for each text that is filled in with values."""
+    found = tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
+    filled = found.pop("filled")
+    return {**found, **{name: text.format for name, text in filled.items()}}

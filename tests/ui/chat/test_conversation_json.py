@@ -30,7 +30,6 @@ from adapter.ui.chat import conversation_json
 from adapter.ui.chat.command_line import command_line
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.conversation import AnswerRecord, settings_json
-from adapter.ui.status import _toast_missing
 from adapter.ui.texts import page as texts
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 
@@ -215,12 +214,6 @@ def test_what_is_stored_is_restored_and_what_is_exported_is_imported(
     assert len(text.encode()) <= limits.text_bytes + 200
     assert len(json.loads(pictures)) <= limits.pictures
     assert sum(map(len, json.loads(pictures).values())) <= limits.picture_bytes
-
-
-def test_a_forged_list_of_missing_adapters_makes_no_thousand_toasts(toasts: list[str]) -> None:
-    """Gradio keeps each toast until its session fetches it, and a request has room for a million names."""
-    _toast_missing("\n".join(map(str, range(1000))))
-    assert len(toasts) <= 10
 
 
 def test_what_is_dropped_is_said_once(uploads: Path, toasts: list[str]) -> None:

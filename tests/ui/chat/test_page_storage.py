@@ -66,7 +66,7 @@ def test_a_file_is_exported_and_imported(visit: Callable[..., Visitor], tmp_path
     file = tmp_path / "a.json"
     found = visitor.export(file)
     assert found["version"] == 2 and found["messages"][2]["record"]["adapter"] == "see"
-    visitor.clear()
+    visitor.delete()
     visitor.pick("poet")
     visitor.import_file(file)
     visitor.wait_for_rows(rows)
@@ -149,16 +149,16 @@ def test_a_failed_answer_leaves_the_adapter_that_was_chosen_meanwhile(
     assert visitor.picked == "see"
 
 
-def test_clear_while_an_answer_is_written(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:
+def test_deletion_while_an_answer_is_written(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:
     visitor = visit()
     visitor.type("Good morning.")
     visitor.await_answers(1)
-    visitor.clear()
+    visitor.delete()
     closed_gate.gate.set()
     visitor.page.locator("#box .submit-button").wait_for()
     assert visitor.ask("And now?") == "you said: And now?!" and len(visitor.answers()) == 1
     rows = visitor.rows()
-    visitor.clear()
+    visitor.delete()
     visitor.page.locator("#conversations [name=undo]").click()
     visitor.wait_for_rows(rows)
     visitor.reload()

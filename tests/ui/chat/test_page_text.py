@@ -55,6 +55,7 @@ def imported(visit: Callable[..., Visitor], asked: str, answer: str, folder: Pat
     visitor.open_conversation_panel()
     visitor.import_file(folder / "c.json")
     visitor.page.locator('#chat [data-testid="bot"]').first.wait_for()
+    visitor.close_drawer()
     return visitor
 
 

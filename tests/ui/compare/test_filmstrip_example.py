@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -13,41 +14,58 @@ import pytest
 from adapter.base.template import Message
 from adapter.serve.settings import Settings
 from adapter.ui import theme
-from adapter.ui.compare.filmstrip import frames_of
+from adapter.ui.compare.filmstrip import frames_of, recorded_films, shade
 
-MESSAGE = "Why is the sky blue?"
-SETTINGS = {"adapter": "pirate", "temperature": 0, "max_tokens": 64, "seed": 0}  # greedy
+FILMS = {
+    "pirate": "Why is the sky blue?",
+    "tutor": "Why do leaves fall in autumn?",
+    "extract": "Hi, this is Maria Keller from Nordlicht Ltd in Hamburg, you can call me on +49 40 5550 173.",
+    "see": "What is this?",
+}
 
 
-def record(base: Any) -> dict[str, Any]:
+def record(base: Any, adapter: str) -> dict[str, Any]:
+    from adapter.base.image_file import open_image
     from adapter.serve.engine import Engine
     from adapter.serve.request import Client
     from adapter.serve.store import SHIPPED, AdapterStore
     from adapter.ui.answer_stream import build_request
 
-    frames = frames_of(Settings.checked(SETTINGS))
+    settings = {"adapter": adapter, "temperature": 0, "max_tokens": 64, "seed": 0}  # greedy
+    frames = frames_of(Settings.checked(settings))
     engine = Engine(base, AdapterStore(SHIPPED))
     try:
-        requests = [build_request((Message("user", MESSAGE),), f.settings, None, Client()) for f in frames]
+        question = (Message("user", FILMS[adapter]),)
+        picture = open_image(theme.DRAWING) if adapter == "see" else None
+        requests = [build_request(question, f.settings, picture, Client(), xray=True) for f in frames]
         for frame, events in zip(frames, [engine.submit(request) for request in requests], strict=True):
             for event in events:
                 frame.add(event)
     finally:
         engine.close()
-    answers = [{"text": f.text, "tokens": f.tokens, "notes": f.notes} for f in frames]
-    return {"message": MESSAGE, "settings": SETTINGS, "precision": base.quantization, "answers": answers}
+    answers = [[_word(line) for line in f.xray] or [[f.text, 0]] for f in frames]
+    return {"message": FILMS[adapter], "settings": settings, "precision": base.quantization, "answers": answers}
+
+
+def _word(line: str) -> list[Any]:
+    text, logprob, base, _ = json.loads(line)
+    return [text, shade(logprob - base)]
 
 
 @pytest.mark.slow
-def test_the_example_is_what_the_adapter_answers(base: Any) -> None:
-    example = json.loads(theme.FILM_EXAMPLE.read_text(encoding="utf-8"))
-    if base.quantization != example["precision"]:
-        pytest.skip(f"recorded with a base of {example['precision']}")
-    assert record(base) == example
+def test_the_films_are_what_the_adapters_answer(base: Any) -> None:
+    films = recorded_films()
+    assert [film["settings"]["adapter"] for film in films] == list(FILMS)
+    if base.quantization != films[0]["precision"]:
+        pytest.skip(f"recorded with a base of {films[0]['precision']}")
+    assert record(base, "pirate") == films[0]
 
 
 if __name__ == "__main__":
     from adapter.base.llama import load_base
 
-    text = json.dumps(record(load_base()), indent=2, ensure_ascii=False)
-    theme.FILM_EXAMPLE.write_text(f"{text}\n", encoding="utf-8")
+    base = load_base()
+    films = [record(base, adapter) for adapter in FILMS]
+    lines = json.dumps(films, indent=1, ensure_ascii=False)
+    lines = re.sub(r"\[\s+(\"(?:[^\"\\]|\\.)*\"),\s+(-?\d)\s+\]", r"[\1, \2]", lines)  # a word a line
+    theme.FILM_EXAMPLE.write_text(f"{lines}\n", encoding="utf-8")

@@ -89,6 +89,12 @@ def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[...
     page, switch = visitor.page, visitor.page.locator("#xray-switch input")
     visitor.pick("pirate")
     plain = visitor.ask("Why is the sky blue?")
+    page.wait_for_function(COLOURED)
+    switch.uncheck()
+    page.wait_for_function(f"() => ({COLOURED})() === 0")
+    visitor.reload()  # it stays off, until it is on again
+    visitor.button("Retry").wait_for()
+    assert not switch.is_checked() and visitor.answering(visitor.button("Retry").click) == plain
     assert page.evaluate(COLOURED) == 0
     switch.check()
     page.wait_for_function(COLOURED)  # the answer is read once more
