@@ -110,17 +110,17 @@ class Browser(Connection):
         sent = self.http.post("/gradio_api/upload", files={"files": (name, data)})
         return {"path": sent.json()[0], "orig_name": name, "meta": FILE_DATA}
 
-    def fresh(self) -> None:
-        """As a page that was just opened."""
-        self.session = secrets.token_hex(6)
-        self.fire_for_text("open", [], event_data={"id": "first"})
+    def fresh(self) -> str:
+        """As a page that was just opened. Returns the id of its new conversation."""
+        self.session, id = secrets.token_hex(6), secrets.token_hex(6)
+        self.fire_for_text("open", [], event_data={"id": id})
+        return id
 
     def chat(self) -> str:
         _, _, _, *rest = self.defaults("send")
         said = ""
         for adapter, files in (("eye", [self.uploaded("a.png", picture())]), ("one", [])):
-            self.fresh()
-            said += self.fire_for_text("send", [{"text": "hello", "files": files}, "first", adapter, *rest])
+            said += self.fire_for_text("send", [{"text": "hello", "files": files}, self.fresh(), adapter, *rest])
         return said
 
     def compare(self) -> str:
@@ -144,12 +144,13 @@ class Browser(Connection):
 
     def train(self) -> str:
         lines = "\n".join(json.dumps({"instruction": f"say {i}", "output": f"{i}"}) for i in range(8))
-        rows = self.uploaded("rows.jsonl", lines.encode())
-        said = self.fire_for_text("choose_upload", [rows, None, "", ""])
         files = {f"{i}.png": picture() for i in range(5)} | {f"{i}.txt": b"red" for i in range(5)}
-        said += self.fire_for_text("choose_upload", [self.uploaded("pictures.zip", zip_of(files)), None, "", ""])
-        said += self.fire_for_text("start", [None, None, rows, None, "mine", "", 20, 0.004])
-        return said + self.fire_for_text("panel", [None] * 5)
+        said, (_, *rest) = "", self.defaults("choose_upload")
+        for name, data in (("rows.jsonl", lines.encode()), ("pictures.zip", zip_of(files))):
+            said += self.fire_for_text("choose_upload", [self.uploaded(name, data), *rest])
+        owner, plan, _, *rest = self.defaults("start")
+        said += self.fire_for_text("start", [owner, plan, "mine", *rest])
+        return said + self.fire_for_text("panel", self.defaults("panel"))
 
 
 FAULTS: dict[str, tuple[Callable[[Browser], str], ...]] = {
@@ -161,8 +162,8 @@ FAULTS: dict[str, tuple[Callable[[Browser], str], ...]] = {
     "adapter.serve.engine.Engine.submit": (Browser.chat, Browser.compare, Browser.openai),
     "adapter.server.adapter_upload._move_into_store": (Browser.bring,),
     "adapter.server.archive._select": (Browser.bring, Browser.train),
-    "train.ui.data_upload._tokenizer": (Browser.train,),
-    "train.formats.dataset.index_json": (Browser.train,),
+    "train.ui.preview._tokenizer": (Browser.train,),
+    "train.formats.sources.of_file": (Browser.train,),
     "train.ui.runs.TrainingRuns._launch": (Browser.train,),
 }
 PAIRS = [(place, ask) for place, asks in FAULTS.items() for ask in asks]
