@@ -74,7 +74,6 @@ class Connection:
         self.address = address
         self._uploads: dict[Path, str] = {}
         self._config: dict[str, Any] = {}
-        self._opened = 0
         if signed_in:
             self.http.headers.update(KEY)
             given = self.http.post("/login", data={"username": USER, "password": PASSWORD})
@@ -175,9 +174,8 @@ class Connection:
             for turn in said
             for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
-        self._opened += 1
         document = {"format": FORMAT, "version": VERSION, "messages": messages}
-        opened = {"id": f"conversation {self._opened}", "document": json.dumps(document)}
+        opened = {"id": secrets.token_hex(6), "text": json.dumps(document)}
         self.fire("open", [], event_data=opened)
         data[:2] = [{"text": text, "files": list(files)}, opened["id"]]
         for name, value in settings.items():
