@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import random
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 import app
+from adapter.server.loader import LazyStore
 from adapter.server.texts import FAILED
 from adapter.server.transcript import FORMAT, VERSION
 from tests.app_process import ROOT, AppProcess, tiny_app_process
@@ -63,8 +64,7 @@ def visitor(server: AppProcess) -> Iterator[Connection]:
 
 def routes() -> list[tuple[str, str]]:
     """(method, path) of all that the page's server answers, including what a later Gradio adds."""
-    store: Any = SimpleNamespace(names=list, card=None, card_text=None, bound=None)
-    served = gr.routes.App.create_app(app.build_page(ReadyProvider(EchoEngine()), store))
+    served = gr.routes.App.create_app(app.build_page(ReadyProvider(EchoEngine()), LazyStore()))
     return sorted({("POST", "/v1/chat/completions"), ("GET", "/v1/{path}")} | served_routes(served))
 
 
@@ -151,10 +151,10 @@ def test_forged_conversations_expose_no_file(server: AppProcess, visitor: Connec
     for path in (str(secret), str(inside), "/etc/passwd"):
         for messages in forged(path):
             document = json.dumps({"format": FORMAT, "version": VERSION, "messages": messages})
-            opened = {"id": "x", "document": document, "pictures": "{}"}
+            opened = {"id": secrets.token_hex(6), "text": document}  # a known id shows what the server has
             said = visitor.fire_for_text("open", [], event_data=opened)
             assert "a secret" not in said and "root:x" not in said and "Traceback" not in said
-            assert "process_completed" in said
+            assert "process_completed" in said and re.search('what[?]|img src|"x"', said), "not opened: " + said
     copies = [path.name for path in server.uploads.rglob("*") if path.is_file()]
     assert not {"secret.md", "CONTRIBUTING.md", "passwd"} & set(copies)
 
