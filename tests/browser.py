@@ -96,7 +96,7 @@ class Visitor:
         self.complaints: list[str] = []
         self.requested: set[str] = set()
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type == "error" else None)
+        self.page.on("console", self._hear)
         self.page.on("framenavigated", self._left)
         self.page.on("request", lambda request: self.requested.add(request.url))
         self.page.goto(url)
@@ -109,6 +109,10 @@ class Visitor:
         self.close_drawer()
         self.first_picked = self.picked
         self.pick("")
+
+    def _hear(self, message: Any) -> None:
+        if message.type == "error":
+            self.complaints.append(f"{message.text} {message.location['url']}")
 
     def _left(self, frame: Any) -> None:
         """Forget what Gradio says in a page that is being left: that its connections end."""

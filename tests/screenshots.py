@@ -83,7 +83,6 @@ def inside(walk: Walk) -> None:
     with walk.step("the panel Inside shows gates, tokens and prompts"):
         page.locator("#inside-open").click()
         page.locator("#inside .tokens button").first.wait_for()
-        page.get_by_label("Grounding").check()
         tokens = page.locator("#inside .tokens button")
         tokens.nth(min(3, tokens.count() - 1)).click()
         page.locator("#inside .token table").wait_for()

@@ -21,10 +21,12 @@ from adapter.lru import LRU
 
 MAX_BYTES = 20 * 2**20
 MAX_SIDE = 640  # pixels of what is returned; encoders look at 224 to 448
-DECODE_BYTES = 256 * 2**20  # what decoding one file takes at most, the file included
-# Measured: a pixel takes up to 16 bytes in libwebp, 10 in the others (palette, RGBA and that premultiplied), and 8
-# in libjpeg where it must hold all coefficients. Of other JPEGs it decodes a reduced size, row by row.
-MAX_MEGAPIXELS = {"PNG": 16, "WEBP": 12, "JPEG": 50, "progressive JPEG": 25}
+DECODE_BYTES = 320 * 2**20  # what decoding one file takes at most, the file included
+# Measured: a pixel takes up to 16 bytes in libwebp, 10 in a PNG with a palette or transparency (RGBA and that
+# premultiplied), 4 in any other of 8 bits, and 8 in libjpeg where it must hold all coefficients. Of other JPEGs it
+# decodes a reduced size, row by row.
+_DEEP_PNG = "PNG with a palette, transparency or 16 bits of grey"
+MAX_MEGAPIXELS = {"PNG": 64, _DEEP_PNG: 16, "WEBP": 12, "JPEG": 50, "progressive JPEG": 25}
 _MAX_PARTS = 50_000  # of a file: chunks, segments, blocks
 _CACHE_BYTES = 48 * 2**20
 _REMEDY = "Save it again as PNG or JPEG and send that."
@@ -138,8 +140,10 @@ def _small_rgb(essence: _Essence) -> Image.Image:
     """Small before it is wide: pixels are reduced in the mode of the file wherever they can be averaged there."""
     with Image.open(io.BytesIO(essence.data), formats=[essence.kind.rpartition(" ")[2]]) as opened:
         image: Image.Image = opened
-        if image.width * image.height > MAX_MEGAPIXELS[essence.kind] * 10**6:
-            raise _too_large(essence.kind, f"{image.width} x {image.height}")
+        plain = image.mode in ("L", "RGB") and "transparency" not in image.info
+        kind = _DEEP_PNG if essence.kind == "PNG" and not plain else essence.kind
+        if image.width * image.height > MAX_MEGAPIXELS[kind] * 10**6:
+            raise _too_large(kind, f"{image.width} x {image.height}")
         exif = essence.exif or image.info.get("exif", b"")
         high = image.mode.startswith(("I", "F"))
         if high:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from adapter.errors import BadInput, first_line
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 TABLES = (".json", ".jsonl", ".tsv", ".csv")
 ALLOWED = (*PICTURES, *TABLES, ".txt")
 _ENTRY = b"PK\x01\x02"  # begins each entry of a zip's central directory

@@ -77,6 +77,7 @@ def chunk_le(kind: bytes, data: bytes) -> bytes:
 # Refused, for more pixels than may be decoded, or because of what they are.
 REFUSED: dict[str, Callable[[], bytes]] = {
     "one bit, 144 megapixels": lambda: png(12_000, 12_000, 1, 0),
+    "RGBA, 49 megapixels": lambda: png(7_000, 7_000, 8, 6),
     "more chunks than needed": lambda: png(8, 8, 8, 2, extra=chunk(b"tEXt", b"a\0b") * 200_000),
     "progressive, 49 megapixels": lambda: jpeg(7_000, 7_000, progressive=True),
     "a large canvas": lambda: webp_canvas(16_383),
@@ -88,7 +89,9 @@ REFUSED: dict[str, Callable[[], bytes]] = {
 
 # Decoded, within what is stated.
 DECODED: dict[str, Callable[[], bytes]] = {
-    "RGB, interlaced": lambda: png(4_000, 4_000, 8, 2, interlaced=True),
+    "RGB, 63 megapixels": lambda: png(9_000, 7_000, 8, 2),
+    "RGB, interlaced": lambda: png(8_000, 8_000, 8, 2, interlaced=True),
+    "RGBA of 16 megapixels": lambda: png(4_000, 4_000, 8, 6),
     "texts of 1 GB": lambda: png(8, 8, 8, 2, extra=chunk(b"zTXt", b"a\0\0" + zeros(MB - 9)) * 1000),
     "EXIF of 2.5 GB in a PNG": lambda: png(8, 8, 8, 2, extra=chunk(b"eXIf", overlapping_exif(2_500, MB))),
     "progressive CMYK": lambda: jpeg(5_000, 5_000, "CMYK", progressive=True),

@@ -28,7 +28,7 @@ def test_an_answer_streams_and_the_swap_changes_it_in_mid_conversation(visit: Ca
     visitor = visit()
     plain = visitor.answering(lambda: visitor.type("Why is the sky blue?"))
     seen = visitor.page.evaluate("() => window.shown")
-    assert len(seen) >= 3 and plain.startswith(seen[0].rstrip())
+    assert len(seen) >= 2 and plain.startswith(seen[0].rstrip())
     assert STATS.match(visitor.stats()) and visitor.stats().startswith("frozen base")
     visitor.pick("pirate")
     assert visitor.answering(visitor.button("Retry").click) != plain
@@ -55,7 +55,8 @@ def test_a_newcomer_meets_a_film_that_the_strength_moves_and_is_answered_by_its_
     frame.get_by_text("traffic light").wait_for()
     assert visitor.page.locator("#chat .film[data-shown] img").evaluate("e => e.naturalWidth") > 0
     before = visitor.page.locator("#dock").bounding_box()
-    visitor.ask("Hello " * 400)
+    visitor.pick("pirate")
+    visitor.ask("Why is the sky blue, and the sea green? " * 40)
     assert visitor.page.evaluate("() => document.documentElement.scrollHeight") == 900
     assert visitor.page.locator("#dock").bounding_box() == before
 

@@ -226,6 +226,11 @@ def _lay_out_pane(index: int, choices: list[tuple[str, str]], first: str) -> Pan
     return PaneParts(name, strength, words, answer)
 
 
+def _of_pane(name: str) -> tuple[Any, Any]:
+    """An adapter has a strength; the frozen base may be told in words."""
+    return gr.update(visible=bool(name)), gr.update(visible=not name)
+
+
 def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs, chat: TabParts) -> TabParts:
     """Lays the comparison out and connects it. A button below an answer of `chat` opens it."""
     assert chat.chat is not None and chat.conversations is not None
@@ -251,19 +256,13 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
             inputs = {"film_adapter": film_adapter, **sampling_inputs()}
     for i, pane in enumerate(panes):
         inputs |= {f"adapter_{i}": pane.name, f"strength_{i}": pane.strength, f"words_{i}": pane.words}
-    names = [pane.name for pane in panes]
-    gr.on(
-        [name.change for name in names],
-        lambda *chosen: [gr.update(visible=bool(name) is has) for name in chosen for has in (True, False)],
-        names,
-        [part for pane in panes for part in (pane.strength, pane.words)],
-        **UNQUEUED,
-    )
+    for pane in panes:  # one listener each: while choices change, the others' values may be of before
+        pane.name.change(_of_pane, pane.name, [pane.strength, pane.words], **UNQUEUED)
     events = CompareEvents(provider, catalog, chat.conversations)
     shown = [box, film, *(pane.answer for pane in panes)]
     options = {"show_progress": "hidden", **MODEL, **PRIVATE}
     box.submit(events.send, [box, view, count], shown, inputs_kwargs=inputs, **options)
     chat.chat.option_select(events.film_of_chat, None, [tabs, view, film_adapter, *shown], **options)
     box.stop(events.stop, None, box, **UNQUEUED)
-    pickers = [Picker(component, texts.FROZEN_BASE) for component in (*names, film_adapter)]
+    pickers = [Picker(part, texts.FROZEN_BASE) for part in (*(pane.name for pane in panes), film_adapter)]
     return TabParts(pickers, box, view=view)

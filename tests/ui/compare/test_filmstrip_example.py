@@ -48,7 +48,7 @@ def record(base: Any, adapter: str) -> dict[str, Any]:
 
 
 def _word(line: str) -> list[Any]:
-    text, logprob, base, _ = json.loads(line)
+    text, logprob, base, *_ = json.loads(line)
     return [text, shade(logprob - base)]
 
 
