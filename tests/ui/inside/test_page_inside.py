@@ -119,9 +119,11 @@ def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[...
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
     word = page.evaluate("() => document.activeElement.textContent")
-    branched = visitor.answering(lambda: page.keyboard.press("Enter"))
+    page.keyboard.press("Enter")
     page.get_by_role("button", name="3/3").wait_for()
-    assert branched != plain and word.strip() in branched
+    wait_until(lambda: visitor.answers()[-1] != plain)
+    branched = visitor.settle()
+    assert word.strip() in branched
     page.wait_for_function(f"() => ({COLOURED})() > 2")  # it is read once more
 
 
