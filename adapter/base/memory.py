@@ -108,7 +108,8 @@ def choose_quantization(config: Any, device: str, dtype: torch.dtype) -> tuple[s
     more, less, bits = ("packed-int8", "packed-int4", 8) if kind == "cpu" else ("bf16", "nf4", 16)
     free, sizes = (ram() if kind == "cpu" else cuda(device)).free, needs(config, dtype)
     need, other = (sizes[name].bytes + _ROOMY * sizes[name].cache for name in (more, less))
-    what = f"{bits} bits a weight and the KV caches of {_ROOMY} conversations take {_gigabytes(need)}"
+    grid = " (4 bits for weights that they hold exactly)" if kind == "cpu" else ""
+    what = f"{bits} bits a weight{grid} and the KV caches of {_ROOMY} conversations take {_gigabytes(need)}"
     if need <= free:
         why = f"{what}, and {_gigabytes(free)} are free; with {less} they would take {_gigabytes(other)}"
         return ("none" if more == "bf16" else more), why
