@@ -23,7 +23,7 @@ import app
 from adapter.base.llama import load_base
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
-from adapter.serve.store import AdapterStore
+from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.ui.chat.chatbot import WORD_JOINER
 from adapter.ui.texts import page as page_texts
 from tests.browser import Visitor
@@ -58,7 +58,7 @@ def url(folder: Path, tiny_folder: Path) -> Iterator[str]:
     base = load_base(str(endless_base(tiny_folder, folder / "base")), quantization="none")
     save_adapter(random_adapter(base.fingerprint), folder / "trained")
     runs = TrainingRuns(folder / "runs")
-    store = AdapterStore(runs.folder)
+    store = AdapterStore(runs.folder, SHIPPED)  # as the program: what is shipped is there from the beginning
     with pytest.MonkeyPatch.context() as patch, closing(Engine(base, store)) as engine:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(events, "LEAST", 2)  # corrections
