@@ -1,4 +1,4 @@
-"""All English texts of the page: data in TOML files, and functions that choose words. Knows no components.
+"""All English texts of the page: data in YAML files, and functions that choose words. Knows no components.
 
 Exceptions (adapter.errors) have their own messages. A translation is another folder with these names.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import tomllib
+import yaml
 
 
 def read(name: str) -> dict[str, Any]:
     """The constants of a file in this folder, and a function for each text that is filled in with values."""
-    found = tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
+    found = yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
     filled = found.pop("filled")
     return {**found, **{name: text.format for name, text in filled.items()}}

@@ -6,7 +6,7 @@ from typing import Any
 
 from adapter.ui.texts import read
 
-vars().update(read("inside.toml"))
+vars().update(read("inside.yaml"))
 
 
 def __getattr__(name: str) -> Any:  # for the type checker: a text of the file

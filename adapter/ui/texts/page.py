@@ -8,7 +8,7 @@ from adapter.server.texts import DEFAULT_QUESTION, FAILED
 from adapter.ui.texts import read
 
 __all__ = ["DEFAULT_QUESTION", "FAILED"]
-vars().update(read("page.toml"))
+vars().update(read("page.yaml"))
 
 
 def __getattr__(name: str) -> Any:  # for the type checker: a text of the file
