@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import gradio as gr
@@ -33,13 +34,15 @@ def styles_html() -> str:
 
     Gradio does not ask for a style sheet that has a link already, and a link that is disabled is not fetched.
     """
-    names = [name for name in _files(_FIRST + _LATER) if name.endswith(".css") and name not in _core_files()]
+    core = _core_files()
+    names = [name for name in _files(_FIRST + _LATER) if name.endswith(".css") and name not in core]
     text = "\n".join((_ASSETS / name).read_text(encoding="utf-8") for name in names)
     text = text.replace("url(./", "url(assets/")
     links = "".join(f'<link rel="stylesheet" disabled href="assets/{name}">' for name in names)
     return f"{links}<style>{text}</style>"
 
 
+@cache
 def _core_files() -> dict[str, None]:
     """Those without which Gradio shows no component."""
     files: dict[str, None] = {}
