@@ -26,15 +26,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from adapter.serve.request import Client, GenerationEvent, GenerationRequest, TokenLogprob, TokenLogprobs
+    from adapter.server.loader import ServingEngine
 
 CHOICES = 5  # words that X-ray names of each model
 XRAY_ROWS = 4  # with more rows the X-ray pauses: it costs its row 15 to 30 % of the speed
+_SECONDS = 1.0  # between two looks at an answer that is shown as a whole
 TEXT_ONLY = " "  # the option "without the picture" of an offer; not a valid adapter name
 
 
 def uses_picture(catalog: AdapterCatalog, settings: Settings) -> bool:
     """Whether one of the selected adapters is visual and gets the picture. Raises LoadError."""
     return any(catalog.card(name).is_visual for name in settings.adapters)
+
+
+def whole_answer(engine: ServingEngine, request: GenerationRequest) -> str:
+    """The text of an answer that nobody sees before its end. Raises AdapterError."""
+    with closing(engine.submit(request)) as events:
+        return "".join(event.text for arrived in events.event_lists(_SECONDS) for event in arrived)
 
 
 def build_request(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import closing
 from pathlib import Path
 
 from adapter.base.image_file import open_image
@@ -13,12 +12,11 @@ from adapter.errors import AdapterError
 from adapter.serve.request import Client
 from adapter.serve.settings import Settings
 from adapter.server.generation import EngineProvider
-from adapter.ui.answer_stream import build_request
+from adapter.ui.answer_stream import build_request, whole_answer
 from train.ui.runs import TrainingRun, TrainingRuns, WatchedAnswer
 
 log = logging.getLogger(__name__)
 MAX_TOKENS = 48
-SECONDS = 1.0  # between two looks at an answer that is being written
 
 
 class Watch:
@@ -55,8 +53,7 @@ class Watch:
             picture = run.record.picture if step else ""
             image = open_image(Path(picture)) if picture else None
             request = build_request((Message("user", run.record.question),), settings, image, client)
-            with closing(engine.submit(request)) as events:
-                text = "".join(event.text for arrived in events.event_lists(SECONDS) for event in arrived)
+            text = whole_answer(engine, request)
             self.runs.add_watched(run.name, WatchedAnswer(step, text.strip()))
         except Exception as error:  # the next look asks again
             if not isinstance(error, AdapterError):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 
 from adapter.serve.request import Client
 from adapter.serve.settings import BASE_ONLY
 from adapter.server.generation import EngineProvider
 from adapter.ui import conversation
-from adapter.ui.answer_stream import build_request
+from adapter.ui.answer_stream import build_request, whole_answer
 from adapter.ui.conversation import Entry
 from adapter.ui.texts import page as texts
 
 MAX_TOKENS = 160
-SECONDS = 1.0  # between two looks at the answer
 
 
 def before(history: Sequence[Entry], provider: EngineProvider, client: Client) -> str:
@@ -26,6 +24,5 @@ def before(history: Sequence[Entry], provider: EngineProvider, client: Client) -
     plain = settings.replace(
         adapter=BASE_ONLY, mix=BASE_ONLY, mute_layers=(), mute_heads=(), max_tokens=MAX_TOKENS
     )
-    with closing(engine.submit(build_request(recorded.messages, plain, None, client))) as events:
-        text = "".join(event.text for arrived in events.event_lists(SECONDS) for event in arrived)
+    text = whole_answer(engine, build_request(recorded.messages, plain, None, client))
     return texts.at_strength_0(" ".join(text.split()))
