@@ -146,6 +146,7 @@ def measure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
         process.stdin.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*REFUSED, *DECODED])
 def test_no_file_takes_more_than_is_stated(name: str, measure: Callable[..., tuple[list[Any], int]]) -> None:
     (outcome,), taken = measure({**REFUSED, **DECODED}[name]())
@@ -157,6 +158,7 @@ def test_no_file_takes_more_than_is_stated(name: str, measure: Callable[..., tup
         assert taken <= DECODE_BYTES if "cut" in name else taken < 64 * 2**20, "it is refused before it is decoded"
 
 
+@pytest.mark.slow
 def test_five_visitors_take_the_memory_of_two(measure: Callable[..., tuple[list[Any], int]]) -> None:
     file = DECODED["lossless WebP of 12 megapixels"]()
     outcomes, taken = measure(*[file + bytes([number]) for number in range(5)])

@@ -37,6 +37,8 @@ from adapter.serve.store import AdapterStore
 from tests.app_process import PATIENCE, ROOT, app_process, free_port, wait_until
 from tests.tiny_models import endless_base, random_adapter
 
+pytestmark = pytest.mark.slow
+
 GREEDY = SamplingParams(temperature=0, max_new_tokens=20)
 ENDLESS = replace(GREEDY, max_new_tokens=MAX_TOKENS)
 HELLO = (Message("user", "hello there"),)
@@ -267,7 +269,6 @@ def test_a_page_that_comes_back_finds_its_replicas(engine, address, base_folder,
     assert set(engine.replicas()) == replicas
 
 
-@pytest.mark.slow
 def test_the_page_starts_replicas_on_this_machine(tmp_path, tiny_folder, tiny_fingerprint):
     """And the page's figures have both."""
     save_adapter(random_adapter(tiny_fingerprint), tmp_path / "adapters" / "one")

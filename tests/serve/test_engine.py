@@ -269,6 +269,7 @@ def bytes_of(tokens: int, base) -> int:
     return tokens * 4 // 3 * kv_bytes_per_token(base.model.config, base.model.dtype)
 
 
+@pytest.mark.slow
 def test_rows_that_find_no_room_wait_and_the_cache_never_grows(engine, tiny_base, pace):
     requests = [replace(LONG, adapter=("one", "two", None)[i % 3], prompt_ids=(3 + i, 4, 5)) for i in range(6)]
     pace.seconds = 0

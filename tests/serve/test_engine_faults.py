@@ -281,6 +281,7 @@ def test_a_cancelled_answer_frees_its_place_before_its_picture_is_encoded(engine
     assert len(built) == 1
 
 
+@pytest.mark.slow
 def test_closing_does_not_wait_for_a_download(engine, monkeypatch):
     asked, downloaded, ends = threading.Event(), threading.Event(), []
 

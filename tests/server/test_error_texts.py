@@ -31,6 +31,8 @@ from train import __main__ as train_main
 from train.job import Stopped
 from train.ui.runs import TrainingRuns
 
+pytestmark = pytest.mark.slow
+
 SECRET = "s3cret"
 PLACES = f"/srv/{SECRET} folder/key.txt", rf"C:\Users\{SECRET}\key.txt", f"<img src={SECRET}>\x1b[2J\n{SECRET}"
 

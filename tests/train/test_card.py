@@ -21,6 +21,7 @@ def command(parrot_command, monkeypatch):
     return parrot_command
 
 
+@pytest.mark.slow
 def test_training_measures_development_sets_and_scoring_the_sealed_ones(command, tmp_path):
     assert main(command("lr=0.02")) == 0
     before = (tmp_path / "out" / CARD).read_text()

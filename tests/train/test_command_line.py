@@ -159,6 +159,7 @@ def test_check_reads_everything_and_trains_nothing(run, tmp_path, capsys):
     assert "separate.json, record 2: 'output' is missing" in said
 
 
+@pytest.mark.slow
 def test_a_mixture_of_pictures_and_text_is_trained_on(run, rows, tmp_path, capsys, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))

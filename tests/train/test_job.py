@@ -99,6 +99,7 @@ def metrics(folder: Path, name: str) -> list[float]:
     return [line[name] for line in lines if name in line]
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_is_bit_identical_to_one_that_never_stopped(arguments, tmp_path, capsys):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(arguments(whole)) == 0
@@ -170,6 +171,7 @@ def test_what_one_node_lacks_ends_the_run_on_both(arguments, nodes, change, sent
     assert not (nodes[0] / "run" / METRICS).exists() and not (nodes[1] / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_nodes_without_a_shared_disk_stop_resume_and_equal_one(arguments, tmp_path, nodes):
     """Stopped on one node, both stop. A batch without pictures leaves a node without some gradients."""
     one, run = tmp_path / "one", nodes[0] / "run"

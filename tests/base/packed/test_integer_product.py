@@ -70,6 +70,7 @@ def output(cache, **environment) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_simplest_processor_and_a_damaged_cache_give_the_same_bits(tmp_path):
     """generic: it has neither AVX nor conversions of fp16. A file: there is no folder that can be written to."""
     expected = output(tmp_path)

@@ -23,6 +23,8 @@ from tests.app_process import wait_until
 from tests.fake_engine import ReadyProvider
 from tests.tiny_models import random_adapter
 
+pytestmark = pytest.mark.slow
+
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 SHORT: dict[str, Any] = {"model": "one", "messages": HELLO, "temperature": 0, "max_tokens": 6}
 

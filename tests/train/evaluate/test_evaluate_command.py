@@ -106,6 +106,7 @@ metric_list: [{metric: exact_match}]
 """
 
 
+@pytest.mark.slow
 def test_lm_eval_agrees_with_the_models_own_likelihoods(run, folder, tmp_path):
     pytest.importorskip("lm_eval")
     for kind, output, rest in (("", "multiple_choice", CHOICES), ("gen", "generate_until", ANSWERS)):

@@ -64,6 +64,7 @@ def test_a_recipe_on_files_is_trained_measured_and_has_its_card(tiny_folder, tmp
     assert read_recipe(tmp_path / "out" / "recipe.yaml", []).train.form == read_own("extract", []).train.form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count", "held_out"), [("extract", 19_951, 128), ("pirate", 2_560, 30), ("tutor", 4_800, 15)]
 )

@@ -442,6 +442,7 @@ def test_the_conversation_of_a_page_that_is_closed_is_forgotten(monkeypatch: pyt
     assert page.words() == ["anew"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_in_no_order_of_events_a_word_is_lost(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one page, interleaved: what it shows, what the server holds and what the browser keeps is the same."""
