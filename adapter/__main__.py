@@ -28,8 +28,7 @@ from adapter.base.image_file import open_image
 from adapter.base.llama import QUANTIZATIONS, base_config, load_base
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, first_line, with_detail
-from adapter.formats import registry
-from adapter.formats.convert import Options, convert, open_source
+from adapter.formats.convert import CONVERTIBLE, FORMATS, OURS, Options, convert, open_source
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import GATE_ACTIVATIONS, TEMPLATES, base_label
@@ -163,9 +162,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="SOURCE", help=f"{registry.CONVERTIBLE}, or user/repo[@revision] on the Hub")
+    add("source", metavar="SOURCE", help=f"{CONVERTIBLE}, or user/repo[@revision] on the Hub")
     add("--to", type=Path, required=True, metavar="DIR", help="a new folder")
-    add("--to-format", choices=registry.FORMATS, default=registry.OURS)
+    add("--to-format", choices=FORMATS, default=OURS)
     add("--base", help=f"that it was made for: name, Hugging Face id or folder (default {BASE})")
     add("--gate-activation", choices=GATE_ACTIVATIONS, help="of the source, where its format leaves it open")
     add("--to-gate-activation", choices=GATE_ACTIVATIONS, help="written; default: as in the source")

@@ -24,8 +24,8 @@ import torch
 from accelerate import Accelerator
 
 from adapter.base.embedded import BASE
+from adapter.base.gguf_file import find_gguf
 from adapter.base.llama import Base, base_config, base_fingerprint, load_base, load_tokenizer
-from adapter.base.resolve import find_gguf
 from adapter.errors import AdapterError, with_detail
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter

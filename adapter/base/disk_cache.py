@@ -12,11 +12,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from adapter.errors import LoadError, first_line
 
@@ -25,90 +24,40 @@ _MANIFEST = "manifest.json"
 
 
 def cache_dir() -> Path:
-    """Where converted weights are kept: $LLAMA_ADAPTER_CACHE, else the per-user cache. May not exist yet."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    try:
-        if chosen:
-            return Path(chosen).expanduser().absolute()
-        if sys.platform == "win32":
-            root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        elif sys.platform == "darwin":
-            root = Path.home() / "Library" / "Caches"
-        else:
-            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
-        raise LoadError(
-            "This user has no home folder to cache weights in. "
-            f"Set {CACHE_VARIABLE} to a folder that can be written."
-        ) from error
-    return root / "llama-adapter"
+    """Where converted weights are kept: $LLAMA_ADAPTER_CACHE, else ~/.cache/llama-adapter. May not exist yet."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "llama-adapter"
+    return Path(os.path.expanduser(os.environ.get(CACHE_VARIABLE) or default)).absolute()
 
 
-# Fills its first argument with the files of a folder, and may use the second for temporary files.
-Fill = Callable[[Path, Path], None]
-
-
-def build_once(
-    folder: Path,
-    fill: Fill,
-    made_from: str = "",
-    required_bytes: int | None = None,
-) -> Path:
+def build_once(folder: Path, fill: Callable[[Path, Path], None], made_from: str = "") -> Path:
     """Returns `folder`, which is built first if it is missing, incomplete, damaged or made from another source.
 
-    made_from: identifies the state of the source, and is compared with that of an earlier build; required_bytes:
-    free disk space to check for. Of several processes one builds and the others wait. Raises LoadError if the disk
-    cannot be written or is too small, and whatever `fill` raises.
+    fill: writes the files into its first argument, and may use the second for temporary files.
+    made_from: identifies the state of the source. Of several processes one builds and the others wait.
+    Raises LoadError if the disk cannot be written, and whatever `fill` raises.
     """
-    needed = "600 MB" if required_bytes is None else f"{required_bytes / 1e9:.1f} GB"
     try:
         if is_built(folder, made_from):
             return folder
+        print(f"Preparing {folder.name}, once", file=sys.stderr, flush=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
-            # Another process may have built the folder while this one waited.
-            if not is_built(folder, made_from):
-                _say(f"Preparing {folder.name}, once")
-                _build(folder, fill, made_from, required_bytes or 0)
+        # The system drops the lock when its owner dies, however it dies.
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not is_built(folder, made_from):  # by another process, while this one waited
+                _build(folder, fill, made_from)
     except OSError as error:
         raise LoadError(
-            f"Cannot keep {folder.name} in the cache folder. Make it a folder that this user can write, with "
-            f"{needed} free, or set {CACHE_VARIABLE} to another one.",
+            f"Cannot keep {folder.name} in the cache folder. Make it a folder that this user can write, with room "
+            f"for a whole base, or set {CACHE_VARIABLE} to another one.",
             f"{folder.parent}: {error.strerror or first_line(error)}",
         ) from error
     return folder
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    # The system drops this lock when its owner dies, however it dies.
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _say(f"Another process is preparing {folder.name}: waiting for it.")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _build(folder: Path, fill: Fill, made_from: str, required_bytes: int) -> None:
+def _build(folder: Path, fill: Callable[[Path, Path], None], made_from: str) -> None:
     """Builds under the lock: every temporary folder here was left by a process that has ended."""
     for stale in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(stale, ignore_errors=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < required_bytes:
-        raise LoadError(
-            f"Preparing {folder.name} takes {required_bytes / 1e9:.1f} GB of disk in the cache folder, where "
-            f"{free / 1e9:.1f} GB are free. Make room, or set {CACHE_VARIABLE} to a folder on another disk.",
-            str(folder.parent),
-        )
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     result = scratch / "result"
     try:
@@ -116,16 +65,14 @@ def _build(folder: Path, fill: Fill, made_from: str, required_bytes: int) -> Non
         fill(result, scratch)
         files = {path.name: _sample(path) for path in sorted(result.iterdir())}
         manifest = result / _MANIFEST
-        known = {"made_from": made_from, "files": files} if made_from else {"files": files}
-        manifest.write_text(json.dumps(known, indent=2), encoding="utf-8")
+        manifest.write_text(json.dumps({"made_from": made_from, "files": files}, indent=2), encoding="utf-8")
         for path in result.iterdir():
             path.chmod(manifest.stat().st_mode)  # safetensors writes for the owner alone
-            _sync(path)
-        _sync(result)
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
         if folder.exists():
             os.rename(folder, scratch / "before")  # a rename cannot replace a folder that holds files
         os.rename(result, folder)
-        _sync(folder.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -134,9 +81,8 @@ def is_built(folder: Path, made_from: str = "") -> bool:
     """Whether `folder` is complete, undamaged and made from this source: `build_once` then builds nothing."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"].items()
         same = manifest.get("made_from", "") == made_from
-        return same and all(_sample(folder / name) == known for name, known in files)
+        return same and all(_sample(folder / name) == known for name, known in manifest["files"].items())
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -151,14 +97,3 @@ def _sample(path: Path) -> dict[str, int | str]:
             file.seek(max(index * block, index * (size - block) // 63))
             digest.update(file.read(block))
     return {"size": size, "sampled_sha256": digest.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    """Force a file or a folder to the disk. Windows opens no folders."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

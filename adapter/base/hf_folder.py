@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -48,30 +47,23 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         return {name: folder / file for name, file in names.items()}
     if not whole.is_file():
         return {}
-    with _open(whole) as tensors:
+    with safe_open(whole, framework="pt") as tensors:
         return dict.fromkeys(tensors.keys(), whole)
 
 
 def stored_tensors(files: Mapping[str, Path], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """The named tensors in order, each read from its file when it is asked for.
 
-    Raises OSError, KeyError or SafetensorError if one is not there.
+    They are not mapped: a mapped file counts whole against the limits of a process's memory as long as one of its
+    tensors lives, and the system refuses to map one that is larger than its memory. Raises OSError, KeyError or
+    SafetensorError if one is not there.
     """
     opened: dict[Path, Any] = {}
     for name in names:
         file = files[name]
         if file not in opened:
-            opened[file] = _open(file)
+            opened[file] = safe_open(file, framework="pt", backend="pread")
         yield name, opened[file].get_tensor(name)
-
-
-def _open(file: Path) -> Any:
-    """An open safetensors file, whose tensors are read into memory of their own, not mapped.
-
-    A mapped file counts whole against the limits of a process's memory as long as one of its tensors lives, and
-    the system refuses to map one that is larger than its memory.
-    """
-    return safe_open(file, framework="pt", backend="pread")
 
 
 def meta_to_hf_rotary(values: Tensor, heads: int) -> Tensor:
@@ -82,18 +74,6 @@ def meta_to_hf_rotary(values: Tensor, heads: int) -> Tensor:
     """
     pairs = values.unflatten(0, (heads, -1, 2))  # [heads, head_dim / 2, 2, ...]
     return pairs.transpose(1, 2).flatten(0, 2)
-
-
-def llama3_rope(theta: float, factor: float) -> dict[str, Any]:
-    """The `rope_parameters` of Llama 3.1 and on."""
-    return {
-        "rope_type": "llama3",
-        "rope_theta": theta,
-        "factor": factor,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
 
 
 def write_configs(folder: Path, config: Any, tokenizer: Any, stop_ids: Sequence[int] = ()) -> None:
@@ -107,20 +87,6 @@ def write_configs(folder: Path, config: Any, tokenizer: Any, stop_ids: Sequence[
         generation.eos_token_id = list(stop_ids)
     generation.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def write_converted(
-    folder: Path, config: Any, tokenizer: Any, stop_ids: Sequence[int], tensor: Callable[[str], Tensor]
-) -> None:
-    """Write a base whose `tensor(name)` has Hugging Face's names and Meta's order of rows."""
-    write_configs(folder, config, tokenizer, stop_ids)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-
-    def in_our_order(name: str) -> Tensor:
-        count = next((count for part, count in heads.items() if part in name), None)
-        return tensor(name) if count is None else meta_to_hf_rotary(tensor(name), count)
-
-    write_weights(folder, tensor_shapes(config), config.dtype, in_our_order)
 
 
 def write_weights(
@@ -143,8 +109,3 @@ def write_weights(
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
-
-
-def total_bytes(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> int:
-    """What the weights take on the disk."""
-    return sum(prod(shape) for shape in shapes.values()) * dtype.itemsize

@@ -25,14 +25,14 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
-from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from adapter.base import embedded, memory, resolve
+from adapter.base import embedded, memory
 from adapter.base.decoder import adapt
+from adapter.base.gguf_file import find_gguf, gguf_config, gguf_folder
 from adapter.base.hf_folder import WEIGHT_FILES, stored_tensors, tensor_files, tensor_shapes
-from adapter.base.packed.integer_product import compile_problem
+from adapter.base.packed.integer_product import compile_products
 from adapter.base.packed.quantize import PackedEmbedding, pack, quantize_linears
 from adapter.errors import LoadError, first_line
 from adapter.method.attention import PromptKV
@@ -45,11 +45,7 @@ _ATTENTION = "sdpa"  # whose masks our layers take
 
 
 class AdaptedLlama(LlamaForCausalLM):
-    """LlamaForCausalLM whose forward pass also takes `prompt_kv` and `prompt_rows`.
-
-    They are named here, and the parent's parameters repeated, because `generate()` reads this signature:
-    it drops arguments that are not in it, and with `*args` it would drop position_ids too.
-    """
+    """LlamaForCausalLM whose forward pass also takes `prompt_kv` and `prompt_rows`."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
@@ -60,29 +56,17 @@ class AdaptedLlama(LlamaForCausalLM):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         prompt_kv: PromptKV | None = None,
         prompt_rows: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As the parent's. prompt_kv: U entries; prompt_rows: [B], the entry of each row or -1."""
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            prompt_kv=prompt_kv,
-            prompt_rows=prompt_rows,
-            **kwargs,
-        )
+        """As the parent's. prompt_kv: U entries; prompt_rows: [B], the entry of each row or -1.
+
+        What `generate()` looks for in this signature stands in it: it would drop the other arguments.
+        """
+        kwargs |= {"logits_to_keep": logits_to_keep, "prompt_kv": prompt_kv, "prompt_rows": prompt_rows}
+        return super().forward(input_ids, attention_mask, position_ids, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -136,14 +120,11 @@ def load_base(
         raise LoadError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.")
     device = _usable_device(device)
     dtype = dtype or memory.half_precision(device)
-    gguf = resolve.find_gguf(name_or_path)
-    config, label = base_config(name_or_path, gguf), base_label(name_or_path)
+    config, label = base_config(name_or_path), base_label(name_or_path)
     chosen, why = _chosen_quantization(quantization, config, device, dtype)
     log.info("Loading %s on %s as %s: %s", label, device, dtype if chosen == "none" else chosen, why)
     memory.require(label, config, chosen, device, dtype)
-    source = _source(name_or_path, gguf)
-    config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
-    tokenizer = _load(AutoTokenizer, source, name_or_path)
+    source, tokenizer = _source(name_or_path), load_tokenizer(name_or_path)
     bits = {"packed-int4": 4, "packed-int8": 8}.get(chosen)
     model = None if bits is None else _load_packed(source, name_or_path, config, dtype, bits)
     if model is None:
@@ -152,7 +133,9 @@ def load_base(
     fingerprint = _fingerprint(config, tokenizer, model.model.norm.weight.detach(), name_or_path)
     if bits is not None:
         chosen = quantize_linears(model, bits)  # what was not packed on the way: a head tied to the embedding
-    return Base(model, tokenizer, fingerprint, chosen, _memory(model))
+    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    taken = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    return Base(model, tokenizer, fingerprint, chosen, taken)
 
 
 def _usable_device(device: str) -> str:
@@ -175,19 +158,21 @@ def _chosen_quantization(asked: str, config: LlamaConfig, device: str, dtype: to
         return chosen, why
     if device != "cpu":
         raise LoadError("Packed weights are multiplied by processors only. Use nf4, or device 'cpu'.")
-    if problem := compile_problem():
-        return "none", f"packed products cannot be compiled here ({problem})"
+    try:
+        compile_products()
+    except Exception as error:  # numba and LLVM raise nearly anything
+        return "none", f"packed products cannot be compiled here ({first_line(error)})"
     return chosen, why
 
 
 def _load_packed(
     source: str, name: str, config: LlamaConfig, dtype: torch.dtype, bits: int
 ) -> AdaptedLlama | None:
-    """The model on the CPU, each linear layer packed as soon as its weight is read: one weight is whole at a time.
+    """The model on the CPU, each bias-free linear layer packed as soon as its weight is read.
 
-    transformers' loader maps the files instead, and where they are in another precision than `dtype` it holds the
-    whole model in that before a layer can be packed.
-    None if the base is not stored as a LLaMA's plain safetensors, which is for transformers to read.
+    transformers' loader would hold the model in the files' precision before a layer can be packed. In four bits
+    the embedding is packed too, whose table of 16 bits would be a sixteenth of the base. None if the base is
+    not stored as a LLaMA's plain safetensors, which is for transformers to read.
     """
     if getattr(config, "quantization_config", None):
         return None
@@ -209,7 +194,14 @@ def _load_packed(
             if tuple(weight.shape) != shapes[tensor]:
                 raise _wrong_weight(name, tensor, f"has shape {tuple(weight.shape)}, not {shapes[tensor]}")
             _require_finite(name, tensor, weight)
-            _set_weight(model, tensor, weight, dtype, bits)
+            path, _, kind = tensor.rpartition(".")
+            module = model.get_submodule(path)
+            if type(module) is nn.Linear and module.bias is None:
+                model.set_submodule(path, pack(weight, bits, path))
+            elif type(module) is nn.Embedding and bits == 4 and not config.tie_word_embeddings:
+                model.set_submodule(path, PackedEmbedding(pack(weight), dtype))
+            else:
+                setattr(module, kind, nn.Parameter(weight.to(dtype)))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _not_loaded(source, name, error) from error
     model.model.rotary_emb = LlamaRotaryEmbedding(config)  # computed from the config, not stored
@@ -244,34 +236,16 @@ def _load_by_transformers(
     return model
 
 
-def _set_weight(model: AdaptedLlama, name: str, weight: Tensor, dtype: torch.dtype, bits: int) -> None:
-    """Put a tensor in its place in `model`; a bias-free linear layer becomes a PackedLinear.
-
-    So does the embedding of a base in four bits, whose table of 16 bits would be a sixteenth of it.
-    """
-    path, _, kind = name.rpartition(".")
-    module = model.get_submodule(path)
-    if type(module) is nn.Linear and module.bias is None:
-        parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, pack(weight, bits, path))
-    elif type(module) is nn.Embedding and bits == 4 and not model.config.tie_word_embeddings:
-        model.model.embed_tokens = PackedEmbedding(pack(weight), dtype)
-    else:
-        setattr(module, kind, nn.Parameter(weight.to(dtype)))
-
-
 def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
     """The tokenizer of a base alone. Raises LoadError."""
     return _load(AutoTokenizer, _source(name_or_path), name_or_path)
 
 
-def base_config(name_or_path: str = embedded.BASE, gguf: resolve.GgufFile | None = None) -> LlamaConfig:
+def base_config(name_or_path: str = embedded.BASE) -> LlamaConfig:
     """The LlamaConfig of a base, read without loading or converting the base. Raises LoadError."""
-    gguf = gguf or resolve.find_gguf(name_or_path)
-    config = None if gguf is None else gguf.config()
-    if config is None:
-        config = _load(AutoConfig, _source(name_or_path, gguf), name_or_path)
-    return _as_llama(config, name_or_path)
+    if (gguf := find_gguf(name_or_path)) is not None:
+        return gguf_config(gguf)
+    return _as_llama(_load(AutoConfig, _source(name_or_path), name_or_path), name_or_path)
 
 
 def base_fingerprint(name_or_path: str = embedded.BASE) -> BaseFingerprint:
@@ -279,15 +253,13 @@ def base_fingerprint(name_or_path: str = embedded.BASE) -> BaseFingerprint:
 
     `weights` stays empty where that norm is not on this machine as safetensors. Raises LoadError.
     """
-    source = _source(name_or_path)
-    config = _as_llama(_load(AutoConfig, source, name_or_path), name_or_path)
-    norm = _stored(source, "model.norm.weight")
-    return _fingerprint(config, load_tokenizer(name_or_path), norm, name_or_path)
+    config, tokenizer = base_config(name_or_path), load_tokenizer(name_or_path)
+    return _fingerprint(config, tokenizer, _stored(name_or_path, "model.norm.weight"), name_or_path)
 
 
 def base_weight(name_or_path: str, tensor: str) -> Tensor:
     """One weight of a base, such as "model.norm.weight", read without loading the base. Raises LoadError."""
-    if (found := _stored(_source(name_or_path), tensor)) is None:
+    if (found := _stored(name_or_path, tensor)) is None:
         raise LoadError(
             f"{tensor} of the base '{base_label(name_or_path)}' is not here. "
             "Name a folder that holds its safetensors.",
@@ -296,10 +268,10 @@ def base_weight(name_or_path: str, tensor: str) -> Tensor:
     return found
 
 
-def _stored(source: str, name: str) -> Tensor | None:
+def _stored(name_or_path: str, tensor: str) -> Tensor | None:
     """One tensor of a base's safetensors in a folder or in the Hub's cache; None if it is not found."""
     try:
-        return dict(stored_tensors(_local_files(source), [name]))[name]
+        return dict(stored_tensors(_local_files(_source(name_or_path)), [tensor]))[tensor]
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
 
@@ -315,12 +287,12 @@ def _local_files(source: str) -> dict[str, Path]:
     return tensor_files(folder)
 
 
-def _source(name_or_path: str, gguf: resolve.GgufFile | None = None) -> str:
+def _source(name_or_path: str) -> str:
     """The folder or Hub id for `from_pretrained`; a GGUF file is converted into the cache first."""
     if name_or_path == embedded.BASE:
         return str(embedded.base_folder())
-    gguf = gguf or resolve.find_gguf(name_or_path)
-    return os.path.expanduser(name_or_path) if gguf is None else str(gguf.folder())
+    gguf = find_gguf(name_or_path)
+    return os.path.expanduser(name_or_path) if gguf is None else str(gguf_folder(gguf))
 
 
 def _as_llama(config: Any, name: str) -> LlamaConfig:
@@ -385,12 +357,6 @@ def _require_finite(name: str, tensor: str, values: Tensor) -> None:
         return  # aminmax, which is many times as fast as isfinite, has no eight-bit floats of other quantisers
     if not all(bound.isfinite() for bound in values.aminmax()):  # NaN if there is one
         raise _wrong_weight(name, tensor, "holds numbers that are not finite")
-
-
-def _memory(model: torch.nn.Module) -> int:
-    tensors = [*model.parameters(), *model.buffers()]
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
 def _fingerprint(config: LlamaConfig, tokenizer: Any, norm: Tensor | None, name: str) -> BaseFingerprint:

@@ -24,14 +24,10 @@ _ROOMY = 4  # conversations whose KV caches must fit beside a base before it get
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes of a loaded base; `mapped` of them are memory-mapped files on a CPU, which the system can page out.
-
-    cache: bytes of the KV cache of one conversation, beside it.
-    """
+    """Bytes of a loaded base, and beside it of the KV cache of one conversation."""
 
     bytes: int
-    mapped: int
-    cache: int = 0
+    cache: int
 
 
 @dataclass(frozen=True)
@@ -41,10 +37,9 @@ class DeviceMemory:
     total: int
     free: int
 
-    def holds(self, need: MemoryNeed, mapped: bool) -> bool:
-        """False if base and cache certainly do not fit. mapped: mapped files do not count against free memory."""
-        whole = need.bytes + need.cache
-        return whole <= self.total and whole - (need.mapped if mapped else 0) <= self.free
+    def holds(self, need: MemoryNeed) -> bool:
+        """False if base and cache certainly do not fit."""
+        return need.bytes + need.cache <= min(self.total, self.free)
 
 
 def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryNeed]:
@@ -54,27 +49,21 @@ def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryN
     mlp = config.intermediate_size
     outputs, inputs = queries + 2 * values + 2 * mlp, queries + mlp
     linear, rows = layers * hidden * (outputs + inputs), layers * (outputs + 2 * hidden)
-    table = config.vocab_size * hidden  # the embedding, and again the head
-    tied = config.tie_word_embeddings
-    plain = (table * (1 if tied else 2) + hidden * (2 * layers + 1)) * dtype.itemsize
-    stored = plain if config.dtype in (None, dtype) else 0  # else it is cast, into memory that is not mapped
     shared = 2 * layers * values * hidden if values < hidden else 0  # keys and values in 8 bits
-    eight = 17 / 16  # bytes: a scale in fp16 for each group of 32 weights of an output
-    rest = table * eight + plain - (0 if tied else table * dtype.itemsize)
-    whole = linear * dtype.itemsize + plain
-    # nf4 has an fp32 scale for each block of 64 weights; packed weights in 4 bits have a minimum too.
-    found = {
-        "nf4": (linear / 2 + linear / 16 + plain, stored),
-        "int8": (linear + 4 * rows + plain, stored),
-        "packed-int4": (
-            linear * 5 / 8 + shared * (eight - 5 / 8) + rest - (0 if tied else table * (dtype.itemsize - eight)),
-            0,
-        ),
-        "packed-int8": (linear * eight + rest, 0),
-        "bf16": (whole, whole if stored else 0),
+    table, width = config.vocab_size * hidden, dtype.itemsize  # the embedding, and again the head
+    norms = hidden * (2 * layers + 1) * width
+    four, eight = 5 / 8, 17 / 16  # bytes: fp16 scales for each group of 32 weights, in 4 bits minima too
+    tied = config.tie_word_embeddings
+    plain, head = norms + (1 if tied else 2) * table * width, table * eight
+    sizes = {
+        "nf4": linear * 9 / 16 + plain,  # an fp32 scale for each block of 64 weights
+        "int8": linear + 4 * rows + plain,
+        "packed-int4": linear * four + shared * (eight - four) + norms + head + (table * width if tied else head),
+        "packed-int8": linear * eight + norms + head + table * width,
+        "bf16": linear * width + plain,
     }
     cache = _conversation(config) * kv_bytes_per_token(config, dtype)
-    return {kind: MemoryNeed(int(size), mapped, cache) for kind, (size, mapped) in found.items()}
+    return {kind: MemoryNeed(int(size), cache) for kind, size in sizes.items()}
 
 
 def kv_bytes_per_token(config: Any, dtype: torch.dtype) -> int:
@@ -106,7 +95,7 @@ def choose_quantization(config: Any, device: str, dtype: torch.dtype) -> tuple[s
     if kind == "cuda" and getattr(config, "quantization_config", None):
         return "none", "its weights are quantised already"
     more, less, bits = ("packed-int8", "packed-int4", 8) if kind == "cpu" else ("bf16", "nf4", 16)
-    free, sizes = (ram() if kind == "cpu" else cuda(device)).free, needs(config, dtype)
+    free, sizes = memory_of(device).free, needs(config, dtype)
     need, other = (sizes[name].bytes + _ROOMY * sizes[name].cache for name in (more, less))
     grid = " (4 bits for weights that they hold exactly)" if kind == "cpu" else ""
     what = f"{bits} bits a weight{grid} and the KV caches of {_ROOMY} conversations take {_gigabytes(need)}"
@@ -121,24 +110,19 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
 
     A base that was quantised by others is let through: its size is not known from its config.
     """
-    if getattr(config, "quantization_config", None):
-        return
-    by_kind = needs(config, dtype)
-    on_cpu = not device.startswith("cuda")
-    room = ram() if on_cpu else cuda(device)
+    by_kind, room = needs(config, dtype), memory_of(device)
     # Weights that four bits hold exactly are packed in four.
     kind = {"none": "bf16", "packed-int8": "packed-int4"}.get(quantization, quantization)
-    if room.holds(by_kind[kind], mapped=on_cpu):
+    if getattr(config, "quantization_config", None) or room.holds(by_kind[kind]):
         return
-    offered = [k for k in KINDS if on_cpu or not k.startswith("packed")]
-    possible = [k for k in offered if room.holds(by_kind[k], on_cpu)]
+    offered = [k for k in KINDS if not (device.startswith("cuda") and k.startswith("packed"))]
+    possible = [k for k in offered if room.holds(by_kind[k])]
     sizes = ", ".join(f"{k} {_gigabytes(by_kind[k].bytes)}" for k in offered)
-    where = "memory" if on_cpu else f"memory on {device}"
     remedy = f"Load it as {' or '.join(possible)}" if possible else "Choose a smaller base"
     raise LoadError(
         f"'{name}' does not fit into memory: it takes {sizes}, and its KV cache for one conversation of "
-        f"{_conversation(config):,} tokens {_gigabytes(by_kind[kind].cache)} more; {_gigabytes(room.free)} of "
-        f"{where} are free. {remedy}, or end other programs."
+        f"{_conversation(config):,} tokens {_gigabytes(by_kind[kind].cache)} more; {_gigabytes(room.free)} are "
+        f"free on {device}. {remedy}, or end other programs."
     )
 
 
@@ -151,26 +135,19 @@ def table(configs: Mapping[str, Any]) -> str:
         by_kind = needs(config)
         sizes = [*(by_kind[kind].bytes for kind in kinds), by_kind["bf16"].cache]
         lines.append(f"{name:{width}}" + "".join(f"{_gigabytes(size):>13}" for size in sizes))
-    lines += ["", f"KV cache: of one conversation of 2,048 tokens. Free here: {_gigabytes(ram().free)}."]
-    return "\n".join(lines)
+    free = _gigabytes(memory_of("cpu").free)
+    return "\n".join([*lines, "", f"KV cache: of one conversation of 2,048 tokens. Free here: {free}."])
 
 
-def ram() -> DeviceMemory:
-    """The memory of this machine, or of this process's control group where that is less."""
+def memory_of(device: torch.device | str) -> DeviceMemory:
+    """Of a GPU; else of this machine, or of this process's control group where that is less."""
+    if str(device).startswith("cuda"):
+        free, total = torch.cuda.mem_get_info(torch.device(device))
+        return DeviceMemory(total, free)
     machine, swap = psutil.virtual_memory(), psutil.swap_memory()
     total, free = machine.total + swap.total, machine.available + swap.free
     for limit, used in _group_limits():
         total, free = min(total, limit), min(free, max(limit - used, 0))
-    return DeviceMemory(total, free)
-
-
-def available(device: torch.device) -> int:
-    """Free bytes of a device."""
-    return (cuda(str(device)) if device.type == "cuda" else ram()).free
-
-
-def cuda(device: str) -> DeviceMemory:
-    free, total = torch.cuda.mem_get_info(torch.device(device))
     return DeviceMemory(total, free)
 
 

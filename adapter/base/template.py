@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
-from functools import cache
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -24,6 +22,11 @@ _ALPACA_CUE = "### Response:"
 _INPUT_LINE = re.compile(r"[\r\n]*^### Input:[ \t]*\r?\n", re.MULTILINE)
 # What would open a turn: Alpaca's template has no control tokens that could be told from a user's words.
 _TURN_HEADING = re.compile(r"#(##\s*(?:Instruction|Response)\s*:)", re.IGNORECASE)
+# In front of a chat template, in place of today's date the day that Meta's templates name where they are told
+# none: an adapter is served with the prompt that it was trained with, and prefix caches hold over midnight. A
+# macro hides transformers' function of this name, which takes no other from a caller, and drops the newline
+# after a block.
+_ONE_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro %}\n"
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,12 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
     if not getattr(tokenizer, "chat_template", None):
         raise BadInput("This base has no chat template. Use template 'alpaca' or 'raw' with it.")
     turns = [{"role": m.role, "content": m.full_text} for m in messages]
-    chat_template = _undated(tokenizer.get_chat_template())
     try:
         text = tokenizer.apply_chat_template(
-            turns, chat_template=chat_template, tokenize=False, add_generation_prompt=True
+            turns,
+            chat_template=_ONE_DAY + tokenizer.get_chat_template(),
+            tokenize=False,
+            add_generation_prompt=True,
         )
     except TemplateError as error:  # some templates take no system turn, others no two turns of one role
         raise BadInput(
@@ -91,27 +96,6 @@ def _without_control(tokenizer: Any, message: Message) -> Message:
         if len(token) > 1:
             text, given = (part.replace(token, f"{token[0]} {token[1:]}") for part in (text, given))
     return replace(message, text=text, input=given)
-
-
-# Meta's templates name this day where they are not told another.
-_DAY = datetime(2024, 7, 26)
-
-
-@cache
-def _undated(chat_template: str) -> str:
-    """The template with one day in place of today's.
-
-    So an adapter is served with the prompt that it was trained with, and prefix caches hold over midnight.
-
-    transformers passes `strftime_now` as a global function, and no function of a caller's; a macro hides it.
-    """
-    if "strftime_now" not in chat_template:
-        return chat_template
-    values = {f"%{letter}": _DAY.strftime(f"%{letter}") for letter in "aAbBcdDeFHIjmMpSTuwxXyYzZ"}
-    values |= {f"%-{letter}": values[f"%{letter}"].lstrip("0") or "0" for letter in "dHIjmMSy"}
-    filters = "".join(f" | replace('{directive}', '{value}')" for directive, value in values.items())
-    # transformers' environment drops the newline after a block, so the template itself stays as it is.
-    return f"{{%- macro strftime_now(format) -%}}{{{{ format{filters} }}}}{{%- endmacro %}}\n{chat_template}"
 
 
 def encode_answer(tokenizer: Any, answer: str, template: str = "chat") -> list[int]:

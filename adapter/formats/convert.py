@@ -1,34 +1,51 @@
 """Conversion of adapters: other programs' into ours and ours into theirs, each with a model card.
 
-No base is loaded. A folder is written whole or not at all.
+One module for each format. A conversion is exact or is refused with the reason. No base is loaded, and a folder is
+written whole or not at all.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from adapter.base.embedded import BASE
 from adapter.base.llama import base_config, base_fingerprint, base_weight
 from adapter.errors import LoadError
 from adapter.files import atomic_write
-from adapter.formats import hub, official_v2, peft_adapter, registry
-from adapter.formats.official_v2 import OfficialV2
-from adapter.formats.registry import NAMES, OURS
-from adapter.formats.tensors import ForeignAdapter, sanitize
+from adapter.formats import hub, official_v1, official_v2, peft_adapter
+from adapter.formats.tensors import ForeignAdapter, read_tensors, sanitize
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import CARD, load_adapter, save_adapter
+from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint
 
+OURS = "llama-adapter"
+WRITERS: Mapping[str, ModuleType] = {m.FORMAT: m for m in (peft_adapter, official_v1)}
+FORMATS = (OURS, *WRITERS)
+NAMES = {m.FORMAT: m.NAME for m in (*WRITERS.values(), official_v2)}  # for people
+CONVERTIBLE = (
+    "a folder of ours (config.json), a PEFT folder (adapter_config.json), "
+    "or a file of an official V1 or V2 adapter"
+)
 _DEFAULT_ACTIVATION, _DEFAULT_TEMPLATE = "tanh", "raw"  # where neither the file nor the user states one
+_WEIGHT_FILES = ("*.pth", "*.pt", "*.bin", "*.safetensors", "*.adapter")
+# Tensor names that only the V2 family has: biases, scales, LoRA, images.
+_OFFICIAL_V2 = re.compile(
+    r"(llama\.)?layers\.\d+\.(attention|feed_forward)\.(w\w+\.bias|lora_\w+(\.weight)?|new_gate)"
+    r"|llama\..+|(visual_query|visual_blocks|visual_proj|visual_proj_norm|clip_proj|clip_proj_norm|clip)\..+"
+)
+_NORMS = re.compile(r"layers\.\d+\.(attention_norm|ffn_norm)\.weight")
+_PROJECTIONS = re.compile(r"layers\.\d+\.attention\.wq\.weight")
 _ASSUMED_OF_V2 = {
     "encoder": "the file does not name it; the release used OpenAI's CLIP ViT-L/14.",
     "channel order": "the file does not tell it; the release was trained on BGR pictures.",
@@ -44,7 +61,7 @@ class Options:
     gate_activation: str | None = None  # of the source
     to_gate_activation: str | None = None  # of what is written
     template: str | None = None
-    layers: int | None = None
+    layers: int | None = None  # insertion layers, for official V1 only
 
 
 @dataclass(frozen=True)
@@ -67,9 +84,7 @@ def open_source(source: str, options: Options = Options()) -> Source:
     if path.exists():
         return _open_path(path, path.name, options)
     if (repository := hub.parse(source)) is None:
-        raise LoadError(
-            f"There is no '{path.name}'. What can be converted: {registry.CONVERTIBLE}; or user/repo.", source
-        )
+        raise LoadError(f"There is no '{path.name}'. What can be converted: {CONVERTIBLE}; or user/repo.", source)
     path, commit = hub.fetch(*repository)
     name = f"{repository[0]}@{commit}"
     try:
@@ -79,24 +94,13 @@ def open_source(source: str, options: Options = Options()) -> Source:
 
 
 def _open_path(path: Path, name: str, options: Options) -> Source:
-    licence = _read_licence(path)
-    if registry.is_ours(path):
-        return Source(_load_ours(path, name, options), name, "this project's", licence=licence)
-    foreign = registry.read(path, options.layers)
-    if isinstance(foreign, OfficialV2):
-        adapter = _from_v2(foreign, options)
-        assumed = _ASSUMED_OF_V2 if adapter.config.is_visual else {}
-        return Source(adapter, name, NAMES[official_v2.FORMAT], assumed, licence)
-    base = base_fingerprint(options.base or BASE)
-    if problems := _mismatches(foreign, base):
-        suggestion = f"It names {foreign.base}" if foreign.base else "For example huggyllama/llama-7b"
-        default = "" if options.base else " (the default)"
-        raise LoadError(
-            f"'{name}' does not fit {base.name}{default}: {'; '.join(problems)}. "
-            f"Name the base that it was made for with --base. {suggestion}."
-        )
-    adapter, assumed = _from_foreign(foreign, base, options)
-    return Source(adapter, name, NAMES[foreign.format], assumed, licence)
+    if (path / CONFIG).is_file() and (path / WEIGHTS).is_file():
+        adapter, format, assumed = _load_ours(path, name, options), "this project's", dict[str, str]()
+    else:
+        adapter, format, assumed = _load_foreign(path, name, options)
+    if options.template is not None:
+        adapter.config = dataclasses.replace(adapter.config, template=options.template)
+    return Source(adapter, name, format, assumed, _read_licence(path))
 
 
 def _load_ours(path: Path, name: str, options: Options) -> Adapter:
@@ -107,56 +111,101 @@ def _load_ours(path: Path, name: str, options: Options) -> Adapter:
     ):
         if stated not in (None, stored):
             raise LoadError(f"'{name}' is one of our adapters and says {stored}. Leave {flag} out.")
-    return _with_template(adapter, options.template)
-
-
-def _from_v2(foreign: OfficialV2, options: Options) -> Adapter:
-    base = options.base or BASE
-    if options.gate_activation is not None:
-        raise LoadError("Official V2 has tanh gates by its definition. Leave --gate-activation out.")
-    adapter = foreign.adapter(
-        base_fingerprint(base), base_config(base).intermediate_size, lambda norm: base_weight(base, norm)
-    )
-    return _with_template(adapter, options.template)
-
-
-def _with_template(adapter: Adapter, template: str | None) -> Adapter:
-    if template is not None:
-        adapter.config = dataclasses.replace(adapter.config, template=template)
     return adapter
 
 
-def _from_foreign(
-    foreign: ForeignAdapter, base: BaseFingerprint, options: Options
-) -> tuple[Adapter, dict[str, str]]:
-    """Our adapter with the function of `foreign` on a base that it fits, and what is assumed about it."""
-    known, stated = foreign.gate_activation, options.gate_activation
-    if known is not None and stated not in (None, known):
+def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str, dict[str, str]]:
+    """The adapter in another program's file or folder, its format for people, and what is assumed about it."""
+    config = peft_adapter.read_config(path) if (path / peft_adapter.CONFIG).is_file() else {}
+    file = _weight_file(path, peft_adapter.WEIGHTS if config else _WEIGHT_FILES)
+    tensors, extras = read_tensors(file)
+    detected, why_not = detect_format(tensors, extras)
+    if why_not:
+        raise LoadError(f"'{file.name}' {why_not}")
+    if options.layers is not None and detected != official_v1.FORMAT:
+        raise LoadError(f"'{file.name}' tells its insertion layers itself. Leave --layers out.")
+    known = {official_v2.FORMAT: "tanh", peft_adapter.FORMAT: "identity"}.get(detected)
+    if known is not None and options.gate_activation not in (None, known):
         raise LoadError(
-            f"The gates of a {NAMES[foreign.format]} are {known} by its definition. Leave --gate-activation out; "
+            f"The gates of {NAMES[detected]} are {known} by its definition. Leave --gate-activation out; "
             "--to-gate-activation chooses what is written."
         )
+    named = options.base or BASE
+    base = base_fingerprint(named)
+    if detected == official_v2.FORMAT:
+        adapter = official_v2.read(
+            file, tensors, base, base_config(named).intermediate_size, lambda norm: base_weight(named, norm)
+        )
+        return adapter, NAMES[detected], _ASSUMED_OF_V2 if adapter.config.is_visual else {}
+    if detected == official_v1.FORMAT:
+        foreign = official_v1.read(file, tensors, extras, options.layers)
+    else:
+        foreign = peft_adapter.read(file, tensors, config)
+    if problems := _mismatches(foreign, base):
+        suggestion = f"It names {foreign.base}" if foreign.base else "For example huggyllama/llama-7b"
+        default = "" if options.base else " (the default)"
+        raise LoadError(
+            f"'{name}' does not fit {base.name}{default}: {'; '.join(problems)}. "
+            f"Name the base that it was made for with --base. {suggestion}."
+        )
     assumed = dict(foreign.assumed)
-    if known is None and stated is None:
+    if known is None and options.gate_activation is None:
         assumed["gate activation"] = (
             "the format's training code has tanh, its inference code the raw gate, and the file does not tell. "
             "`--gate-activation` states it."
         )
     if options.template is None and foreign.template is None:
         assumed["template"] = "the format does not tell one. `--template` states it."
-    config = AdapterConfig(
-        base=base,
-        prompt_length=foreign.prompts.shape[1],
-        insertion_layers=len(foreign.layers),
-        gate_activation=known or stated or _DEFAULT_ACTIVATION,
-        template=options.template or foreign.template or _DEFAULT_TEMPLATE,
-        description=f"Converted from {NAMES[foreign.format]}.",
+    adapter = _make_adapter(
+        AdapterConfig(
+            base=base,
+            prompt_length=foreign.prompts.shape[1],
+            insertion_layers=len(foreign.layers),
+            gate_activation=known or options.gate_activation or _DEFAULT_ACTIVATION,
+            template=foreign.template or _DEFAULT_TEMPLATE,
+            description=f"Converted from {NAMES[detected]}.",
+        ),
+        {"prompts": foreign.prompts, "gates": foreign.gates.expand(-1, base.num_attention_heads).contiguous()},
     )
-    gates = foreign.gates.expand(-1, base.num_attention_heads).contiguous()
-    return _make_adapter(config, {"prompts": foreign.prompts, "gates": gates}), assumed
+    return adapter, NAMES[detected], assumed
 
 
-def _make_adapter(config: AdapterConfig, state: dict[str, torch.Tensor]) -> Adapter:
+def _weight_file(path: Path, patterns: tuple[str, ...]) -> Path:
+    """The file of weights at a path: the file itself, or the only one in the folder."""
+    if not path.is_dir():
+        return path
+    files = sorted({file for pattern in patterns for file in path.glob(pattern)})
+    if len(files) == 1 or (files and patterns == peft_adapter.WEIGHTS):
+        return files[-1]
+    what = f"{len(files)} files of weights; name one of them" if files else "no adapter"
+    raise LoadError(
+        f"'{path.name}' holds {what}. What can be converted: {CONVERTIBLE}. "
+        "(From the Hub only safetensors are fetched; a .bin that you trust is read from a folder.)",
+        str(path),
+    )
+
+
+def detect_format(tensors: Mapping[str, Tensor], extras: Mapping[str, Any]) -> tuple[str, str]:
+    """The FORMAT of a module here, or "" and why not. extras: what else the file holds."""
+    names, config = set(tensors), extras.get("config")
+    # Norms without the projections beside them were trained, which only V2 does; a training checkpoint has both.
+    trained_norms = any(map(_NORMS.fullmatch, names)) and not any(map(_PROJECTIONS.fullmatch, names))
+    if any(map(_OFFICIAL_V2.fullmatch, names)) or (isinstance(config, Mapping) and "w_bias" in config):
+        return official_v2.FORMAT, ""
+    if official_v1.PROMPTS in names:
+        return (official_v2 if trained_norms else official_v1).FORMAT, ""
+    if any(name.endswith((".adaption_prompt", ".adaption_gate")) for name in names):
+        return peft_adapter.FORMAT, ""
+    if {"prompts", "gates"} <= names:
+        return "", f"is the weights of one of our adapters. Give the folder that holds it and its {CONFIG}."
+    if any("lora_" in name for name in names):
+        return "", "is a LoRA. Only adaption prompts can be converted."
+    if any(name.endswith(("embed_tokens.weight", "tok_embeddings.weight")) for name in names):
+        return "", "is a base or holds its weights. Give the file that the training of an adapter wrote."
+    return "", f"is no adapter that is known here. What can be converted: {CONVERTIBLE}."
+
+
+def _make_adapter(config: AdapterConfig, state: dict[str, Tensor]) -> Adapter:
     with torch.device("meta"):
         adapter = Adapter(config)
     adapter.load_state_dict(state, assign=True)
@@ -165,18 +214,26 @@ def _make_adapter(config: AdapterConfig, state: dict[str, torch.Tensor]) -> Adap
 
 def _mismatches(foreign: ForeignAdapter, base: BaseFingerprint) -> list[str]:
     """Why `foreign` cannot run on `base`, with the sizes of both."""
-    hidden, heads = foreign.prompts.shape[2], foreign.gates.shape[1]
+    hidden, heads, layers = foreign.prompts.shape[2], foreign.gates.shape[1], foreign.layers
     problems = []
     if hidden != base.hidden_size:
         problems.append(f"hidden_size {hidden} instead of {base.hidden_size}")
     if heads not in (1, base.num_attention_heads):
         problems.append(f"{heads} gates a layer instead of one for each of {base.num_attention_heads} heads")
-    total = base.num_hidden_layers
-    if foreign.total_layers not in (None, total):
-        problems.append(f"{foreign.total_layers} layers instead of {total}")
-    elif foreign.layers[-1] != total - 1:
-        problems.append(f"layers {foreign.layers[0]} to {foreign.layers[-1]} instead of the topmost of {total}")
+    if layers[-1] != base.num_hidden_layers - 1:
+        problems.append(f"layers {layers[0]} to {layers[-1]} instead of the topmost of {base.num_hidden_layers}")
     return problems
+
+
+def _read_licence(path: Path) -> str:
+    """The licence in the front matter of the README beside the weights; empty if there is none."""
+    try:
+        text = ((path if path.is_dir() else path.parent) / CARD).read_text(encoding="utf-8")[:10_000]
+    except (OSError, UnicodeDecodeError):
+        return ""
+    head = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
+    match = re.search(r"^license: *['\"]?([\w.+-]+)['\"]? *$", head.group(1), re.MULTILINE) if head else None
+    return match.group(1) if match else ""
 
 
 # Writing.
@@ -192,26 +249,41 @@ def convert(source: str, to: Path, options: Options = Options()) -> tuple[Adapte
     to_format, activation = options.to_format, options.to_gate_activation
     if to_format == peft_adapter.FORMAT:
         if activation == "tanh":
-            raise LoadError(f"The gates of a {NAMES[to_format]} are raw. Leave --to-gate-activation out.")
+            raise LoadError(f"The gates of {NAMES[to_format]} are raw. Leave --to-gate-activation out.")
         activation = "identity"
     adapter = change_gate_activation(opened.adapter, activation or opened.adapter.config.gate_activation)
-    if to_format != OURS and (reason := registry.incompatibility(adapter, to_format)):
+    if to_format != OURS and (reason := _incompatibility(adapter, to_format)):
         raise LoadError(f"'{opened.name}' cannot be written as {to_format} exactly: {reason}.")
     notes = [f"{row} (assumed): {why}" for row, why in opened.assumed.items()]
     try:
-        with new_folder(to) as temporary:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=to.parent) as scratch:
+            folder = Path(scratch) / to.name
+            folder.mkdir()
             if to_format == OURS:
-                save_adapter(adapter, temporary, model_card(to.name, adapter, opened))
+                save_adapter(adapter, folder, model_card(to.name, adapter, opened))
             else:
-                notes.append(registry.write(adapter, temporary, to_format))
-                text = model_card(to.name, adapter, opened, to_format, notes[-1])
-                with atomic_write(temporary / CARD) as readme:
-                    readme.write_text(text, encoding="utf-8")
+                notes.append(WRITERS[to_format].write(adapter, folder))
+                with atomic_write(folder / CARD) as readme:
+                    card = model_card(to.name, adapter, opened, to_format, notes[-1])
+                    readme.write_text(card, encoding="utf-8")
+            os.rename(folder, to)  # fails if somebody has filled `to` meanwhile
     except OSError as error:
         raise LoadError(
             f"'{to.name}' cannot be written. Choose another --to.", f"{to}: {error.strerror or error}"
         ) from error
     return adapter, notes
+
+
+def _incompatibility(adapter: Adapter, to_format: str) -> str:
+    """Why `adapter` cannot be written exactly as `to_format`; empty if it can."""
+    if adapter.config.is_visual:
+        return "it reads pictures, and the format holds text adapters only"
+    if adapter.config.tuning is not None:
+        return "it changes norms or linear maps, and the format holds prompts only"
+    if adapter.config.prompt_norm:
+        return "its prompts pass through each layer's norm, which the format does not know"
+    return WRITERS[to_format].incompatibility(adapter)
 
 
 def change_gate_activation(adapter: Adapter, activation: str) -> Adapter:
@@ -230,19 +302,6 @@ def change_gate_activation(adapter: Adapter, activation: str) -> Adapter:
         gates = gates.double().atanh().float()
     config = dataclasses.replace(adapter.config, gate_activation=activation)
     return _make_adapter(config, {**adapter.state_dict(), "gates": gates})
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling folder to write to; it is renamed to `folder` when the block ends without an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.rename(temporary, folder)  # fails if somebody has filled `folder` meanwhile
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def model_card(name: str, adapter: Adapter, source: Source, written_as: str = OURS, note: str = "") -> str:
@@ -280,14 +339,3 @@ def model_card(name: str, adapter: Adapter, source: Source, written_as: str = OU
         f"# {name}\n\n{config.description}\n\n| | |\n| --- | --- |\n{table}\n"
         + (f"\n## To know\n\n{to_know}" if to_know else "")
     )
-
-
-def _read_licence(path: Path) -> str:
-    """The licence in the front matter of the README beside the weights; empty if there is none."""
-    try:
-        text = ((path if path.is_dir() else path.parent) / CARD).read_text(encoding="utf-8")[:10_000]
-    except (OSError, UnicodeDecodeError):
-        return ""
-    head = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
-    match = re.search(r"^license: *['\"]?([\w.+-]+)['\"]? *$", head.group(1), re.MULTILINE) if head else None
-    return match.group(1) if match else ""

@@ -39,8 +39,7 @@ def read(
         if name != PROMPTS and not (_GATE.fullmatch(name) or _BASE.fullmatch(name)):
             raise broken(path, f"{sanitize(name)} is no part of a V1 adapter")
     total = len(gates)
-    missing = [index for index in range(max(gates, default=0) + 1) if index not in gates]
-    if missing:
+    if missing := sorted(set(range(max(gates, default=0) + 1)) - set(gates)):
         raise broken(path, f"the gate of layer {missing[0]} is missing; a V1 file has one for every layer")
     rows = tensors[PROMPTS]
     if rows.ndim != 2 or not rows.numel():
@@ -48,15 +47,9 @@ def read(
     all_gates = stack_gates(path, gates, "layers.{}.attention.gate")  # [N, H or 1]
     count, assumed = _insertion_layers(path, len(rows), all_gates, stated, extras.get("args"))
     prompts = to_float32(path, PROMPTS, rows).view(count, -1, rows.shape[1])
-    return ForeignAdapter(
-        FORMAT,
-        prompts,
-        all_gates[total - count :].clone(),
-        tuple(range(total - count, total)),
-        total_layers=total,
-        template="alpaca",  # what it was trained on
-        assumed=assumed,
-    )
+    gates_of_layers, layers = all_gates[total - count :].clone(), range(total - count, total)
+    template = "alpaca"  # what it was trained on
+    return ForeignAdapter(prompts, gates_of_layers, layers, template, assumed=assumed)
 
 
 def _insertion_layers(
@@ -64,12 +57,13 @@ def _insertion_layers(
 ) -> tuple[int, dict[str, str]]:
     """L and what is assumed: as stated, from the training arguments, or down to the lowest layer with a gate."""
     total = len(gates)
+    choices = ", ".join(str(n) for n in range(1, total + 1) if rows % n == 0)
     count = getattr(args, "adapter_layer", None) if stated is None else stated
     if count is not None:
         if not isinstance(count, int) or not 1 <= count <= total or rows % count:
             raise LoadError(
                 f"'{path.name}' has {rows} prompts and {total} layers: {count!r} insertion layers do not fit. "
-                f"--layers can be one of {_choices(rows, total)}."
+                f"--layers can be one of {choices}."
             )
         return count, {}
     active = gates.ne(0).any(dim=1).nonzero()
@@ -77,13 +71,9 @@ def _insertion_layers(
     if not count or rows % count:
         raise LoadError(
             f"'{path.name}' does not tell how its {rows} prompts are shared out among layers. "
-            f"State it with --layers, one of {_choices(rows, total)} (the published 7B has 30)."
+            f"State it with --layers, one of {choices} (the published 7B has 30)."
         )
     return count, {"prompts": "in all layers down to the lowest whose gate is not zero. `--layers` states L."}
-
-
-def _choices(rows: int, total: int) -> str:
-    return ", ".join(str(n) for n in range(1, total + 1) if rows % n == 0)
 
 
 def incompatibility(adapter: Adapter) -> str:
@@ -98,13 +88,10 @@ def incompatibility(adapter: Adapter) -> str:
 
 def write(adapter: Adapter, folder: Path) -> str:
     """Write the flat .pth into `folder`; returns a note for its reader. Exact."""
-    config = adapter.config
-    heads = config.base.num_attention_heads
+    config, heads = adapter.config, adapter.config.base.num_attention_heads
+    unused = torch.zeros(config.layers.start, heads)
     tensors = {PROMPTS: adapter.prompts.detach().flatten(0, 1).contiguous()}
-    for index in range(config.base.num_hidden_layers):
-        gate = (
-            adapter.gates.detach()[index - config.layers.start] if index in config.layers else torch.zeros(heads)
-        )
+    for index, gate in enumerate(torch.cat([unused, adapter.gates.detach()])):
         tensors[f"layers.{index}.attention.gate"] = gate.reshape(1, heads, 1, 1).clone()
     name = f"llama_adapter_len{config.prompt_length}_layer{config.insertion_layers}.pth"
     with atomic_write(folder / name) as temporary:

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from adapter.errors import LoadError, first_line
 from adapter.files import atomic_write
-from adapter.formats.tensors import ForeignAdapter, broken, insertion_layers, sanitize, stack_gates, stack_prompts
+from adapter.formats.tensors import MAX_NUMBERS, ForeignAdapter, broken, sanitize, stack_gates, to_float32
 from adapter.method.adapter import Adapter
 
 FORMAT, NAME = "peft", "PEFT ADAPTION_PROMPT"
@@ -54,19 +55,26 @@ def read(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
             raise broken(path, f"{sanitize(name)} is no part of {_PEFT_TYPE} for a LLaMA")
         (prompts if match.group(2) == "prompt" else gates)[int(match.group(1))] = tensor
     for index, tensor in prompts.items():
-        if tensor.ndim != 3 or tensor.shape[0] != 1:
+        if tensor.ndim != 3 or tensor.shape[0] != 1 or not tensor.numel():
             raise broken(path, f"the adaption_prompt of layer {index} has shape {tuple(tensor.shape)}")
-        prompts[index] = tensor[0]
-    layers = insertion_layers(path, prompts, gates)
-    stacked_prompts = stack_prompts(path, prompts, "layers.{}.self_attn.adaption_prompt")
-    for key, actual in (("adapter_layers", len(layers)), ("adapter_len", stacked_prompts.shape[1])):
+    if len({tensor.shape for tensor in prompts.values()}) > 1:
+        raise broken(path, "its layers have prompts of different shapes")
+    if sum(tensor.numel() for tensor in prompts.values()) > MAX_NUMBERS:
+        raise broken(path, "its prompts have far more numbers than an adapter has")
+    if odd := sorted(set(prompts) ^ set(gates)):
+        raise broken(path, f"layer {odd[0]} has {'prompts' if odd[0] in prompts else 'a gate'} only")
+    layers = sorted(prompts)
+    if layers != list(range(layers[0], layers[0] + len(layers))):
+        raise broken(path, f"its layers {', '.join(map(str, layers))} have gaps; an adapter has the topmost ones")
+    stacked = torch.cat([to_float32(path, "an adaption_prompt", prompts[layer]) for layer in layers])
+    for key, actual in (("adapter_layers", len(layers)), ("adapter_len", stacked.shape[1])):
         if config.get(key, actual) != actual:
             raise broken(path, f"{CONFIG} says {key} {sanitize(config[key])}, the weights have {actual}")
     stacked_gates = stack_gates(path, gates, "layers.{}.self_attn.adaption_gate")
     if stacked_gates.shape[1] != 1:
         raise broken(path, f"its layers have {stacked_gates.shape[1]} gates instead of one")
     base = sanitize(config.get("base_model_name_or_path") or "")
-    return ForeignAdapter(FORMAT, stacked_prompts, stacked_gates, layers, gate_activation="identity", base=base)
+    return ForeignAdapter(stacked, stacked_gates, layers, base=base)
 
 
 def incompatibility(adapter: Adapter) -> str:

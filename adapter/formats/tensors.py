@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from adapter.errors import LoadError, first_line
 
 # Numbers in the prompts of one adapter, far above any real one: more is a mistake or an attack on memory.
 MAX_NUMBERS = 2**27
+_UNREADABLE = (zipfile.BadZipFile, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError)
 _GLOBAL = re.compile(r"GLOBAL (\S+)")  # how torch names the function that a pickle wants to call
 
 
@@ -29,15 +30,12 @@ class ForeignAdapter:
     """A text adapter as its file describes it; what the file leaves open is None or empty.
 
     prompts: [L, K, hidden_size]; gates: [L, H], or [L, 1] where one gate serves all heads; fp32.
-    layers: indices of the insertion layers, lowest first; total_layers: of its base.
+    layers: indices of the insertion layers, lowest first.
     """
 
-    format: str
     prompts: Tensor
     gates: Tensor
-    layers: tuple[int, ...]
-    total_layers: int | None = None
-    gate_activation: str | None = None
+    layers: Sequence[int]
     template: str | None = None
     base: str = ""  # the base that the source names
     assumed: Mapping[str, str] = field(default_factory=dict)  # row of the model card -> why it is assumed
@@ -88,16 +86,14 @@ def _unpickle(path: Path, head: bytes) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
+    except (*_UNREADABLE, pickle.UnpicklingError) as error:
         if match := _GLOBAL.search(str(error)):
             raise LoadError(
                 f"'{path.name}' holds code, which is not run. "
                 "Ask its maker for the bare tensors, best as .safetensors.",
                 sanitize(match.group(1)),
             ) from error
-        raise _damaged(path, ", or no file of tensors at all") from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError) as error:
-        raise _damaged(path, "", first_line(error)) from error
+        raise _damaged(path, "", sanitize(first_line(error))) from error
 
 
 def _find_state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -114,11 +110,6 @@ def _find_state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[
             break
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        if "optimizer" in content or {"state", "param_groups"} <= set(content):
-            raise LoadError(
-                f"'{path.name}' holds the state of an optimizer and no model. "
-                "Give the checkpoint that was saved beside it."
-            )
         raise LoadError(f"'{path.name}' holds no tensors. Give an adapter's file.")
     return tensors, extras
 
@@ -149,26 +140,3 @@ def stack_gates(path: Path, gates: Mapping[int, Tensor], name: str) -> Tensor:
     if len(counts) > 1:
         raise broken(path, f"some of its layers have {counts[0]} gates and others {counts[1]}")
     return torch.stack(rows)
-
-
-def stack_prompts(path: Path, prompts: Mapping[int, Tensor], name: str) -> Tensor:
-    """Prompts by layer, each [K, hidden_size], as [layers, K, hidden_size]. name: with {} for the layer."""
-    for index, prompt in prompts.items():
-        if prompt.ndim != 2 or not prompt.numel():
-            raise broken(path, f"{name.format(index)} has shape {tuple(prompt.shape)}, not (K, hidden_size)")
-    shapes = {tuple(prompt.shape) for prompt in prompts.values()}
-    if len(shapes) > 1:
-        raise broken(path, f"its layers have prompts of different shapes: {sorted(shapes)}")
-    if sum(prompt.numel() for prompt in prompts.values()) > MAX_NUMBERS:
-        raise broken(path, "its prompts have far more numbers than an adapter has")
-    return torch.stack([to_float32(path, name.format(i), prompt) for i, prompt in sorted(prompts.items())])
-
-
-def insertion_layers(path: Path, prompts: Mapping[int, Tensor], gates: Mapping[int, Tensor]) -> tuple[int, ...]:
-    """The layers with prompts. Raises LoadError where a layer lacks prompts or gates, or the layers have a gap."""
-    if odd := sorted(set(prompts) ^ set(gates)):
-        raise broken(path, f"layer {odd[0]} has {'prompts' if odd[0] in prompts else 'a gate'} only")
-    layers = tuple(sorted(prompts))
-    if layers[-1] - layers[0] + 1 != len(layers):
-        raise broken(path, f"its layers {', '.join(map(str, layers))} have gaps; an adapter has the topmost ones")
-    return layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from adapter.method.deltas import Deltas
+from adapter.method.deltas import Deltas, stack_entries
 from adapter.method.gradients import CausalAttention, PromptTerm
 
 _MAX_CAUSAL_LENGTH = 1024  # tokens up to which training on a CPU uses CausalAttention, which keeps the scores
@@ -35,11 +36,6 @@ class LayerPrompts:
     values: Tensor
     gates: Tensor
     mask: Tensor | None = None
-
-    @cached_property
-    def factors(self) -> Tensor:
-        """The gates in the shape of attention outputs, [U, 1, H, 1]."""
-        return self.gates[:, None, :, None]
 
     @cached_property
     def score_mask(self) -> Tensor | None:
@@ -104,47 +100,29 @@ class PromptKV:
         """
         if len(entries) == 1 and multiple == 1:
             return entries[0]
+        sizes = [entry.size for entry in entries]
         layers = {}
         for index in sorted({i for entry in entries for i in entry.layers}):
-            present = [entry.layers.get(index, ()) for entry in entries]
-            layers[index] = tuple(
-                _stacked([p[term] if term < len(p) else None for p in present], entries, multiple)
-                for term in range(max(map(len, present)))
-            )
-        sizes = [entry.size for entry in entries]
+            terms = zip_longest(*(entry.layers.get(index, ()) for entry in entries))
+            layers[index] = tuple(_stacked(of_entries, sizes, multiple) for of_entries in terms)
         return PromptKV(layers, sum(sizes), Deltas.stack([entry.deltas for entry in entries], sizes))
 
 
-def _stacked(prompts: Sequence[LayerPrompts | None], entries: Sequence[PromptKV], multiple: int) -> LayerPrompts:
-    like = next(p for p in prompts if p is not None)
-    length = max(p.keys.shape[2] for p in prompts if p is not None)
+def _stacked(prompts: Sequence[LayerPrompts | None], sizes: Sequence[int], multiple: int) -> LayerPrompts:
+    """One term of all entries, padded and masked to a common length; zeros with gate 0 for None."""
+    present = [p for p in prompts if p is not None]
+    length = max(p.keys.shape[2] for p in present)
     length = -(-length // multiple) * multiple
-    padded = [_pad(p, e.size, length, like) for p, e in zip(prompts, entries, strict=True)]
-    return LayerPrompts(
-        torch.cat([p.keys for p in padded]),
-        torch.cat([p.values for p in padded]),
-        torch.cat([p.gates for p in padded]),
-        torch.cat([p.mask for p in padded if p.mask is not None]),
+    masks = []
+    for p, size in zip(prompts, sizes, strict=True):
+        mask = None if p is None else p.mask
+        shown = length if p is None else p.keys.shape[2]
+        masks.append(present[0].keys.new_zeros(size, shown) if mask is None else mask)
+    keys, values, gates = (
+        stack_entries([None if p is None else getattr(p, name) for p in prompts], sizes, axis, length)
+        for name, axis in (("keys", 2), ("values", 2), ("gates", None))
     )
-
-
-def _pad(prompts: LayerPrompts | None, size: int, length: int, like: LayerPrompts) -> LayerPrompts:
-    """`prompts` padded to `length` with a mask; zeros with gate 0 for None."""
-    _, heads, _, head_dim = like.keys.shape
-    if prompts is None:
-        zeros = like.keys.new_zeros(size, heads, length, head_dim)
-        gates = like.gates.new_zeros(size, like.gates.shape[1])
-        return LayerPrompts(zeros, zeros, gates, like.keys.new_zeros(size, length))
-    missing = length - prompts.keys.shape[2]
-    mask = prompts.mask
-    if mask is None:
-        mask = prompts.keys.new_zeros(size, prompts.keys.shape[2])
-    return LayerPrompts(
-        F.pad(prompts.keys, (0, 0, 0, missing)),
-        F.pad(prompts.values, (0, 0, 0, missing)),
-        prompts.gates,
-        F.pad(mask, (0, missing), value=float("-inf")),
-    )
+    return LayerPrompts(keys, values, gates, stack_entries(masks, sizes, 1, length, float("-inf")))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -171,7 +149,7 @@ def add_prompt_terms(
         if keys.shape[0] < query.shape[0]:  # one entry for all rows
             keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
         term = attend(grouped(query, keys.shape[1]), keys, values, prompts.score_mask, scaling)
-        out = torch.addcmul(out, ungrouped(term, query), prompts.factors)
+        out = torch.addcmul(out, ungrouped(term, query), prompts.gates[:, None, :, None])
     return out
 
 

@@ -16,8 +16,6 @@ from adapter.errors import BadInput, LoadError
 FORMAT_VERSION = 1
 GATE_ACTIVATIONS = ("tanh", "identity")
 TEMPLATES = ("chat", "alpaca", "raw")
-PROJECTIONS = ("global", "label", "queries")
-CHANNELS = ("RGB", "BGR")
 MAX_FORM_BYTES = 16 * 2**10  # of UTF-8; rules that refer to one another end the process where they are far deeper
 MAX_BLOCKS = 64  # of visual queries, which are built before their weights are read
 MAX_NAME_LENGTH = 40  # characters of an adapter's name
@@ -127,16 +125,11 @@ class BaseFingerprint:
 
     def differences(self, base: BaseFingerprint) -> list[str]:
         """Sentences on why an adapter with this fingerprint cannot run on `base`; empty if it can."""
-        found = []
-        for f in dataclasses.fields(self):
-            mine, theirs = getattr(self, f.name), getattr(base, f.name)
-            if f.name in ("name", "weights") or mine == theirs:
-                continue
-            if f.name == "tokenizer":
-                if mine and theirs:
-                    found.append("another tokenizer")
-            else:
-                found.append(f"{f.name} {mine} instead of {theirs}")
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(base)
+        sizes = [name for name in mine if name not in ("name", "tokenizer", "weights")]
+        found = [f"{name} {mine[name]} instead of {theirs[name]}" for name in sizes if mine[name] != theirs[name]]
+        if self.tokenizer and base.tokenizer and self.tokenizer != base.tokenizer:
+            found.append("another tokenizer")
         return found
 
 
@@ -170,8 +163,8 @@ class VisionConfig:
     heads: int = 6
 
     def __post_init__(self) -> None:
-        _one_of("vision.projection", self.projection, PROJECTIONS)
-        _one_of("vision.channels", self.channels, CHANNELS)
+        _one_of("vision.projection", self.projection, ("global", "label", "queries"))
+        _one_of("vision.channels", self.channels, ("RGB", "BGR"))
         if self.projection == "queries":
             _at_least(1, token_size=self.token_size, width=self.width, blocks=self.blocks, heads=self.heads)
             if self.blocks > MAX_BLOCKS:
@@ -233,15 +226,10 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         _one_of("gate_activation", self.gate_activation, GATE_ACTIVATIONS)
         _one_of("template", self.template, TEMPLATES)
-        if self.insertion_layers > self.base.num_hidden_layers:
-            raise InvalidConfig(
-                f"insertion_layers must be at most the base's {self.base.num_hidden_layers}, "
-                f"got {self.insertion_layers}"
-            )
-        if self.tuning is not None and self.tuning.layers > self.base.num_hidden_layers:
-            raise InvalidConfig(
-                f"tuning.layers must be at most the base's {self.base.num_hidden_layers}, got {self.tuning.layers}"
-            )
+        total, tuned = self.base.num_hidden_layers, 0 if self.tuning is None else self.tuning.layers
+        for name, layers in (("insertion_layers", self.insertion_layers), ("tuning.layers", tuned)):
+            if layers > total:
+                raise InvalidConfig(f"{name} must be at most the base's {total}, got {layers}")
         if self.vision is not None and self.vision.projection == "label":
             taken = self.vision.spelled_length
             if self.prompt_length <= taken:
@@ -249,15 +237,11 @@ class AdapterConfig:
                     f"prompt_length must be more than {taken} for a label projection with names of "
                     f"{self.vision.name_length} tokens, got {self.prompt_length}"
                 )
-        if self.form is not None:
-            if not self.form.strip():
-                raise InvalidConfig(f"form must be a grammar or null, got {self.form!r}")
-            if len(self.form.encode(errors="replace")) > MAX_FORM_BYTES:
-                raise InvalidConfig(f"form must have at most {MAX_FORM_BYTES} bytes")
+        form = self.form
+        if form is not None and not (form.strip() and len(form.encode(errors="replace")) <= MAX_FORM_BYTES):
+            raise InvalidConfig(f"form must be null, or have at most {MAX_FORM_BYTES} bytes and not be empty")
         if self.format_version != FORMAT_VERSION:
-            raise InvalidConfig(
-                f"format_version {self.format_version} is not the {FORMAT_VERSION} that this program reads"
-            )
+            raise InvalidConfig(f"format_version must be {FORMAT_VERSION}, got {self.format_version}")
 
     @property
     def is_visual(self) -> bool:

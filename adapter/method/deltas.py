@@ -7,7 +7,8 @@ arguments of the call: U entries, one of which each row uses.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,12 +40,7 @@ class LinearDelta:
 
     def scaled(self, strength: float) -> LinearDelta:
         """The delta times `strength`: 0 is the base, 1 the trained adapter."""
-        scaled = self.map(lambda t: t * strength)
-        return LinearDelta(scaled.bias, scaled.scale, self.down, scaled.up)
-
-    def select(self, rows: Tensor) -> LinearDelta:
-        """The entry of each row; zeros for rows without one (-1)."""
-        return self.map(lambda t: _select(t, rows))
+        return replace(self.map(lambda t: t * strength), down=self.down)
 
     def __call__(self, out: Tensor, x: Tensor) -> Tensor:
         """The changed output. out: [B, T, out], the frozen layer's for x, [B, T, in]; U is 1 or B."""
@@ -73,15 +69,10 @@ class Deltas:
         linears = {key: delta.scaled(strength) for key, delta in self.linears.items()}
         return Deltas(linears, {key: delta * strength for key, delta in self.norms.items()}, self.size)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Deltas:
-        """A copy with `change` applied to every tensor."""
-        linears = {key: delta.map(change) for key, delta in self.linears.items()}
-        return Deltas(linears, {key: change(delta) for key, delta in self.norms.items()}, self.size)
-
     def linear(self, layer: int, name: str, out: Tensor, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """`out`, the frozen layer `name`'s for x, with its delta; both [B, T, size]. rows: `prompt_rows`."""
         delta = self.linears.get((layer, name))
-        return out if delta is None else (delta if rows is None else delta.select(rows))(out, x)
+        return out if delta is None else (delta if rows is None else delta.map(lambda t: _select(t, rows)))(out, x)
 
     def norm(self, layer: int, name: str, out: Tensor, rows: Tensor | None = None) -> Tensor:
         """`out`, [B, T, hidden_size], the frozen norm's, with its delta."""
@@ -108,56 +99,61 @@ class Deltas:
         present = [part for part in parts if part is not None]
         if not present:
             return None
-        linears = {}
+        linears, norms = {}, {}
         for key in dict.fromkeys(key for part in present for key in part.linears):
-            per_part = [None if part is None else part.linears.get(key) for part in parts]
+            deltas = [LinearDelta() if part is None else part.linears.get(key, LinearDelta()) for part in parts]
             linears[key] = LinearDelta(
-                *(_stacked([None if d is None else getattr(d, name) for d in per_part], sizes, axis)
+                *(stack_entries([getattr(delta, name) for delta in deltas], sizes, axis)
                   for name, axis in (("bias", None), ("scale", None), ("down", 1), ("up", 2)))
             )  # fmt: skip
-        norms = {}
         for key in dict.fromkeys(key for part in present for key in part.norms):
-            stacked = _stacked([None if part is None else part.norms.get(key) for part in parts], sizes, None)
-            assert stacked is not None
-            norms[key] = stacked
+            norms[key] = stack_entries([None if part is None else part.norms.get(key) for part in parts], sizes)
         return Deltas(linears, norms, sum(sizes))
 
 
 def _select(entries: Tensor, rows: Tensor) -> Tensor:
+    """The entry of each row; zeros for rows without one (-1)."""
     has_entry = (rows >= 0).view(-1, *[1] * (entries.ndim - 1))
     return entries[rows.clamp(min=0)] * has_entry.to(entries.dtype)
 
 
 def _add(left: LinearDelta, right: LinearDelta) -> LinearDelta:
-    def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        return b if a is None else a if b is None else a + b
+    def joined(name: str, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+        a, b = getattr(left, name), getattr(right, name)
+        return b if a is None else a if b is None else join(a, b)
 
-    def joined(a: Tensor | None, b: Tensor | None, axis: int) -> Tensor | None:
-        return b if a is None else a if b is None else torch.cat([a, b], axis)
-
-    scale = added(left.scale, right.scale)
-    if scale is not None and left.scale is not None and right.scale is not None:
-        scale = scale + left.scale * right.scale
     return LinearDelta(
-        added(left.bias, right.bias), scale, joined(left.down, right.down, 1), joined(left.up, right.up, 2)
+        joined("bias", torch.add),
+        joined("scale", lambda a, b: a + b + a * b),
+        joined("down", lambda a, b: torch.cat([a, b], 1)),
+        joined("up", lambda a, b: torch.cat([a, b], 2)),
     )
 
 
-def _stacked(values: Sequence[Tensor | None], sizes: Sequence[int], axis: int | None) -> Tensor | None:
-    """Concatenates entries along dim 0: zeros for None, and zero-padded along `axis` to the longest."""
-    like = next((v for v in values if v is not None), None)
-    if like is None:
+def stack_entries(
+    values: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    axis: int | None = None,
+    length: int = 0,
+    fill: float = 0.0,
+) -> Any:
+    """Concatenates entries along dim 0, padded along `axis` to the longest, or to `length`; zeros for None.
+
+    sizes: how many entries each value has. None if all are None.
+    """
+    present = [value for value in values if value is not None]
+    if not present:
         return None
-    shape = list(like.shape)
+    shape = list(present[0].shape)
     if axis is not None:
-        shape[axis] = max(v.shape[axis] for v in values if v is not None)
+        shape[axis] = max(length, *(value.shape[axis] for value in present))
     parts = []
     for value, size in zip(values, sizes, strict=True):
         if value is None:
-            value = like.new_zeros(size, *shape[1:])
+            value = present[0].new_zeros(size, *shape[1:])
         elif axis is not None and value.shape[axis] < shape[axis]:
-            pad = [0, 0] * (value.ndim - 1 - axis) + [0, shape[axis] - value.shape[axis]]
-            value = F.pad(value, pad)
+            missing = [0, 0] * (value.ndim - 1 - axis) + [0, shape[axis] - value.shape[axis]]
+            value = F.pad(value, missing, value=fill)
         parts.append(value)
     return torch.cat(parts)
 
@@ -189,7 +185,10 @@ class Tuning(nn.Module):
         """The deltas of all layers in the base's dtype, the same for each of U entries."""
 
         def one(tensors: nn.ParameterDict, name: str, index: int, kind: torch.dtype) -> Tensor | None:
-            return _expanded(tensors[name][index].to(kind), entries) if name in tensors else None
+            if name not in tensors:
+                return None
+            value = tensors[name][index].to(kind)
+            return value.expand(entries, *value.shape)
 
         linears = {
             (layer, name): LinearDelta(
@@ -204,7 +203,7 @@ class Tuning(nn.Module):
         norms = {}
         if self.norms is not None:
             keys = [*((layer, name) for layer in self._layers for name in NORMS), (-1, FINAL_NORM)]
-            norms = {key: _expanded(delta, entries) for key, delta in zip(keys, self.norms, strict=True)}
+            norms = {key: delta.expand(entries, -1) for key, delta in zip(keys, self.norms, strict=True)}
         return Deltas(linears, norms, entries)
 
 
@@ -216,7 +215,3 @@ def linear_sizes(base: BaseFingerprint, intermediate_size: int) -> dict[str, tup
     outputs = {"q": queries, "k": keys, "v": keys, "gate": intermediate_size, "up": intermediate_size}
     hidden = base.hidden_size
     return {name: (outputs.get(name, hidden), inputs.get(name, hidden)) for name in LINEARS}
-
-
-def _expanded(value: Tensor, entries: int) -> Tensor:
-    return value.expand(entries, *value.shape)

@@ -7,7 +7,6 @@ has one learned vector for all prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -68,32 +67,26 @@ class LabelProjection(nn.Module):
         super().__init__()
         classes, length = vision.num_classes, vision.name_length
         self.free = prompt_length - vision.spelled_length  # at least 1: AdapterConfig
-        # Half-size types, which are saved as they are: a posterior needs no more than fp16.
-        half, size = partial(torch.zeros, dtype=torch.float16), vision.feature_size
-        self._register_words("name_of", classes).copy_(torch.arange(classes))
-        self._register_words("names", classes, length)
-        self._register_words("kind_of", classes)
-        self._register_words("kinds", vision.num_kinds, KIND_LENGTH)
-        self.register_buffer("concept_basis", half(CONCEPT_RANK, size))
-        self.register_buffer("concept_weight", half(classes, CONCEPT_RANK))
-        self.register_buffer("concept_bias", half(classes))
-        self._register_words("facts", vision.num_facts, vision.fact_size)
-        self.register_buffer("fact_weight", half(vision.num_facts, vision.fact_size, size))
-        self.register_buffer("fact_bias", half(vision.num_facts, vision.fact_size))
-        self._register_words("lead", LEAD_LENGTH)
-        self.register_buffer("gate_weight", half(size))
-        self.register_buffer("gate_bias", half(1))
-        self._register_words("certainty_words", 3)
+        facts, size = (vision.num_facts, vision.fact_size), vision.feature_size
+        indices = {  # -1 for none
+            "names": (classes, length), "kind_of": (classes,), "kinds": (vision.num_kinds, KIND_LENGTH),
+            "facts": facts, "lead": (LEAD_LENGTH,), "certainty_words": (3,),
+        }  # fmt: skip
+        for name, shape in indices.items():
+            self.register_buffer(name, torch.full(shape, -1, dtype=torch.int32))
+        self.register_buffer("name_of", torch.arange(classes, dtype=torch.int32))
+        heads = {  # in half the size: a posterior needs no more than fp16
+            "concept_basis": (CONCEPT_RANK, size), "concept_weight": (classes, CONCEPT_RANK),
+            "concept_bias": (classes,), "fact_weight": (*facts, size), "fact_bias": facts,
+            "gate_weight": (size,), "gate_bias": (1,),
+        }  # fmt: skip
+        for name, shape in heads.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float16))
         self.register_buffer("certainty_bounds", torch.zeros(2))
         self.norm = nn.LayerNorm(vision.feature_size)
         inputs = vision.feature_size + hidden_size + _CONFIDENCES
         self.mlp = zero_mlp(inputs, vision.hidden, self.free * hidden_size)
         self.end = nn.Parameter(torch.zeros(hidden_size))
-
-    def _register_words(self, name: str, *shape: int) -> Tensor:
-        """Indices, -1 for none."""
-        self.register_buffer(name, torch.full(shape, -1, dtype=torch.int32))
-        return self.get_buffer(name)
 
     def wrong_table(self, vocab_size: int) -> str | None:
         """The name of a table that points outside of what it is about, or None.

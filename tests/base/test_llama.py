@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from adapter.base import llama
 from adapter.base.llama import AdaptedLlama, load_base
-from adapter.base.packed import integer_product, quantize
+from adapter.base.packed import quantize
 from adapter.base.packed.quantize import PackedLinear, quantize_linears
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import LoadError, with_detail
@@ -159,7 +159,7 @@ def test_a_broken_weight_is_an_error_that_names_it(quantization, damage, sentenc
 
 
 def test_where_packed_products_cannot_be_compiled_torch_multiplies(tiny_folder, monkeypatch, caplog):
-    monkeypatch.setattr(integer_product, "compile_products", lambda: 1 / 0)
+    monkeypatch.setattr(llama, "compile_products", lambda: 1 / 0)
     with caplog.at_level(logging.INFO, "adapter"):
         base = load_base(str(tiny_folder), device="cpu")
     assert base.quantization == "none" and base.model(input_ids=torch.arange(9)[None]).logits.isfinite().all()

@@ -1,4 +1,4 @@
-"""Products of quantised activations with packed weights, compiled for the processor at hand.
+"""Products of quantised activations with packed weights, and the rounding of both, compiled for this processor.
 
 Weights have 4 or 8 bits, activations 8 bits; both share a scale within groups of 32 inputs. Sums within a group
 are sums of integers and exact, and the groups are added in order: a row's result does not depend on other rows.
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
@@ -26,6 +27,7 @@ from adapter.base.packed.native import (
     I32,
     I64,
     INTS,
+    LANES,
     compiled,
     constant,
     emitted,
@@ -37,9 +39,9 @@ from adapter.base.packed.native import (
     loop,
     splat,
     store,
+    sums,
     version_of,
 )  # fmt: skip
-from adapter.errors import first_line
 
 GROUP = 32  # inputs that share a scale
 BLOCK = 16  # outputs that are computed together
@@ -60,29 +62,29 @@ def whole_blocks(size: int) -> int:
 
 # The dot products of a group in each of 16 lanes: (builder, 8 steps of 4 unsigned bytes a lane, 8 x 4 signed bytes
 # as an i32, bits of the unsigned) -> sums.
-Dot = Callable[[ir.IRBuilder, list[ir.Value], list[ir.Value], int], ir.Value]
+Dot = Callable[..., ir.Value]
 _EIGHT_INTS, _WORDS, _EIGHT_OCTETS = ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I8, 32)
 
 
-def _by_halves(b: ir.IRBuilder, steps: list[ir.Value], dot: Callable[[list[ir.Value]], ir.Value]) -> ir.Value:
+def _by_halves(b, steps, dot):
     """`dot` of each half of the 16 lanes."""
     parts = [ir.Constant(ir.VectorType(I32, 32), list(range(first, first + 32))) for first in (0, 32)]
     sums = [dot([b.shuffle_vector(q, q, part) for q in steps]) for part in parts]
     return b.shuffle_vector(*sums, ir.Constant(INTS, list(range(BLOCK))))
 
 
-def _dot_avx512(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: int) -> ir.Value:
+def _dot_avx512(b, steps, xs, bits):
     dot, sums = function(b, "llvm.x86.avx512.vpdpbusd.512", INTS, INTS, _OCTETS, _OCTETS), constant(INTS, 0)
     for q, x in zip(steps, xs, strict=True):
         sums = b.call(dot, [sums, q, b.bitcast(splat(b, x), _OCTETS)])
     return sums
 
 
-def _dot_avxvnni(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: int) -> ir.Value:
+def _dot_avxvnni(b, steps, xs, bits):
     types = (_EIGHT_INTS, _EIGHT_OCTETS, _EIGHT_OCTETS)
     dot = function(b, "llvm.x86.avx512.vpdpbusd.256", _EIGHT_INTS, *types)
 
-    def half(steps: list[ir.Value]) -> ir.Value:
+    def half(steps):
         sums = constant(_EIGHT_INTS, 0)
         for q, x in zip(steps, xs, strict=True):
             sums = b.call(dot, [sums, q, b.bitcast(splat(b, x, 8), _EIGHT_OCTETS)])
@@ -91,18 +93,18 @@ def _dot_avxvnni(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bit
     return _by_halves(b, steps, half)
 
 
-def _dot_avx2(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: int) -> ir.Value:
+def _dot_avx2(b, steps, xs, bits):
     multiply_words = function(b, "llvm.x86.avx2.pmadd.wd", _EIGHT_INTS, _WORDS, _WORDS)
     multiply_bytes = function(b, "llvm.x86.avx2.pmadd.ub.sw", _WORDS, _EIGHT_OCTETS, _EIGHT_OCTETS)
     eight = constant(_WORDS, 8)
 
-    def half_4(steps: list[ir.Value]) -> ir.Value:
+    def half_4(steps):
         pairs = constant(_WORDS, 0)  # 8 steps of 2 * 15 * 127 fit into 16 bits
         for q, x in zip(steps, xs, strict=True):
             pairs = b.add(pairs, b.call(multiply_bytes, [q, b.bitcast(splat(b, x, 8), _EIGHT_OCTETS)]))
         return b.call(multiply_words, [pairs, constant(_WORDS, 1)])
 
-    def half_8(steps: list[ir.Value]) -> ir.Value:
+    def half_8(steps):
         sums = constant(_EIGHT_INTS, 0)
         for q, x in zip(steps, xs, strict=True):
             q, x = b.bitcast(q, _WORDS), b.bitcast(splat(b, x, 8), _WORDS)
@@ -114,7 +116,7 @@ def _dot_avx2(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: 
     return _by_halves(b, steps, half_4 if bits == 4 else half_8)
 
 
-def _dot_generic(b: ir.IRBuilder, steps: list[ir.Value], xs: list[ir.Value], bits: int) -> ir.Value:
+def _dot_generic(b, steps, xs, bits):
     sums = constant(INTS, 0)
     for q, x in zip(steps, xs, strict=True):
         lanes = b.bitcast(q, INTS)
@@ -140,16 +142,7 @@ def block_product(rows: int, dot: Dot = _dot) -> Any:
     """The function that multiplies `rows` rows of activations with one block of a weight."""
 
     @emitted(types.void, *[types.intp] * 7)
-    def product(
-        b: ir.IRBuilder,
-        bits: ir.Value,
-        weight: ir.Value,
-        x: ir.Value,
-        scales: ir.Value,
-        groups: ir.Value,
-        out: ir.Value,
-        out_bytes: ir.Value,
-    ) -> None:
+    def product(b, bits, weight, x, scales, groups, out, out_bytes):
         """bits: of the weight; the others are addresses or counts. Rows of out are out_bytes apart."""
         arguments = (weight, x, scales, groups, out, out_bytes)
         with b.if_else(b.icmp_signed("==", bits, I64(4))) as (four, eight):
@@ -161,23 +154,12 @@ def block_product(rows: int, dot: Dot = _dot) -> Any:
     return product
 
 
-def _emit_product(
-    b: ir.IRBuilder,
-    rows: int,
-    bits: int,
-    dot: Dot,
-    weight: ir.Value,
-    x: ir.Value,
-    scales: ir.Value,
-    groups: ir.Value,
-    out: ir.Value,
-    out_bytes: ir.Value,
-) -> None:
+def _emit_product(b, rows, bits, dot, weight, x, scales, groups, out, out_bytes):
     x_bytes, scale_bytes = b.mul(groups, I64(GROUP)), b.mul(groups, I64(8))
     parameters = GROUP * BLOCK * bits // 8  # where they begin
     low, pairs = constant(_OCTETS, 15), ir.VectorType(I16, 2 * BLOCK)
 
-    def add_group(group: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+    def add_group(group, totals):
         here = b.add(weight, b.mul(group, I64(parameters + PARAMETER_BYTES[bits])))
         steps = []
         for offset in range(0, parameters, 4 * BLOCK):
@@ -210,7 +192,7 @@ _product_1, _product_2, _product_4, _product_8 = (block_product(rows) for rows i
 
 
 @emitted(types.void, types.intp, types.intp, types.intp)
-def _quantize_group(b: ir.IRBuilder, x: ir.Value, q: ir.Value, scales: ir.Value) -> None:
+def _quantize_group(b, x, q, scales):
     """32 floats to 32 integers and two factors. What is not finite makes the factors infinite or NaN."""
     parts = [load(b, x, FLOATS, 4 * BLOCK * i) for i in range(2)]
     # Floats without their sign are ordered like integers, NaN above all.
@@ -245,15 +227,16 @@ def multiply(weight, bits, x, scales, rows, groups, out, out_bytes, first, last)
         while row < rows:
             row_x, row_scales, to = x + row * x_bytes, scales + row * scale_bytes, there + row * out_bytes
             left = rows - row
-            if left >= 8 and _MOST_ROWS == 8:
+            step = 8 if left >= 8 and _MOST_ROWS == 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+            if step == 8:
                 _product_8(bits, here, row_x, row_scales, groups, to, out_bytes)
-            elif left >= 4:
+            elif step == 4:
                 _product_4(bits, here, row_x, row_scales, groups, to, out_bytes)
-            elif left >= 2:
+            elif step == 2:
                 _product_2(bits, here, row_x, row_scales, groups, to, out_bytes)
             else:
                 _product_1(bits, here, row_x, row_scales, groups, to, out_bytes)
-            row += 8 if left >= 8 and _MOST_ROWS == 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+            row += step
 
 
 @njit(error_model="numpy")
@@ -281,10 +264,106 @@ def compile_products() -> Any:
     return multiply_rows, quantize_groups
 
 
-def compile_problem() -> str:
-    """Why this processor or this numba cannot compile the products; empty if it can."""
-    try:
-        compile_products()
-    except Exception as error:  # numba and LLVM raise nearly anything
-        return first_line(error)
-    return ""
+# Rounding of weights, fp32 [rows, groups, 32]. A group's scale and minimum are fp32 numbers that fp16 holds.
+
+# Where the search begins: the range of a group as so many steps, and how many of these lie below code 0.
+_STARTS = [(steps, (steps - 15) / 2 + shift) for steps in (14.6, 15.4, 16.2, 17.0) for shift in (-0.25, 0.25)]
+
+
+@emitted(types.void, *[types.intp] * 3)
+def _search_group(b, values, scale, minimum):
+    """The scale and the minimum of 32 floats in four bits: of several roundings the one with the least squares.
+
+    Each start's codes get the scale and minimum that fit them best; the best codes are rounded once more by these.
+    Where the floats are all equal, or one is not finite, the scale is 0 and the minimum their mean.
+    """
+    parts = [load(b, values, FLOATS, 4 * LANES * i) for i in range(GROUP // LANES)]
+    ends = []
+    for order, name in (("<", "fmin"), (">", "fmax")):
+        outer = b.select(b.fcmp_ordered(order, *parts), *parts)
+        ends.append(b.call(function(b, f"llvm.vector.reduce.{name}.v16f32", F32, FLOATS), [outer]))
+    total = b.extract_element(sums(b, [b.fadd(*parts)]), I32(0))
+    count = F32(GROUP)
+
+    def fit(origin, inverse, below):
+        """Of codes in steps of 1 / inverse from `origin`: the variance that they explain, scale, minimum."""
+        codes = []
+        for part in parts:
+            steps = b.fmul(b.fsub(part, splat(b, origin)), splat(b, inverse))
+            codes.append(_rounded(b, b.fsub(steps, constant(FLOATS, below)), constant(FLOATS, 15.0)))
+        squares = b.fadd(*(b.fmul(code, code) for code in codes))
+        products = b.fadd(*(b.fmul(code, part) for code, part in zip(codes, parts, strict=True)))
+        found = sums(b, [b.fadd(*codes), squares, products, squares])
+        code, square, product, _ = (b.extract_element(found, I32(i)) for i in range(4))
+        covariance = b.fsub(product, b.fdiv(b.fmul(code, total), count))
+        variance = b.fsub(square, b.fdiv(b.fmul(code, code), count))
+        slope = b.fdiv(covariance, variance)
+        return b.fmul(covariance, slope), slope, b.fdiv(b.fsub(total, b.fmul(slope, code)), count)
+
+    best = (F32(0.0), F32(0.0), b.fdiv(total, count))
+    extent = b.fsub(ends[1], ends[0])
+    for start in (*_STARTS, None):
+        if start is None:
+            found = fit(best[2], b.fdiv(F32(1.0), best[1]), 0.0)
+        else:
+            found = fit(ends[0], b.fdiv(F32(start[0]), extent), start[1])
+        better = b.fcmp_ordered(">", found[0], best[0])
+        best = tuple(b.select(better, new, old) for new, old in zip(found, best, strict=True))
+    store(b, best[1], scale)
+    store(b, best[2], minimum)
+
+
+def _rounded(b, values, most):
+    """The nearest whole numbers, half to even, from 0 to `most`; 0 for NaN."""
+    values = b.select(b.fcmp_ordered(">", values, constant(FLOATS, 0.0)), values, constant(FLOATS, 0.0))
+    values = b.select(b.fcmp_ordered("<", values, most), values, most)
+    magic = constant(FLOATS, 12582912.0)  # 1.5 * 2^23, beside which no fraction has room
+    return b.fsub(b.fadd(values, magic), magic)
+
+
+@emitted(types.void, types.intp, types.float32, types.float32, types.float32, types.intp)
+def _code_group(b, values, scale, minimum, most, codes):
+    """The codes of 32 floats, from 0 to `most`, as bytes."""
+    divisor = b.select(b.fcmp_ordered(">", scale, F32(1e-12)), scale, F32(1e-12))
+    for i in range(GROUP // LANES):
+        steps = b.fsub(load(b, values, FLOATS, 4 * LANES * i), splat(b, minimum))
+        whole = b.fptosi(_rounded(b, b.fdiv(steps, splat(b, divisor)), splat(b, most)), INTS)
+        store(b, b.trunc(whole, ir.VectorType(I8, LANES)), codes, LANES * i)
+
+
+@cache
+def compile_rounding() -> Any:
+    """`search` and `code`, from numba's disk cache or compiled anew."""
+    version = version_of("adapter.base.packed.native")
+
+    @compiled("void(float32[:,:,::1], float32[:,::1], float32[:,::1])")
+    def search(values, scales, minima):
+        """Fill scales and minima, [rows, groups], for four bits."""
+        _ = version
+        address, groups = values.ctypes.data, values.shape[1]
+        for group in range(values.shape[0] * groups):
+            _search_group(
+                address + 4 * GROUP * group, scales.ctypes.data + 4 * group, minima.ctypes.data + 4 * group
+            )
+
+    @compiled("void(float32[:,:,::1], float32[:,::1], float32[:,::1], int64, int32[:,:,::1])")
+    def code(values, scales, minima, bits, out):
+        """Write the codes of whole blocks, in front of each group's scales: [blocks, groups, words]."""
+        _ = version
+        address, groups = values.ctypes.data, values.shape[1]
+        codes = np.empty((BLOCK, 8), np.int32)  # 4 a number
+        for block in range(out.shape[0]):
+            for group in range(groups):
+                for row in range(BLOCK):
+                    place = block * BLOCK + row
+                    here = address + 4 * GROUP * (place * groups + group)
+                    parameters = scales[place, group], minima[place, group]
+                    _code_group(here, *parameters, np.float32(2**bits - 1), codes[row].ctypes.data)
+                for step in range(bits):
+                    for row in range(BLOCK):
+                        words = codes[row, step]
+                        if bits == 4:
+                            words = codes[row, 2 * step] | codes[row, 2 * step + 1] << 4
+                        out[block, group, step * BLOCK + row] = words
+
+    return search, code

@@ -1,6 +1,7 @@
 """What numba lacks for code that is compiled for the processor at hand: addresses, atomics, vectors of 16 floats.
 
-Addresses are integers and counts are not checked: callers know their shapes.
+Addresses are integers and counts are not checked: callers know their shapes. A function whose first argument is an
+IRBuilder emits LLVM code; its other arguments are the code's values.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import platform
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,95 +75,90 @@ def compiled(signature: str) -> Callable[[Callable[..., None]], Any]:
     return decorate
 
 
-def function(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Function:
+def function(b, name, result, *arguments):
     """One of LLVM's own functions."""
-    known = builder.module.globals.get(name)
-    return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+    known = b.module.globals.get(name)
+    return known or ir.Function(b.module, ir.FunctionType(result, arguments), name)
 
 
-def load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type, offset: int = 0) -> ir.Value:
-    address = builder.add(address, I64(offset)) if offset else address
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
+def load(b, address, kind, offset=0):
+    address = b.add(address, I64(offset)) if offset else address
+    return b.load(b.inttoptr(address, kind.as_pointer()), align=1)
 
 
-def store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value, offset: int = 0) -> None:
-    address = builder.add(address, I64(offset)) if offset else address
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
+def store(b, value, address, offset=0):
+    address = b.add(address, I64(offset)) if offset else address
+    b.store(value, b.inttoptr(address, value.type.as_pointer()), align=1)
 
 
-def splat(builder: ir.IRBuilder, value: ir.Value, count: int = LANES) -> ir.Value:
+def splat(b, value, count=LANES):
     """A vector of the same value."""
     undefined = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
     zeros = ir.Constant(ir.VectorType(I32, count), [0] * count)
-    return builder.shuffle_vector(builder.insert_element(undefined, value, I32(0)), undefined, zeros)
+    return b.shuffle_vector(b.insert_element(undefined, value, I32(0)), undefined, zeros)
 
 
-def constant(kind: ir.VectorType, value: float) -> ir.Constant:
+def constant(kind, value):
     return ir.Constant(kind, [value] * kind.count)
 
 
-def fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-    return builder.call(function(builder, "llvm.fma.v16f32", FLOATS, FLOATS, FLOATS, FLOATS), [a, b, c])
+def fma(b, x, y, z):
+    return b.call(function(b, "llvm.fma.v16f32", FLOATS, FLOATS, FLOATS, FLOATS), [x, y, z])
 
 
-def load_bf16(builder: ir.IRBuilder, address: ir.Value, offset: int = 0) -> ir.Value:
+def load_bf16(b, address, offset=0):
     """16 numbers in bfloat16 as floats."""
-    halves = builder.zext(load(builder, address, ir.VectorType(I16, LANES), offset), INTS)
-    return builder.bitcast(builder.shl(halves, constant(INTS, 16)), FLOATS)
+    halves = b.zext(load(b, address, ir.VectorType(I16, LANES), offset), INTS)
+    return b.bitcast(b.shl(halves, constant(INTS, 16)), FLOATS)
 
 
-def load_fp16(builder: ir.IRBuilder, address: ir.Value, offset: int = 0) -> ir.Value:
+def load_fp16(b, address, offset=0):
     """16 numbers in fp16 as floats."""
     if "f16c" in features() or not _X86:
-        return builder.fpext(load(builder, address, ir.VectorType(HALF, LANES), offset), FLOATS)
+        return b.fpext(load(b, address, ir.VectorType(HALF, LANES), offset), FLOATS)
     # Else LLVM calls a function that is not there. A half's exponent is moved, then corrected by a product.
-    halves = builder.zext(load(builder, address, ir.VectorType(I16, LANES), offset), INTS)
-    size = builder.shl(builder.and_(halves, constant(INTS, 0x7FFF)), constant(INTS, 13))
-    value = builder.bitcast(builder.fmul(builder.bitcast(size, FLOATS), constant(FLOATS, 2.0**112)), INTS)
-    special = builder.icmp_unsigned(">=", size, constant(INTS, 0x7C00 << 13))  # infinite or NaN
-    value = builder.select(special, builder.or_(size, constant(INTS, 0x7F800000)), value)
-    sign = builder.shl(builder.and_(halves, constant(INTS, 0x8000)), constant(INTS, 16))
-    return builder.bitcast(builder.or_(value, sign), FLOATS)
+    halves = b.zext(load(b, address, ir.VectorType(I16, LANES), offset), INTS)
+    size = b.shl(b.and_(halves, constant(INTS, 0x7FFF)), constant(INTS, 13))
+    value = b.bitcast(b.fmul(b.bitcast(size, FLOATS), constant(FLOATS, 2.0**112)), INTS)
+    special = b.icmp_unsigned(">=", size, constant(INTS, 0x7C00 << 13))  # infinite or NaN
+    value = b.select(special, b.or_(size, constant(INTS, 0x7F800000)), value)
+    sign = b.shl(b.and_(halves, constant(INTS, 0x8000)), constant(INTS, 16))
+    return b.bitcast(b.or_(value, sign), FLOATS)
 
 
-def loop(
-    builder: ir.IRBuilder,
-    count: ir.Value,
-    initial: list[ir.Value],
-    body: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
-) -> list[ir.Value]:
+def loop(b, count, initial, body):
     """`values = body(index, values)` for each index below `count`, at least once; returns the last values."""
-    before, inside, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    builder.branch(inside)
-    builder.position_at_end(inside)
-    index = builder.phi(I64)
+    before, inside, after = b.block, b.append_basic_block(), b.append_basic_block()
+    b.branch(inside)
+    b.position_at_end(inside)
+    index = b.phi(I64)
     index.add_incoming(I64(0), before)
-    values = [builder.phi(value.type) for value in initial]
+    values = [b.phi(value.type) for value in initial]
     for value, first in zip(values, initial, strict=True):
         value.add_incoming(first, before)
     results = body(index, list(values))
-    following = builder.add(index, I64(1))
+    following = b.add(index, I64(1))
     for phi, value in ((index, following), *zip(values, results, strict=True)):
-        phi.add_incoming(value, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
-    builder.position_at_end(after)
+        phi.add_incoming(value, b.block)
+    b.cbranch(b.icmp_signed("<", following, count), inside, after)
+    b.position_at_end(after)
     return results
 
 
 @emitted(types.voidptr, types.intp)
-def pointer(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+def pointer(b, address):
     """The address as numba's `carray` takes it."""
     return b.inttoptr(address, ir.PointerType(I8))
 
 
 @emitted(types.int32, types.float32)
-def bits(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+def bits(b, value):
     """The bits of a float."""
     return b.bitcast(value, I32)
 
 
 @emitted(types.float32, types.int32)
-def from_bits(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+def from_bits(b, value):
     """The float of these bits."""
     return b.bitcast(value, F32)
 
@@ -180,23 +176,23 @@ def halves(address, count):
 
 
 @emitted(types.int64, types.intp)
-def atomic_load(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+def atomic_load(b, address):
     return b.load_atomic(b.inttoptr(address, I64.as_pointer()), "seq_cst", 8)
 
 
 @emitted(types.void, types.intp, types.int64)
-def atomic_store(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
+def atomic_store(b, address, value):
     b.store_atomic(value, b.inttoptr(address, I64.as_pointer()), "seq_cst", 8)
 
 
 @emitted(types.int64, types.intp, types.int64)
-def atomic_add(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> ir.Value:
+def atomic_add(b, address, value):
     """Add to the number at an address; returns what it was before."""
     return b.atomic_rmw("add", b.inttoptr(address, I64.as_pointer()), value, "seq_cst")
 
 
 @emitted(types.void)
-def pause(b: ir.IRBuilder) -> None:
+def pause(b):
     """Tell the processor that this thread waits for another one."""
     if _X86:
         b.call(function(b, "llvm.x86.sse2.pause", ir.VoidType()), [])
@@ -212,7 +208,7 @@ else:
     yield_thread = types.ExternalFunction("sched_yield", types.int32())
 
 
-def sums(b: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
+def sums(b, vectors):
     """The sum of each of 1, 2 or 4 vectors of 16 floats, as a vector.
 
     Upper halves are added to lower ones, whatever the number of vectors and the processor: the bits are the same.
@@ -233,7 +229,7 @@ def sums(b: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
     return vectors[0]
 
 
-def _switch(b: ir.IRBuilder, value: ir.Value, cases: Sequence[int], emit: Callable[[int], None]) -> None:
+def _switch(b, value, cases, emit):
     """The code of `emit(case)` for the case that `value` is."""
     after = b.append_basic_block()
     choice = b.switch(value, after)
@@ -252,25 +248,14 @@ _QUERIES = (1, 2, 3, 4)  # whose sums stay in registers
 
 
 @emitted(types.void, *[types.intp] * 7, types.float32, types.intp)
-def _scores(
-    b: ir.IRBuilder,
-    queries: ir.Value,
-    keys: ir.Value,
-    query: ir.Value,
-    query_bytes: ir.Value,
-    key: ir.Value,
-    key_bytes: ir.Value,
-    vectors: ir.Value,
-    scaling: ir.Value,
-    out: ir.Value,
-) -> None:
+def _scores(b, queries, keys, query, query_bytes, key, key_bytes, vectors, scaling, out):
     """The scaled products of 1 to 4 queries, floats, and 1 or 4 keys, bfloat16, of 16 * vectors numbers.
 
     A query's scores lie SCORES_BYTES behind those of the query before it.
     """
 
     def emit(queries: int, keys: int) -> None:
-        def add(i: ir.Value, products: list[ir.Value]) -> list[ir.Value]:
+        def add(i, products):
             here = b.add(key, b.mul(i, I64(2 * LANES)))
             loaded = [load_bf16(b, b.add(here, b.mul(key_bytes, I64(k)))) for k in range(keys)]
             for q in range(queries):
@@ -289,21 +274,11 @@ def _scores(
 
 
 @emitted(types.void, *[types.intp] * 8)
-def _add_weighted(
-    b: ir.IRBuilder,
-    queries: ir.Value,
-    vectors: ir.Value,
-    weights: ir.Value,
-    rows: ir.Value,
-    row_bytes: ir.Value,
-    count: ir.Value,
-    sums: ir.Value,
-    sum_bytes: ir.Value,
-) -> None:
+def _add_weighted(b, queries, vectors, weights, rows, row_bytes, count, sums, sum_bytes):
     """Add to the sums of 1 to 4 queries, of 1 or 4 vectors, each with its own weights, `count` bfloat16 rows."""
 
     def emit(queries: int, vectors: int) -> None:
-        def add(i: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+        def add(i, totals):
             row = b.add(rows, b.mul(i, row_bytes))
             loaded = [load_bf16(b, row, 2 * LANES * v) for v in range(vectors)]
             here = b.add(weights, b.mul(i, I64(4)))
@@ -341,7 +316,7 @@ def add_weighted(weights, queries, rows, row_bytes, count, size, sums, sum_bytes
         done += 16 * step
 
 
-def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+def _exp(b, x):
     """e^x of 16 floats up to 88, to 2 units in the last place; at least e^-87, and NaN for NaN."""
     x = b.select(b.fcmp_ordered("<", x, constant(FLOATS, -87.0)), constant(FLOATS, -87.0), x)
     # Adding 1.5 * 2^23 leaves the nearest integer in the low bits, which become the exponent.
@@ -358,10 +333,10 @@ def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
 
 
 @emitted(types.float32, types.intp, types.int64, types.float32)
-def exp_below(b: ir.IRBuilder, x: ir.Value, vectors: ir.Value, largest: ir.Value) -> ir.Value:
+def exp_below(b, x, vectors, largest):
     """Replace 16 * vectors floats at x, at least one vector, by e^(x - largest); returns their sum."""
 
-    def replace(i: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+    def replace(i, totals):
         here = b.add(x, b.mul(i, I64(4 * LANES)))
         power = _exp(b, b.fsub(load(b, here, FLOATS), splat(b, largest)))
         store(b, power, here)
@@ -372,10 +347,10 @@ def exp_below(b: ir.IRBuilder, x: ir.Value, vectors: ir.Value, largest: ir.Value
 
 
 @emitted(types.void, types.intp, types.intp, types.int64, types.intp)
-def gated_silu(b: ir.IRBuilder, gate: ir.Value, up: ir.Value, vectors: ir.Value, out: ir.Value) -> None:
+def gated_silu(b, gate, up, vectors, out):
     """silu(gate) * up of 16 * vectors floats, at least one vector."""
 
-    def compute(i: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+    def compute(i, _):
         offset = b.mul(i, I64(4 * LANES))
         x, factor = load(b, b.add(gate, offset), FLOATS), load(b, b.add(up, offset), FLOATS)
         minus = b.fneg(x)

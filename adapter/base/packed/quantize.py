@@ -15,8 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapter.base.packed.integer_product import BLOCK, GROUP, PARAMETER_BYTES, compile_products
-from adapter.base.packed.rounding import compile_rounding
+from adapter.base.packed.integer_product import (
+    BLOCK,
+    GROUP,
+    PARAMETER_BYTES,
+    compile_products,
+    compile_rounding,
+)
 
 if TYPE_CHECKING:
     from typing import Self
@@ -24,10 +29,7 @@ if TYPE_CHECKING:
 # Largest distance, in steps, of a weight from the grid of four bits that it was rounded to bf16 from.
 _OFF_GRID = 0.1
 _HEAD = ("lm_head",)  # which is not rounded to four bits
-_SMALL = (
-    "k_proj",
-    "v_proj",
-)  # nor are these where heads share them: then they are small, and much depends on them
+_SMALL = ("k_proj", "v_proj")  # nor are these where heads share them: small then, and much depends on them
 _WORK_OF_A_THREAD = 1 << 28  # bytes of the weight times rows: below that, starting a thread is not worth it
 _PIECE = 1 << 18  # weights that are packed at a time: their fp32 copies stay in the processor's cache
 
@@ -214,7 +216,6 @@ def quantize_linears(model: nn.Module, bits: int = 8) -> str:
     """
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear and module.bias is None:
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, pack(module.weight.data, bits, path))
+            model.set_submodule(path, pack(module.weight.data, bits, path))
     found = [module.bits for module in model.modules() if isinstance(module, PackedLinear)]
     return f"packed-int{max(set(found), key=found.count)}"
