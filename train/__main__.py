@@ -11,6 +11,7 @@ sleep_when_idle()
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
@@ -18,7 +19,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -39,7 +40,7 @@ from adapter.method.checkpoint import (
 )
 from adapter.method.config import BaseFingerprint, base_label
 from train.card import Measured, commit, with_sealed_scores, write_card
-from train.config import Precision, RecipeFile, read_recipe, recipe_text
+from train.config import Precision, RecipeFile, check_run, read_recipe, recipe_text
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
 from train.evaluate.report import describe_device
@@ -48,11 +49,11 @@ from train.input.data_check import make_report
 from train.input.examples import FileExamples, SkippedExamples
 from train.input.features import FeatureCache
 from train.input.rows import Tokeniser
-from train.job import Outcome, Stopped, check_run, train
+from train.job import Job, Outcome, Stopped
 from train.precision import choose_precision, load_to_train
-from train.processes import in_all, in_main
+from train.processes import check_same, in_all, in_main
 from train.recipes.recipe import MeasuredSets, load_recipe, read_own, recipe_names, record_scoring
-from train.run_folder import CHECKPOINTS, RunInputs
+from train.run_folder import RunFolder, run_identity
 from train.run_setup import check_pictures, complete, start_adapter, with_encoder
 from train.tracker import check_tracker
 
@@ -135,7 +136,11 @@ def _run(args: argparse.Namespace) -> None:
     settings = [*assignments, *([f"base={args.base}"] if args.base else [])]
 
     def read() -> RecipeFile:
-        return read_recipe(args.config, settings, to_run=True) if own is None else read_own(own, settings)
+        if own is not None:
+            return read_own(own, settings)
+        recipe = read_recipe(args.config, settings)
+        check_run(recipe)
+        return recipe
 
     if args.check:
         _check_files(read())
@@ -143,17 +148,21 @@ def _run(args: argparse.Namespace) -> None:
         _score(own, assignments, args)
     else:
         accelerator = _accelerator(args)
-        _train(in_all(accelerator, read), own, args, accelerator)
+        recipe = in_all(accelerator, read)
+        with contextlib.closing(RunFolder(args.out or Path("runs") / recipe.train.name)) as folder:
+            _train(recipe, own, folder, args, accelerator)
 
 
-def _train(recipe: RecipeFile, own: str | None, args: argparse.Namespace, accelerator: Accelerator) -> None:
+def _train(
+    recipe: RecipeFile, own: str | None, folder: RunFolder, args: argparse.Namespace, accelerator: Accelerator
+) -> None:
     """own: the name of the project's recipe, if it is one; its development sets measure the adapter."""
-    folder: Path = args.out or Path("runs") / recipe.train.name
     log: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
-    # What can be refused is refused before minutes of reading and loading.
-    check_run(folder, args.resume, accelerator)
-    in_main(accelerator, lambda: check_tracker(recipe.train.tracker))
     skipped, device = SkippedExamples(log), str(accelerator.device)
+
+    def open_folder() -> None:
+        folder.open(args.resume)
+        check_tracker(recipe.train.tracker)
 
     def know_base() -> tuple[Any, BaseFingerprint | None]:
         # A GGUF file is only known once it is converted.
@@ -161,17 +170,27 @@ def _train(recipe: RecipeFile, own: str | None, args: argparse.Namespace, accele
         return load_tokenizer(recipe.base), None if converted else base_fingerprint(recipe.base)
 
     def read_data() -> tuple[RecipeFile, FileExamples | None, str]:
-        start_from = _start_digest(recipe.start_from, folder, known_base)
+        digest = _start_digest(recipe.start_from, folder.path, known_base) if recipe.start_from else ""
         whole = complete(recipe, tokenizer, base_config(recipe.base), log)
         if made is not None:
-            return whole, None, start_from
+            return whole, None, digest
         log(f"reading {', '.join(Path(part.path).name for part in whole.data)}")
         found = FileExamples(whole.data, whole.train, skipped)
         log(found.describe())
         check_pictures(whole, found, log)
-        return whole, found, start_from
+        return whole, found, digest
 
-    # What one machine lacks, all are told: they would wait for it.
+    def choose() -> tuple[Precision, str]:
+        """A resumed run keeps the precision that was chosen at its start."""
+        if args.resume:
+            started = folder.load(run_identity(config, known_base, inputs))["identity"]["precision"]
+            if recipe.precision == "auto":
+                return started, "as when the run started"
+        return choose_precision(recipe.precision, accelerator.device)
+
+    # What can be refused is refused before minutes of reading and loading. What one machine lacks, all are told:
+    # they would wait for it.
+    in_main(accelerator, open_folder)
     tokenizer, known_base = in_all(accelerator, know_base, in_turn=True)
     project = None if own is None else load_recipe(own, tokenizer)
     made = None if project is None else project.examples
@@ -182,10 +201,11 @@ def _train(recipe: RecipeFile, own: str | None, args: argparse.Namespace, accele
     examples = made or files
     assert examples is not None
     asked = "" if recipe.precision == "auto" else recipe.precision
-    inputs = RunInputs(examples.digest, asked, start_from)
-    started = check_run(folder, args.resume, accelerator, config, inputs, known_base)
-    precision = _choose_precision(recipe.precision, started, accelerator)
-    inputs = dataclasses.replace(inputs, precision=precision)
+    inputs = {"data": examples.digest, "precision": asked, "start_from": start_from}
+    check_same(run_identity(config, None, inputs))
+    precision, reason = in_main(accelerator, choose)
+    log(f"precision {precision}: {reason}")
+    inputs["precision"] = precision
     recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
     encoder = None
     if files is not None and files.pictures:
@@ -201,28 +221,38 @@ def _train(recipe: RecipeFile, own: str | None, args: argparse.Namespace, accele
         made.prepare(adapter)
 
     def finish(adapter: Adapter, outcome: Outcome) -> None:
-        if files is not None:
-            with atomic_write(folder / "recipe.yaml") as temporary:
-                temporary.write_text(recipe_text(recipe), encoding="utf-8")
         scores, command, start, data = None, "python -m train --config recipe.yaml", "", ""
         if files is not None:
             data = f"Trained on {files.learnt:,} records of `{files.name}`."
+            with atomic_write(folder.path / "recipe.yaml") as temporary:
+                temporary.write_text(recipe_text(recipe), encoding="utf-8")
         if project is not None:
             served = load_base(recipe.base, device=device)
             scores = _measure(config.name, project.development, served, adapter)
-            data, command, start = project.data, "", inputs.start_from
+            data, command, start = project.data, "", start_from
         on = f"{precision} on {describe_device(base.device)}"
-        card = write_card(adapter, config, data, outcome, on, scores, command=command, start=start)
-        save_adapter(adapter, folder, card)
+        card = write_card(adapter, config, data, outcome, on, scores, command, start)
+        save_adapter(adapter, folder.path, card)
         if math.isfinite(outcome.loss):
             print(f"held-out loss {outcome.loss:.3f}")
 
-    train(
-        config, base, examples, folder, adapter, feature_cache=feature_cache, skipped=skipped,
-        resume=args.resume, accelerator=accelerator, inputs=inputs, finish=finish,
-    )  # fmt: skip
+    Job(
+        config, base, examples, folder, adapter, feature_cache, skipped, args.resume, accelerator, inputs, finish
+    ).run()
     if accelerator.is_main_process:
-        print(f"the adapter is in {folder}", file=sys.stderr)
+        print(f"the adapter is in {folder.path}", file=sys.stderr)
+
+
+def _start_digest(start_from: str, folder: Path, base: BaseFingerprint | None) -> str:
+    """The digest of the adapter to start from. Raises LoadError if there is none, or it is for another base."""
+    start = Path(start_from)
+    if folder.resolve() in (start.resolve(), start.resolve().parent.parent):
+        raise AdapterError(
+            f"start_from is '{start.name}', which this run would write over. Give another folder with --out."
+        )
+    if base is not None:
+        check_base(read_config(start), start.name, base)
+    return adapter_digest(start)
 
 
 def _check_files(recipe: RecipeFile) -> None:
@@ -292,34 +322,6 @@ def _accelerator(args: argparse.Namespace) -> Accelerator:
         raise AdapterError("This trainer has no fp8. Launch it with --mixed_precision bf16, fp16 or no.")
     # "no": the frozen base is in the precision of the recipe, and what it trains is in fp32.
     return Accelerator(mixed_precision="no", cpu=args.device == "cpu" or not torch.cuda.is_available())
-
-
-def _start_digest(start_from: str | None, folder: Path, base: BaseFingerprint | None) -> str:
-    """The digest of the adapter in `start_from`. Raises LoadError if there is none, or it is for another base."""
-    if start_from is None:
-        return ""
-    start, own = Path(start_from).resolve(), folder.resolve()
-    if start == own or start.parent == own / CHECKPOINTS:
-        raise AdapterError(
-            f"start_from is '{start.name}', which this run would write over. Give another folder with --out."
-        )
-    if base is not None:
-        check_base(read_config(Path(start_from)), Path(start_from).name, base)
-    return adapter_digest(Path(start_from))
-
-
-def _choose_precision(asked: Precision, started: RunInputs | None, accelerator: Accelerator) -> Precision:
-    """The precision of the base in all processes: a resumed run keeps the one that was chosen at its start."""
-
-    def choose() -> tuple[Precision, str]:
-        if asked == "auto" and started is not None and started.precision:
-            return cast(Precision, started.precision), "as when the run started"
-        return choose_precision(asked, accelerator.device)
-
-    precision, reason = in_main(accelerator, choose)
-    if accelerator.is_main_process:
-        print(f"precision {precision}: {reason}")
-    return precision
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from train.job import Outcome
 
 Scores = dict[str, Figure]
 _SEALED = "## Scores on sealed test sets"
-_DEVELOPMENT = "## Scores on development sets"
 _CARD = Path(__file__).with_name("card.md")
 
 
@@ -58,6 +57,13 @@ def write_card(
     scoring = f"""
 `python -m train {config.name} --score --out FOLDER` measures the adapter in FOLDER on the sealed test sets.
 """
+    scores = "" if development is None else f"""## Scores on development sets
+
+Sets that decisions about the recipe were made by: {development.served}, greedy decoding.
+
+{_table(config.name, development)}
+
+"""  # fmt: skip
     return _CARD.read_text(encoding="utf-8").format(
         adapter=adapter,
         about=about,
@@ -69,10 +75,10 @@ def write_card(
         licence="" if command else "license: apache-2.0\n",  # the licence of a user's own data is not known
         kind="image" if about.is_visual else "text",
         parts=_parts(about),
-        scores="" if development is None else _development_section(config.name, development),
+        scores=scores,
         run=command or f"python -m train {config.name}{' start_from=FOLDER' if start else ''}",
         tuning="" if config.tuning_lr is None else f", tuning {config.tuning_lr:g}",
-        date=_today(),
+        date=datetime.date.today(),
         commit=commit(),
         wall=_duration(outcome.wall),
         processor=_duration(outcome.processor),
@@ -90,24 +96,15 @@ def with_sealed_scores(card: str, name: str, scores: Measured, digest: str, scor
     trained = (
         f"These sets are spent: {decided}." if decided else "Nothing was trained on these sets or chosen by them."
     )
+    today = datetime.date.today()
     section = f"""{_SEALED}
 
 {trained} Of {of_all} scorings in `train/recipes/ledger.json`, {own} {"was" if own == 1 else "were"} of this
-adapter, {digest}, the last on {_today()} with the code of {commit()}: {scores.served}, greedy decoding.
+adapter, {digest}, the last on {today} with the code of {commit()}: {scores.served}, greedy decoding.
 
 {_table(name, scores)}
 """
     return "\n".join([f"{head.rstrip()}\n", section, *(["".join(tail)] if tail else [])])
-
-
-def _development_section(name: str, scores: Measured) -> str:
-    return f"""{_DEVELOPMENT}
-
-Sets that decisions about the recipe were made by: {scores.served}, greedy decoding.
-
-{_table(name, scores)}
-
-"""
 
 
 def _table(name: str, scores: Measured) -> str:
@@ -149,10 +146,6 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _today() -> str:
-    return datetime.date.today().isoformat()
 
 
 def commit() -> str:

@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from adapter.base.embedded import BASE, ENCODER
@@ -21,22 +21,13 @@ from adapter.method.config import TuningConfig, VisionConfig, check_name
 from train.formats.hf_datasets import hub_id
 
 Precision = Literal["auto", "bf16", "fp16", "fp32", "nf4", "int8"]
-_Config = TypeVar("_Config")
 
 
 class ConfigError(AdapterError):
     """A recipe cannot be read, or holds an unknown key or a value that is not allowed."""
 
 
-def _to_float(value: Any) -> Any:
-    """Converts text such as 1e-3, which YAML does not read as a number."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-Float = Annotated[float, BeforeValidator(_to_float)]
+Float = Annotated[float, Field(strict=False)]  # also text such as 1e-3, which YAML does not read as a number
 AboveZero = Annotated[Float, Field(gt=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -177,22 +168,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_recipe(
-    path: Path | None, assignments: Sequence[str], to_run: bool = False, needs_data: bool = True
-) -> RecipeFile:
+def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
     """Reads a YAML recipe and applies `key=value` assignments (`data.path=x` sets a key of a group).
 
-    to_run: the data must exist, and the name must be valid for a new folder. needs_data: there must be any.
     Raises ConfigError, which names the key and the nearest known one.
     """
-    try:
-        return _read_recipe(path, assignments, to_run, needs_data)
-    except ConfigError as error:
-        error.detail = error.detail or (str(path) if path is not None else "")
-        raise
-
-
-def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool, needs_data: bool) -> RecipeFile:
     where = path.name if path is not None else "the command line"
     values = _assign(_read_yaml(path) if path is not None else {}, assignments)
     stated = sorted(flatten(values))
@@ -213,17 +193,34 @@ def _read_recipe(path: Path | None, assignments: Sequence[str], to_run: bool, ne
     ):
         if isinstance(values.get(group), dict):
             values[group] = {**sizes, **values[group]}
-    parts = values.get("data", [])
-    parts = parts if isinstance(parts, list) else [parts]
-    if needs_data and not parts:
-        raise ConfigError(f"{where}: 'data' is missing: the file or folder to learn from.")
-    values["data"] = [{"path": part} if isinstance(part, str) else part for part in parts]
+    if "data" in values:
+        parts = values["data"] if isinstance(values["data"], list) else [values["data"]]
+        values["data"] = [{"path": part} if isinstance(part, str) else part for part in parts]
     values.setdefault("name", path.stem if path is not None else "adapter")
-    if to_run:
-        _check_run(values["data"], values["name"], where)
-    values["train"] = {key: values[key] for key in values if key in inner}
-    values["stated"] = stated
-    return build(RecipeFile, {key: values[key] for key in values if key in outer}, where)
+    recipe = {key: values[key] for key in values if key in outer}
+    recipe |= {"train": {key: values[key] for key in values if key in inner}, "stated": stated}
+    # As JSON, because only there does pydantic's strict mode take an object for a dataclass.
+    try:
+        text = json.dumps(recipe, default=str)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: a key is no text, or a group contains itself. Write keys as text.", first_line(error)
+        ) from error
+    try:
+        return TypeAdapter(RecipeFile).validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_sentence(error)}", str(path or "")) from error
+
+
+def check_run(recipe: RecipeFile) -> None:
+    """Raises ConfigError if data that the recipe names is not there, or its name cannot be that of a folder."""
+    for path in (part.path for part in recipe.data):
+        if hub_id(path) is None and not os.path.exists(path):
+            raise ConfigError(f"There is no file or folder '{Path(path).name}'. Check the path of data.", path)
+    try:
+        check_name(recipe.train.name)
+    except BadInput as error:
+        raise ConfigError(f"name={recipe.train.name!r} cannot be used. {error}") from error
 
 
 def recipe_text(recipe: RecipeFile) -> str:
@@ -247,22 +244,7 @@ def _settings(config: Any) -> dict[str, Any]:
     }
 
 
-def build(cls: type[_Config], values: Mapping[str, Any], where: str) -> _Config:
-    """Validates a mapping as one of the dataclasses above. Raises ConfigError, which begins with `where`."""
-    # As JSON, because only there does pydantic's strict mode take an object for a dataclass.
-    try:
-        text = json.dumps(values, default=lambda v: vars(v) if dataclasses.is_dataclass(v) else str(v))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{where}: a key is no text, or a group contains itself. Write keys as text.", first_line(error)
-        ) from error
-    try:
-        return TypeAdapter(cls).validate_json(text)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {_sentence(cls, error)}") from error
-
-
-def _sentence(cls: type, error: ValidationError) -> str:
+def _sentence(error: ValidationError) -> str:
     """One line about the first problem: which key, what is allowed and what was given. Unknown keys come first."""
     problems = error.errors()
     unknown = [problem for problem in problems if problem["type"] == "unexpected_keyword_argument"]
@@ -278,7 +260,7 @@ def _sentence(cls: type, error: ValidationError) -> str:
             break
     name = ".".join(key for key in keys if key != "train")
     if unknown:
-        group = _GROUPS[keys[-2]] if len(keys) > 1 else cls
+        group = _GROUPS[keys[-2]] if len(keys) > 1 else RecipeFile
         return f"unknown key '{name}'{_nearest(keys[-1], _fields(group))}"
     if problem["type"] == "missing":
         return f"'{name}' is missing."
@@ -300,19 +282,6 @@ DERIVED = frozenset({
 _NOT_WRITTEN = {"data", "train", "preset", "stated"}
 # Names of groups of keys in locations; TrainConfig's keys stand at the top level of a recipe.
 _GROUPS = {"train": TrainConfig, "data": DataConfig, "vision": VisionConfig, "tuning": TuningConfig}
-
-
-def _check_run(data: Sequence[Any], name: Any, where: str) -> None:
-    """Checks what a run needs before anything is read or loaded."""
-    for path in (part.get("path") for part in data if isinstance(part, dict)):
-        if isinstance(path, str) and hub_id(path) is None and not os.path.exists(path):
-            raise ConfigError(
-                f"{where}: there is no file or folder '{Path(path).name}'. Check the path of data.", path
-            )
-    try:
-        check_name(str(name))
-    except BadInput as error:
-        raise ConfigError(f"{where}: name={name!r} cannot be used. {error}") from error
 
 
 def _assign(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -349,13 +318,10 @@ def _merge(defaults: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
-            f"The recipe '{path.name}' cannot be read. Check the path.", f"{path}: {first_line(error)}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"The recipe '{path.name}' is no YAML. Mend it.", f"{path}: {' '.join(str(error).split())}"
+            f"The recipe '{path.name}' cannot be read as YAML. Check the path, or mend it.",
+            f"{path}: {' '.join(str(error).split())}",
         ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe '{path.name}' must hold `key: value` lines.", str(path))

@@ -10,14 +10,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from adapter.base.decoder import set_gradient_checkpointing
@@ -25,19 +25,24 @@ from adapter.base.llama import Base
 from adapter.errors import with_detail
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter
-from adapter.method.config import BaseFingerprint
 from train.config import TrainConfig
-from train.input.batches import Batch, Batches, StreamPosition, collate
+from train.input.batches import Batch, Batches, Prefetch, StreamPosition, collate
 from train.input.examples import Example, SkippedExamples
 from train.input.features import FeatureCache
 from train.input.keep import OWN_TEXT, KeepRows, own_rows
-from train.input.prefetch import Prefetch
 from train.input.rows import TokenisedRow, Tokeniser, num_supervised
-from train.loop import evaluate, total_divergence, total_loss, trainable_parameters
-from train.optimizer import averaged, make_optimizer, rate_factor
-from train.processes import check_same, gathered, in_main, own_share, sum_gradients, summed
-from train.run_folder import MetricsWriter, RunFolder, RunInputs, TrainError, settings_that_count
-from train.tracker import start_tracker, stop_tracker
+from train.loop import (
+    averaged,
+    evaluate,
+    make_optimizer,
+    rate_factor,
+    total_divergence,
+    total_loss,
+    trainable_parameters,
+)
+from train.processes import check_same, in_main, sum_gradients, summed
+from train.run_folder import STATE, RunFolder, TrainError, run_identity
+from train.tracker import MetricsWriter
 
 _KEEP_WEIGHT = 2.0  # of a row's divergence, beside a row's loss; docs/log.md has the trials
 _MOST_NOT_FINITE = 10  # steps in a row with a gradient that is not finite, after which a run fails
@@ -68,11 +73,11 @@ class _Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with: the held-out loss of its adapter, in nats a token, which is that after `step` of the
-    `steps` that were taken (NaN where there was nothing to measure on); and how long it and the runs that it
-    resumed trained and evaluated, in seconds.
+    """What a run ended with. loss: held-out, in nats a token, of the adapter after `step` of the `steps` that were
+    taken; NaN where there was nothing to measure on.
 
-    wall: by the clock. processor: of all threads of the first process.
+    wall, processor: seconds by the clock, and of all threads of the first process, of this run and those that it
+    resumed.
     """
 
     loss: float
@@ -82,121 +87,72 @@ class Outcome:
     processor: float = field(default=0.0, compare=False)
 
 
-@dataclass(frozen=True)
-class _StepInput:
-    """What one step of this process reads. position: of the next step. keep_weight: of keep_batches' divergence.
-
-    skipped: examples that were found to be unusable on the way, as arguments of SkippedExamples.add.
-    """
+class _StepInput(NamedTuple):
+    """What one step reads here. position: of the next step. keep_weight: of keep_batches' divergence."""
 
     batches: list[Batch]
     keep_batches: list[Batch]
     keep_weight: float
     position: StreamPosition
-    skipped: list[tuple[str, str]]
 
 
-def train(
-    config: TrainConfig,
-    base: Base,
-    examples: Callable[[str], Iterable[Example | None]],
-    folder: Path,
-    adapter: Adapter,
-    *,
-    feature_cache: FeatureCache | None = None,
-    skipped: SkippedExamples | None = None,
-    resume: bool = False,
-    accelerator: Accelerator | None = None,
-    inputs: RunInputs | None = None,
-    finish: Callable[[Adapter, Outcome], None] = lambda *_: None,
-) -> tuple[Adapter, Outcome]:
-    """Trains `adapter` in place. Returns the one that config.save names, which `folder` then holds.
+@dataclass(eq=False)
+class Job:
+    """A run that trains `adapter` in place.
 
-    examples("train") is endless, examples("validation") finite. Every process calls this with the same arguments,
-    but for `folder`: only the first process reads and writes its own. inputs: a resumed run must have the same.
-    finish: called in the first process with what is returned, to measure and to write what else belongs to the
-    finished run; until it returns, the run can be resumed.
-    Raises TrainError if the folder is in use, holds another run or cannot be written, and Stopped after Ctrl-C.
+    examples("train") is endless, examples("validation") finite. Every process makes the same, but for `folder`:
+    only the first process reads and writes its own. inputs: as in `run_identity`. finish: called in the first
+    process with the adapter and the outcome, to write what else belongs to the finished run; until it returns, the
+    run can be resumed.
     """
-    run = _Run(config, base, RunFolder(folder), adapter, feature_cache, skipped, accelerator, inputs)
-    try:
-        run.start(resume)
-        return run.run(examples, finish)
-    finally:
-        run.close()
 
+    config: TrainConfig
+    base: Base
+    examples: Callable[[str], Iterable[Example | None]]
+    folder: RunFolder
+    adapter: Adapter
+    feature_cache: FeatureCache | None = None
+    skipped: SkippedExamples = field(default_factory=SkippedExamples)
+    resume: bool = False
+    accelerator: Accelerator = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    finish: Callable[[Adapter, Outcome], None] = lambda *_: None
 
-def check_run(
-    folder: Path,
-    resume: bool,
-    accelerator: Accelerator,
-    config: TrainConfig | None = None,
-    inputs: RunInputs | None = None,
-    base: BaseFingerprint | None = None,
-) -> RunInputs | None:
-    """Raises, before anything large is loaded, what `train` would raise about the folder and what is resumed.
-
-    None, or "" in `inputs`: not known yet. Returns the inputs of the run to resume; None for a new run.
-    """
-    inputs = inputs or RunInputs()
-    # Weights may be on one machine already, and not on another yet.
-    _check_same_run(config, inputs, None if base is None else dataclasses.replace(base, weights=""))
-
-    def check() -> RunInputs | None:
-        opened = RunFolder(folder)
-        try:
-            opened.open(resume)
-            if not resume or config is None:
-                return None
-            return RunInputs(**opened.load(config, inputs, base)["inputs"])
-        finally:
-            opened.close()
-
-    return in_main(accelerator, check)
-
-
-def _check_same_run(config: TrainConfig | None, inputs: RunInputs, base: BaseFingerprint | None) -> None:
-    """Raises TrainError, in all processes, if they would not train the same run."""
-    settings = None if config is None else settings_that_count(config)
-    base = None if base is None else dataclasses.replace(base, name="")  # which is the folder's, where it is one
-    check_same((settings, inputs, base))
-
-
-class _Run:
-    def __init__(
-        self,
-        config: TrainConfig,
-        base: Base,
-        folder: RunFolder,
-        adapter: Adapter,
-        feature_cache: FeatureCache | None,
-        skipped: SkippedExamples | None,
-        accelerator: Accelerator | None,
-        inputs: RunInputs | None,
-    ) -> None:
-        if not config.steps:
-            raise ValueError("steps must be set: convert epochs to steps with FileExamples.with_steps")
-        self.config, self.base, self.folder, self.inputs = config, base, folder, inputs or RunInputs()
-        self.adapter = adapter.to(base.device).train()
-        self.accelerator = accelerator or Accelerator(mixed_precision="no", cpu=base.device.type == "cpu")
+    def __post_init__(self) -> None:
+        config, base = self.config, self.base
+        self.adapter = self.adapter.to(base.device).train()
+        self.accelerator = self.accelerator or Accelerator(mixed_precision="no", cpu=base.device.type == "cpu")
         self.is_main = self.accelerator.is_main_process
-        self.skipped = skipped or SkippedExamples(self._log)
-        self.feature_cache = feature_cache
         self.tokeniser = Tokeniser(base.tokenizer, config.template, config.max_length, self.skipped)
         self.progress = _Progress()
-        self.parameters = trainable_parameters(adapter, config.learn)
+        self.parameters = trainable_parameters(self.adapter, config.learn)
         self.average = averaged(self.adapter, config.average) if config.average else None
-        self.optimizer = make_optimizer(adapter, self.parameters, config)
+        self.optimizer = make_optimizer(self.adapter, self.parameters, config)
         # Gradients are of summed losses, and so hardly small: they overflow fp16 rather than vanish in it.
         self.scaler = torch.amp.GradScaler(
             base.device.type, init_scale=2.0**8, growth_interval=200, enabled=base.model.dtype == torch.float16
         )
-        if config.gradient_checkpointing:
-            set_gradient_checkpointing(base.model.model, True)
         self.since = 0.0  # when the current step began, its waiting for rows included
         self.counted = time.perf_counter(), time.process_time()  # up to when wall_seconds and the other are
         self.keep: KeepRows | None = None
         self.metrics: MetricsWriter | None = None  # of the main process
+
+    def run(self) -> tuple[Adapter, Outcome]:
+        """Trains. Returns the adapter that config.save names, which `folder` then holds.
+
+        Raises TrainError if the folder is in use, holds another run or cannot be written; Stopped after Ctrl-C.
+        """
+        layers = self.base.model.model
+        set_gradient_checkpointing(layers, self.config.gradient_checkpointing)
+        try:
+            self._start()
+            self._take_steps()
+            return self._finish()
+        finally:
+            set_gradient_checkpointing(layers, False)
+            if self.metrics is not None:
+                self.metrics.close()
+            self.folder.close()
 
     @property
     def result(self) -> Adapter:
@@ -209,44 +165,31 @@ class _Run:
 
     # Opening, saving and resuming.
 
-    def start(self, resume: bool) -> None:
+    def _start(self) -> None:
         """Opens the run's folder and loads its state; either all processes raise TrainError or none does."""
-        _check_same_run(self.config, self.inputs, self.base.fingerprint)  # with the weights, as it is loaded
-        keep_rows = in_main(self.accelerator, lambda: self._open(resume))
-        self.keep = KeepRows(keep_rows, self.config.seed) if self.config.keep else None
-        if resume:
-            self._load()
-        in_main(self.accelerator, self._start_tracker)
-        if self.is_main:
-            self.metrics = MetricsWriter(self.folder.path, self.progress.step, self._log, self.accelerator.log)
-
-    def _start_tracker(self) -> None:
-        self.folder.drop_checkpoints_after(self.progress.step)
-        start_tracker(self.accelerator, self.config, self.folder.path, self.progress.step)
-
-    def _open(self, resume: bool) -> list[list[int]]:
-        """Opens the folder; returns the rows of unrelated text, if the run keeps what the base knows."""
-        self.folder.open(resume)
         config = self.config
-        if not config.keep:
-            return []
-        return own_rows(self.base, config.template, config.seed, self.folder.path / OWN_TEXT, resume)
 
-    def close(self) -> None:
-        if self.config.gradient_checkpointing:
-            set_gradient_checkpointing(self.base.model.model, False)
-        stop_tracker(self.accelerator, self._log)
-        self.folder.close()
+        def open_folder() -> list[list[int]]:
+            self.folder.open(self.resume)
+            file = self.folder.path / OWN_TEXT
+            return own_rows(self.base, config.template, config.seed, file, self.resume) if config.keep else []
+
+        rows = in_main(self.accelerator, open_folder)
+        self.keep = KeepRows(rows, config.seed) if config.keep else None
+        text = "" if self.keep is None else self.keep.digest
+        self.identity = run_identity(config, self.base.fingerprint, {**self.inputs, "keep_text": text})
+        check_same(self.identity)
+        if self.resume:
+            self._load()
+
+        def open_metrics() -> None:
+            self.folder.drop_checkpoints_after(self.progress.step)
+            self.metrics = MetricsWriter(self.folder.path, config, self.progress.step, self.accelerator, self._log)
+
+        in_main(self.accelerator, open_metrics)
 
     def _load(self) -> None:
-        load = partial(self.folder.load, self.config, self.inputs, self.base.fingerprint)
-        state = in_main(self.accelerator, load)
-        if self.keep is not None and state["keep"] != self.keep.digest:
-            raise TrainError(
-                f"The text of keep has changed since the run in '{self.folder.path.name}' began. Put back what it "
-                "was, or start anew with another --out.",
-                str(self.folder.path),
-            )
+        state = in_main(self.accelerator, lambda: self.folder.load(self.identity))
         self.adapter.load_state_dict(state["adapter"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -259,7 +202,7 @@ class _Run:
 
     def _share_skipped(self) -> None:
         """Tells the first process, which logs and saves for all, which pictures the others could not read."""
-        for place, reason in gathered(self.accelerator, self.skipped.take_new()):
+        for place, reason in gather_object(self.skipped.take_new()):
             self.skipped.add(place, reason)
         self.skipped.take_new()
 
@@ -268,15 +211,12 @@ class _Run:
         self.progress.skipped = sorted(self.skipped.places)
         self._count_time()
         state = {
-            "config": dataclasses.asdict(self.config),
-            "base": dataclasses.asdict(self.base.fingerprint),
-            "inputs": dataclasses.asdict(self.inputs),
+            "identity": self.identity,
             "adapter": self.adapter.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": dataclasses.asdict(self.progress),
-            "keep": None if self.keep is None else self.keep.digest,
         }
         self._try_to_save(lambda: self.folder.save(state), required)
 
@@ -286,9 +226,6 @@ class _Run:
         self.counted = time.perf_counter(), time.process_time()
         progress.wall_seconds += self.counted[0] - wall
         progress.processor_seconds += self.counted[1] - processor
-
-    def _save_adapter(self, required: bool) -> bool:
-        return self._try_to_save(lambda: self.folder.save_adapter(self.result), required)
 
     def _try_to_save(self, save: Callable[[], None], required: bool) -> bool:
         """Saves in the main process. A failure is only logged, as the next save tries again, unless `required`.
@@ -311,17 +248,14 @@ class _Run:
 
     # Steps.
 
-    def run(
-        self,
-        examples: Callable[[str], Iterable[Example | None]],
-        finish: Callable[[Adapter, Outcome], None],
-    ) -> tuple[Adapter, Outcome]:
+    def _take_steps(self) -> None:
         config, progress = self.config, self.progress
-        held_out = self._held_out_batches(examples("validation"))
+        held_out = self._held_out_batches()
         self._share_skipped()
         if not progress.step:
             self._evaluate(held_out, "untrained_loss")
-        batches = Batches(examples("train"), self.tokeniser, config.batch_size, config.seed, progress.position)
+        examples = self.examples("train")
+        batches = Batches(examples, self.tokeniser, config.batch_size, config.seed, progress.position)
         bar = tqdm(
             total=config.steps, initial=progress.step, desc=config.name, unit="step", dynamic_ncols=True,
             disable=None if self.is_main else True,  # None: no bar unless stderr is a terminal
@@ -331,8 +265,6 @@ class _Run:
             self.since = time.perf_counter()
             while progress.step < config.steps and not self._out_of_patience():
                 step_input = next(step_inputs)
-                for place, reason in step_input.skipped:
-                    self.skipped.add(place, reason)
                 stop = self._step(step_input, bool(stop_requests))
                 progress.step += 1
                 progress.position = step_input.position
@@ -346,13 +278,12 @@ class _Run:
                         "command with --resume goes on from there.",
                         str(self.folder.path),
                     )
-        return self._finish(finish)
 
     def _after_step(self, held_out: list[Batch], last: bool, stop: bool) -> None:
         """Evaluates and saves what is due; the time that this takes is not the steps'."""
         config, step = self.config, self.progress.step
         if config.checkpoint_every and step % config.checkpoint_every == 0:
-            self._try_to_save(lambda: self.folder.save_checkpoint(self.result, step), required=False)
+            self._try_to_save(lambda: self.folder.save_adapter(self.result, step), required=False)
         if step % config.eval_every == 0 or last:
             self._evaluate_and_save(held_out, last)
         if step % (config.save_every or config.eval_every) == 0 or last or stop:
@@ -361,20 +292,30 @@ class _Run:
 
     def _step_inputs(self, batches: Batches, stopping: Callable[[], bool]) -> Iterator[_StepInput]:
         """Endless; changes nothing but `batches`, so that it can run ahead of the steps in a thread."""
-        stream, config = iter(batches), self.config
+        config = self.config
         if self.base.device.type == "cuda":
             torch.cuda.set_device(self.base.device)  # each thread has its own
-        for step in itertools.count(self.progress.step):
-            with self.skipped.deferred() as skipped:
-                rows = next(stream)
-                keep_rows: list[TokenisedRow] = []
-                if self.keep is not None:
-                    # In batches of their own: beside shorter rows they would be mostly padding.
-                    keep_rows = self.keep.draw(step, rows, math.ceil(config.keep * config.batch_size))
-                # Gradients are divided by the supervised tokens of all processes, which are those of `rows`.
-                weight = _KEEP_WEIGHT * config.keep * num_supervised(rows) / max(num_supervised(keep_rows), 1)
-                own, own_keep = (self._micro_batches(r, stopping) for r in (rows, keep_rows))
-            yield _StepInput(own, own_keep, weight, batches.position, skipped)
+        for step, rows in enumerate(batches, self.progress.step):
+            keep_rows: list[TokenisedRow] = []
+            if self.keep is not None:
+                # In batches of their own: beside shorter rows they would be mostly padding.
+                keep_rows = self.keep.draw(step, rows, math.ceil(config.keep * config.batch_size))
+            # Gradients are divided by the supervised tokens of all processes, which are those of `rows`.
+            weight = _KEEP_WEIGHT * config.keep * num_supervised(rows) / max(num_supervised(keep_rows), 1)
+            own, own_keep = (self._batches(self._own_share(r), stopping) for r in (rows, keep_rows))
+            yield _StepInput(own, own_keep, weight, batches.position)
+
+    def _own_share(self, items: list[Any]) -> list[Any]:
+        """This process's items, of those that all processes have alike."""
+        return items[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _batches(self, rows: list[TokenisedRow], stopping: Callable[[], bool]) -> list[Batch]:
+        """The rows of this process, with the features of their pictures, in `accumulate` pieces."""
+        if self.feature_cache is not None:
+            rows = self.feature_cache.with_features(rows, stopping)
+        size = -(-len(rows) // self.config.accumulate) or 1
+        batches = [collate(rows[i : i + size], self.tokeniser.pad) for i in range(0, len(rows), size)]
+        return [batch.pin() for batch in batches] if self.base.device.type == "cuda" else batches
 
     def _step(self, step_input: _StepInput, stop: bool) -> bool:
         """One update from the rows of all processes. Returns whether any process was asked to stop."""
@@ -404,21 +345,6 @@ class _Run:
         self.progress.seconds += time.perf_counter() - self.since
         self._record(mean_loss, norm, float(sums[4]) / max(float(sums[5]), 1.0))
         return bool(sums[3])
-
-    def _micro_batches(self, rows: list[TokenisedRow], stopping: Callable[[], bool]) -> list[Batch]:
-        """This process's share of the rows, in `accumulate` pieces."""
-        own = self._with_features(own_share(self.accelerator, rows), stopping)
-        size = -(-len(own) // self.config.accumulate) or 1
-        return [self._collate(own[start : start + size]) for start in range(0, len(own), size)]
-
-    def _with_features(
-        self, rows: list[TokenisedRow], stopping: Callable[[], bool] = lambda: False
-    ) -> list[TokenisedRow]:
-        return rows if self.feature_cache is None else self.feature_cache.with_features(rows, stopping)
-
-    def _collate(self, rows: list[TokenisedRow]) -> Batch:
-        batch = collate(rows, self.tokeniser.pad)
-        return batch.pin() if self.base.device.type == "cuda" else batch
 
     def _update(self, supervised: int) -> float:
         """Takes the optimiser's step, unless a gradient is not finite. Returns the norm of the gradients."""
@@ -454,7 +380,7 @@ class _Run:
     def _out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.progress.worse >= self.config.patience
 
-    def _finish(self, finish: Callable[[Adapter, Outcome], None]) -> tuple[Adapter, Outcome]:
+    def _finish(self) -> tuple[Adapter, Outcome]:
         progress = self.progress
         if self._out_of_patience():
             self._log(f"stopped early: no better for {progress.worse} evaluations")
@@ -463,7 +389,7 @@ class _Run:
             self._log(f"{len(self.skipped.places)} examples were skipped")
         loss, step = progress.best, progress.best_step
         if self.config.save == "last" or not progress.best_step:  # 0: no evaluation was finite
-            self._save_adapter(required=True)
+            self._try_to_save(lambda: self.folder.save_adapter(self.result), required=True)
             self.adapter.load_state_dict(self.result.state_dict())
             loss, step = progress.held_out, progress.step
         else:
@@ -474,19 +400,18 @@ class _Run:
         self._count_time()
         outcome = Outcome(loss, step, progress.step, progress.wall_seconds, progress.processor_seconds)
         if self.is_main:
-            finish(self.adapter, outcome)
-            self.folder.finish()
+            self.finish(self.adapter, outcome)
+            (self.folder.path / STATE).unlink(missing_ok=True)  # the run is complete and cannot be resumed
         return self.adapter, outcome
 
     # Evaluation and metrics.
 
-    def _held_out_batches(self, examples: Iterable[Example | None]) -> list[Batch]:
+    def _held_out_batches(self) -> list[Batch]:
         """This process's share of the held-out batches."""
-        rows = self.tokeniser.rows(itertools.islice(examples, self.config.held_out))
-        size = max(1, self.config.batch_size // self.accelerator.num_processes // self.config.accumulate)
-        pieces = [rows[i : i + size] for i in range(0, len(rows), size)]
-        pieces = [self._with_features(piece) for piece in own_share(self.accelerator, pieces)]
-        return [self._collate(piece).to(self.base.device) for piece in pieces if piece]
+        rows = self.tokeniser.rows(itertools.islice(self.examples("validation"), self.config.held_out))
+        size = max(1, self.config.batch_size // self.accelerator.num_processes)
+        pieces = self._own_share([rows[i : i + size] for i in range(0, len(rows), size)])
+        return [batch.to(self.base.device) for piece in pieces for batch in self._batches(piece, lambda: False)]
 
     def _evaluate(self, held_out: list[Batch], name: str = "held_out_loss") -> int:
         """Measures and records the held-out loss. Returns the number of tokens that it is the mean of."""
@@ -506,7 +431,9 @@ class _Run:
         self._log(f"{self.config.name} step {progress.step}: {status}")
         better = progress.held_out < progress.best or not count
         # A best one that is not on the disk would be none at the end.
-        saved = self._save_adapter(required=last) if better or self.config.save == "last" else True
+        saved = True
+        if better or self.config.save == "last":
+            saved = self._try_to_save(lambda: self.folder.save_adapter(self.result), required=last)
         if better and saved:
             progress.best, progress.best_step, progress.worse = progress.held_out, progress.step, 0
         elif not better:

@@ -1,4 +1,4 @@
-"""What the processes of a run do together."""
+"""What the processes of a run do together. With one process, each function does its part alone."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ from adapter.errors import AdapterError
 from train.run_folder import TrainError
 
 Result = TypeVar("Result")
-Item = TypeVar("Item")
 
 
 def in_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     """What `work` returns in the main process, in all processes; if it fails there, it fails in all of them."""
-    if accelerator.num_processes == 1:
-        return work()
     result: Any = in_all(accelerator, lambda: work() if accelerator.is_main_process else None)
     return broadcast_object_list([result])[0]
 
@@ -31,8 +28,6 @@ def in_all(accelerator: Accelerator, work: Callable[[], Result], in_turn: bool =
 
     in_turn: the first process of each machine goes first: it fetches and converts the base for the others there.
     """
-    if accelerator.num_processes == 1:
-        return work()
     failure: Exception | None = None
     with accelerator.local_main_process_first() if in_turn else contextlib.nullcontext():
         try:
@@ -61,16 +56,6 @@ def check_same(found: object) -> None:
         )
 
 
-def own_share(accelerator: Accelerator, items: list[Item]) -> list[Item]:
-    """This process's items, of those that all processes have alike."""
-    return items[accelerator.process_index :: accelerator.num_processes]
-
-
-def gathered(accelerator: Accelerator, items: list[Item]) -> list[Item]:
-    """The items of all processes."""
-    return items if accelerator.num_processes == 1 else gather_object(items)
-
-
 def summed(accelerator: Accelerator, figures: Tensor) -> Tensor:
     """The sum of all processes' figures, on the CPU."""
     if accelerator.num_processes == 1:
@@ -84,13 +69,10 @@ def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parame
     One flat all-reduce instead of DistributedDataParallel: the gradients are a megabyte, and a batch without
     images leaves the visual projection without gradients, which DDP has to be told about.
     """
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    for p in parameters:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     if accelerator.num_processes > 1:
-        flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
-        gradients = [
-            piece.view_as(p)
-            for p, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True)
-        ]
-    for p, gradient in zip(parameters, gradients, strict=True):
-        p.grad = gradient
+        flat = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters]), "sum")  # type: ignore[union-attr]
+        for p, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = piece.view_as(p)
     return summed(accelerator, sums)

@@ -6,18 +6,14 @@ asks for them, the adapters of some steps in `checkpoints`.
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from adapter.errors import AdapterError, first_line
 from adapter.files import atomic_write
@@ -29,28 +25,30 @@ from train.config import TrainConfig
 STATE = "state.pt"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-_UNMOVED_GATE, _UNMOVED_STEPS = 1e-5, 50  # gates that are all below this after so many steps do not learn
-_SATURATED_GATE = 2.65  # tanh of this is 0.99
 # Settings that change nothing about the adapter of a run: a resumed run may have others.
-_FREE_SETTINGS = {"save_every", "checkpoint_every", "gradient_checkpointing", "tracker"}
-# Settings that the encoder and the base decide; they are 1 until those are loaded.
-_SIZES = {"vision.feature_size", "vision.token_size", "tuning.intermediate_size"}
+_FREE_SETTINGS = ("save_every", "checkpoint_every", "gradient_checkpointing", "tracker")
+# What is not known before data, encoder and base are loaded: "", or 1 for a size.
+_LATER = ("data", "precision", "keep_text", "vision.feature_size", "vision.token_size", "tuning.intermediate_size")
+_CHANGED = {
+    "data": "its data has changed since it started, or which of it is held out",
+    "keep_text": "the text of keep has changed",
+    "start_from": "start_from is not the adapter that it started from",
+}
 
 
 class TrainError(AdapterError):
     """A run cannot start, continue or be saved."""
 
 
-@dataclass(frozen=True)
-class RunInputs:
-    """What a run is made from besides its settings and its base; "" where it is not known.
+def run_identity(config: TrainConfig, base: BaseFingerprint | None, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """All that the adapter of a run depends on: the same in all its processes, and when it is resumed.
 
-    data: digest of the records. precision: of the frozen base, as chosen. start_from: digest of that adapter.
+    base: None if it is not known yet. inputs: the digests of what else the run is made from, and its precision.
     """
-
-    data: str = ""
-    precision: str = ""
-    start_from: str = ""
+    settings = {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
+    fingerprint = {} if base is None else asdict(base)
+    fingerprint.pop("name", None)  # a folder's, where the base is one
+    return {**settings, **inputs, "base": fingerprint}
 
 
 class RunFolder:
@@ -79,25 +77,18 @@ class RunFolder:
             )
 
     def close(self) -> None:
-        """Releases the lock."""
-        self._lock.release()
+        """Releases the lock, however often the folder was opened."""
+        self._lock.release(force=True)
 
-    def load(
-        self, config: TrainConfig | None, inputs: RunInputs, base: BaseFingerprint | None = None
-    ) -> dict[str, Any]:
+    def load(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Reads what `save` wrote. Raises TrainError, which names each difference, if that was another run's.
 
-        None, or "" in `inputs`: not known yet, and not compared.
+        identity: of the run that is to go on; what it does not know yet is not compared.
         """
         path = self.path / STATE
         with _explained(f"'{path.name}' cannot be read. Start anew with another --out.", path):
             state = torch.load(path, map_location="cpu", weights_only=True)
-            saved, saved_inputs = state["config"], RunInputs(**state["inputs"])
-            trained_for = BaseFingerprint(**state["base"])
-        differences = [] if config is None else _changed_settings(saved, asdict(config))
-        differences += _changed_inputs(saved_inputs, inputs)
-        if base is not None and (reasons := _changed_base(trained_for, base)):
-            differences.append(f"its base was {trained_for.name} and is {base.name} ({', '.join(reasons)})")
+            differences = _differences(state["identity"], identity)
         if differences:
             raise TrainError(
                 f"The run in '{self.path.name}' cannot go on, because it would be another run: "
@@ -107,23 +98,17 @@ class RunFolder:
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replaces state.pt."""
+        """Replaces state.pt. state["identity"]: of the run."""
         sentence = (
             f"The run cannot be saved in '{self.path.name}'. The last good save is still there: free some room."
         )
         with _explained(sentence, self.path), atomic_write(self.path / STATE) as temporary:
             torch.save(state, temporary)
 
-    def save_adapter(self, adapter: Adapter) -> None:
-        """Replaces the adapter."""
-        with _explained(f"The adapter cannot be saved in '{self.path.name}'. Free some room.", self.path):
-            save_adapter(adapter, self.path)
-
-    def save_checkpoint(self, adapter: Adapter, step: int) -> None:
-        """Writes the adapter into a folder of its own, which can be served like any other."""
-        folder = self.path / CHECKPOINTS / f"step-{step:06d}"
-        sentence = f"The adapter of step {step} cannot be kept in '{self.path.name}'. Free some room."
-        with _explained(sentence, folder):
+    def save_adapter(self, adapter: Adapter, step: int | None = None) -> None:
+        """Replaces the adapter; or writes that of a step into a folder of its own, which can be served as well."""
+        folder = self.path if step is None else self.path / CHECKPOINTS / f"step-{step:06d}"
+        with _explained(f"The adapter cannot be saved in '{self.path.name}'. Free some room.", folder):
             save_adapter(adapter, folder)
 
     def drop_checkpoints_after(self, step: int) -> None:
@@ -132,42 +117,16 @@ class RunFolder:
             if folder.name[5:].isdigit() and int(folder.name[5:]) > step:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def finish(self) -> None:
-        """Removes state.pt: the run is complete and cannot be resumed."""
-        (self.path / STATE).unlink(missing_ok=True)
 
-
-def settings_that_count(config: TrainConfig) -> dict[str, Any]:
-    """The settings that all processes of a run must have alike."""
-    return {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
-
-
-def _changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any], group: str = "") -> list[str]:
+def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], group: str = "") -> list[str]:
     """What differs, such as "lr was 0.01 and is 0.5"."""
     differences: list[str] = []
-    for key in sorted({*saved, *now} - _FREE_SETTINGS):
+    for key in sorted({*saved, *now}):
         was, is_now, name = saved.get(key), now.get(key), f"{group}{key}"
         if isinstance(was, Mapping) and isinstance(is_now, Mapping):
-            differences += _changed_settings(was, is_now, f"{name}.")
-        elif was != is_now and not (name in _SIZES and is_now == 1):
-            differences.append(f"{name} was {_shown(was)} and is {_shown(is_now)}")
-    return differences
-
-
-def _changed_base(saved: BaseFingerprint, now: BaseFingerprint) -> list[str]:
-    """Unlike an adapter, which may be used with a sibling of its base, a run goes on with the same weights."""
-    changed = saved.weights and now.weights and saved.weights != now.weights
-    return [*saved.differences(now), *(["other weights"] if changed else [])]
-
-
-def _changed_inputs(saved: RunInputs, now: RunInputs) -> list[str]:
-    differences = []
-    if saved.data and now.data and saved.data != now.data:
-        differences.append("its data has changed since it started, or which of it is held out")
-    if saved.precision and now.precision and saved.precision != now.precision:
-        differences.append(f"precision was {saved.precision} and is {now.precision}")
-    if saved.start_from != now.start_from:
-        differences.append("start_from is not the adapter that it started from")
+            differences += _differences(was, is_now, f"{name}.")
+        elif was != is_now and not (is_now in (None, "", 1) and (name in _LATER or group == "base.")):
+            differences.append(_CHANGED.get(name, f"{name} was {_shown(was)} and is {_shown(is_now)}"))
     return differences
 
 
@@ -188,61 +147,3 @@ def _explained(sentence: str, path: Path) -> Iterator[None]:
     except Exception as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise TrainError(sentence, f"{path}: {reason}") from error
-
-
-class MetricsWriter:
-    """Writes metrics.jsonl, one JSON object with its `step` per line, and passes its figures on to a tracker."""
-
-    def __init__(
-        self,
-        folder: Path,
-        last_step: int,
-        log: Callable[[str], None],
-        track: Callable[[dict[str, float], int], None] = lambda *_: None,
-    ) -> None:
-        """last_step: the step that a resumed run continues after; recorded lines of later steps are dropped."""
-        self._path, self._log, self._track = folder / METRICS, log, track
-        self._warned: set[str] = set()
-        self._drop_after(last_step)
-
-    def record(self, step: int, **values: float) -> None:
-        """Writes the finite values. A full disk or a tracker that fails loses figures but does not end the run."""
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._write({"step": step, **finite})
-        try:
-            self._track(finite, step)
-        except Exception as error:  # whatever a service's client raises
-            self._warn(f"the tracker does not take all figures; {METRICS} has them", first_line(error))
-
-    def record_gates(self, step: int, gates: Tensor) -> None:
-        """Writes the mean absolute gate of each layer, lowest first. gates: [L, H]."""
-        self._write({"step": step, "gates": [round(v, 5) for v in gates.abs().mean(dim=1).tolist()]})
-
-    def check_gates(self, step: int, gates: Tensor, activation: str) -> None:
-        """Warns, once, if gates [L, H] do not move or are so large that tanh passes no gradient."""
-        if step == _UNMOVED_STEPS and gates.abs().max() < _UNMOVED_GATE:
-            self._warn("the gates have not moved. Raise gate_lr; at zero gates nothing else learns")
-        if activation == "tanh" and (gates.abs() > _SATURATED_GATE).float().mean() > 0.5:
-            self._warn("most gates are saturated and hardly learn any more. Lower gate_lr")
-
-    def _write(self, line: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError), open(self._path, "a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def _warn(self, text: str, detail: str = "") -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            self._log(f"warning: {text}.")
-            if detail:
-                print(detail, file=sys.stderr)
-
-    def _drop_after(self, step: int) -> None:
-        if not self._path.exists():
-            return
-        lines = []
-        for line in self._path.read_text().splitlines():
-            with contextlib.suppress(ValueError):  # a line that a kill has truncated
-                if json.loads(line)["step"] <= step:
-                    lines.append(line + "\n")
-        with contextlib.suppress(OSError), atomic_write(self._path) as temporary:
-            temporary.write_text("".join(lines))

@@ -35,14 +35,27 @@ def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callabl
     if recipe.preset is not None:
         log(describe_preset(recipe.preset))
     recipe = _with_start(recipe)
-    stated = recipe.stated | (set() if recipe.start_from is None else {"template"})
-    config = with_template(recipe.train, tokenizer, "template" in stated, log)
+    config, context, changes = recipe.train, base.max_position_embeddings, dict[str, Any]()
+    if config.template == "chat" and default_template(tokenizer) != "chat":
+        if "template" in recipe.stated or recipe.start_from is not None:
+            raise ConfigError("This base has no chat template. Train with template: alpaca or raw.")
+        log("template alpaca: this base has no chat template")
+        changes["template"] = "alpaca"
     if config.form is not None:
         try:
             check_form(config.form)
         except BadInput as error:
             raise ConfigError(f"form: {error}") from error
-    return dataclasses.replace(recipe, train=_with_base(config, base, "max_length" in stated, log))
+    config.layers_of(base.num_hidden_layers)
+    if config.max_length > context:
+        if "max_length" in recipe.stated:
+            asked = config.max_length
+            raise ConfigError(f"max_length {asked} is more than the {context} tokens that this base reads.")
+        log(f"max_length {context}: this base reads no more")
+        changes["max_length"] = context
+    if config.tuning is not None:
+        changes["tuning"] = dataclasses.replace(config.tuning, intermediate_size=base.intermediate_size)
+    return dataclasses.replace(recipe, train=dataclasses.replace(config, **changes))
 
 
 def _with_start(recipe: RecipeFile) -> RecipeFile:
@@ -85,36 +98,6 @@ def _differences(recipe: RecipeFile, start: AdapterConfig) -> list[str]:
         elif wanted.get(key) != found.get(key):
             differences.append(f"{key} {wanted.get(key)!r} where the adapter has {found.get(key)!r}")
     return differences
-
-
-def with_template(config: TrainConfig, tokenizer: Any, stated: bool, log: Callable[[str], None]) -> TrainConfig:
-    """The configuration with a template that the base has: Alpaca's for one without a chat template.
-
-    Raises ConfigError if `chat` is not merely the default but stated.
-    """
-    if config.template != "chat" or default_template(tokenizer) == "chat":
-        return config
-    if stated:
-        raise ConfigError("This base has no chat template. Train with template: alpaca or raw.")
-    log("template alpaca: this base has no chat template")
-    return dataclasses.replace(config, template="alpaca")
-
-
-def _with_base(config: TrainConfig, base: LlamaConfig, stated: bool, log: Callable[[str], None]) -> TrainConfig:
-    """The configuration with its base's sizes. stated: whether max_length is."""
-    config.layers_of(base.num_hidden_layers)
-    context = base.max_position_embeddings
-    if config.max_length > context:
-        if stated:
-            raise ConfigError(
-                f"max_length {config.max_length} is more than the {context} tokens that this base reads."
-            )
-        log(f"max_length {context}: this base reads no more")
-        config = dataclasses.replace(config, max_length=context)
-    if config.tuning is None:
-        return config
-    tuning = dataclasses.replace(config.tuning, intermediate_size=base.intermediate_size)
-    return dataclasses.replace(config, tuning=tuning)
 
 
 def check_pictures(recipe: RecipeFile, examples: FileExamples, log: Callable[[str], None]) -> None:

@@ -61,7 +61,7 @@ def parrot_command(tiny_folder, tmp_path, monkeypatch) -> Callable[..., list[str
 
 def signal_after(patch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT) -> None:
     """Sends the next run a signal after its step `step`."""
-    from train.run_folder import MetricsWriter
+    from train.tracker import MetricsWriter
 
     record = MetricsWriter.record
 

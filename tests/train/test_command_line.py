@@ -14,7 +14,7 @@ from adapter.base.embedded import BASE
 from adapter.method.checkpoint import load_adapter
 from tests.tiny_models import random_llama
 from train.__main__ import main
-from train.config import ConfigError, DataConfig, read_recipe, recipe_text
+from train.config import ConfigError, DataConfig, check_run, read_recipe, recipe_text
 from train.input.examples import FileExamples
 
 
@@ -57,9 +57,9 @@ def test_a_wrong_recipe_is_refused_with_a_sentence(tmp_path, lines, message):
 def test_a_mixture_is_read_and_written_back(tmp_path):
     parts = "[a.json, {path: 'hf:user/name', weight: 2, split: test, config: main, validation: 0}]"
     recipe = read_recipe(None, [f"data={parts}", "steps=1", "name=x"])
-    assert read_recipe(None, [f"data={parts}".replace("a.json, ", ""), "steps=1"], to_run=True).data[0].weight == 2
-    with pytest.raises(ConfigError, match="there is no file or folder 'a.json'. Check the path of data"):
-        read_recipe(None, [f"data={parts}", "steps=1"], to_run=True)
+    check_run(dataclasses.replace(recipe, data=recipe.data[1:]))
+    with pytest.raises(ConfigError, match="There is no file or folder 'a.json'. Check the path of data"):
+        check_run(recipe)
     of_hub = DataConfig("hf:user/name", "test", "main", validation=0.0, weight=2.0)
     assert recipe.data == (DataConfig("a.json"), of_hub)
     for again in (recipe, dataclasses.replace(recipe, data=recipe.data[:1])):
@@ -111,7 +111,8 @@ def test_a_gpu_trains_and_goes_on(run, stop_after, settings, tmp_path):
 
 def test_what_does_not_apply_is_refused(run, capsys):
     for words, sentence in (
-        (["data=nope"], "there is no file or folder 'nope'"), (["data=."], "steps or epochs must be above 0"),
+        (["data=nope", "preset=small"], "There is no file or folder 'nope'"),
+        (["data=."], "steps or epochs must be above 0"),
         (["pirate", "lrr=1"], "unknown key 'lrr'; did you mean 'lr'"),
         (["pirate", "--check"], "--check is for files"),
         ([], "Choose one of: extract, pirate, see, tutor"),
@@ -131,7 +132,7 @@ def test_an_invalid_name_is_refused_before_anything_is_read(name, more, rows, tm
     before = set(tmp_path.rglob("*"))
     assert main([f"data={rows}", f"name={json.dumps(name)}", "preset=small", *more]) == 1
     output = capsys.readouterr()
-    assert output.err.startswith(f"error: the command line: name={name!r} cannot be used. ")
+    assert output.err.startswith(f"error: name={name!r} cannot be used. ")
     assert output.err.count("\n") == 1 and not output.out and set(tmp_path.rglob("*")) == before
 
 

@@ -32,9 +32,8 @@ from tests.train.conftest import signal_after
 from train.__main__ import main
 from train.config import TrainConfig
 from train.input.examples import Example
-from train.job import Outcome, Stopped
-from train.loop import new_adapter
-from train.optimizer import rate_factor
+from train.job import Job, Outcome, Stopped
+from train.loop import new_adapter, rate_factor
 from train.run_folder import METRICS, STATE, RunFolder, TrainError
 
 WORDS = ("ab", "cd", "ef", "gh")
@@ -156,7 +155,7 @@ def on_both(arguments: Callable[..., list[str]], nodes: list[Path], *more: str, 
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        (lambda node: (node / "data" / "rows.jsonl").unlink(), "there is no file or folder 'rows.jsonl'"),
+        (lambda node: (node / "data" / "rows.jsonl").unlink(), "There is no file or folder 'rows.jsonl'"),
         (
             lambda node: (node / "recipe.yaml").write_text("warmup: 0.5"),
             "do not train the same run: their settings",
@@ -207,9 +206,9 @@ def train_echo(tiny_base, tmp_path):
     def run(folder="run", resume=False, finish=lambda *_: None, **changes):
         config = dataclasses.replace(ECHO, **changes)
         adapter = new_adapter(config, tiny_base)
-        return train.job.train(
-            config, tiny_base, examples, tmp_path / folder, adapter, resume=resume, finish=finish
-        )
+        return Job(
+            config, tiny_base, examples, RunFolder(tmp_path / folder), adapter, resume=resume, finish=finish
+        ).run()
 
     return run
 
@@ -271,7 +270,7 @@ def test_steps_with_gradients_that_are_not_finite_are_left_out_and_then_end_the_
     nan_loss = lambda model, adapter, *_: (adapter.prompts.sum() + adapter.gates.sum()) * float("nan")  # noqa: E731
     monkeypatch.setattr(train.job, "total_loss", nan_loss)
     with pytest.raises(TrainError, match="not finite"):
-        train.job.train(ECHO, tiny_base, examples, tmp_path / "run", adapter)
+        Job(ECHO, tiny_base, examples, RunFolder(tmp_path / "run"), adapter).run()
     assert torch.equal(adapter.prompts, prompts)
     assert "the step is left out" in capsys.readouterr().out
 

@@ -21,9 +21,10 @@ from train.config import TrainConfig
 from train.input.batches import collate
 from train.input.examples import Example
 from train.input.rows import IGNORED, Tokeniser
-from train.job import train
+from train.job import Job
 from train.loop import _HeadLoss, evaluate, new_adapter, total_loss
 from train.precision import load_to_train
+from train.run_folder import RunFolder
 
 CONFIG = TrainConfig("echo", steps=2, batch_size=4, prompt_length=4, template="raw", eval_every=1000, held_out=8)
 
@@ -60,7 +61,7 @@ def test_after_two_steps_prompts_and_gates_moved_and_the_base_did_not(tiny_base,
     torch.manual_seed(CONFIG.seed)
     started = new_adapter(CONFIG, tiny_base)
     prompts = started.prompts.detach().clone()
-    trained, _ = train(CONFIG, tiny_base, examples, tmp_path / "echo", started)
+    trained, _ = Job(CONFIG, tiny_base, examples, RunFolder(tmp_path / "echo"), started).run()
     assert fingerprint(tiny_base.model) == before
     assert all(p.grad is None for p in tiny_base.model.parameters())
     assert (trained.gates != 0).all()
@@ -73,7 +74,8 @@ def test_each_part_has_its_own_learning_rate(tiny_base, tmp_path):
     """AdamW's first step is as large as its rate; what is zero at first has not decayed."""
     tuning = TuningConfig(tiny_base.model.config.intermediate_size, bias=True)
     config = dataclasses.replace(CONFIG, steps=1, warmup=0, tuning=tuning, lr=0.5, gate_lr=3e-2, tuning_lr=7e-3)
-    trained, _ = train(config, tiny_base, examples, tmp_path / "echo", new_adapter(config, tiny_base))
+    adapter = new_adapter(config, tiny_base)
+    trained, _ = Job(config, tiny_base, examples, RunFolder(tmp_path / "echo"), adapter).run()
     assert trained.gates.abs().max() == pytest.approx(3e-2, rel=1e-3)
     assert trained.tuning.bias["o"].abs().max() == pytest.approx(7e-3, rel=1e-3)
 
@@ -99,7 +101,7 @@ def test_training_learns_and_what_is_saved_is_what_was_trained(tiny_base, tmp_pa
     untrained = new_adapter(config, tiny_base)
     held_out = [batch_of(examples("validation"), tiny_base)]
     before = mean_loss(tiny_base, untrained, held_out)
-    trained, result = train(config, tiny_base, examples, tmp_path / "echo", untrained)
+    trained, result = Job(config, tiny_base, examples, RunFolder(tmp_path / "echo"), untrained).run()
     loss = result.loss
     assert loss < before - 0.5
     loaded = load_adapter(tmp_path / "echo", tiny_base.fingerprint)

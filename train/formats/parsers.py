@@ -5,31 +5,19 @@ Each parser turns one object, of JSON or a row of a table, into a Record or rais
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, create_model, model_validator
 
 from adapter.base.template import Message, Role
-from train.formats.record import (
-    DataError,
-    Picture,
-    Record,
-    check_conversation,
-    fault,
-    image_path,
-    image_paths,
-    list_of,
-    object_of,
-    required,
-    single_image,
-    text_of,
-    without_placeholders,
-)
+from train.formats.record import DataError, EmbeddedPicture, Filled, Picture, Record, Shape, Text, check
 
-_ROLES = get_args(Role)
 _LLAVA_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
-_IMAGE_KEYS = ("image", "path", "url", "image_url")  # keys of a content block that may name its image
 # Each format and the shape of its records, for error messages.
 FORMATS = {
     "alpaca": "objects with 'instruction' and 'output', and perhaps 'input' and 'image'",
@@ -85,130 +73,193 @@ def caption_columns(value: Mapping[str, Any]) -> tuple[str, str] | None:
     return None if image is None or caption is None else (image, caption)
 
 
+# What the objects hold.
+
+
+def _no_address(name: str) -> str:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", name):
+        shown = name if len(name) <= 80 else name[:77] + "..."
+        raise ValueError(f"is an address, '{shown}'. Download the picture first and name the file here.")
+    return name
+
+
+# The path of a picture, or a picture itself.
+_Named = Annotated[Filled, AfterValidator(_no_address)] | InstanceOf[EmbeddedPicture]
+_AnyNamed = Annotated[_Named | list[_Named] | None, BeforeValidator(lambda value: value or None)]
+
+
+class _Pictured(Shape):
+    image: _AnyNamed = None
+    images: _AnyNamed = None
+
+
+class _Alpaca(_Pictured):
+    instruction: Text
+    input: Text | None = None
+    output: Text
+
+
+class _Address(Shape):
+    url: _Named
+
+
+class _Block(Shape):
+    type: Literal["text", "image", "image_url"]
+    text: Text | None = None
+    image: _Named | None = None
+    path: _Named | None = None
+    url: _Named | None = None
+    image_url: _Named | _Address | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> _Block:
+        if self.type == "text" and self.text is None:
+            raise ValueError("has no 'text'. Add it, or take the record out.")
+        return self
+
+    def picture(self) -> str | EmbeddedPicture | None:
+        """What names it, the first that is there."""
+        names = (self.image, self.path, self.url, self.image_url)
+        name = next((name for name in names if name is not None), None)
+        return name.url if isinstance(name, _Address) else name
+
+
+class _Turn(Shape):
+    role: Role
+    content: Text | list[_Block]
+    weight: Annotated[float, Field(ge=0, le=1, multiple_of=1)] | None = None  # 0: carries no loss, as for OpenAI
+
+
+class _Chat(_Pictured):
+    messages: Annotated[list[_Turn], Field(min_length=1)]
+
+
+class _Said(Shape):
+    speaker: Annotated[Literal["human", "gpt", "system"], Field(alias="from")]
+    value: Text
+
+
+class _Llava(_Pictured):
+    conversations: Annotated[list[_Said], Field(min_length=1)]
+
+
+@cache
+def _two_columns(first: str, kind: Any, second: str, other: Any) -> type[Shape]:
+    return create_model("Row", __base__=_Pictured, **{first: (kind, ...), second: (other, ...)})  # type: ignore[call-overload]
+
+
+# What they become.
+
+
 def parse(format: str, value: dict[str, Any], where: str, images: Path, index: int) -> Record:
     """The record of one object. images: the folder that image paths are relative to. Raises DataError.
 
     index: its number in the file, which chooses the request of a caption.
     """
+    if format == "alpaca":
+        alpaca = check(_Alpaca, value, where)
+        given = alpaca.input or ""
+        request = Message("user", alpaca.instruction, given if given.strip() else "")
+        if not request.full_text.strip():
+            raise DataError(f"{where}: 'instruction' and 'input' are both empty. Fill one in, or take it out.")
+        messages = (request, Message("assistant", alpaca.output))
+        return Record(messages, _single(_named(alpaca, images), where), where)
+    if format == "chat":
+        return _of_chat(value, where, images)
+    if format == "llava":
+        llava = check(_Llava, value, where)
+        image = _single(_named(llava, images), where)
+        turns = [Message(_LLAVA_ROLES[said.speaker], said.value) for said in llava.conversations]
+        return Record(_conversation(turns, image, "conversations", where), image, where)
     if format == "captions":
-        return _parse_caption(value, where, images, index)
-    return _PARSERS[format](value, where, images)
+        columns = caption_columns(value) or ("image", "caption")
+        row = check(_two_columns(columns[0], _Named, columns[1], Filled), value, where)
+        image, caption = _path(getattr(row, columns[0]), images), getattr(row, columns[1]).strip()
+        asked = REQUESTS[index % len(REQUESTS)]
+        return Record((Message("user", asked), Message("assistant", caption)), image, where)
+    fields = _FIELDS["pairs"]
+    first, second = next((names for names in fields if all(name in value for name in names)), fields[0])
+    if isinstance(value.get(first), list) and isinstance(value.get(second), list):  # of messages, as TRL has them
+        return _of_chat({**value, "messages": [*value[first], *value[second]]}, where, images)
+    row = check(_two_columns(first, Filled, second, Text), value, where)
+    image, asked = _single(_named(row, images), where), getattr(row, first)
+    asked = _without_placeholders(asked) if image else asked
+    return Record((Message("user", asked), Message("assistant", getattr(row, second))), image, where)
 
 
-def _parse_alpaca(value: dict[str, Any], where: str, images: Path) -> Record:
-    """The user's turn is the instruction with its input, if there is one."""
-    instruction = text_of(required(value, "instruction", where), "instruction", where)
-    given = value.get("input")
-    given = "" if given is None else text_of(given, "input", where)
-    output = text_of(required(value, "output", where), "output", where)
-    request = Message("user", instruction, given if given.strip() else "")
-    if not request.full_text.strip():
-        raise DataError(f"{where}: 'instruction' and 'input' are both empty. Fill one in, or take the record out.")
-    messages = (request, Message("assistant", output))
-    return Record(messages, single_image(image_paths(value, where, images), where), where)
-
-
-def _parse_chat(value: dict[str, Any], where: str, images: Path) -> Record:
-    """Content is text or blocks. The image is named in a block or in the record's `image` or `images`; a block
-    {"type": "image"} without a name refers to the latter. An assistant turn of `weight` 0 carries no loss, as in
-    OpenAI's files.
+def _of_chat(value: dict[str, Any], where: str, images: Path) -> Record:
+    """The image is named in a block or in the record's `image` or `images`; a block {"type": "image"} without a
+    name refers to the latter.
     """
-    paths = image_paths(value, where, images)
-    record_has_image = bool(paths)
-    turns, refers_to_record, unlearnt = [], False, []
-    for i, item in enumerate(list_of(required(value, "messages", where), "messages", where)):
-        field = f"messages[{i}]"
-        item = object_of(item, field, where)
-        role = required(item, "role", where, f"{field}.role")
-        if role not in _ROLES:
-            raise fault(where, f"{field}.role", f"is {role!r}", f"Known roles: {', '.join(_ROLES)}.")
-        content = required(item, "content", where, f"{field}.content")
-        if isinstance(content, list):
-            texts = []
-            for j, block in enumerate(content):
-                text, shown = _parse_block(block, f"{field}.content[{j}]", where, images)
-                texts += [text] if text is not None else []
-                paths += [shown] if shown else []
-                refers_to_record |= text is None and shown is None
-            content = "\n".join(texts)
-        if item.get("weight", 1) not in (0, 1, None):
-            raise fault(where, f"{field}.weight", "is neither 0 nor 1", "0 leaves a turn unlearnt, 1 learns it.")
-        if role == "assistant" and item.get("weight") == 0:
+    chat = check(_Chat, value, where)
+    paths = list(_named(chat, images))
+    has_own, refers, turns, unlearnt = bool(paths), False, [], []
+    for i, turn in enumerate(chat.messages):
+        text = turn.content
+        if not isinstance(text, str):
+            names = [block.picture() for block in text if block.type != "text"]
+            paths += [_path(name, images) for name in names if name is not None]
+            refers |= None in names
+            text = "\n".join(block.text or "" for block in text if block.type == "text")
+        turns.append(Message(turn.role, text))
+        if turn.role == "assistant" and turn.weight == 0:
             unlearnt.append(i)
-        turns.append(Message(cast(Role, role), text_of(content, f"{field}.content", where)))
     if len(turns) - 1 in unlearnt:
-        raise fault(
-            where, f"messages[{len(turns) - 1}].weight", "is 0 in the last turn", "It is the one to learn."
-        )
-    if refers_to_record and not record_has_image:
+        raise DataError(f"{where}: the 'weight' of the last turn is 0. It is the one to learn.")
+    if refers and not has_own:
         raise DataError(
             f"{where}: an image block in 'messages' names no picture and the record has no 'images'. Name it."
         )
-    image = single_image(paths, where)
+    image = _single(paths, where)
+    return Record(_conversation(turns, image, "messages", where), image, where, tuple(unlearnt))
+
+
+def _path(name: str | EmbeddedPicture, images: Path) -> Picture:
+    return images / name if isinstance(name, str) else name
+
+
+def _named(value: Any, images: Path) -> Iterable[Picture]:
+    """The pictures in a record's `image` and `images`."""
+    for named in (value.image, value.images):
+        names = named if isinstance(named, list) else [] if named is None else [named]
+        yield from (_path(name, images) for name in names)
+
+
+def _single(paths: Iterable[Picture], where: str) -> Picture | None:
+    """The image of a conversation, if it has one. Raises DataError if it has several; naming one twice is fine."""
+    distinct = list(dict.fromkeys(paths))
+    if len(distinct) > 1:
+        raise DataError(
+            f"{where}: {len(distinct)} images in one conversation ({distinct[0].name}, {distinct[1].name}, ...). "
+            "One is the limit for now: keep one, or split the conversation."
+        )
+    return distinct[0] if distinct else None
+
+
+def _conversation(turns: Sequence[Message], image: Picture | None, field: str, where: str) -> tuple[Message, ...]:
+    """The turns, without "<image>" if there is one, if they can be learnt from. field: their name in errors.
+
+    An empty answer is allowed (it ends at once), an empty request is not, as the template has nothing to insert.
+    """
     if image:
-        turns = [replace(turn, text=without_placeholders(turn.text)) for turn in turns]
-    return Record(check_conversation(turns, "messages", where), image, where, tuple(unlearnt))
+        turns = [replace(turn, text=_without_placeholders(turn.text)) for turn in turns]
+    for i, turn in enumerate(turns):
+        problem = ""
+        if turn.role == "system" and i > 0:
+            problem = "is a system turn in the middle. It can only come first."
+        elif turn.role == "user" and not turn.text.strip():
+            problem = "is an empty turn of the user's. Write what the user asks."
+        elif turn.role == "assistant" and i == (turns[0].role == "system"):
+            problem = "is the assistant's. The user must speak first."
+        elif turn.role != "assistant" and i == len(turns) - 1:
+            problem = f"is the last turn and the {turn.role}'s. The assistant must end it: add its answer."
+        if problem:
+            raise DataError(f"{where}: '{field}[{i}]' {problem}")
+    return tuple(turns)
 
 
-def _parse_block(block: Any, field: str, where: str, images: Path) -> tuple[str | None, Picture | None]:
-    """The text or the image of a content block; neither for an image block without a name."""
-    block = object_of(block, field, where)
-    kind = required(block, "type", where, f"{field}.type")
-    if kind == "text":
-        return text_of(required(block, "text", where, f"{field}.text"), f"{field}.text", where), None
-    if kind not in ("image", "image_url"):
-        raise fault(where, f"{field}.type", f"is {kind!r}", "Known types: text, image, image_url.")
-    for key in _IMAGE_KEYS:
-        if block.get(key) is not None:
-            name, place = block[key], f"{field}.{key}"
-            if isinstance(name, dict):
-                name, place = required(name, "url", where, f"{place}.url"), f"{place}.url"
-            return None, image_path(name, place, where, images)
-    return None, None
-
-
-def _parse_llava(value: dict[str, Any], where: str, images: Path) -> Record:
-    """The text loses its "<image>" placeholders if there is an image, which the model gets as prompts."""
-    image = single_image(image_paths(value, where, images), where)
-    turns = []
-    for i, item in enumerate(list_of(required(value, "conversations", where), "conversations", where)):
-        field = f"conversations[{i}]"
-        item = object_of(item, field, where)
-        speaker = required(item, "from", where, f"{field}.from")
-        if not isinstance(speaker, str) or speaker not in _LLAVA_ROLES:
-            raise fault(where, f"{field}.from", f"is {speaker!r}", f"Known speakers: {', '.join(_LLAVA_ROLES)}.")
-        text = text_of(required(item, "value", where, f"{field}.value"), f"{field}.value", where)
-        turns.append(Message(_LLAVA_ROLES[speaker], without_placeholders(text) if image else text))
-    return Record(check_conversation(turns, "conversations", where), image, where)
-
-
-def _parse_pair(value: dict[str, Any], where: str, images: Path) -> Record:
-    """Both are text, or both lists of messages, as TRL has them."""
-    fields = _FIELDS["pairs"]
-    asked, answered = next((names for names in fields if all(name in value for name in names)), fields[0])
-    if isinstance(value.get(asked), list) and isinstance(value.get(answered), list):
-        return _parse_chat({**value, "messages": [*value[asked], *value[answered]]}, where, images)
-    request = text_of(required(value, asked, where), asked, where, blank=False)
-    answer = text_of(required(value, answered, where), answered, where)
-    image = single_image(image_paths(value, where, images), where)
-    request = without_placeholders(request) if image else request
-    return Record((Message("user", request), Message("assistant", answer)), image, where)
-
-
-def _parse_caption(value: dict[str, Any], where: str, images: Path, index: int) -> Record:
-    columns = caption_columns(value)
-    if columns is None:
-        missing = "caption" if any(name in value for name in _IMAGE_COLUMNS) else "image"
-        raise fault(where, missing, "is missing", "Add it, or take the record out.")
-    image = image_path(value[columns[0]], columns[0], where, images)
-    caption = text_of(value[columns[1]], columns[1], where, blank=False).strip()
-    return Record((Message("user", REQUESTS[index % len(REQUESTS)]), Message("assistant", caption)), image, where)
-
-
-_PARSERS = {
-    "alpaca": _parse_alpaca,
-    "chat": _parse_chat,
-    "llava": _parse_llava,
-    "pairs": _parse_pair,
-    "scienceqa": _parse_pair,
-}
+def _without_placeholders(text: str) -> str:
+    """The text without "<image>" and the whitespace around it."""
+    if "<image>" not in text:
+        return text
+    return re.sub(r"\s*<image>\s*", lambda m: "\n" if "\n" in m[0] else " ", text).strip()

@@ -1,15 +1,16 @@
-"""One record of training data, its picture, the checks that all formats share, and their error."""
+"""One record of training data, its picture, and how objects of JSON are checked."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Sequence
+import reprlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from adapter.base.template import Message
 from adapter.errors import AdapterError
@@ -83,121 +84,61 @@ class Record:
     unlearnt: tuple[int, ...] = ()
 
 
-def fault(where: str, field: str, problem: str, remedy: str) -> DataError:
-    return DataError(f"{where}: '{field}' {problem}. {remedy}")
+# Objects of JSON.
+
+
+class Shape(BaseModel):
+    """What an object holds. Other keys are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # also of bytes that are no text, see sources.py
+        raise ValueError("is not UTF-8, or holds half of a surrogate pair. Save the file as UTF-8.") from error
+    return text
+
+
+def _filled(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty. Fill it in, or take the record out.")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Filled = Annotated[Text, AfterValidator(_filled)]
+AnyShape = TypeVar("AnyShape", bound=Shape)
+_TYPES = {"string_type": "text", "list_type": "a list", "model_type": "an object"}
+_TYPES |= {"dict_type": "an object", "int_type": "a number"}
+
+
+def check(shape: type[AnyShape], value: Any, where: str) -> AnyShape:
+    """The value as that shape. Raises DataError, which names the field of a fault."""
+    try:
+        return shape.model_validate(value)
+    except ValidationError as error:
+        # Where several shapes are allowed, the one that fits furthest is meant.
+        problem = max(error.errors(include_url=False), key=lambda problem: len(problem["loc"]))
+    kind, given, name, inner = problem["type"], problem["input"], "", value
+    for part in problem["loc"]:  # which also has the names of the shapes that were tried
+        if isinstance(part, int) or (isinstance(inner, dict) and part in inner):
+            name, inner = name + (f"[{part}]" if isinstance(part, int) else f".{part}"), inner[part]
+    if kind == "missing":
+        name, says = f"{name}.{problem['loc'][-1]}", "is missing. Add it, or take the record out."
+    elif kind in _TYPES:
+        says = f"is {json_type(given)}, not {_TYPES[kind]}. Mend it, or take the record out."
+    elif kind == "too_short":
+        says = "is an empty list. Fill it in, or take the record out."
+    elif kind == "value_error":
+        says = str(problem["ctx"]["error"])
+    else:
+        says = f"is {reprlib.repr(given)}. {problem['msg'].replace('Input', 'It', 1)}."
+    raise DataError(f"{where}: '{name.lstrip('.')}' {says}" if name else f"{where}: {says}")
 
 
 def json_type(value: Any) -> str:
     """JSON's name for the type of a value, with its article."""
     names = {type(None): "null", bool: "a boolean", str: "text", list: "a list", dict: "an object"}
     return names.get(type(value), "a number")
-
-
-def required(value: dict[str, Any], key: str, where: str, field: str = "") -> Any:
-    """value[key]. field: the key's name in the error, if another."""
-    if key not in value:
-        raise fault(where, field or key, "is missing", "Add it, or take the record out.")
-    return value[key]
-
-
-def text_of(value: Any, field: str, where: str, blank: bool = True) -> str:
-    """The value if it is text that can be encoded as UTF-8, and not blank unless `blank` allows it."""
-    if not isinstance(value, str):
-        raise fault(where, field, f"is {json_type(value)}, not text", "Write it as a string.")
-    if not value.isascii() and re.search("[\ud800-\udfff]", value):
-        if re.search("[\udc80-\udcff]", value):  # bytes that are no text, see sources.py
-            raise fault(where, field, "is not UTF-8", "Save the file as UTF-8.")
-        raise fault(where, field, "holds half of a surrogate pair", "Write that character whole, or take it out.")
-    if not blank and not value.strip():
-        raise fault(where, field, "is empty", "Fill it in, or take the record out.")
-    return value
-
-
-def list_of(value: Any, field: str, where: str) -> list[Any]:
-    """The value if it is a list that is not empty."""
-    if not isinstance(value, list):
-        raise fault(where, field, f"is {json_type(value)}, not a list", "Write it as a list.")
-    if not value:
-        raise fault(where, field, "is an empty list", "Fill it in, or take the record out.")
-    return value
-
-
-def object_of(value: Any, field: str, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise fault(where, field, f"is {json_type(value)}, not an object", "Write it as {...}.")
-    return value
-
-
-def image_path(value: Any, field: str, where: str, folder: Path) -> Picture:
-    """The path that a record names, relative to `folder` unless it is absolute, or the picture that it holds.
-
-    Opens nothing.
-    """
-    if isinstance(value, EmbeddedPicture):
-        return value
-    if value is None:
-        raise fault(where, field, "is null", "Give it a picture, or take the record out.")
-    name = text_of(value, field, where, blank=False)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", name):
-        shown = name if len(name) <= 80 else name[:77] + "..."
-        raise fault(
-            where, field, f"is an address, '{shown}'", "Download the picture first and name the file here."
-        )
-    return folder / name
-
-
-def image_paths(value: dict[str, Any], where: str, folder: Path) -> list[Picture]:
-    """The pictures in a record's `image` and `images`, each one path or a list; null and "" are no image."""
-    paths = []
-    for key in ("image", "images"):
-        named = value.get(key)
-        if isinstance(named, list):
-            paths += [image_path(name, f"{key}[{i}]", where, folder) for i, name in enumerate(named)]
-        elif named not in (None, ""):
-            paths.append(image_path(named, key, where, folder))
-    return paths
-
-
-def single_image(paths: Sequence[Picture], where: str) -> Picture | None:
-    """The image of a conversation, if it has one. Raises DataError if it has several; naming one twice is fine."""
-    distinct = list(dict.fromkeys(paths))
-    if len(distinct) > 1:
-        raise DataError(
-            f"{where}: {len(distinct)} images in one conversation ({distinct[0].name}, {distinct[1].name}, ...). "
-            "One is the limit for now: keep one, or split the conversation."
-        )
-    return distinct[0] if distinct else None
-
-
-def check_conversation(messages: Sequence[Message], field: str, where: str) -> tuple[Message, ...]:
-    """The turns if they can be learned from: a system turn only first, then the user's, and the assistant's last.
-
-    field: the list's name in errors. An empty assistant turn is allowed (the answer ends at once), an empty user
-    turn is not, as the template has nothing to insert.
-    """
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
-    skipped = len(messages) - len(turns)
-    if not turns:
-        raise fault(where, field, "holds no turn of the assistant", "Add what it should answer.")
-    for i, turn in enumerate(turns, skipped):
-        if turn.role == "system":
-            raise fault(where, f"{field}[{i}]", "is a system turn in the middle", "It can only come first.")
-        if turn.role == "user" and not turn.text.strip():
-            raise fault(where, f"{field}[{i}]", "is an empty turn of the user's", "Write what the user asks.")
-    if turns[0].role != "user":
-        raise fault(where, f"{field}[{skipped}]", "is the assistant's", "The user must speak first.")
-    if turns[-1].role != "assistant":
-        raise fault(
-            where,
-            f"{field}[{len(messages) - 1}]",
-            "is the last turn and the user's",
-            "The assistant must end it: add its answer, or take the turn out.",
-        )
-    return tuple(messages)
-
-
-def without_placeholders(text: str) -> str:
-    """The text without "<image>" and the whitespace around it."""
-    if "<image>" not in text:
-        return text
-    return re.sub(r"\s*<image>\s*", lambda m: "\n" if "\n" in m[0] else " ", text).strip()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from train.formats.record import DataError, fault, list_of, object_of, required, text_of
+from pydantic import Field, model_validator
+
+from train.formats.record import DataError, Filled, Shape, Text, check
 from train.formats.sources import Item, read_json
 
 T = TypeVar("T")
@@ -17,19 +17,35 @@ COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg")
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One multiple-choice question. answer: index of the right choice; image: a path that may not exist."""
+class _Files(Shape):
+    problems: dict[str, dict[str, Any]]
+    splits: dict[str, list[int | str]]
+
+
+class Problem(Shape):
+    """One multiple-choice question. answer: index of the right choice."""
 
     id: str
-    question: str
-    choices: tuple[str, ...]
+    question: Filled
+    choices: Annotated[list[Text], Field(min_length=1, max_length=len(LETTERS))]
     answer: int
-    hint: str
-    image: Path | None
-    grade: int  # 1 to 12
-    subject: str  # natural science, social science, language science
-    split: str  # train, val, test
+    hint: Text | None
+    image_name: Annotated[Text | None, Field(alias="image")]
+    grade: Annotated[str, Field(pattern=r"^grade([1-9]|1[0-2])$")]
+    subject: Literal["natural science", "social science", "language science"]
+    split: Filled  # train, val, test
+    images: Path  # the folder of all pictures
+
+    @model_validator(mode="after")
+    def _check(self) -> Problem:
+        if not 0 <= self.answer < len(self.choices):
+            raise ValueError(f"answer {self.answer} is no index of the {len(self.choices)} choices.")
+        return self
+
+    @property
+    def image(self) -> Path | None:
+        """A path that may not exist."""
+        return self.images / self.split / self.id / self.image_name if self.image_name else None
 
     @property
     def has_text(self) -> bool:
@@ -60,20 +76,20 @@ def problems(folder: Path, split: str, images: Path | None = None) -> Sequence[P
     Raises DataError if the files, the split or a problem of it are broken.
     """
     # Both files are one object each, 30 MB and 0.3 MB: loaded whole.
-    all_problems = read_json(folder / "problems.json")
-    splits = read_json(folder / "pid_splits.json")
-    if split not in splits:
-        raise DataError(f"pid_splits.json has no split '{split}'. It has: {', '.join(splits)}.")
-    images = images or picture_folder(folder)
-    selected = []
-    for number in list_of(splits[split], split, "pid_splits.json"):
-        if str(number) not in all_problems:
+    parts = {"problems": "problems.json", "splits": "pid_splits.json"}
+    files = check(_Files, {part: read_json(folder / name) for part, name in parts.items()}, folder.name)
+    if split not in files.splits:
+        raise DataError(f"pid_splits.json has no split '{split}'. It has: {', '.join(files.splits)}.")
+    pictures, found = images or picture_folder(folder), []
+    for number in map(str, files.splits[split]):
+        if number not in files.problems:
             raise DataError(
                 f"pid_splits.json, split '{split}': problem '{number}' is not in problems.json. "
                 "Fetch both files from the same place."
             )
-        selected.append(_problem(str(number), all_problems[str(number)], images))
-    return tuple(selected)
+        value = {"hint": "", "image": None, **files.problems[number], "id": number, "images": pictures}
+        found.append(check(Problem, value, _where(number)))
+    return found
 
 
 def question_text(problem: Problem) -> str:
@@ -88,7 +104,7 @@ def columns(problem: Problem) -> tuple[str, ...]:
     By the official evaluation: TXT has a hint, IMG an image, NO neither; a problem with both counts in both.
     """
     context = ["TXT"] * problem.has_text + ["IMG"] * problem.has_image
-    grades = "G1-6" if problem.grade <= 6 else "G7-12"
+    grades = "G1-6" if int(problem.grade.removeprefix("grade")) <= 6 else "G7-12"
     return (_SUBJECTS[problem.subject], *(context or ["NO"]), grades, "Avg")
 
 
@@ -121,34 +137,3 @@ def of_problems(problems: Sequence[Problem], images: Path) -> Iterator[Item]:
 
 def _where(number: str) -> str:
     return f"problems.json, problem {number}"
-
-
-def _problem(number: str, value: Any, images: Path) -> Problem:
-    where = _where(number)
-    value = object_of(value, number, where)
-
-    def text(key: str, blank: bool = False) -> str:
-        return text_of(required(value, key, where), key, where, blank)
-
-    choices = list_of(required(value, "choices", where), "choices", where)
-    if len(choices) > len(LETTERS):
-        raise fault(where, "choices", f"has {len(choices)} of them", f"{len(LETTERS)} is the limit.")
-    answer = required(value, "answer", where)
-    if type(answer) is not int or not 0 <= answer < len(choices):
-        raise fault(where, "answer", f"is {answer!r}", f"It is the index of a choice, 0 to {len(choices) - 1}.")
-    grade = re.fullmatch(r"grade([1-9]|1[0-2])", text("grade"))
-    if not grade:
-        raise fault(where, "grade", f"is {value['grade']!r}", "It is grade1 to grade12.")
-    if text("subject") not in _SUBJECTS:
-        raise fault(where, "subject", f"is {value['subject']!r}", f"Known subjects: {', '.join(_SUBJECTS)}.")
-    return Problem(
-        id=number,
-        question=text("question"),
-        choices=tuple(text_of(choice, f"choices[{i}]", where, blank=True) for i, choice in enumerate(choices)),
-        answer=answer,
-        hint=text("hint", blank=True) if value.get("hint") else "",
-        image=images / text("split") / number / text("image") if value.get("image") else None,
-        grade=int(grade[1]),
-        subject=value["subject"],
-        split=text("split"),
-    )

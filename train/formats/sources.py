@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from adapter.errors import first_line
 from train.formats.parsers import KNOWN, format_of
-from train.formats.record import DataError, json_type, list_of, object_of, required
+from train.formats.record import DataError, Shape, check, json_type
 
 Item = tuple[str, Any]
 TABLES = (".tsv", ".csv")
@@ -40,10 +40,12 @@ _COCO = re.compile(r'\s*\{\s*"(?:info|licenses|images|annotations|categories|typ
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**18
 _LONGEST = 2**28  # of a record; a longer one is a whole file without line ends
-_EXPECTED = "A file of records is one array, [{...}, {...}], or has one whole object a line."
-_MEND = "Mend the record or take it out."
-_BLANKS = re.compile(r"[ \t\n\r]*")
-_CUT = 16  # characters of a literal, number or escape at most, which a chunk may cut in two
+_MEND = (
+    "Mend it, or fetch the file again if it is cut off. A file of records is one array, [{...}, {...}], or one "
+    "whole object a line."
+)
+_SAVE = "Save the file as UTF-8."
+_BLANKS, _SIGN, _EMPTY = (re.compile(r"[ \t\n\r]*" + sign) for sign in ("", r"([,\]])", r"\]"))
 _NAMES = {"\t": "tab", ",": "comma", ";": "semicolon"}  # of separators
 
 
@@ -59,7 +61,11 @@ def of_file(path: Path) -> Iterator[Item]:
         if head.lstrip().startswith("["):
             yield from _elements(path.name, file)
         elif path.suffix.lower() == ".json" and _COCO.match(head):
-            yield from _coco(path)
+            coco = check(_Coco, read_json(path), path.name)
+            names = {str(image.id): image.file_name for image in coco.images}
+            for item in coco.annotations:
+                value = {"image": names.get(str(item.image_id)), "caption": item.caption}
+                yield f"{path.name}, annotation {item.id!r}", value
         else:
             yield from _lines(path.name, file)
 
@@ -137,12 +143,12 @@ def read_text(path: Path) -> str:
         try:
             return file.read().decode()
         except UnicodeDecodeError as error:
-            raise DataError(f"{path.name}: this is not UTF-8. Save it as UTF-8.", first_line(error)) from error
+            raise DataError(f"{path.name}: this is not UTF-8. {_SAVE}", first_line(error)) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file that is one object, whole. Raises DataError."""
-    value = _parsed(read_text(path), path.name, "Mend it.")
+    value = _parsed(read_text(path), path.name)
     if not isinstance(value, dict):
         raise DataError(f"{path.name} holds {json_type(value)}, not an object. Check that it is the right file.")
     return value
@@ -153,35 +159,33 @@ def _text(data: bytes) -> str:
     return data.decode(errors="surrogateescape")
 
 
-def _parsed(text: str, where: str, remedy: str) -> Any:
+def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _not_json(text, where, error, remedy) from error
+    except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, a thousand brackets
+        raise _not_json(text, where, first_line(error)) from error
 
 
-def _not_json(text: str, where: str, error: Exception, remedy: str) -> DataError:
-    """Also of a number of 5,000 digits and of a thousand brackets."""
+def _not_json(text: str, where: str, detail: str) -> DataError:
     if re.search("[\udc80-\udcff]", text):
-        return DataError(f"{where}: this is not UTF-8. Save the file as UTF-8.", first_line(error))
-    return DataError(f"{where}: this is not JSON. {remedy}", first_line(error))
+        return DataError(f"{where}: this is not UTF-8. {_SAVE}", detail)
+    return DataError(f"{where}: this is not JSON, or does not end. {_MEND}", detail)
 
 
 # JSON.
 
 
 def _lines(name: str, file: BinaryIO) -> Iterator[Item]:
-    number = 0
-    while line := file.readline(_LONGEST):
-        number += 1
-        where = f"{name}, line {number}"
+    for number in itertools.count(1):
+        line, where = file.readline(_LONGEST), f"{name}, line {number}"
+        if not line:
+            return
         if len(line) == _LONGEST:
-            raise DataError(f"{where}: this line is longer than {_LONGEST // 2**20} MB. {_EXPECTED}")
+            raise DataError(f"{where}: this line is longer than {_LONGEST // 2**20} MB. {_MEND}")
         if line.isspace():
             continue
-        layout = f"{_EXPECTED} " if number == 1 and line.lstrip().startswith(b"{") else ""
         try:
-            yield where, _object(_parsed(_text(line), where, f"{layout}{_MEND}"), where)
+            yield where, _object(_parsed(_text(line), where), where)
         except DataError as error:
             yield where, error
 
@@ -198,59 +202,44 @@ def _elements(name: str, file: BinaryIO) -> Iterator[Item]:
     reader = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
     text = reader.read(_CHUNK)
     at = text.index("[") + 1
+    end = empty.end() if (empty := _EMPTY.match(text, at)) else 0  # of the array, once it is found
     for number in itertools.count(1):
-        where = f"{name}, record {number}"
+        if end:
+            break
+        where, detail = f"{name}, record {number}", ""
         while True:  # until the element and the sign behind it are in the text
-            begin = _after_blanks(text, at)
             try:
-                is_empty = number == 1 and text[begin : begin + 1] == "]"
-                value, end = ({}, begin) if is_empty else decode(text, begin)
-                sign = _after_blanks(text, end)
-                if sign < len(text):
+                value, behind = decode(text, _BLANKS.match(text, at).end())  # type: ignore[union-attr]
+                if sign := _SIGN.match(text, behind):
                     break
             except (ValueError, RecursionError) as error:
-                is_cut = isinstance(error, json.JSONDecodeError) and (
-                    error.msg.startswith("Unterminated") or error.pos >= len(text) - _CUT
-                )
-                if not is_cut:
-                    raise _not_json(text[begin:], where, error, _MEND) from error
+                detail = first_line(error)
             more = reader.read(max(_CHUNK, len(text) - at))  # doubled, so that a long record costs no square
             if not more or len(text) - at > _LONGEST:
-                raise DataError(
-                    f"{where}: this is not JSON, or does not end. Mend the record, or fetch the file again if it "
-                    "is cut off."
-                )
+                raise _not_json(text[at:], where, detail)
             text, at = text[at:] + more, 0
-        if not is_empty:
-            yield where, _object(value, where)
-        if text[sign] == "]":
-            break
-        if text[sign] != ",":
-            raise DataError(f"{where}: no comma follows it. Put one between two records.")
-        at = sign + 1
-    if text[sign + 1 :].strip() or any(not chunk.isspace() for chunk in iter(lambda: reader.read(_CHUNK), "")):
+        yield where, _object(value, where)
+        at, end = sign.end(), sign.end() if sign[1] == "]" else 0
+    if text[end:].strip() or any(not chunk.isspace() for chunk in iter(lambda: reader.read(_CHUNK), "")):
         raise DataError(f"{name}: something follows the end of the array. Keep one array in the file.")
 
 
-def _after_blanks(text: str, at: int) -> int:
-    found = _BLANKS.match(text, at)
-    return found.end() if found else at
+class _CocoImage(Shape):
+    id: int | str
+    file_name: Any
 
 
-def _coco(path: Path) -> Iterator[Item]:
-    """COCO's captions: a list of images, and a list of annotations that each caption one of them."""
-    value = read_json(path)
+class _CocoAnnotation(Shape):
+    id: Any = None
+    image_id: int | str
+    caption: Any
 
-    def objects(key: str, *fields: str) -> Iterator[tuple[dict[str, Any], list[Any]]]:
-        for i, item in enumerate(list_of(required(value, key, path.name), key, path.name)):
-            place = f"{key}[{i}]"
-            item = object_of(item, place, path.name)
-            yield item, [required(item, field, path.name, f"{place}.{field}") for field in fields]
 
-    names = {str(number): name for _, (number, name) in objects("images", "id", "file_name")}
-    for i, (item, (image, caption)) in enumerate(objects("annotations", "image_id", "caption"), 1):
-        where = f"{path.name}, annotation {item.get('id', i)!r}"
-        yield where, {"image": names.get(str(image)), "caption": caption}
+class _Coco(Shape):
+    """A list of images, and a list of annotations that each caption one of them."""
+
+    images: list[_CocoImage]
+    annotations: list[_CocoAnnotation]
 
 
 # Tables.

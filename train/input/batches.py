@@ -1,4 +1,4 @@
-"""Batches: rows of similar length, padded together with the features of their pictures.
+"""Batches: rows of similar length, padded together with the features of their pictures, made ahead of their use.
 
 The order of batches is a function of the seed and of a StreamPosition, so that a run can stop and resume anywhere.
 """
@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +22,8 @@ from train.formats.dataset import DataError
 from train.input.examples import Example, ShuffledExamples
 from train.input.rows import IGNORED, TokenisedRow, Tokeniser
 
+T = TypeVar("T")
+_AHEAD = 2  # items
 _GROUP_BATCHES = 32  # batches that are sorted by length together
 _MOST_EMPTY_GROUPS = 64  # in a row, after which there is nothing to learn
 
@@ -136,3 +142,30 @@ def collate(rows: Sequence[TokenisedRow], pad: int) -> Batch:
     features, index = stack_features([row.example.features for row in rows])
     supervised = int((labels[:, 1:] != IGNORED).sum())
     return Batch(input_ids, labels, features, index, sum(len(row.ids) for row in rows), supervised)
+
+
+class Prefetch(Iterator[T], Generic[T]):
+    """An iterator whose next items are made in a thread while the caller works on the present one.
+
+    What making an item raises is raised where that item would be used; what lies beyond the last item used has no
+    effect. Leaving the context ends the thread.
+    """
+
+    def __init__(self, make: Callable[[Callable[[], bool]], Iterator[T]]) -> None:
+        """make: returns the items; gets a function that says whether nobody waits for them any more."""
+        self._stopped = threading.Event()
+        self._items = make(self._stopped.is_set)
+        self._thread = ThreadPoolExecutor(1, "prefetch")
+        self._ahead: deque[Future[T]] = deque()
+
+    def __next__(self) -> T:
+        while len(self._ahead) <= _AHEAD:
+            self._ahead.append(self._thread.submit(next, self._items))
+        return self._ahead.popleft().result()
+
+    def __enter__(self) -> Prefetch[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.shutdown(cancel_futures=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -24,6 +23,8 @@ from train.formats.dataset import DataError, Record, Records, open_records
 from train.formats.record import Picture
 from train.input.history import sample_history
 from train.input.split import Scan, by_group, choose_groups, common_requests, draw_evenly, scan
+
+_MOST_LOGGED = 20  # examples that cannot be used
 
 
 @dataclass(frozen=True)
@@ -54,42 +55,30 @@ class Example:
 
 
 class SkippedExamples:
-    """Counts the examples that cannot be used and logs the first of them, each place once."""
+    """Counts the examples that cannot be used, in any thread, and logs the first of them, each place once."""
 
-    def __init__(self, log: Callable[[str], None] = print, most_logged: int = 20) -> None:
-        self._log, self._most_logged = log, most_logged
+    def __init__(self, log: Callable[[str], None] = print) -> None:
+        self._log, self._lock = log, threading.Lock()
         self.places: set[str] = set()
         self._new: list[tuple[str, str]] = []
-        self._of_thread = threading.local()
 
     def add(self, place: str, reason: object) -> None:
         """reason: the sentence to log, which names the place too."""
-        deferred: list[tuple[str, str]] | None = getattr(self._of_thread, "deferred", None)
-        if deferred is not None:
-            deferred.append((place, str(reason)))
-            return
-        if place in self.places:
-            return
-        self.places.add(place)
-        self._new.append((place, str(reason)))
-        if len(self.places) <= self._most_logged:
+        with self._lock:
+            if place in self.places:
+                return
+            self.places.add(place)
+            self._new.append((place, str(reason)))
+            count = len(self.places)
+        if count <= _MOST_LOGGED:
             self._log(f"skipped: {reason}")
-        elif len(self.places) == self._most_logged + 1:
+        elif count == _MOST_LOGGED + 1:
             self._log("skipped more; from here on they are only counted")
-
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[list[tuple[str, str]]]:
-        """Collects what this thread adds, as arguments of `add`, for another thread to add when it gets there."""
-        found: list[tuple[str, str]] = []
-        self._of_thread.deferred = found
-        try:
-            yield found
-        finally:
-            self._of_thread.deferred = None
 
     def take_new(self) -> list[tuple[str, str]]:
         """What was added since the last call, as arguments of `add`, for other processes."""
-        new, self._new = self._new, []
+        with self._lock:
+            new, self._new = self._new, []
         return new
 
 

@@ -122,7 +122,7 @@ def card_text(name: str) -> str:
 
 def read_own(name: str, assignments: Sequence[str]) -> RecipeFile:
     """The settings of a recipe, which a user could have written. Paths of data in it are relative to the project."""
-    recipe = read_recipe(_FOLDER / name / "recipe.yaml", assignments, needs_data=False)
+    recipe = read_recipe(_FOLDER / name / "recipe.yaml", assignments)
     return replace(recipe, data=tuple(map(_in_project, recipe.data)))
 
 

@@ -14,7 +14,7 @@ from train.config import TrainConfig
 from train.input.batches import Batch, Batches, collate
 from train.input.examples import Example
 from train.input.rows import IGNORED, Tokeniser
-from train.optimizer import rate_factor
+from train.loop import rate_factor
 from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE
 
 RATES = {"lora": 1e-3, "full": 5e-5}

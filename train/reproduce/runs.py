@@ -32,11 +32,12 @@ from train.config import TrainConfig
 from train.evaluate.answerer import Answerer
 from train.evaluate.report import code_version
 from train.evaluate.tasks import text_windows, window_losses
-from train.job import train
+from train.job import Job
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train, processor_name
 from train.reproduce.baselines import RANK, RATES, Baseline
 from train.reproduce.benchmark import Benchmark, answer
+from train.run_folder import RunFolder
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _COMPONENTS = 64  # of the pictures' features that the projection starts from
@@ -207,7 +208,7 @@ def _train_adapter(run: Run, benchmark: Benchmark, folder: Path, base: Base) -> 
         return benchmark.examples(run.pictures, run.questions, run.seed) if split == "train" else ()
 
     started = time.process_time()
-    trained, _ = train(config, base, examples, folder, adapter)
+    trained, _ = Job(config, base, examples, RunFolder(folder), adapter).run()
     seconds = time.process_time() - started
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
     return trained, {

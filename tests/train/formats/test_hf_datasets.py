@@ -110,7 +110,7 @@ def test_a_picture_may_be_a_path_or_bytes_and_none_is_a_fault_of_its_row(tmp_pat
     assert records[0].image == tmp_path / "a.png"
     assert records[1].image.name == "b.png" and records[1].image.read_bytes() == png("red")
     for i in (2, 3):
-        with pytest.raises(DataError, match=rf"structs.parquet, row {i + 1}: 'image' is null. Give it a picture"):
+        with pytest.raises(DataError, match=rf"structs.parquet, row {i + 1}: 'image' is null, not text"):
             records[i]
 
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 import train.input.keep
-import train.job
 from adapter.base.template import Message
 from adapter.method.adapter import Adapter
 from adapter.method.config import TuningConfig, VisionConfig
@@ -20,8 +19,9 @@ from train.input.batches import collate
 from train.input.examples import Example
 from train.input.keep import write_own_rows
 from train.input.rows import TokenisedRow
-from train.job import Stopped
+from train.job import Job, Stopped
 from train.loop import new_adapter, total_divergence
+from train.run_folder import RunFolder
 
 WORDS = ("ab", "cd", "ef", "gh")
 CONFIG = TrainConfig(
@@ -97,7 +97,7 @@ def train_echo(tiny_base, tmp_path, monkeypatch):
     def run(folder="run", resume=False, **changes):
         config = dataclasses.replace(CONFIG, **changes)
         adapter = new_adapter(config, tiny_base)
-        return train.job.train(config, tiny_base, examples, tmp_path / folder, adapter, resume=resume)
+        return Job(config, tiny_base, examples, RunFolder(tmp_path / folder), adapter, resume=resume).run()
 
     return run
 

@@ -12,19 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-import train.job
 from adapter.base.template import Message
 from adapter.method.config import VisionConfig
 from tests.app_process import wait_until
 from tests.train.input.test_features import FakeEncoder
 from train.config import TrainConfig
 from train.formats.dataset import DataError
+from train.input.batches import Prefetch
 from train.input.examples import Example, SkippedExamples
 from train.input.feature_store import FOLDER_VARIABLE
 from train.input.features import FeatureCache
-from train.input.prefetch import Prefetch
-from train.job import Stopped
+from train.job import Job, Stopped
 from train.loop import new_adapter
+from train.run_folder import RunFolder
 
 
 def test_items_are_made_ahead_in_order_but_not_far():
@@ -92,10 +92,10 @@ def train_seen(tiny_base, tmp_path):
         skipped = SkippedExamples()
         cache = FeatureCache.on_disk(FakeEncoder(), CONFIG.vision, skipped, lambda _: None)
         splits = {"train": examples, "validation": itertools.islice(examples, 8)}
-        return train.job.train(
-            CONFIG, tiny_base, splits.__getitem__, tmp_path / folder, new_adapter(CONFIG, tiny_base),
-            feature_cache=cache, skipped=skipped, resume=resume,
-        )[0]  # fmt: skip
+        return Job(
+            CONFIG, tiny_base, splits.__getitem__, RunFolder(tmp_path / folder), new_adapter(CONFIG, tiny_base),
+            cache, skipped, resume,
+        ).run()[0]  # fmt: skip
 
     return run
 

@@ -32,7 +32,7 @@ ON_FILES = ("extract", "pirate", "tutor")
 @pytest.mark.parametrize("name", ON_FILES)
 def test_a_recipe_is_what_a_user_could_have_written(name, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    assert read_own(name, ["lr=0.5"]) == read_recipe(RECIPES / name / "recipe.yaml", ["lr=0.5"], to_run=True)
+    assert read_own(name, ["lr=0.5"]) == read_recipe(RECIPES / name / "recipe.yaml", ["lr=0.5"])
     monkeypatch.chdir(tmp_path)  # by name, it is found from anywhere
     data = read_own(name, []).data[0]
     assert data.path == str(RECIPES / name / "train.jsonl.gz") and str(ROOT) in data.validation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,16 +31,19 @@ LAYERS = 30  # of the embedded base
 
 
 def problem(number, answer=0, choices=("yes", "no"), hint="", image=None, grade=3, subject="natural science"):
-    return Problem(str(number), f"Is it {number}?", choices, answer, hint, image, grade, subject, "test")
+    return Problem(
+        id=str(number), question=f"Is it {number}?", choices=list(choices), answer=answer, hint=hint, image=image,
+        grade=f"grade{grade}", subject=subject, split="test", images=Path(),
+    )  # fmt: skip
 
 
 @pytest.fixture
-def problems(tmp_path):
+def problems():
     return [
         problem(1, 0, hint="It is."),
-        problem(2, 1, image=tmp_path / "image.png", subject="social science", grade=9),
+        problem(2, 1, image="image.png", subject="social science", grade=9),
         problem(3, 2, choices=("a", "b", "c"), subject="language science"),
-        problem(4, 1, hint="It is not.", image=tmp_path / "image.png", grade=12),
+        problem(4, 1, hint="It is not.", image="image.png", grade=12),
     ]
 
 
