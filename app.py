@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
 from adapter.base.threads import share_arenas, sleep_when_idle
 from adapter.ui.gradio_stubs import without_type_stubs
@@ -53,10 +53,9 @@ from adapter.server.deployment import (
     runs_folder,
     set_up_logs,
 )
-from adapter.server.generation import AdapterCatalog, EngineProvider
-from adapter.server.limits import CountedProvider, Limits
-from adapter.server.loader import LazyStore, ModelLoader, import_libraries
-from adapter.server.metrics import Metrics, routes
+from adapter.server.generation import AdapterCatalog, EngineProvider, ServingEngine, import_libraries
+from adapter.server.limits import Limits
+from adapter.server.metrics import CountedEngine, Metrics, routes
 from adapter.server.request_guard import ADAPTER_BYTES, EXCEPTION_HANDLERS, UPLOAD_BYTES, RequestGuard
 from adapter.server.upload_folder import upload_folder
 from adapter.ui import theme
@@ -76,9 +75,6 @@ from adapter.ui.texts import page as texts
 from train.ui.runs import TrainingRuns
 from train.ui.tab import STYLE_SHEET, train_tab
 from train.ui.texts import stopped_with_server
-
-if TYPE_CHECKING:
-    from adapter.server.loader import ServingEngine
 
 QUEUE_SIZE = 64
 SESSIONS = 1000  # that Gradio knows; the browser keeps the conversations
@@ -116,7 +112,9 @@ def build_page(
     return page
 
 
-def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -> ModelLoader:
+def make_loader(
+    arguments: argparse.Namespace, place: Place, store: AdapterCatalog, limits: Limits, metrics: Metrics
+) -> EngineProvider:
     """A loader that binds `store` first, so that the picker fills early, and then loads the base."""
 
     def load(report: Callable[[str], None]) -> ServingEngine:
@@ -151,13 +149,13 @@ def make_loader(arguments: argparse.Namespace, place: Place, store: LazyStore) -
 
     def load_lean(report: Callable[[str], None]) -> ServingEngine:
         try:
-            return load(report)
+            return cast(ServingEngine, CountedEngine(load(report), limits, metrics))
         finally:
             if not gc.isenabled():
                 gc.freeze()  # what is loaded stays: no later collection looks through it and holds up a token
                 gc.enable()
 
-    return ModelLoader(load_lean)
+    return EngineProvider(load_lean)
 
 
 def import_cluster() -> Callable[..., ServingEngine]:
@@ -207,14 +205,12 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     refuse_remote_files()
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES_OF_A_SPACE)  # uvicorn reads it
-    store = LazyStore()
-    loader = make_loader(arguments, place, store)
+    store = AdapterCatalog()
+    limits, metrics = Limits(place.public), Metrics(store)
+    provider = make_loader(arguments, place, store, limits, metrics)
     if place.zero_gpu:
-        loader.load_here()  # spaces keeps what is on the GPU before the launch for its workers
-    limits = Limits(place.public)
+        provider.load_here()  # spaces keeps what is on the GPU before the launch for its workers
     most = ADAPTER_BYTES if place.training else UPLOAD_BYTES
-    metrics = Metrics(loader, store)
-    provider = CountedProvider(loader, limits, metrics)
     runs = TrainingRuns(runs_folder())
     page = build_page(provider, store, place.training, runs, arguments.base or BASE, place.public)
     guard(page, SESSIONS, limits)
@@ -244,14 +240,14 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
                 print(f"There is no folder {folder} yet; its adapters appear once there is.", file=sys.stderr)
         print(describe_access(place), flush=True)
         if not place.zero_gpu:
-            loader.start()
+            provider.start()
         threading.Event().wait()
     finally:
-        close(page, loader, runs, uploads)
+        close(page, provider, runs, uploads)
     return 0
 
 
-def close(page: gr.Blocks, loader: ModelLoader, runs: TrainingRuns, uploads: Path) -> None:
+def close(page: gr.Blocks, loader: EngineProvider, runs: TrainingRuns, uploads: Path) -> None:
     """Close everything before the interpreter exits: a thread inside torch would then abort the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(130))  # the second signal

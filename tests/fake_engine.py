@@ -10,7 +10,7 @@ from typing import Any
 
 from adapter.errors import AdapterError, LoadError
 from adapter.serve.request import Answer, FinishReason, GenerationEvent, GenerationStats, Mailbox
-from adapter.server.loader import LoadStatus
+from adapter.server.generation import LoadStatus
 
 
 @dataclass

@@ -219,8 +219,8 @@ def panel_values(kept: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def explain(problem: ErrorDetails, name: str, title: str | None = None) -> str:
-    """What is wrong with the value of field `name`, for people. title: what the sentence calls the field."""
+def explain(problem: ErrorDetails, name: str) -> str:
+    """What is wrong with the value of field `name`, for people."""
     if name.startswith("mute_"):
         return "Layers and heads to mute are whole numbers."
     if name == "stop":
@@ -228,7 +228,7 @@ def explain(problem: ErrorDetails, name: str, title: str | None = None) -> str:
     if name == "system":
         return f"The system prompt is a text of at most {MAX_SYSTEM} characters."
     field = Settings.model_fields[name]
-    title = title or field.title
+    title = field.title
     if name == "others":
         return f"{title} must be one of: {', '.join(get_args(Others))}."
     value = problem["input"]

@@ -1,29 +1,35 @@
-"""What the page and OpenAI's API share on the way to an answer: where the engine and the adapters come from, who
-asks, how long a message may be, and how an error is told to strangers.
+"""The way to an answer, for the page and for OpenAI's API: libraries, adapters and the engine, which are loaded in
+the background; who asks; how long a message may be; how an error is told to strangers.
 """
 
 from __future__ import annotations
 
 import html
+import importlib
 import logging
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from adapter.errors import AdapterError, BadInput, LoadError, with_detail
+from adapter.errors import AdapterError, BadInput, Busy, LoadError, with_detail
 from adapter.serve.request import Client
-from adapter.server import texts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from adapter.base.llama import Base
+    from adapter.serve.inspection import Inspection
+    from adapter.serve.request import Answer, EngineStatistics, GenerationRequest
     from adapter.serve.store import AdapterCard, AdapterStore
-    from adapter.server.loader import LoadStatus, ServingEngine
 
 log = logging.getLogger(__name__)
+_IMPORT_LOCK = threading.Lock()
 MAX_CHARACTERS = 20_000  # of one message
 STATUS_SECONDS = 0.25  # between the status lines of who waits for the model
 # Neither host.docker.internal nor 0.0.0.0: browsers do not say Sec-Fetch-Site to them, so a GET that a page
@@ -33,29 +39,137 @@ _LOOPBACK = re.compile(r"(localhost\.?|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", r
 _OF_PROXIES = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
 
 
-class EngineProvider(Protocol):
-    """Where the page and the API get their engine from: there is none until the model is loaded."""
+def import_libraries() -> None:
+    """Import torch and transformers, which takes seconds. For code that may run before the model is loaded.
 
-    def engine(self) -> ServingEngine | None: ...
+    One thread at a time: their modules import each other in circles, and of two threads that begin at once Python
+    lets one see half a module. Raises ImportError.
+    """
+    with _IMPORT_LOCK:
+        for name in ("adapter.serve.engine", "adapter.serve.store"):
+            importlib.import_module(name)
+        importlib.import_module("adapter.base.packed.integer_product").compile_products()
 
-    def status(self) -> LoadStatus: ...
+
+class ServingEngine(Protocol):
+    """What the page and the API need of an engine, wherever it computes; adapter.serve.engine.Engine is one.
+
+    failure: why it answers nothing any more, as a sentence; None while it does. replicas: the figures of each
+    engine that computes for it, by a short label ("" for the one in this process); returns at once.
+    """
+
+    base: Base
+
+    @property
+    def failure(self) -> str | None: ...
+
+    def describe(self) -> str:
+        """One line for people: the base, and what runs where."""
+
+    def submit(self, request: GenerationRequest) -> Answer: ...
+
+    def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection: ...
+
+    def replicas(self) -> Mapping[str, EngineStatistics]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoadStatus:
+    """How far loading is, or that the engine has failed; text is one line for people."""
+
+    state: Literal["loading", "ready", "failed"]
+    text: str
+
+
+class EngineProvider:
+    """Runs `load` and holds the engine that it returns; until then `status` says how far it is.
+
+    load: is passed a function that reports progress; returns the engine.
+    """
+
+    def __init__(self, load: Callable[[Callable[[str], None]], ServingEngine]) -> None:
+        self._load = load
+        self._engine: ServingEngine | None = None
+        self._began = time.monotonic()
+        self._status = LoadStatus("loading", "Loading the model")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self.load_here, name="model-loader", daemon=True)
+
+    def start(self) -> None:
+        """Load in a background thread."""
+        self._thread.start()
+
+    def load_here(self) -> None:
+        """Load in the caller's thread."""
+        self._began = time.monotonic()
+        try:
+            engine = self._load(self._report)
+            log.info("%s: ready after %.1f s", engine.describe(), time.monotonic() - self._began)
+            self._engine = engine
+        except AdapterError as error:
+            self._status = LoadStatus("failed", str(error))
+            log.error("%s", with_detail(error))
+        except Exception as error:
+            text = "The model could not be loaded; the server's log says why. Mend that and start again."
+            self._status = LoadStatus("failed", text)
+            log.exception("loading the model failed: %s", error)
+        self._ended.set()
+
+    def close(self) -> bool:
+        """Close the engine. Returns False if the model is still being loaded, which cannot be stopped."""
+        if self._engine is not None:
+            self._engine.close()
+        return not self._thread.is_alive()
+
+    def engine(self) -> ServingEngine | None:
+        """The engine, or None while it is being loaded or if that failed (status says which)."""
+        return self._engine
+
+    def status(self) -> LoadStatus:
+        if self._engine is not None:
+            failure = self._engine.failure
+            return LoadStatus("failed", failure) if failure else LoadStatus("ready", self._engine.describe())
+        if self._status.state != "loading":
+            return self._status
+        return LoadStatus("loading", f"{self._status.text} ({time.monotonic() - self._began:.0f} s)")
 
     def wait(self, seconds: float) -> None:
         """Return after so many seconds, or as soon as loading has ended."""
+        self._ended.wait(seconds)
+
+    def _report(self, text: str) -> None:
+        self._status = LoadStatus("loading", text)
 
 
-class AdapterCatalog(Protocol):
-    """What the page and the API need of an adapter store; empty until the store is opened."""
+class AdapterCatalog:
+    """The adapter store of a page that is up before the libraries that read adapters; empty until `bind`."""
 
-    def names(self) -> list[str]: ...
+    def __init__(self) -> None:
+        self._store: AdapterStore | None = None
 
-    def card(self, name: str) -> AdapterCard: ...
+    def bind(self, store: AdapterStore) -> None:
+        self._store = store
 
-    def card_text(self, name: str) -> str: ...
+    def bound(self) -> AdapterStore:
+        """The store itself. Raises Busy while there is none."""
+        if self._store is None:
+            raise Busy("The adapters are still being looked up. Try again in a few seconds.")
+        return self._store
 
-    def bound(self) -> AdapterStore: ...
+    def names(self) -> list[str]:
+        return [] if self._store is None else self._store.names()
 
-    def folder(self, name: str) -> Path: ...
+    def card(self, name: str) -> AdapterCard:
+        return self.bound().card(name)
+
+    def card_text(self, name: str) -> str:
+        return "" if self._store is None else self._store.card_text(name)
+
+    def folder(self, name: str) -> Path:
+        """Where adapter `name` lies."""
+        return self.bound().folder(name)
 
 
 def wait_for(provider: EngineProvider) -> Iterator[str]:
@@ -63,7 +177,7 @@ def wait_for(provider: EngineProvider) -> Iterator[str]:
     while provider.engine() is None:
         status = provider.status()
         if status.state == "failed":
-            raise LoadError(texts.not_loaded(status.text))
+            raise LoadError(f"The model is not loaded. {status.text}")
         yield f"{status.text}."
         provider.wait(STATUS_SECONDS)
 
@@ -71,7 +185,8 @@ def wait_for(provider: EngineProvider) -> Iterator[str]:
 def check_length(text: str) -> None:
     """Raises BadInput for a message that is too long."""
     if len(text) > MAX_CHARACTERS:
-        raise BadInput(texts.message_too_long(len(text), MAX_CHARACTERS))
+        said = f"This message has {len(text):,} characters; at most {MAX_CHARACTERS:,} fit."
+        raise BadInput(f"{said} Shorten it, or send it in parts.")
 
 
 def client_of(request: Any) -> Client:

@@ -5,22 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
-import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable
 
 from adapter.errors import Busy
 from adapter.serve.request import Client
-from adapter.server import texts
-
-if TYPE_CHECKING:
-    from adapter.serve.inspection import Inspection
-    from adapter.serve.request import Answer, GenerationRequest
-    from adapter.server.generation import EngineProvider
-    from adapter.server.loader import ServingEngine
-    from adapter.server.metrics import Metrics
 
 ANSWERS_PER_MINUTE, ANSWERS_AT_ONCE = 30, 24  # the engine's other slots are left to other addresses
 UPLOADS_PER_HOUR = 60
@@ -40,13 +29,15 @@ RATES = {
     "value": (1_000_000, 60, "values a minute"),
     "login": (20, 60, "tries a minute"),
 }
-# What one address may hold at once, the sentence for one too many, and the seconds until it may ask again.
+_ANSWERS = "answers are being {} for your address already. Wait for one of them to end"
+_CONNECTIONS = "connections are open from your address already. Close some of its pages"
+# What one address may hold at once, in words, and the seconds until it may ask again.
 PLACES = {
-    "answer": (ANSWERS_AT_ONCE, texts.too_many_answers_at_once, 5),
-    "inspection": (6, texts.too_many_inspections_at_once, 5),  # of the eight that the engine lets wait and run
-    "stream": (64, texts.too_many_connections, 30),  # each open page holds one; a school may share an address
-    "call": (24, texts.too_many_connections, 30),  # to /v1, which takes twice as many at once
-    "body": (24, texts.too_many_connections, 5),  # messages and uploads that are on their way
+    "answer": (ANSWERS_AT_ONCE, _ANSWERS.format("written"), 5),
+    "inspection": (6, _ANSWERS.format("looked into"), 5),  # of eight that the engine lets wait and run
+    "stream": (64, _CONNECTIONS, 30),  # each open page holds one; a school may share an address
+    "call": (24, _CONNECTIONS, 30),  # to /v1, which takes twice as many at once
+    "body": (24, _CONNECTIONS, 5),  # messages and uploads that are on their way
 }
 
 
@@ -134,9 +125,11 @@ class Limits:
 
     def count(self, name: str, address: str, count: int = 1) -> None:
         """Count something that happens now; 0 only checks whether it may happen again."""
-        buckets = self._rates[name]
-        if (key := self.key(address)) is not None and (wait := buckets.take(key, count)):
-            raise RateLimited(texts.too_often(buckets.size, RATES[name][2], wait), wait)
+        most, _, what = RATES[name]
+        if (key := self.key(address)) is not None and (wait := self._rates[name].take(key, count)):
+            whole = max(1, math.ceil(wait))
+            again = f"{whole} second{'s' * (whole > 1)}" if wait < 90 else f"{math.ceil(wait / 60)} minutes"
+            raise RateLimited(f"{most} {what} are the limit for one address. Try again in {again}.", wait)
 
     def hold(self, name: str, address: str) -> Callable[[], None]:
         """Count something that begins now. Returns what is to be called when it has ended."""
@@ -144,8 +137,8 @@ class Limits:
             return lambda: None
         slots = self._places[name]
         if not slots.acquire(key):
-            _, sentence, retry_after = PLACES[name]
-            raise RateLimited(sentence(slots.size), retry_after)
+            _, what, retry_after = PLACES[name]
+            raise RateLimited(f"{slots.size} {what}.", retry_after)
         try:
             if name in self._rates:
                 self.count(name, address)
@@ -158,63 +151,5 @@ class Limits:
         """Count an event of a page that begins. open_events: the addresses of those that wait or run."""
         key = self.key(address)
         if key is not None and sum(self.key(other) == key for other in open_events) >= EVENTS_AT_ONCE:
-            raise RateLimited(texts.too_many_events(EVENTS_AT_ONCE), 5)
-
-
-class CountedEngine:
-    """An engine that counts answers by the address of a request's client, and for /metrics, whoever reads them.
-
-    All else is the engine's own.
-    """
-
-    def __init__(self, engine: ServingEngine, limits: Limits, metrics: Metrics | None) -> None:
-        self._engine, self._limits, self._metrics = engine, limits, metrics
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def submit(self, request: GenerationRequest) -> Answer:
-        """As the engine's. Raises RateLimited too."""
-        if self._metrics is None:
-            return self._submit(request)
-        self._metrics.fold_if_many()
-        label = self._metrics.label(request)
-        try:
-            answer = self._submit(request)
-        except Exception as error:
-            self._metrics.ended(label, error)
-            raise
-        answer.mailbox.observe(partial(self._metrics.ended, label))
-        return answer
-
-    def _submit(self, request: GenerationRequest) -> Answer:
-        release = self._limits.hold("answer", request.client.address)
-        try:
-            answer = self._engine.submit(request)
-        except BaseException:
-            release()
-            raise
-        weakref.finalize(answer, release).atexit = False  # its reader has dropped it, however that came about
-        return answer
-
-    def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
-        """As the engine's. Raises RateLimited too."""
-        release = self._limits.hold("inspection", request.client.address)
-        try:
-            return self._engine.inspect(request, answer_ids)
-        finally:
-            release()
-
-
-class CountedProvider:
-    """A provider whose engine is another one's as a CountedEngine."""
-
-    def __init__(self, provider: EngineProvider, limits: Limits, metrics: Metrics | None = None) -> None:
-        self._provider, self._limits, self._metrics = provider, limits, metrics
-        self.status, self.wait = provider.status, provider.wait
-
-    def engine(self) -> ServingEngine | None:
-        engine = self._provider.engine()
-        return (
-            None if engine is None else cast("ServingEngine", CountedEngine(engine, self._limits, self._metrics))
-        )
+            what = "actions of your address are under way already. Wait for some of them to end."
+            raise RateLimited(f"{EVENTS_AT_ONCE} {what}", 5)

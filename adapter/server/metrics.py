@@ -6,10 +6,11 @@ Counts, seconds and the names of adapters are kept here; no message, address or 
 from __future__ import annotations
 
 import asyncio
-import threading
+import weakref
 from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -20,15 +21,16 @@ from starlette.routing import Route
 
 from adapter.errors import BadInput, Busy
 from adapter.server import texts
-from adapter.server.generation import AdapterCatalog, EngineProvider, client_of, is_local
+from adapter.server.generation import AdapterCatalog, EngineProvider, ServingEngine, client_of, is_local
+from adapter.server.limits import Limits
 from adapter.server.openai_api import NO_KEY, find_key, shows_key
 
 if TYPE_CHECKING:
-    from adapter.serve.request import GenerationEvent, GenerationRequest, GenerationStats
+    from adapter.serve.inspection import Inspection
+    from adapter.serve.request import Answer, GenerationEvent, GenerationRequest, GenerationStats
 
 MOST_NAMES = 100  # of adapters with figures of their own, which they keep as long as the server runs
 OTHER = "other"  # the rest, and names that there are not
-_MOST_PENDING = 1000
 # Figures of each replica: kind, name, text, and fields of EngineStatistics by the step's phase.
 _STEPS = {"prefill": "prefill_steps", "decode": "decode_steps"}
 _SECONDS = {"prefill": "prefill_seconds", "decode": "decode_seconds"}
@@ -62,32 +64,26 @@ def routes(provider: EngineProvider, metrics: Metrics, auth: str | None) -> list
         return JSONResponse({"state": status.state, "reason": status.text}, 503)
 
     async def figures(request: Request) -> Response:
-        if not _asks_from_here(request) and not (key is not None and shows_key(request, key)):
+        here = request.client is not None and client_of(request).is_local
+        may_read = here and is_local(request.scope, request.headers)
+        if not may_read and not (key is not None and shows_key(request, key)):
             if key is None or "authorization" not in request.headers:
                 return PlainTextResponse(texts.METRICS_NOT_FOR_ALL, 403)
             return PlainTextResponse(NO_KEY, 401, {"WWW-Authenticate": "Bearer"})  # counted as a guess
-        content, kind = await asyncio.to_thread(metrics.render)
-        return Response(content, headers={"Content-Type": kind})
+        content = await asyncio.to_thread(metrics.render, provider)
+        return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", figures)]
-
-
-def _asks_from_here(request: Request) -> bool:
-    """Whether a program on this machine asks, and no proxy for another one."""
-    if request.client is None or not client_of(request).is_local:
-        return False
-    return is_local(request.scope, request.headers)
 
 
 class Metrics:
     """The figures of one server: answers by adapter and by ending, and those of the engine's replicas."""
 
-    def __init__(self, provider: EngineProvider, store: AdapterCatalog) -> None:
+    def __init__(self, store: AdapterCatalog) -> None:
         self._store = store
         self._names: set[str] = set()
-        # Endings may come from anywhere, even from the garbage collector while this thread holds a lock.
+        # Endings may come from anywhere, even from the garbage collector while this thread holds a counter's lock.
         self._ended: deque[tuple[str, str, GenerationStats | None]] = deque()
-        self._lock = threading.Lock()
         self._registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -103,10 +99,10 @@ class Metrics:
             buckets=_FIRST_TOKEN_SECONDS,
             registry=self._registry,
         )
-        self._registry.register(_EngineFigures(provider))
 
     def label(self, request: GenerationRequest) -> str:
         """What a request is counted under: its adapter, "base", "mix" or OTHER, so that labels are few."""
+        self._count_ended()
         names = [name for name, _ in request.parts]
         if len(names) != 1:
             return "mix" if names else "base"
@@ -118,27 +114,31 @@ class Metrics:
         return name
 
     def ended(self, label: str, last: GenerationEvent | Exception) -> None:
-        """Count an answer by its last event, or by what was raised in place of it. Takes no lock."""
-        stats = None if isinstance(last, Exception) else last.stats
-        self._ended.append((label, _ending(last), stats))
+        """Count an answer by its last event, or by what was raised in place of it. Takes no lock.
 
-    def fold_if_many(self) -> None:
-        """Bounds what has not been added up yet. To be called with each request."""
-        if len(self._ended) > _MOST_PENDING:
-            self._fold()
+        stop, length, time, cancelled, repetition; refused: what was asked, or how much, could not be; error.
+        """
+        if isinstance(last, Exception):
+            refused = isinstance(last, (BadInput, Busy, TemplateError))
+            self._ended.append((label, "refused" if refused else "error", None))
+        else:
+            self._ended.append((label, last.finish_reason or "error", last.stats))
 
-    def render(self) -> tuple[bytes, str]:
-        """All figures, and their content type."""
-        self._fold()
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+    def render(self, provider: EngineProvider) -> bytes:
+        """All figures, in Prometheus' format."""
+        self._count_ended()
+        engines = CollectorRegistry()
+        engines.register(_EngineFigures(provider))
+        return generate_latest(self._registry) + generate_latest(engines)
 
-    def _fold(self) -> None:
-        with self._lock:
-            while self._ended:  # only here, behind the lock, is anything taken out
+    def _count_ended(self) -> None:
+        while True:
+            try:  # several threads may be here
                 label, ending, stats = self._ended.popleft()
-                self._requests.labels(label, ending).inc()
-                if stats is None:
-                    continue
+            except IndexError:
+                return
+            self._requests.labels(label, ending).inc()
+            if stats is not None:
                 self._prompt.labels(label).inc(stats.prompt_tokens)
                 self._cached.labels(label).inc(stats.cached_tokens)
                 self._generated.labels(label).inc(stats.new_tokens)
@@ -146,11 +146,42 @@ class Metrics:
                     self._first_token.observe(stats.queue_s + stats.prefill_s)
 
 
-def _ending(last: GenerationEvent | Exception) -> str:
-    """stop, length, time, cancelled, repetition; refused: what was asked, or how much, could not be; error."""
-    if isinstance(last, (BadInput, Busy, TemplateError)):
-        return "refused"
-    return "error" if isinstance(last, Exception) else last.finish_reason or "error"
+class CountedEngine:
+    """An engine that counts answers by the address of a request's client, and for /metrics, whoever reads them.
+
+    All else is the engine's own.
+    """
+
+    def __init__(self, engine: ServingEngine, limits: Limits, metrics: Metrics) -> None:
+        self._engine, self._limits, self._metrics = engine, limits, metrics
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def submit(self, request: GenerationRequest) -> Answer:
+        """As the engine's. Raises RateLimited too."""
+        ended = partial(self._metrics.ended, self._metrics.label(request))
+        try:
+            release = self._limits.hold("answer", request.client.address)
+            try:
+                answer = self._engine.submit(request)
+            except BaseException:
+                release()
+                raise
+        except Exception as error:
+            ended(error)
+            raise
+        weakref.finalize(answer, release).atexit = False  # its reader has dropped it, however that came about
+        answer.mailbox.observe(ended)
+        return answer
+
+    def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
+        """As the engine's. Raises RateLimited too."""
+        release = self._limits.hold("inspection", request.client.address)
+        try:
+            return self._engine.inspect(request, answer_ids)
+        finally:
+            release()
 
 
 class _EngineFigures:

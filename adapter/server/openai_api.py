@@ -1,7 +1,4 @@
-"""OpenAI's completions beside the page: a FastAPI application below /v1.
-
-Knows HTTP and the engine; what a body means is in openai_schema.py. Imports no Gradio.
-"""
+"""OpenAI's completions beside the page: a FastAPI application below /v1."""
 
 from __future__ import annotations
 
@@ -13,12 +10,11 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import anyio
 from fastapi import FastAPI
 from jinja2 import TemplateError
 from sse_starlette import EventSourceResponse
@@ -40,10 +36,11 @@ from adapter.server.openai_schema import (
     find_model,
     parse,
 )
+from adapter.server.request_body import bounded
 
 if TYPE_CHECKING:
     from adapter.serve.request import GenerationEvent, GenerationRequest, GenerationStats
-    from adapter.server.loader import ServingEngine
+    from adapter.server.generation import ServingEngine
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,11 +49,15 @@ KEY_VARIABLE = "LLAMA_ADAPTER_API_KEY"
 NO_KEY = "A key is needed: Authorization: Bearer KEY."
 MAX_BODY = 32 * 2**20  # a picture of the largest size as base64, and words
 MAX_OPEN = 48  # requests at once; the engine's other places are left to the page
-BODY_SECONDS = 60.0
 BODIES_BYTES = 128 * 2**20  # of all bodies in memory, without the first WORDS_BYTES of each
 WORDS_BYTES = 2**18
 RETRY_SECONDS = 5
 CHUNK_SECONDS = 0.05  # between two chunks of a stream: of a fast answer each has several tokens
+_REFUSALS: dict[type[AdapterError], tuple[int, str | None]] = {
+    BadInput: (400, None),
+    Busy: (429, "busy"),
+    EngineBroken: (503, "model_failed"),
+}
 
 
 def mount(
@@ -102,9 +103,10 @@ def create_app(
             completion, stream = await requests.begin(request, kind)
             if not stream:
                 return _json(await _until_disconnect(request, completion.whole()))
-            # What fails before the first event still gets a status of its own.
-            first = await _until_disconnect(request, completion.first_events())
-            return EventSourceResponse(completion.chunks(first), headers={"Cache-Control": "no-cache"}, sep="\n")
+            chunks = completion.chunks()
+            # What fails before the first chunk still gets a status of its own.
+            first = await _until_disconnect(request, anext(chunks))
+            return EventSourceResponse(_chain(first, chunks), headers={"Cache-Control": "no-cache"}, sep="\n")
 
     add_completions("/chat/completions", ChatCompletionRequest)
     add_completions("/completions", CompletionRequest)
@@ -125,33 +127,27 @@ def create_app(
 class _Requests:
     """Reads requests and gives them to the engine, in threads: the page shares the event loop.
 
-    Pictures wait for each other to be decoded, and words do not wait for pictures. A form that is new is tried for
-    seconds, or waits for others: nobody waits for a thread of these.
+    There is a thread for each: words wait neither for pictures that are decoded nor for forms that are tried.
     """
 
     def __init__(
         self, provider: EngineProvider, store: AdapterCatalog, prepare: Callable[[Request], None]
     ) -> None:
         self._provider, self._store, self._prepare = provider, store, prepare
-        self._words = ThreadPoolExecutor(4, "openai-api")
-        self._pictures = ThreadPoolExecutor(4, "openai-api-pictures")
-        self._forms = ThreadPoolExecutor(MAX_OPEN, "openai-api-forms")
-        self._bodies = _BodyMemory()
+        self._pool = ThreadPoolExecutor(MAX_OPEN, "openai-api")
+        self._bytes = 0  # of the bodies that are read or parsed
         self._since = int(time.time())
 
     async def begin(self, request: Request, kind: type[Body]) -> tuple[_Completion, bool]:
         """Submits a request; tells whether it is to be streamed. The body is in memory only until it returns."""
         engine = self._engine()
-        with self._bodies.counted() as count:
-            raw = await _read_body(request, count)
-            body = await _in_thread(self._words, lambda: parse(raw, kind))
-            pool = self._forms if body.form_field else self._pictures if body.has_picture else self._words
-            return await _in_thread(pool, lambda: self._submit(request, body, engine))
+        async with self._read(request) as raw:
+            return await self._in_thread(lambda: self._submit(request, parse(raw, kind), engine))
 
     async def models(self, wanted: str) -> dict[str, Any]:
         """As `_models`."""
         engine = self._engine()
-        return await _in_thread(self._words, lambda: _models(engine, self._store, self._since, wanted))
+        return await self._in_thread(lambda: _models(engine, self._store, self._since, wanted))
 
     def _engine(self) -> ServingEngine:
         if (engine := self._provider.engine()) is not None:
@@ -159,6 +155,30 @@ class _Requests:
         status = self._provider.status()
         code = "model_failed" if status.state == "failed" else "model_loading"
         raise ApiError(503, f"The model is not there: {status.text.rstrip('.')}.", code=code)
+
+    @asynccontextmanager
+    async def _read(self, request: Request) -> AsyncIterator[bytearray]:
+        """Yields the body, whose bytes count until the block ends. Raises ApiError, and Busy for too many of them.
+
+        The first WORDS_BYTES are free, so that nobody's pictures keep words out.
+        """
+        body, mine = bytearray(), 0
+        too_long = f"The body is larger than {MAX_BODY // 2**20} MB. Make the picture smaller."
+        try:
+            async for piece in Request(request.scope, bounded(request.receive, MAX_BODY, too_long)).stream():
+                body += piece
+                more = max(0, len(body) - WORDS_BYTES) - mine
+                if more > 0 and self._bytes + more > BODIES_BYTES:
+                    raise Busy("Many large requests are being read already. Try again in a minute.")
+                mine += more
+                self._bytes += more
+            yield body
+        finally:
+            self._bytes -= mine
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        run = contextvars.copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(self._pool, run, work)
 
     def _submit(self, request: Request, body: Body, engine: ServingEngine) -> tuple[_Completion, bool]:
         self._prepare(request)
@@ -172,10 +192,6 @@ class _Requests:
             raise ApiError(400, browser_text(error), body.form_field) from error
 
 
-async def _in_thread(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work)
-
-
 class _Guard:
     """ASGI middleware: admits requests by key and number, before anything of them is read."""
 
@@ -185,17 +201,12 @@ class _Guard:
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # FastAPI closes web sockets, for which there is no route
-            await self._app(scope, receive, send)
-            return
         self._open += 1
         try:
-            try:
-                self._admit(Request(scope))
-            except (ApiError, Busy) as error:
-                await error_response(error)(scope, receive, send)
-                return
+            self._admit(Request(scope))
             await self._app(scope, receive, send)
+        except (ApiError, Busy) as error:
+            await error_response(error)(scope, receive, send)
         except ClientDisconnect:
             pass
         except Exception as error:
@@ -222,9 +233,9 @@ class _Completion:
             self._answers = [begun.enter_context(closing(engine.submit(request))) for request in requests]
             self._open = begun.pop_all()
         self._events = _merged([answer.async_event_lists(CHUNK_SECONDS) for answer in self._answers])
-        name = body.object_name
+        self._name = body.object_name
         self._about = {
-            "id": f"{'cmpl' if name == 'text_completion' else 'chatcmpl'}-{uuid.uuid4().hex}",
+            "id": f"{'cmpl' if self._name == 'text_completion' else 'chatcmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": body.model,
         }
@@ -236,31 +247,29 @@ class _Completion:
                 found[index] += events
                 self._count(index, events)
         choices = [self._body.choice(index, events, self._base) for index, events in enumerate(found)]
-        return {**self._about, "object": self._body.object_name, "choices": choices, "usage": self._usage()}
+        return {**self._about, "object": self._name, "choices": choices, "usage": self._usage()}
 
-    async def first_events(self) -> tuple[int, list[GenerationEvent]]:
-        return await anext(self._events)
-
-    async def chunks(self, first: tuple[int, list[GenerationEvent]]) -> AsyncIterator[dict[str, str]]:
-        """Server-sent events from the first events of the engine on. An error in mid-stream is the last one."""
+    async def chunks(self) -> AsyncIterator[dict[str, str]]:
+        """Server-sent events. An error is raised in place of the first one; after it, it is the last one."""
         begun: set[int] = set()
         include_usage = self._body.stream_options.include_usage
         with self._open:
             try:
-                async for index, events in _chain(first, self._events):
+                async for index, events in self._events:
                     self._count(index, events)
                     for choice in self._body.chunks(index, events, self._base, index not in begun):
+                        begun.add(index)
                         yield self._data(choices=[choice], **({"usage": None} if include_usage else {}))
-                    begun.add(index)
                 if include_usage:
                     yield self._data(choices=[], usage=self._usage())
                 yield {"data": "[DONE]"}
             except Exception as error:
+                if not begun:
+                    raise
                 yield {"data": json.dumps(_public(error)[1])}
 
     def _data(self, **fields: Any) -> dict[str, str]:
-        name = self._body.object_name
-        name = f"{name}.chunk" if name == "chat.completion" else name
+        name = f"{self._name}.chunk" if self._name == "chat.completion" else self._name
         return {"data": json.dumps({**self._about, "object": name, **fields})}
 
     def _count(self, index: int, events: list[GenerationEvent]) -> None:
@@ -270,10 +279,7 @@ class _Completion:
     def _usage(self) -> dict[str, Any]:
         """A prompt counts once, however many choices it has."""
         prompts = [self._ended[index] for index in range(0, len(self._ended), self._body.n)]
-        prompt, new = (
-            sum(s.prompt_tokens for s in prompts),
-            sum(s.new_tokens for s in self._ended.values()),
-        )
+        prompt, new = sum(s.prompt_tokens for s in prompts), sum(s.new_tokens for s in self._ended.values())
         cached = {"cached_tokens": sum(s.cached_tokens for s in prompts)}
         total = {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
         return {**total, "prompt_tokens_details": cached}
@@ -352,77 +358,22 @@ async def _until_disconnect(request: Request, work: Awaitable[T]) -> T:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-class _BodyMemory:
-    """Counts the bytes of bodies that are read or parsed. Used in the event loop only."""
-
-    def __init__(self) -> None:
-        self._taken = 0
-
-    @contextmanager
-    def counted(self) -> Iterator[Callable[[int], None]]:
-        """Yields a function that counts the bytes of one body so far, until the block ends; it raises Busy.
-
-        The first WORDS_BYTES are free, so that nobody's pictures keep words out.
-        """
-        mine = 0
-
-        def count(size: int) -> None:
-            nonlocal mine
-            more = max(0, size - WORDS_BYTES) - mine
-            if more > 0 and self._taken + more > BODIES_BYTES:
-                raise Busy("Many large requests are being read already. Try again in a minute.")
-            mine += more
-            self._taken += more
-
-        try:
-            yield count
-        finally:
-            self._taken -= mine
-
-
-async def _read_body(request: Request, count: Callable[[int], None]) -> bytes | bytearray:
-    """count: called with the bytes so far."""
-    too_large = ApiError(413, f"The body is larger than {MAX_BODY // 2**20} MB. Make the picture smaller.")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > MAX_BODY:
-        raise too_large
-    body = bytearray()
-    try:
-        with anyio.fail_after(BODY_SECONDS):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > MAX_BODY:
-                    raise too_large
-                count(len(body))
-    except TimeoutError:
-        raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:g} seconds.") from None
-    return body
-
-
 def _public(error: Exception) -> tuple[int, dict[str, Any]]:
     """Status and body of an error, without anything of this machine in it."""
     status, text, param, code = 500, texts.FAILED, None, None
-    if isinstance(error, AdapterError):
-        text = browser_text(error)
     if isinstance(error, ApiError):  # written here, and the addresses in it are the API's
-        text, status, param, code = str(error), error.status, error.param, error.code
+        status, text, param, code = error.status, str(error), error.param, error.code
+    elif isinstance(error, AdapterError):
+        text = browser_text(error)
+        status, code = next((found for kind, found in _REFUSALS.items() if isinstance(error, kind)), (500, None))
     elif isinstance(error, HTTPException):
         status = error.status_code
-        if status == 405:
-            text = f"Only {(error.headers or {}).get('Allow', 'GET')} is answered here."
-        else:
-            text = "There is nothing here. Try POST /v1/chat/completions, POST /v1/completions or GET /v1/models."
-    elif isinstance(error, BadInput):
-        status = 400
-    elif isinstance(error, Busy):
-        status, code = 429, "busy"
-    elif isinstance(error, EngineBroken):
-        status, code = 503, "model_failed"
+        text = "There is nothing here. Try POST /v1/chat/completions, POST /v1/completions or GET /v1/models."
     kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
     return status, {"error": {"message": text, "type": kind, "param": param, "code": code}}
 
 
-def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     # Not JSONResponse, which fails on the half characters that an error may repeat from a body.
     return Response(json.dumps(content), status, headers, "application/json")
 

@@ -1,31 +1,21 @@
 """The bodies of OpenAI's completions as pydantic models, the engine's requests that they ask for, and the answers.
 
 Fields that are not declared here are ignored, as other servers do. A declared one that would change the answer but
-cannot be had is refused by name. Knows nothing of HTTP.
+cannot be had is refused by name.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import math
+import re
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from adapter.base.template import Message, Role
 from adapter.errors import BadInput, Busy
@@ -42,7 +32,6 @@ from adapter.serve.request import (
 from adapter.serve.settings import (
     BASE_ONLY,
     MAX_SEED,
-    MAX_STOP_CHARACTERS,
     MAX_STOPS,
     MAX_TOKENS,
     MaxTokens,
@@ -51,11 +40,11 @@ from adapter.serve.settings import (
     RepetitionPenalty,
     Seed,
     Settings,
+    Stop,
     Strength,
     Temperature,
     TopK,
     TopP,
-    explain,
 )
 from adapter.server.generation import check_length
 from adapter.server.texts import DEFAULT_QUESTION
@@ -76,12 +65,8 @@ _ROLES: dict[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
     "tool": "user",
 }  # fmt: skip
+_DATA_URL = re.compile("data:[^,]{0,150};base64,", re.IGNORECASE)
 _DEFAULT = Settings()
-# Whose sentences are used.
-_SETTINGS = {
-    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
-    *("max_tokens", "seed", "strength", "mix_strength", "others"),
-}
 
 
 class ApiError(Exception):
@@ -92,17 +77,9 @@ class ApiError(Exception):
         self.status, self.param, self.code = status, param, code
 
 
-def _only(*allowed: Any) -> AfterValidator:
-    """Refuses all values but those that ask for nothing."""
-    possible = f" but {json.dumps(allowed[0])}" if allowed else ""
-
-    def check(value: Any) -> Any:
-        # By type too: True equals 1.
-        if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
-            return value
-        raise PydanticCustomError("unsupported_value", "nothing{possible}", {"possible": possible})
-
-    return AfterValidator(check)
+def _from_text(form: Callable[[str], Any]) -> BeforeValidator:
+    """Lets a text stand for a larger value."""
+    return BeforeValidator(lambda value: form(value) if isinstance(value, str) else value)
 
 
 class _Body(BaseModel):
@@ -114,21 +91,26 @@ class _Body(BaseModel):
         return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
+class _OfType(_Body):
+    """Has the field that its type names, if there is one of that name."""
+
+    type: str
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> _OfType:
+        if self.type in type(self).model_fields and self.type not in self.model_fields_set:
+            raise ValueError(f"'{self.type}' is missing")
+        return self
+
+
 class ImageUrl(_Body):
     url: str = Field(description="data:image/png;base64,...; nothing is fetched from other addresses")
 
 
-class TextPart(_Body):
-    type: Literal["text"]
-    text: str
-
-
-class ImagePart(_Body):
-    type: Literal["image_url"]
-    image_url: Annotated[ImageUrl, BeforeValidator(lambda url: {"url": url} if isinstance(url, str) else url)]
-
-
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class Part(_OfType):
+    type: Literal["text", "image_url"]
+    text: str = ""
+    image_url: Annotated[ImageUrl | None, _from_text(lambda url: {"url": url})] = None
 
 
 class FunctionCall(_Body):
@@ -142,18 +124,15 @@ class ToolCall(_Body):
 
 class ChatMessage(_Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[
-        list[Part],
-        BeforeValidator(lambda text: [{"type": "text", "text": text}] if isinstance(text, str) else text),
-    ] = []
+    content: Annotated[list[Part], _from_text(lambda text: [{"type": "text", "text": text}])] = []
     name: str | None = Field(None, description="who gave an answer: a model's name")
     tool_calls: list[ToolCall] = []
-    function_call: Annotated[Any, _only()] = None
+    function_call: None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> ChatMessage:
         if "content" not in self.model_fields_set and not self.tool_calls:
-            raise PydanticCustomError("missing", "no content")
+            raise ValueError("'content' is missing")
         return self
 
 
@@ -167,24 +146,13 @@ class JsonSchema(_Body):
     strict: StrictBool = True  # the answer is held to the schema either way
 
 
-class TextFormat(_Body):
-    type: Literal["text"]
-
-
-class JsonObjectFormat(_Body):
-    type: Literal["json_object"]
-
-
-class JsonSchemaFormat(_Body):
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+class ResponseFormat(_OfType):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class Function(_Body):
-    name: Annotated[str, Field(min_length=1, max_length=64)]
+    name: str = Field(min_length=1, max_length=64)
     parameters: dict[str, Any] = {"type": "object", "properties": {}}
 
 
@@ -193,12 +161,11 @@ class Tool(_Body):
     function: Function
 
 
-class NamedTool(_Body):
-    type: Literal["function"]
-    function: FunctionCall
+class ToolChoice(_OfType):
+    type: Literal["none", "auto", "required", "function"]
+    function: FunctionCall | None = None
 
 
-Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES, strict=True)]
 Penalty = Annotated[float, Field(ge=-2, le=2, strict=True, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, strict=True, allow_inf_nan=False)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
@@ -217,16 +184,12 @@ class _Completion(_Body):
     min_p: MinP = _DEFAULT.min_p
     repetition_penalty: RepetitionPenalty = _DEFAULT.repetition_penalty
     max_tokens: MaxTokens = _DEFAULT.max_tokens
-    n: Choices = 1
+    n: int = Field(1, ge=1, le=MAX_CHOICES, strict=True)
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     logit_bias: dict[TokenId, Bias] = Field({}, max_length=MAX_BIASES)
     seed: Seed = _DEFAULT.seed
-    stop: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]],
-        Field(max_length=MAX_STOPS),
-        BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop),
-    ] = []
+    stop: Annotated[list[Stop], Field(max_length=MAX_STOPS), _from_text(lambda stop: [stop])] = []
     strength: Strength = _DEFAULT.strength
     mix: dict[str, Strength] = Field({}, max_length=MAX_MIX, description="further adapters with their strengths")
 
@@ -242,7 +205,6 @@ class _Completion(_Body):
 
     def about_adapters(self, adapters: Collection[str], base: str) -> dict[str, Any]:
         """The part of an engine's request that names adapters. Raises ApiError."""
-        adapter = find_model(self.model, adapters, base)
         if self.stream_options.include_usage and not self.stream:
             raise ApiError(400, "stream_options needs stream: true.", "stream_options")
         for name in self.mix:
@@ -250,7 +212,7 @@ class _Completion(_Body):
                 there = ", ".join(sorted(adapters)) or "none"
                 raise ApiError(400, f"There is no adapter '{name[:100]}' to mix in. Choose from: {there}.", "mix")
         return {
-            "adapter": adapter,
+            "adapter": find_model(self.model, adapters, base),
             "strength": self.strength,
             "mix": tuple(self.mix.items()),
             "stop": tuple(self.stop),
@@ -269,65 +231,60 @@ class ChatCompletionRequest(_Completion):
     response_format: ResponseFormat | None = Field(
         None, description="the form of the answer; without one, that of the adapter; text: none"
     )
-    grammar: str | None = Field(None, description="a form as a Lark grammar, in place of response_format")
+    grammar: str | None = Field(
+        None, min_length=1, description="a form as a Lark grammar, in place of response_format"
+    )
     tools: list[Tool] = []
-    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    tool_choice: Annotated[ToolChoice, _from_text(lambda type: {"type": type})] = ToolChoice(type="auto")
     # What cannot be had here, with the values that ask for nothing.
-    modalities: Annotated[Any, _only(["text"])] = None
-    audio: Annotated[Any, _only()] = None
-    functions: Annotated[Any, _only([])] = None
-    function_call: Annotated[Any, _only("none", "auto")] = None
-    web_search_options: Annotated[Any, _only()] = None
-
-    @property
-    def has_picture(self) -> bool:
-        return any(isinstance(part, ImagePart) for message in self.messages for part in message.content)
-
-    @property
-    def form_field(self) -> str | None:
-        """The field that names a form."""
-        if self.tool is not None:
-            return "tools"
-        if self.grammar is not None:
-            return "grammar"
-        return None if isinstance(self.response_format, TextFormat | None) else "response_format"
+    modalities: list[Literal["text"]] = ["text"]
+    audio: None = None
+    functions: list[Any] = Field([], max_length=0)
+    function_call: Literal["none", "auto"] = "none"
+    web_search_options: None = None
 
     @property
     def tool(self) -> Function | None:
         """The function whose call is asked for: a model of this size chooses none itself. Raises ApiError."""
-        if isinstance(self.tool_choice, str) and self.tool_choice != "required":
+        if self.tool_choice.type in ("none", "auto"):
             return None
-        named = None if isinstance(self.tool_choice, str) else self.tool_choice.function.name
+        named = self.tool_choice.function and self.tool_choice.function.name
         found = [tool.function for tool in self.tools if named in (None, tool.function.name)]
         if len(found) != 1:
             text = "Name one of 'tools' in 'tool_choice': no model here chooses between several."
             raise ApiError(400, text, "tool_choice")
         return found[0]
 
+    @property
+    def form_field(self) -> str | None:
+        """The field that names a form. Raises ApiError."""
+        asked = None if self.response_format and self.response_format.type == "text" else self.response_format
+        forms = {"response_format": asked, "grammar": self.grammar, "tools": self.tool}
+        named = [name for name, form in forms.items() if form is not None]
+        if len(named) > 1:
+            text = "Give either response_format or grammar, or have a tool called, whose form is its own."
+            raise ApiError(400, text, named[-1])
+        return named[0] if named else None
+
     def form(self) -> str | None:
         """As in GenerationRequest, which the engine checks. Raises ApiError."""
         from adapter.serve.form import JSON_OBJECT, NO_FORM, json_schema_form
 
-        asked = self.response_format
-        if self.grammar is not None and not isinstance(asked, TextFormat | None):
-            raise ApiError(400, "Give either response_format or grammar.", "grammar")
-        if self.tool is not None and (self.grammar is not None or not isinstance(asked, TextFormat | None)):
-            raise ApiError(400, "A tool's call has its own form. Leave response_format and grammar out.", "tools")
+        field = self.form_field
+        if field is None:
+            return NO_FORM if self.response_format else None
         for name, nothing in _PENALTIES.items():
-            if getattr(self, name) != nothing and self.form_field:
+            if getattr(self, name) != nothing:
                 raise ApiError(400, f"An answer with a form has no '{name}'. Leave one of them out.", name)
-        if self.grammar == "":
-            raise ApiError(400, "The form cannot be used: the grammar is empty.", "grammar")
         if self.grammar is not None:
             return self.grammar
-        schema = asked.json_schema.json_schema if isinstance(asked, JsonSchemaFormat) else None
-        schema = schema if self.tool is None else self.tool.parameters
-        if schema is not None:
-            try:
-                return json_schema_form(schema)
-            except BadInput as error:
-                raise ApiError(400, str(error), self.form_field) from error
-        return None if asked is None else NO_FORM if isinstance(asked, TextFormat) else JSON_OBJECT
+        schema = self.tool.parameters if self.tool else None
+        if self.response_format and self.response_format.json_schema:
+            schema = self.response_format.json_schema.json_schema
+        try:
+            return JSON_OBJECT if schema is None else json_schema_form(schema)
+        except BadInput as error:
+            raise ApiError(400, str(error), field) from error
 
     def to_requests(self, adapters: Collection[str], base: Base, client: Client) -> list[GenerationRequest]:
         """The engine's requests, one for each choice. adapters: the names that there are.
@@ -366,10 +323,8 @@ class ChatCompletionRequest(_Completion):
         """The next of a streamed answer. first: whether these are the first of its events."""
         deltas: list[tuple[dict[str, Any], Any, str | None]] = []
         if first:
-            begun = {} if self.tool is None else {"tool_calls": [self._call("")]}
-            deltas.append(
-                ({"role": "assistant", "content": "" if self.tool is None else None, **begun}, None, None)
-            )
+            begun = {"content": ""} if self.tool is None else {"content": None, "tool_calls": [self._call("")]}
+            deltas.append(({"role": "assistant", **begun}, None, None))
         text, logprobs = text_of(events), self._logprobs(events)
         if text or (logprobs and logprobs["content"]):
             call = {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
@@ -383,13 +338,9 @@ class ChatCompletionRequest(_Completion):
 
     def _call(self, arguments: str) -> dict[str, Any]:
         assert self.tool is not None
+        call = {"id": f"call_{uuid.uuid4().hex}", "type": "function"}
         function = {"name": self.tool.name, "arguments": arguments}
-        return {
-            **({"index": 0} if self.stream else {}),
-            "id": f"call_{uuid.uuid4().hex}",
-            "type": "function",
-            "function": function,
-        }
+        return {**({"index": 0} if self.stream else {}), **call, "function": function}
 
     def _finish_reason(self, event: GenerationEvent) -> str:
         ended = finish_reason(event)
@@ -406,13 +357,13 @@ class ChatCompletionRequest(_Completion):
         }
 
 
+Ids = Annotated[list[Annotated[int, Field(strict=True)]], Field(max_length=MAX_PROMPT_IDS)]
+
+
 def _to_prompts(value: Any) -> Any:
     """One prompt, or a list of them, as a list."""
     one = isinstance(value, str) or (isinstance(value, list) and value and all(type(i) is int for i in value))
     return [value] if one else value
-
-
-Ids = Annotated[list[Annotated[int, Field(strict=True)]], Field(max_length=MAX_PROMPT_IDS)]
 
 
 class CompletionRequest(_Completion):
@@ -423,9 +374,8 @@ class CompletionRequest(_Completion):
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS, strict=True)] = 16
     echo: StrictBool = False
     logprobs: TopLogprobs | None = None
-    best_of: Annotated[Any, _only(1)] = None
-    suffix: Annotated[Any, _only("")] = None
-    has_picture: ClassVar = False
+    best_of: Literal[1] = 1
+    suffix: Literal[""] = ""
     form_field: ClassVar = None
 
     def to_requests(self, adapters: Collection[str], base: Base, client: Client) -> list[GenerationRequest]:
@@ -457,24 +407,22 @@ class CompletionRequest(_Completion):
 
     def choice(self, index: int, events: Sequence[GenerationEvent], base: Base) -> dict[str, Any]:
         """A whole answer, behind its prompt with `echo`."""
-        text = self._echo(index, base) + (text_of(events) if self.max_tokens else "")
-        ended = finish_reason(events[-1]) if self.max_tokens else "length"
-        return {"index": index, "text": text, "logprobs": self._logprobs(events), "finish_reason": ended}
-
-    def _echo(self, index: int, base: Base) -> str:
-        prompt = self.prompt[index // self.n]
-        return "" if not self.echo else prompt if isinstance(prompt, str) else base.tokenizer.decode(prompt)
+        [choice] = self.chunks(index, events, base, True)
+        return choice
 
     def chunks(
         self, index: int, events: Sequence[GenerationEvent], base: Base, first: bool
     ) -> list[dict[str, Any]]:
         """As of ChatCompletionRequest."""
-        ended = events[-1].finish_reason is not None
-        if not (first or ended or text_of(events) or any(event.is_output for event in events)):
+        text, ended = text_of(events) if self.max_tokens else "", None
+        if events[-1].finish_reason is not None:
+            ended = finish_reason(events[-1]) if self.max_tokens else "length"
+        if not (first or ended or text or any(event.is_output for event in events)):
             return []
-        text = (self._echo(index, base) if first else "") + (text_of(events) if self.max_tokens else "")
-        reason = None if not ended else finish_reason(events[-1]) if self.max_tokens else "length"
-        return [{"index": index, "text": text, "logprobs": self._logprobs(events), "finish_reason": reason}]
+        if first and self.echo:
+            prompt = self.prompt[index // self.n]
+            text = (prompt if isinstance(prompt, str) else base.tokenizer.decode(prompt)) + text
+        return [{"index": index, "text": text, "logprobs": self._logprobs(events), "finish_reason": ended}]
 
     def _logprobs(self, events: Sequence[GenerationEvent]) -> dict[str, Any] | None:
         """The parallel lists of OpenAI's older form, those of the prompt first."""
@@ -521,11 +469,16 @@ def _token(token: TokenLogprob) -> dict[str, Any]:
 
 
 def parse(body: bytes | bytearray, kind: type[Body]) -> Body:
-    """Raises ApiError with one sentence about the first thing that is wrong."""
+    """Raises ApiError with one sentence about the first thing that is wrong, which names the field."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(error.errors(include_url=False)[0]) from None
+        problem = error.errors(include_url=False)[0]
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step[:100]}" for step in problem["loc"]]
+    where, what = "".join(steps).removeprefix("."), problem["msg"].removeprefix("Value error, ")
+    if where.startswith("prompt"):
+        where, what = "prompt", f"A text, token ids, or a list of up to {MAX_CHOICES} of them is needed"
+    raise ApiError(400, f"'{where or 'body'}': {what[:300]}.", where or None)
 
 
 def find_model(model: str, adapters: Collection[str], base: str) -> str | None:
@@ -533,75 +486,12 @@ def find_model(model: str, adapters: Collection[str], base: str) -> str | None:
 
     BASE is always the base; its own name is too, unless an adapter has that name.
     """
-    if model == BASE:
-        return None
-    if model in adapters:
+    if model in adapters and model != BASE:
         return model
-    if model == base:
+    if model in (BASE, base):
         return None
     there = ", ".join([BASE, *sorted(set(adapters) - {BASE})])
     raise ApiError(404, f"There is no model '{model[:100]}'. Choose one of: {there}.", "model", "model_not_found")
-
-
-_KINDS = {
-    "string": "a text", "bool": "true or false", "int": "a whole number", "dict": "an object", "list": "a list",
-    "model": "an object",
-}  # fmt: skip
-_SENTENCES = {
-    "missing": "'{where}' is missing.",
-    "literal_error": f"'{{where}}' must be one of: {', '.join(_ROLES)}.",
-    "too_long": "'{where}' takes {max_length} at most.",
-    "string_too_long": "'{where}' takes {max_length} characters at most.",
-    "too_short": "'{where}' must not be empty.",
-    "greater_than_equal": "'{where}' must be at least {ge:g}.",
-    "less_than_equal": "'{where}' must be at most {le:g}.",
-    "string_too_short": "'{where}' must not be empty.",
-}
-
-
-def _refusal(problem: ErrorDetails) -> ApiError:
-    """One sentence that names the field, as OpenAI's clients show it."""
-    kind, context = problem["type"], problem.get("ctx", {})
-    where = _path(problem["loc"])
-    if kind == "json_invalid":
-        return ApiError(400, f"The body is not JSON that can be read ({str(context.get('error'))[:100]}).")
-    if not where:
-        return ApiError(400, "The body must be a JSON object.")
-    top = "max_tokens" if where == "max_completion_tokens" else "mix_strength" if where[:4] == "mix." else where
-    if kind == "unsupported_value":
-        return ApiError(400, f"Nothing{context['possible']} is possible for '{where}' here.", where, kind)
-    if where == "model" and kind == "missing":
-        text = "Name a model: one of GET /v1/models."
-    elif top in _SETTINGS:
-        text = explain(problem, top, f"'{where}'")
-    elif kind.startswith("union_tag"):
-        types = "text, json_object or json_schema" if where == "response_format" else "text or image_url"
-        text = f"'{where}' must be {'' if where == 'response_format' else 'a part '}of type {types}."
-    elif where.startswith("tool_choice"):
-        text = "'tool_choice' must be none, auto, required or a function of 'tools' by its name."
-    elif where.startswith("prompt"):
-        text = "'prompt' must be a text, token ids, or a list of up to 16 of them."
-    elif where.startswith("logit_bias"):
-        text = "'logit_bias' must be an object of token ids with numbers from -100 to 100, 300 at most."
-    elif where.endswith(".content"):
-        text = f"'{where}' must be a text or a list of parts."
-    elif kind in _SENTENCES:
-        text = _SENTENCES[kind].format(where=where, **context)
-    else:
-        text = f"'{where}' must be {_KINDS.get(kind.partition('_')[0], 'of another kind')}."
-    return ApiError(400, text, where)
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    """messages[0].content[1].text"""
-    path = ""
-    for index, step in enumerate(location):
-        if index >= 2 and location[index - 2] == "content" and isinstance(location[index - 1], int):
-            continue  # pydantic names the kind of part here
-        if index == 1 and location[0] == "response_format":
-            continue  # and here the type of form
-        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)[:100]
-    return path
 
 
 def _conversation(
@@ -609,30 +499,27 @@ def _conversation(
 ) -> tuple[tuple[Message, ...], str | None]:
     """The texts, neighbours of one speaker joined, and the data URL of the newest picture.
 
-    The call of a tool is read as its arguments, and what the tool says as the user's.
-
-    A picture without a word asks what the page asks. base_names: those of the frozen base.
+    The call of a tool is read as its arguments, and what the tool says as the user's. A picture without a word
+    asks what the page asks. base_names: those of the frozen base.
     """
     joined: list[Message] = []
     newest = None
     for index, message in enumerate(messages):
         where = f"messages[{index}].content"
-        called = [call.function.arguments for call in message.tool_calls]
-        text = "\n".join([*(part.text for part in message.content if isinstance(part, TextPart)), *called])
-        pictures = [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
+        texts = [part.text for part in message.content if part.type == "text"]
+        text = "\n".join([*texts, *(call.function.arguments for call in message.tool_calls)])
+        urls = [part.image_url.url for part in message.content if part.image_url and part.type == "image_url"]
         check_length(text)
-        if pictures and message.role != "user":
+        if urls and message.role != "user":
             raise ApiError(400, f"'{where}' may hold pictures in messages of the user only.", where)
-        if len(pictures) > 1:
+        if len(urls) > 1:
             raise ApiError(400, "One picture a message can be read. Send one.", where)
-        for url in pictures:
-            head, comma, _ = url[:200].lower().partition(",")
-            if not head.startswith("data:") or not comma or not head.endswith(";base64"):
-                text = "Pictures come as data URLs (data:image/png;base64,...)"
-                raise ApiError(400, f"{text}: nothing is fetched from other addresses.", where)
-            newest = url
+        if urls and not _DATA_URL.match(urls[0]):
+            what = "Pictures come as data URLs (data:image/png;base64,...)"
+            raise ApiError(400, f"{what}: nothing is fetched from other addresses.", where)
+        newest = urls[0] if urls else newest
         if not text.strip():
-            if not pictures:
+            if not urls:
                 continue
             text = ""  # a neighbour may have the words
         role = _ROLES[message.role]
@@ -645,13 +532,10 @@ def _conversation(
 
 
 def _decode_picture(url: str) -> Image.Image:
-    from adapter.base.image_file import MAX_BYTES, open_image
+    from adapter.base.image_file import open_image
 
-    data = url.partition(",")[2]
-    if len(data) * 3 // 4 > MAX_BYTES + 1024:
-        raise ApiError(413, f"The picture is larger than {MAX_BYTES // 2**20} MB. Make it smaller.", "messages")
     try:
-        decoded = base64.b64decode("".join(data.split()), validate=True)
+        decoded = base64.b64decode("".join(url.partition(",")[2].split()), validate=True)
     except ValueError:
         raise ApiError(400, "The picture's data URL is not base64 that can be read.", "messages") from None
     return open_image(decoded)

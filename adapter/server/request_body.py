@@ -17,7 +17,7 @@ from adapter.server import texts
 from adapter.server.limits import VALUES_AT_ONCE
 from adapter.server.openai_schema import ApiError
 
-BODY_SECONDS, BODY_BYTES_PER_SECOND = 30.0, 2**15  # a body may take so long, and more by its length
+BODY_SECONDS, BODY_BYTES_PER_SECOND = 30.0, 2**15  # a body may take so long, and more by what has arrived of it
 FOLDER_BYTES, FOLDER_FILES = 4 * 2**30, 20_000  # of a day's uploads
 _FOLDER_SECONDS = 10.0
 
@@ -37,26 +37,26 @@ class RequestRefused(ApiError, HTTPException):
         return self.detail
 
 
-def bounded(receive: Receive, length: int) -> Receive:
-    """Receives a body of at most `length` bytes, which arrive with at least the slowest speed that is waited for.
+def bounded(receive: Receive, most: int, too_long: str) -> Receive:
+    """Receives a body of at most `most` bytes, which arrive with at least the slowest speed that is waited for.
 
-    A request can be longer than it states: a chunked one ends where it says so itself.
+    too_long: what is said of more.
     """
-    deadline = anyio.current_time() + BODY_SECONDS + length / BODY_BYTES_PER_SECOND
-    left, complete = length, False
+    began, size, complete = anyio.current_time(), 0, False
 
     async def receive_bounded() -> Message:
-        nonlocal left, complete
+        nonlocal size, complete
         if complete:  # what comes now is that the client leaves, at any time
             return await receive()
+        deadline = began + BODY_SECONDS + size / BODY_BYTES_PER_SECOND
         try:
             with anyio.fail_after(deadline - anyio.current_time()):
                 message = await receive()
         except TimeoutError:
             raise RequestRefused(408, texts.REQUEST_TOO_SLOW) from None
-        left -= len(message.get("body", b""))
-        if left < 0:
-            raise RequestRefused(413, texts.REQUEST_WITHOUT_LENGTH)
+        size += len(message.get("body", b""))
+        if size > most:
+            raise RequestRefused(413, too_long)
         complete = not message.get("more_body", False)
         return message
 
@@ -76,7 +76,9 @@ def counting_values(receive: Receive, count_all: Callable[[int], None]) -> Recei
         if message["type"] == "http.request":
             count += sum(map(message.get("body", b"").count, b"[{,"))
             if count > VALUES_AT_ONCE:
-                raise RequestRefused(413, texts.too_many_values(VALUES_AT_ONCE))
+                raise RequestRefused(
+                    413, f"The request has more than {VALUES_AT_ONCE:,} values. {texts.SEND_LESS}"
+                )
             if not message.get("more_body", False):
                 count_all(count)
         return message

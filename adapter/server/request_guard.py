@@ -10,7 +10,8 @@ import os
 import re
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import compile_path, get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -75,10 +76,10 @@ class Route:
     path: str
     methods: tuple[str, ...] = ("GET",)
     kind: Kind = "page"
-    pattern: re.Pattern[str] = field(init=False, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pattern", compile_path(self.path)[0])
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        return compile_path(self.path)[0]
 
 
 _POST = ("POST",)
@@ -159,16 +160,12 @@ async def _perhaps_not_understood(request: Request, error: Exception) -> JSONRes
     raise error
 
 
-async def _internal_error(*_: object) -> JSONResponse:
-    return JSONResponse({"detail": texts.FAILED}, 500)  # the server's log has the error
-
-
 # Of the page's application; /v1 has its own.
 EXCEPTION_HANDLERS: dict[type[Exception], Callable[..., Any]] = {
     RequestValidationError: not_understood,
     TypeError: _perhaps_not_understood,
     AttributeError: _perhaps_not_understood,
-    Exception: _internal_error,
+    Exception: lambda *_: JSONResponse({"detail": texts.FAILED}, 500),  # the server's log has the error
 }
 
 
@@ -225,29 +222,34 @@ class RequestGuard:
                     limited = await self._limit(rule, scope, *limited, held)
                 await self._pass_on(route, scope, *limited)
             except (RequestRefused, RateLimited) as error:
-                await _response(scope, error)(scope, receive, send_with_policy)
+                if isinstance(error, RateLimited):
+                    error = RequestRefused(429, str(error), error.retry_after)
+                page = PlainTextResponse(str(error), error.status, error.headers)
+                response = error_response(error) if get_route_path(scope).startswith("/v1/") else page
+                await response(scope, receive, send_with_policy)
 
     def _find_allowed(self, scope: Scope) -> Route:
         """The route of a request that may be made at all. Raises RequestRefused."""
-        headers, route = Headers(scope=scope), find_route(scope)
-        elsewhere = _is_of_another_page(headers)
-        if not self._limits.public:
-            if not is_local(scope, headers):
-                raise RequestRefused(403, texts.FOR_THIS_MACHINE_ONLY)
-            refused = elsewhere and not _opens_the_page(scope, headers)
-        else:
+        headers, path = Headers(scope=scope), get_route_path(scope)
+        refused, route = _is_of_another_page(headers), find_route(scope)
+        if self._limits.public:
             # With an origin even GET: its page wants to read the answer, which Gradio would allow to any (6.31).
-            changes = scope["method"] not in _READING or route is _LOGOUT or "origin" in headers
-            refused = elsewhere and changes
+            refused &= scope["method"] not in _READING or route is _LOGOUT or "origin" in headers
+        elif not is_local(scope, headers):
+            raise RequestRefused(403, texts.FOR_THIS_MACHINE_ONLY)
+        else:
+            # A link elsewhere that was followed, into a tab and not into a frame of the other page.
+            opens = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+            refused &= not (opens and scope["method"] == "GET" and path == "/")
         if refused:
             raise RequestRefused(403, texts.OF_ANOTHER_PAGE)
-        if route is None or (route.kind == "file" and not self._may_serve(get_route_path(scope))):
+        if route is not None and route.kind == "file":
+            named = path.partition("file=")[2]
+            if "\0" in named or not any(Path(os.path.abspath(named)).is_relative_to(f) for f in self._folders):
+                route = None
+        if route is None:
             raise RequestRefused(404, texts.NOTHING_HERE)
         return route
-
-    def _may_serve(self, path: str) -> bool:
-        named = path.partition("file=")[2]
-        return "\0" not in named and any(Path(os.path.abspath(named)).is_relative_to(f) for f in self._folders)
 
     async def _limit(
         self, rule: Rule, scope: Scope, receive: Receive, send: Send, held: contextlib.ExitStack
@@ -276,7 +278,8 @@ class RequestGuard:
         if rule.key:
             self._limits.count("login", address, 0)
         if rule.body:
-            receive = bounded(receive, await self._check_length(rule, scope, address))
+            length = await self._check_length(rule, scope, address)
+            receive = bounded(receive, length, texts.REQUEST_WITHOUT_LENGTH)
         if rule.values:
             receive = counting_values(receive, count_values)
         return receive, send_counting if rule.key else send
@@ -288,9 +291,10 @@ class RequestGuard:
             raise RequestRefused(411, texts.REQUEST_WITHOUT_LENGTH)
         length, is_upload = int(stated), rule.act == "upload"
         if is_upload and length > self._most + _FORM_BYTES:
-            raise RequestRefused(413, texts.upload_too_large(self._most))
+            most = f"The upload is larger than {self._most // 2**20} MB."
+            raise RequestRefused(413, f"{most} Make it smaller, or send one file at a time.")
         if not is_upload and length > MESSAGE_BYTES:
-            raise RequestRefused(413, texts.request_too_large(MESSAGE_BYTES))
+            raise RequestRefused(413, f"The request is larger than {MESSAGE_BYTES // 2**20} MB. {texts.SEND_LESS}")
         if rule.act is not None:
             self._limits.count(rule.act, address)
         if is_upload and await self._folder_size.is_full(length):
@@ -319,16 +323,11 @@ class RequestGuard:
         finally:
             self._uploading -= route.kind == "upload"
             if route.kind == "upload" and not self._uploading:
-                self._delete_broken_uploads()
-
-    def _delete_broken_uploads(self) -> None:
-        """Gradio writes a file on its way as tmp* and forgets one that never becomes whole.
-
-        Called in the event loop while there is no upload, so that none begins meanwhile.
-        """
-        for file in self._uploads.glob("tmp*"):
-            with contextlib.suppress(OSError):
-                file.unlink()
+                # Gradio writes a file on its way as tmp* and forgets one that never becomes whole. In the event
+                # loop no upload begins meanwhile.
+                for file in self._uploads.glob("tmp*"):
+                    with contextlib.suppress(OSError):
+                        file.unlink()
 
 
 def _is_of_another_page(headers: Headers) -> bool:
@@ -342,22 +341,3 @@ def _is_of_another_page(headers: Headers) -> bool:
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
     return origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower()
-
-
-def _opens_the_page(scope: Scope, headers: Headers) -> bool:
-    """Whether a link elsewhere was followed, into a tab and not into a frame of the other page."""
-    return (
-        scope["method"] == "GET"
-        and get_route_path(scope) == "/"
-        and headers.get("sec-fetch-mode") == "navigate"
-        and headers.get("sec-fetch-dest") == "document"
-    )
-
-
-def _response(scope: Scope, error: RequestRefused | RateLimited) -> Response:
-    """The refusal that a program of OpenAI's reads, or the page."""
-    if get_route_path(scope).startswith("/v1/"):
-        return error_response(error)
-    if isinstance(error, RateLimited):
-        error = RequestRefused(429, str(error), error.retry_after)
-    return PlainTextResponse(str(error), error.status, error.headers)

@@ -2,8 +2,8 @@
 
 `{"format", "version", "settings", "messages", "pictures"}`. A message has a role and a text or a picture: a key of
 `pictures`, which holds each once, as a data URL. Version 1 had the data URL in the message. An answer may have a
-line about it and a record. Files come from strangers, so everything is checked. What exceeds a limit is no fault:
-`fit` drops the oldest, for writers and readers alike.
+line about it and a record. Files come from strangers, so everything is checked; a remark stands in place of a
+message that is malformed. What exceeds a limit is no fault: `fit` drops the oldest, for writers and readers alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -88,7 +88,7 @@ class Transcript:
     """A whole conversation. settings: as in the file, not checked; dropped: what the limits left out of it."""
 
     messages: tuple[TranscriptMessage, ...]
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: object = None
     dropped: Dropped = Dropped()
 
     def to_answer(self) -> tuple[tuple[Message, ...], bytes | None]:
@@ -146,22 +146,18 @@ def fit(
                 else:
                     sizes[name] = size
                     picture_room -= size or 0
-            fitting = message if sizes.get(name) else {"role": "page", "text": PICTURE_NOT_KEPT}
+            fitting = message if sizes.get(name) else _remark(PICTURE_NOT_KEPT)
         text_room -= len(json.dumps(fitting, ensure_ascii=False).encode("utf-8", "replace")) + 2
         if text_room < 0 or len(kept) == limits.messages:
             break
         kept.append(fitting)
         text_ends += len(message.get("text", "")) > _MAX_TEXT
     start = begin = len(messages) - len(kept)
-    while 0 < begin < len(messages) and not _begins_turn(messages, begin):
-        begin += 1
+    while 0 < begin < len(messages) and not messages[begin]["role"] == "user" != messages[begin - 1]["role"]:
+        begin += 1  # to the next turn
     if begin == len(messages):
         begin = start
     return kept[::-1][begin - start :], Dropped(begin, len(dropped_pictures), text_ends)
-
-
-def _begins_turn(messages: Sequence[dict[str, Any]], index: int) -> bool:
-    return messages[index]["role"] == "user" != messages[index - 1]["role"]
 
 
 def _shortened(message: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +165,11 @@ def _shortened(message: dict[str, Any]) -> dict[str, Any]:
     short = {**message, "text": _displayable(message["text"])[:_MAX_TEXT]}
     if "about" in short:
         short["about"] = _displayable(short["about"])[:_MAX_LINE]
-    if "record" in short and _json_length(short["record"]) > _MAX_RECORD:
+    try:
+        too_long = len(json.dumps(short.get("record"))) > _MAX_RECORD
+    except RecursionError:
+        too_long = True
+    if too_long:
         del short["record"]
     return short
 
@@ -179,7 +179,11 @@ def to_document(messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, "messages": messages}
 
 
-def read(text: str | bytes) -> Transcript:
+def _remark(text: str) -> dict[str, Any]:
+    return {"role": "page", "text": text}
+
+
+def read(text: str | bytes, limits: Limits = FILE) -> Transcript:
     """Parse the text of a conversation file. Raises BadInput that says what is wrong, for any text."""
     if len(text) > MAX_BYTES:
         raise BadInput(f"The file has {len(text) / 2**20:.0f} MB; {MAX_BYTES // 2**20} MB are the limit.")
@@ -188,7 +192,7 @@ def read(text: str | bytes) -> Transcript:
             document = parse(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
         except ValueError:
             raise BadInput("The file is not JSON of a conversation. Choose one that was exported here.") from None
-        return check(document)
+        return check(document, limits)
 
 
 @contextmanager
@@ -214,7 +218,6 @@ def _displayable(text: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_displayable)]
-Object = dict[Any, Any]
 
 
 class _Message(BaseModel):
@@ -223,25 +226,9 @@ class _Message(BaseModel):
     model_config = ConfigDict(strict=True)
     role: Literal["user", "assistant", "page"]  # page: a remark of the page, which no model reads
     text: Text | None = None
-    picture: Any = None
-    about: Text = ""
-    record: Object | None = None
-
-    def checked(self, pictures: Object, names: dict[str, str]) -> dict[str, Any]:
-        """The message in the form of `fit`. names: short ones of the data URLs, which it adds to.
-
-        Raises ValueError with the name of the field that is wrong.
-        """
-        if self.role == "user" and self.picture is not None:
-            url = pictures.get(self.picture, self.picture) if isinstance(self.picture, str) else None
-            if not isinstance(url, str) or not url.startswith("data:image/"):
-                raise ValueError("picture")
-            return {"role": self.role, "picture": names.setdefault(url, str(len(names)))}
-        if self.text is None:
-            raise ValueError("text")
-        checked = {"role": self.role, "text": self.text, "about": self.about or None, "record": self.record}
-        hidden = ("about", "record") if self.role == "user" else ()
-        return {name: value for name, value in checked.items() if value is not None and name not in hidden}
+    picture: str | None = None
+    about: Text | None = None
+    record: dict[Any, Any] | None = None
 
 
 class _Document(BaseModel):
@@ -251,55 +238,51 @@ class _Document(BaseModel):
     format: Literal["llama-adapter conversation"]
     version: Literal[1, 2]
     messages: list[Any]
-    settings: Object = {}
-    pictures: Object = {}
+    settings: Any = None
+    pictures: dict[Any, Any] = {}
 
 
-def check(document: object, limits: Limits = FILE, lenient: bool = False) -> Transcript:
-    """Check a value that was JSON and fit it to the limits. Raises BadInput that says what is wrong in any other.
-
-    lenient: a message that is wrong becomes a remark, so that the others are not lost with it.
-    """
+def check(document: object, limits: Limits = FILE) -> Transcript:
+    """Check a value that was JSON and fit it to the limits. Raises BadInput if it is no conversation."""
     try:
         read = _Document.model_validate(document)
     except ValidationError as error:
-        field = _field(error)
-        if field == "version":
+        if error.errors(include_url=False, include_input=False)[0]["loc"] == ("version",):
             raise BadInput(
                 f"The file's version is not 1 or {VERSION}, which are read here. Export it again."
             ) from None
-        what = "no conversation" if field in ("", "format") else f"no {field}, or broken ones"
-        raise BadInput(f"The file holds {what}. Choose one that was exported here.") from None
-    names: dict[str, str] = {}
-    checked: list[dict[str, Any]] = []
-    for number, message in enumerate(read.messages, 1):
-        try:
-            checked.append(_Message.model_validate(message).checked(read.pictures, names))
-        except ValueError as error:
-            if not lenient:
-                raise _broken(number, _field(error)) from None
-            is_picture = isinstance(message, dict) and "picture" in message
-            checked.append({"role": "page", "text": PICTURE_NOT_KEPT if is_picture else MESSAGE_NOT_KEPT})
+        raise BadInput("The file holds no conversation. Choose one that was exported here.") from None
+    names: dict[str, str] = {}  # of the pictures, by their data URLs
+    checked = [_checked(message, read.pictures, names) for message in read.messages]
     urls = {name: url for url, name in names.items()}
     fitting, dropped = fit(checked, lambda name: len(urls[name]), limits)
     pictures = {name: _decode_picture(urls[name]) for name in {m["picture"] for m in fitting if "picture" in m}}
     parts = []
-    for number, message in enumerate(fitting, 1 + dropped.messages):
-        if "picture" in message and not pictures[message["picture"]]:
-            if not lenient:
-                raise _broken(number, "picture")
-            message = {"role": "page", "text": PICTURE_NOT_KEPT}
-        elif "picture" in message:
-            message = {"role": "user", "picture": pictures[message["picture"]]}
+    for message in fitting:
+        if "picture" in message:
+            picture = pictures[message["picture"]]
+            message = {"role": "user", "picture": picture} if picture else _remark(PICTURE_NOT_KEPT)
         parts.append(TranscriptMessage(**message))
     return Transcript(tuple(parts), read.settings, dropped)
 
 
-def _field(error: ValueError) -> str:
-    """The name of the field that is wrong; empty for what is no object or no conversation."""
-    if isinstance(error, ValidationError):
-        return str(next(iter(error.errors(include_url=False, include_input=False)[0]["loc"]), ""))
-    return str(error)
+def _checked(message: object, pictures: Mapping[Any, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A message of a file in the form of `fit`. names: short ones of the pictures' data URLs, which it adds to."""
+    try:
+        read = _Message.model_validate(message)
+    except ValidationError:
+        return _remark(
+            PICTURE_NOT_KEPT if isinstance(message, dict) and "picture" in message else MESSAGE_NOT_KEPT
+        )
+    if read.role == "user" and read.picture is not None:
+        url = pictures.get(read.picture, read.picture)
+        if not isinstance(url, str) or not url.startswith("data:image/"):
+            return _remark(PICTURE_NOT_KEPT)
+        return {"role": read.role, "picture": names.setdefault(url, str(len(names)))}
+    if read.text is None:
+        return _remark(MESSAGE_NOT_KEPT)
+    told = {"about": read.about or None, "record": read.record} if read.role != "user" else {}
+    return {"role": read.role, "text": read.text, **{k: v for k, v in told.items() if v is not None}}
 
 
 def _decode_picture(url: str) -> bytes:
@@ -309,19 +292,6 @@ def _decode_picture(url: str) -> bytes:
         return base64.b64decode(match[1], validate=True) if match else b""
     except binascii.Error:
         return b""
-
-
-def _json_length(record: dict[str, Any]) -> float:
-    try:
-        return len(json.dumps(record))
-    except RecursionError:
-        return float("inf")
-
-
-def _broken(number: int, field: str) -> BadInput:
-    hint = {"picture": " (a data URL of one)", "role": " (user, assistant or page)"}.get(field, "")
-    what = f"has no valid {field}{hint}" if field else "is not an object"
-    return BadInput(f"Message {number} of the conversation {what}. Nothing was taken from it.")
 
 
 def _reject_constant(name: str) -> None:

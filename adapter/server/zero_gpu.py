@@ -1,8 +1,7 @@
 """The engine of a ZeroGPU Space: each answer is computed by a process of its own, which has the GPU for a while.
 
 The package `spaces` decorates the work and forks such a worker. It inherits the base, already on the GPU; adapters
-and request are passed to it as bytes, and events come back as plain values. No state outlives an answer. Knows the
-engine; knows no Gradio.
+and request are passed to it as bytes, and events come back as plain values. No state outlives an answer.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -94,25 +94,12 @@ class ZeroGpuEngine:
 
     def submit(self, request: GenerationRequest) -> Answer:
         """As Engine.submit. A request that cannot be served is refused before a worker is started."""
-        admitted = admit(request, self.base, self._load)
-        seconds = min(START_SECONDS + admitted.max_new_tokens / TOKENS_PER_SECOND, MAX_SECONDS)
-        request = replace(  # with its messages: the form of the answer may be about them
-            request,
-            prompt_ids=tuple(admitted.prompt_ids),
-            client=Client(),
-            max_seconds=min(request.max_seconds, seconds - _MARGIN_SECONDS),
-        )
-        pending = _PendingAnswer(request, len(admitted.prompt_ids))
-        self._start(pending, self._pickle_job(request), seconds)
+        pending = self._begin(request)
         return Answer(pending.mailbox, pending.cancel)
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
         """As Engine.inspect."""
-        request = replace(request, form=NO_FORM)
-        admitted = admit(request, self.base, self._load)
-        request = replace(request, prompt_ids=tuple(admitted.prompt_ids), client=Client())
-        pending = _PendingAnswer(request, 0)
-        self._start(pending, self._pickle_job(request, answer_ids), INSPECTION_SECONDS)
+        pending = self._begin(replace(request, form=NO_FORM), answer_ids)
         last = pending.mailbox.get()
         if isinstance(last, AdapterError):
             raise last
@@ -137,25 +124,35 @@ class ZeroGpuEngine:
         while self._open and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def _load(self, name: str) -> Adapter:
-        return self.store.load(name, self._cpu_base)
+    def _begin(self, request: GenerationRequest, answer_ids: Sequence[int] | None = None) -> _PendingAnswer:
+        """Has a worker answer, or inspect the answer that is given."""
 
-    def _pickle_job(self, request: GenerationRequest, answer_ids: Sequence[int] | None = None) -> bytes:
+        def load(name: str) -> Adapter:
+            return self.store.load(name, self._cpu_base)
+
+        admitted = admit(request, self.base, load)
+        seconds = min(START_SECONDS + admitted.max_new_tokens / TOKENS_PER_SECOND, MAX_SECONDS)
+        seconds = seconds if answer_ids is None else INSPECTION_SECONDS
+        request = replace(  # with its messages: the form of the answer may be about them
+            request,
+            prompt_ids=tuple(admitted.prompt_ids),
+            client=Client(),
+            max_seconds=min(request.max_seconds, seconds - _MARGIN_SECONDS),
+        )
+        pending = _PendingAnswer(request, len(admitted.prompt_ids))
         # As bytes: multiprocessing would move each tensor into shared memory and a file of its own.
-        adapters = {name: self._load(name) for name, _ in request.parts}
-        return pickle.dumps((request, adapters, answer_ids))
-
-    def _start(self, pending: _PendingAnswer, job: bytes, seconds: float) -> None:
+        job = pickle.dumps((request, {name: load(name) for name, _ in request.parts}, answer_ids))
         with self._lock:
             if self._closed:
                 raise Busy(texts.GPU_CLOSED)
             if len(self._open) >= MAX_REQUESTS:
                 raise queue_full(MAX_REQUESTS)
             self._open.add(pending)
-        context = contextvars.copy_context()  # spaces finds in it whose quota counts
+        run = contextvars.copy_context().run  # spaces finds in it whose quota counts
         threading.Thread(
-            target=context.run, args=(self._relay, pending, job, seconds), name="zero-gpu", daemon=True
+            target=run, args=(self._relay, pending, job, seconds), name="zero-gpu", daemon=True
         ).start()
+        return pending
 
     def _relay(self, pending: _PendingAnswer, job: bytes, seconds: float) -> None:
         """Runs the job in a worker and passes on its events; in a thread of its own for each answer."""
@@ -169,7 +166,11 @@ class ZeroGpuEngine:
                     pending.receive(item)
             pending.end(Busy(texts.GPU_CLOSED))
         except self._gpu_error as error:
-            pending.end(_error_for_reader(error))
+            if getattr(error, "title", "") == _WORKER_ERROR:
+                pending.end(AdapterError(texts.GPU_WORKER_ENDED))
+            else:  # the message of a gr.Error, which spaces writes for people
+                reason = str(getattr(error, "message", "")).strip()
+                pending.end(Busy(f"There is no GPU for this answer now. {reason}"))
         except Exception as error:
             log.error("A worker of ZeroGPU failed", exc_info=error)
             pending.end(AdapterError(texts.FAILED))
@@ -186,9 +187,7 @@ class _PendingAnswer(RemoteAnswer):
     def receive(self, item: Any) -> None:
         """Takes what a worker yields."""
         if isinstance(item, bytes):
-            item = pickle.loads(item)
-        if isinstance(item, Inspection):
-            self.inspection = item
+            self.inspection = pickle.loads(item)
             item = GenerationEvent(finish_reason="stop", stats=self.stats())
         self.deliver(item)
 
@@ -210,7 +209,8 @@ def _worker_task(base: Base, encoders: Mapping[str, VisualEncoder]) -> Callable[
     def work(job: bytes, seconds: float) -> Iterator[Any]:
         torch.set_num_threads(1)  # more would wait for threads of the parent, which do not exist after a fork
         request, adapters, answer_ids = pickle.loads(job)
-        engine = Engine(base, _PassedAdapters(adapters), encoders)
+        store: Any = SimpleNamespace(load=lambda name, base: adapters[name].to(base.device))
+        engine = Engine(base, store, encoders)
         try:
             if answer_ids is not None:
                 yield pickle.dumps(engine.inspect(request, answer_ids))
@@ -226,20 +226,3 @@ def _worker_task(base: Base, encoders: Mapping[str, VisualEncoder]) -> Callable[
             engine.close()
 
     return work
-
-
-class _PassedAdapters:
-    """The adapters that were passed with a job, as Engine's store."""
-
-    def __init__(self, adapters: Mapping[str, Adapter]) -> None:
-        self._adapters = adapters
-
-    def load(self, name: str, base: Base) -> Adapter:
-        return self._adapters[name].to(base.device)
-
-
-def _error_for_reader(error: Exception) -> AdapterError:
-    if getattr(error, "title", "") == _WORKER_ERROR:
-        return AdapterError(texts.GPU_WORKER_ENDED)
-    # The message of a gr.Error, which spaces writes for people.
-    return Busy(texts.no_gpu(str(getattr(error, "message", "")).strip()))

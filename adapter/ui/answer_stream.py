@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from adapter.serve.request import Client, GenerationEvent, GenerationRequest, TokenLogprob, TokenLogprobs
-    from adapter.server.loader import ServingEngine
+    from adapter.server.generation import ServingEngine
 
 CHOICES = 5  # words that X-ray names of each model
 XRAY_ROWS = 4  # with more rows the X-ray pauses: it costs its row 15 to 30 % of the speed

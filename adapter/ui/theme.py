@@ -18,7 +18,7 @@ from adapter.ui.preload import styles_html
 from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
-    from adapter.server.loader import LoadStatus
+    from adapter.server.generation import LoadStatus
 
 # Updates of a message box while an answer is being streamed, and afterwards. Neither changes its text.
 SHOW_STOP_BUTTON = {"submit_btn": False, "stop_btn": True}

@@ -22,8 +22,7 @@ from adapter.method.config import VisionConfig
 from adapter.serve.engine import Engine
 from adapter.serve.store import AdapterStore
 from adapter.server import openai_api
-from adapter.server.generation import browser_text
-from adapter.server.loader import LazyStore
+from adapter.server.generation import AdapterCatalog, browser_text
 from tests.fake_engine import ReadyProvider
 from tests.soak.people import FILE_DATA, Connection
 from tests.tiny_models import random_adapter
@@ -185,7 +184,7 @@ def browser(
         environment.setattr(TrainingRuns, "_launch", no_trainer)
         store = AdapterStore(folder, incoming=folder)
         engine = Engine(tiny_base, store)
-        catalog = LazyStore()
+        catalog = AdapterCatalog()
         catalog.bind(store)
         provider: Any = ReadyProvider(engine)
         page = app.build_page(provider, catalog, runs=TrainingRuns(folder / "runs"), base=str(tiny_folder))

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import app
-from adapter.server.loader import LazyStore
+from adapter.server.generation import AdapterCatalog
 from adapter.server.texts import FAILED
 from adapter.server.transcript import FORMAT, VERSION
 from tests.app_process import ROOT, AppProcess, tiny_app_process
@@ -64,7 +64,7 @@ def visitor(server: AppProcess) -> Iterator[Connection]:
 
 def routes() -> list[tuple[str, str]]:
     """(method, path) of all that the page's server answers, including what a later Gradio adds."""
-    served = gr.routes.App.create_app(app.build_page(ReadyProvider(EchoEngine()), LazyStore()))
+    served = gr.routes.App.create_app(app.build_page(ReadyProvider(EchoEngine()), AdapterCatalog()))
     return sorted({("POST", "/v1/chat/completions"), ("GET", "/v1/{path}")} | served_routes(served))
 
 

@@ -20,7 +20,8 @@ from starlette.routing import Route
 from adapter.errors import BadInput
 from adapter.serve.request import Answer, Client, Mailbox
 from adapter.server import limits, request_body
-from adapter.server.limits import CountedProvider, Limits, RateLimited, TokenBuckets
+from adapter.server.limits import Limits, RateLimited, TokenBuckets
+from adapter.server.metrics import CountedEngine
 from adapter.server.openai_api import error_response
 from adapter.server.openai_schema import ApiError
 from adapter.server.request_guard import MESSAGE_BYTES, RequestGuard
@@ -93,8 +94,8 @@ def asked_by(address: str) -> Any:
 
 def limited(clock: Clock) -> tuple[Engine, Any]:
     engine = Engine()
-    provider: Any = SimpleNamespace(engine=lambda: engine, status=None, wait=None)
-    return engine, CountedProvider(provider, Limits(True, clock)).engine()
+    metrics: Any = SimpleNamespace(label=lambda request: "", ended=lambda label, last: None)
+    return engine, CountedEngine(engine, Limits(True, clock), metrics)  # type: ignore[arg-type]
 
 
 def test_answer_holds_its_slot_until_dropped() -> None:

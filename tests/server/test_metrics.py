@@ -29,9 +29,9 @@ from adapter.serve.request import (
 )
 from adapter.serve.store import AdapterStore
 from adapter.server import openai_api, texts
-from adapter.server.limits import CountedProvider, Limits
-from adapter.server.loader import ModelLoader
-from adapter.server.metrics import Metrics, routes
+from adapter.server.generation import EngineProvider
+from adapter.server.limits import Limits
+from adapter.server.metrics import CountedEngine, Metrics, routes
 from adapter.server.request_guard import RequestGuard
 from tests.app_process import wait_until
 from tests.fake_engine import FakeCatalog, ReadyProvider
@@ -48,30 +48,24 @@ class Server:
     """The tiny engine as app.py serves it: limited, and counted."""
 
     def __init__(self, engine: Engine, store: AdapterStore) -> None:
-        self.raw = engine
-        self.metrics = Metrics(ReadyProvider(engine), store)
-        self.engine = CountedProvider(ReadyProvider(engine), Limits(public=True), self.metrics).engine()
+        self.metrics = Metrics(store)
+        self.engine = CountedEngine(engine, Limits(public=True), self.metrics)
 
     def ask(self, **request: Any) -> Answer:
         return self.engine.submit(GenerationRequest(**{"messages": HELLO, "sampling": GREEDY, **request}))
 
     def figures(self) -> Figures:
-        return figures(self.metrics)
+        """All samples by their name and the values of their labels, which are in alphabetical order."""
+        text = self.metrics.render(ReadyProvider(self.engine)).decode()
+        return {
+            (sample.name.removeprefix("llama_adapter_"), *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        }
 
     def endings(self) -> Figures:
         return {key[1:]: value for key, value in self.figures().items() if key[0] == "requests_total"}
-
-
-def figures(measured: Metrics) -> Figures:
-    """All samples by their name and the values of their labels, which are in alphabetical order."""
-    text, kind = measured.render()
-    assert kind.startswith("text/plain")
-    return {
-        (sample.name.removeprefix("llama_adapter_"), *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text.decode())
-        for sample in family.samples
-        if not sample.name.endswith("_created")
-    }
 
 
 @pytest.fixture
@@ -126,7 +120,7 @@ def test_nothing_of_a_request_is_told(server: Server) -> None:
     for request in ({"adapter": hostile}, {"adapter": "one", "mix": ((hostile, 1.0),)}):
         with pytest.raises(LoadError):
             server.ask(**request)
-    text = server.metrics.render()[0].decode()
+    text = server.metrics.render(ReadyProvider(server.engine)).decode()
     assert secret not in text and "198.51.100" not in text and "llama_adapter_ready 7" not in text
     assert ("other", "error") in server.endings() and ("mix", "error") in server.endings()
 
@@ -141,7 +135,7 @@ class Served:
         provider = provider or ReadyProvider(SimpleNamespace(replicas=dict))
         page = Route("/config", PlainTextResponse("page"))
         guard = Middleware(RequestGuard, limits=Limits(public), uploads=Path("nowhere"))
-        own = routes(provider, Metrics(provider, FakeCatalog()), auth)
+        own = routes(provider, Metrics(FakeCatalog()), auth)
         self.application = Starlette(routes=[*own, page], middleware=[guard])
 
     def ask(self, path: str, headers: Any = None, base: str = LOCAL, address: str = "127.0.0.1") -> httpx.Response:
@@ -194,7 +188,7 @@ def test_readiness_is_that_of_the_model() -> None:
         proceed.wait()
         return engine
 
-    loader = ModelLoader(load)
+    loader = EngineProvider(load)
     served = Served(public=True, provider=loader)
     loader.start()
     wait_until(lambda: "tiny" in loader.status().text)

@@ -29,8 +29,9 @@ from adapter.serve.form import check_form
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
 from adapter.serve.sampling import SamplingParams
 from adapter.server import openai_api, openai_schema, texts
-from adapter.server.limits import CountedProvider, Limits
-from adapter.server.loader import LoadStatus
+from adapter.server.generation import LoadStatus
+from adapter.server.limits import Limits
+from adapter.server.metrics import CountedEngine, Metrics
 from adapter.server.openai_schema import ChatCompletionRequest, CompletionRequest
 from tests.app_process import PATIENCE
 from tests.base.hostile_pictures import png
@@ -288,15 +289,15 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
     [
         ({"messages": [shown("x", "https://example.org/cat.png")]}, 400, "data URLs"),
         ({"messages": [shown("x", "data:image/png;base64," + HUGE)]}, 400, "egapixels"),
-        ({"messages": [shown("x", "data:image/png;base64," + "A" * (29 * 2**20))]}, 413, "20 MB"),
+        ({"messages": [shown("x", "data:image/png;base64," + "A" * (29 * 2**20))]}, 400, "20 MB"),
         ({"messages": [{"role": "user", "content": "x" * 20_001}]}, 400, "20,001 characters"),
         ({"model": "nobody"}, 404, "nobody"),
         ({"top_logprobs": 2}, 400, "needs logprobs"),
-        ({"n": 17}, 400, "'n' must be at most 16"),
-        ({"logit_bias": {"a": 1}}, 400, "'logit_bias' must be an object of token ids"),
+        ({"n": 17}, 400, "'n': Input should be less than or equal to 16"),
+        ({"logit_bias": {"a": 1}}, 400, "'logit_bias.a"),
         ({"tool_choice": "required", "tools": [TOOL, TOOL]}, 400, "no model here chooses"),
         ({"tool_choice": "required", "tools": [TOOL], "presence_penalty": 1}, 400, "no 'presence_penalty'"),
-        ({"others": "some"}, 400, "'others' must be one of: first sentence, all, nothing"),
+        ({"others": "some"}, 400, "'others': Input should be 'first sentence', 'all' or 'nothing'"),
         ({"mix": {"nobody": 1}}, 400, "nobody"),
         ({"response_format": schema_format({"$ref": "http://127.0.0.1:9/a"})}, 400, "nothing is fetched"),
         ({"grammar": 'start: "a"', "response_format": {"type": "json_object"}}, 400, "either response_format or"),
@@ -316,7 +317,8 @@ def test_a_form_is_counted_before_it_is_checked(engine: Scripted, monkeypatch: p
         raise BadForm("No.")
 
     engine.check_form = refuse
-    page = page_with(CountedProvider(ReadyProvider(engine), Limits(public=True)), FakeCatalog())
+    counted: Any = CountedEngine(engine, Limits(public=True), Metrics(FakeCatalog()))  # type: ignore[arg-type]
+    page = page_with(ReadyProvider(counted), FakeCatalog())
     asked = [ask(engine, json={**GOOD, "grammar": "x"}, page=page) for _ in range(3)]
     assert [response.status_code for response in asked] == [400, 400, 429] and checked == ["x", "x"]
     assert asked[0].json()["error"]["param"] == "grammar"

@@ -22,6 +22,9 @@ PICTURE = "data:image/png;base64," + base64.b64encode(b"bytes of a picture").dec
 MANY = settings(deadline=None, max_examples=100)
 
 
+RIGHT: dict[str, Any] = {"format": transcript.FORMAT, "version": 2, "messages": []}
+
+
 @MANY
 @given(data=ANY_JSON | ALMOST_TRANSCRIPT)
 def test_an_import_raises_one_kind_of_error_and_touches_no_file(data: Any) -> None:
@@ -45,19 +48,28 @@ def test_a_file_of_any_kind_is_refused_with_a_sentence(text: str | bytes) -> Non
     ("change", "sentence"),
     [
         ({"version": 3}, "version"),
-        ({"messages": [{"role": "user", "text": 3}]}, "Message 1"),
-        ({"messages": [{"role": "user", "picture": "a"}], "pictures": {"a": "/etc/hosts"}}, "data URL"),
-        ({"messages": [{"role": "assistant", "text": "x", "about": "y", "record": [1]}]}, "record"),
+        ({"format": "x"}, "no conversation"),
+        ({"messages": {}}, "no conversation"),
     ],
 )
 def test_the_sentence_says_what_is_wrong(change: dict[str, Any], sentence: str) -> None:
-    right = {"format": transcript.FORMAT, "version": 1, "messages": []}
-    assert transcript.check(right) == transcript.Transcript(())
+    assert transcript.check(RIGHT) == transcript.Transcript(())
     with pytest.raises(BadInput, match=sentence):
-        transcript.check({**right, **change})
+        transcript.check({**RIGHT, **change})
 
 
-RIGHT: dict[str, Any] = {"format": transcript.FORMAT, "version": 2, "messages": []}
+@pytest.mark.parametrize(
+    ("message", "remark"),
+    [
+        ({"role": "user", "text": 3}, transcript.MESSAGE_NOT_KEPT),
+        ({"role": "user", "picture": "a"}, transcript.PICTURE_NOT_KEPT),
+        ({"role": "assistant", "text": "x", "about": "y", "record": [1]}, transcript.MESSAGE_NOT_KEPT),
+    ],
+)
+def test_a_remark_stands_in_place_of_what_is_malformed(message: dict[str, Any], remark: str) -> None:
+    other = {"role": "user", "text": "hi"}
+    read = transcript.check({**RIGHT, "messages": [message, other], "pictures": {"a": "/etc/hosts"}})
+    assert [(one.role, one.text) for one in read.messages] == [("page", remark), ("user", "hi")]
 
 
 def test_the_values_of_two_large_texts_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError, BadInput
 from adapter.server.archive import PICTURES, TABLES, unpack
-from adapter.server.loader import import_libraries
+from adapter.server.generation import import_libraries
 from train.ui.plan import SAMPLES
 
 if TYPE_CHECKING:

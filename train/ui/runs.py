@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 from adapter.errors import AdapterError, BadInput, Busy
 from adapter.files import atomic_write, names_lock
 from adapter.method.config import check_name
-from adapter.server.loader import import_libraries
+from adapter.server.generation import import_libraries
 from train.config import RecipeFile, read_recipe, recipe_text
 from train.ui.metrics import RunProgress, read_metrics
 from train.ui.plan import ROOT

@@ -15,8 +15,7 @@ from huggingface_hub import get_token
 from adapter.errors import AdapterError, BadInput
 from adapter.formats import hub
 from adapter.serve.settings import BASE_ONLY
-from adapter.server.generation import AdapterCatalog, EngineProvider
-from adapter.server.loader import import_libraries
+from adapter.server.generation import AdapterCatalog, EngineProvider, import_libraries
 from adapter.ui import theme
 from adapter.ui.status import PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts

@@ -92,17 +92,17 @@ def _to_transcript(history: Sequence[Entry]) -> list[dict[str, Any]]:
     return messages
 
 
-def to_history(parts: Iterable[TranscriptMessage], lenient: bool = False) -> History:
+def to_history(parts: Iterable[TranscriptMessage]) -> History:
     """The history of a checked transcript, without records that cannot be read; pictures become uploads.
 
-    Raises BadInput if a picture cannot be read; with `lenient` a remark stands in its place.
+    A remark stands in place of a picture that cannot be read or kept.
     """
     history: History = []
     paths: dict[bytes, str | None] = {}
     for part in parts:
         if part.picture is not None:
             if part.picture not in paths:
-                paths[part.picture] = _upload(part.picture, lenient)
+                paths[part.picture] = _upload(part.picture)
             path = paths[part.picture]
             shown = [conversation.note(PICTURE_NOT_KEPT)] if path is None else conversation.user_turn("", path)
             history.append(shown[0])
@@ -118,34 +118,25 @@ def to_history(parts: Iterable[TranscriptMessage], lenient: bool = False) -> His
     return conversation.with_dividers(history)
 
 
-def _upload(picture: bytes, lenient: bool) -> str | None:
+def _upload(picture: bytes) -> str | None:
     try:
         return images.write_upload(images.shrink(picture))
     except (BadInput, OSError):
-        if lenient:
-            return None
-        raise
+        return None
 
 
-def read(text: str) -> tuple[History, dict[str, Any], Dropped]:
+def read(text: str, limits: Limits = transcript.FILE) -> tuple[History, dict[str, Any], Dropped]:
     """The history of a file or a link, the side panel's values, and what the limits left out. Raises BadInput."""
-    found = transcript.read(text)
+    found = transcript.read(text, limits)
     return to_history(found.messages), from_stored_settings(found.settings), found.dropped
 
 
 def read_stored(text: str) -> tuple[History, dict[str, Any]]:
-    """As `read`, of what the browser keeps; empty for any other text. What is malformed in it gets a remark."""
-    with transcript.parsing(len(text)):
-        try:
-            document = transcript.parse(text)
-        except ValueError:
-            return [], {}
-        values = from_stored_settings(document.get("settings") if isinstance(document, dict) else None)
-        try:
-            found = transcript.check(document, BROWSER, lenient=True)
-        except BadInput:
-            return [], values
-    return to_history(found.messages, lenient=True), values
+    """As `read`, of what the browser keeps; empty for any other text."""
+    try:
+        return read(text, BROWSER)[:2]
+    except BadInput:
+        return [], {}
 
 
 def from_stored_settings(stored: object) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from adapter.errors import Busy, LoadError
 from adapter.serve.request import Client
-from adapter.server.limits import ANSWERS_PER_MINUTE, CountedProvider, Limits
+from adapter.server.limits import ANSWERS_PER_MINUTE, Limits
+from adapter.server.metrics import CountedEngine, Metrics
 from adapter.ui.compare.tab import MAX_PANES, SIDE_BY_SIDE, STRENGTHS, CompareEvents
 from adapter.ui.comparison import mark_differences
 from adapter.ui.session import Conversations
@@ -26,8 +27,7 @@ TWO = (("", 1.0), ("poet", 1.0))
 
 
 def compare_events(engine: Any, conversations: Conversations | None = None) -> CompareEvents:
-    provider = engine if hasattr(engine, "engine") else ReadyProvider(engine)
-    return CompareEvents(provider, FakeCatalog(), conversations or Conversations())
+    return CompareEvents(ReadyProvider(engine), FakeCatalog(), conversations or Conversations())
 
 
 def compare(
@@ -180,7 +180,7 @@ def test_a_film_counts_as_five_answers_and_is_written_whole_or_not_at_all(toasts
     limits, engine = Limits(public=True, clock=lambda: now[0]), EchoEngine()
     for _ in range(ANSWERS_PER_MINUTE - 4):
         limits.hold("answer", "192.0.2.1")()
-    tab = compare_events(CountedProvider(ReadyProvider(engine), limits))
+    tab = compare_events(CountedEngine(engine, limits, Metrics(FakeCatalog())))
     *_, (_, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
     assert engine.closed == len(engine.requests) == 4
     assert film == gr.skip() and toasts == [texts.all_refused(5, 10)]

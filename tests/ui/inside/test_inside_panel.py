@@ -26,7 +26,7 @@ from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
 from adapter.serve.settings import Settings
 from adapter.serve.store import AdapterStore
-from adapter.server.loader import LoadStatus
+from adapter.server.generation import LoadStatus
 from adapter.ui import conversation
 from adapter.ui.conversation import AnswerRecord, History
 from adapter.ui.inside import charts as inside_charts
