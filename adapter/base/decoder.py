@@ -1,30 +1,33 @@
 """LLaMA's decoder layer with adaption prompts and V2's deltas as arguments of the call, written once.
 
-Training, serving, inspection and transformers' `generate()` run this forward pass; `kernels` and
-`method.attention` choose faster forms of its parts by their inputs. `serve.compiled` is the same computation for
-packed bases: whoever changes one changes the other.
+Training, serving, inspection and transformers' `generate()` run this forward pass. `serve.compiled` is the same
+computation for packed bases: whoever changes one changes the other. Norm, rotation and gated unit have two forms:
+
+- Inputs that need a gradient: autograd functions that save little and compute their gradient in one step.
+  transformers' own norm alone, which goes to fp32 and back, is a sixth of a training step on a CPU.
+- Else transformers' own formulas, so that without prompts the logits are transformers' bit for bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.activations import SiLUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, LlamaRMSNorm, rotate_half
 
-from adapter.base import kernels
+from adapter.base.frozen_linear import FrozenLinear
 from adapter.method.attention import PromptKV, Runs, zero_init_attention
 from adapter.method.deltas import FINAL_NORM
 
-
-class LayerCache(Protocol):
-    """What a layer asks of a KV cache; transformers' caches and `serve.kv_cache` have it."""
-
-    def update(self, key: Tensor, value: Tensor, layer: int, /) -> tuple[Runs, Runs]:
-        """Append [B, Hkv, T, head_dim]; returns all keys and values, [B, Hkv, S, head_dim] or by runs."""
+# What V2's deltas make of a linear layer: its name in `deltas.LINEARS`, its output, its input -> the new output.
+Change = Callable[[str, Tensor, Tensor], Tensor]
 
 
 class DecoderLayer(LlamaDecoderLayer):
@@ -35,38 +38,40 @@ class DecoderLayer(LlamaDecoderLayer):
         hidden_states: Tensor,
         attention_mask: Runs | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
-        cache: LayerCache | None = None,
+        cache: Any = None,
         prompt_kv: PromptKV | None = None,
         prompt_rows: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
         """hidden_states: [B, T, hidden_size]; attention_mask: of SDPA, None for causal attention.
 
-        position_embeddings: cos and sin, [B or 1, T, head_dim]; prompt_kv, prompt_rows: see PromptKV.
+        position_embeddings: cos and sin, [B or 1, T, head_dim]; cache: transformers' or `serve.kv_cache`, whose
+        `update(key, value, layer)` appends [B, Hkv, T, head_dim] and returns all keys and values, [B, Hkv, S,
+        head_dim] or by runs; prompt_kv, prompt_rows: see PromptKV.
         """
         assert position_embeddings is not None
         attention, mlp, index = self.self_attn, self.mlp, self.self_attn.layer_idx
         deltas = None if prompt_kv is None else prompt_kv.deltas
         change = None if deltas is None else partial(deltas.linear, index, rows=prompt_rows)
 
-        x = kernels.rms_norm(self.input_layernorm, hidden_states)
+        x = rms_norm(self.input_layernorm, hidden_states)
         if deltas is not None:
             x = deltas.norm(index, "attention_norm", x, prompt_rows)
-        query, key, value = kernels.query_key_value(attention, x, *position_embeddings, change)
-        if cache is not None:
-            keys, values = cache.update(key, value, index)
-        else:
-            keys, values = key, value
+        outputs = linears("qkv", (attention.q_proj, attention.k_proj, attention.v_proj), x, change)
+        shape = (*x.shape[:2], -1, attention.head_dim)
+        query, key, value = (out.view(shape).transpose(1, 2) for out in outputs)  # [B, H or Hkv, T, head_dim]
+        query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        keys, values = (key, value) if cache is None else cache.update(key, value, index)
         out = zero_init_attention(attention, query, keys, values, attention_mask, prompt_kv, prompt_rows)
         out = out.flatten(2)  # [B, T, H * head_dim]
         projected = attention.o_proj(out)
         hidden_states = hidden_states + (projected if change is None else change("o", projected, out))
 
-        x = kernels.rms_norm(self.post_attention_layernorm, hidden_states)
+        x = rms_norm(self.post_attention_layernorm, hidden_states)
         if deltas is not None:
             x = deltas.norm(index, "mlp_norm", x, prompt_rows)
-        gate, up = kernels.linears(("gate", "up"), (mlp.gate_proj, mlp.up_proj), x, change)
-        product = kernels.gated_unit(mlp.act_fn, gate, up)
+        gate, up = linears(("gate", "up"), (mlp.gate_proj, mlp.up_proj), x, change)
+        product = gated_unit(mlp.act_fn, gate, up)
         projected = mlp.down_proj(product)
         return hidden_states + (projected if change is None else change("down", projected, product))
 
@@ -110,3 +115,95 @@ def adapt(model: LlamaModel) -> None:
     model.__class__ = Decoder
     for layer in model.layers:
         layer.__class__ = DecoderLayer
+
+
+def rms_norm(norm: LlamaRMSNorm, hidden: Tensor) -> Tensor:
+    """`norm` of hidden, [..., hidden_size]. A weight that is trained (full fine-tuning) gets its gradient too."""
+    if hidden.requires_grad and not norm.weight.requires_grad:
+        return _RMSNorm.apply(hidden, norm.weight, norm.variance_epsilon)
+    return norm(hidden)
+
+
+def linears(
+    names: Sequence[str], layers: Sequence[nn.Module], x: Tensor, change: Change | None
+) -> Sequence[Tensor]:
+    """Each of several linear layers of one input."""
+    frozen = isinstance(layers[0], FrozenLinear)
+    outputs: Sequence[Tensor] = FrozenLinear.products(layers, x) if frozen else [layer(x) for layer in layers]
+    return outputs if change is None else [change(n, out, x) for n, out in zip(names, outputs, strict=True)]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of x, [B, H, T, head_dim]. cos, sin: [B or 1, T, head_dim], of equal halves."""
+    if x.requires_grad:
+        return _Rotation.apply(x, cos, sin)
+    return x * cos.unsqueeze(1) + rotate_half(x) * sin.unsqueeze(1)
+
+
+def gated_unit(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    """activation(gate) * up."""
+    if not isinstance(activation, (nn.SiLU, SiLUActivation)):
+        return activation(gate) * up
+    return _GatedSiLU.apply(gate, up) if gate.requires_grad or up.requires_grad else F.silu(gate) * up
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Differs from transformers' by the rounding of one product: it goes back from fp32 after the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        x = _at_least_fp32(hidden)
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        scale.add_(epsilon).rsqrt_()
+        ctx.save_for_backward(hidden, weight, scale)
+        return (x * scale).mul_(weight).to(hidden.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        hidden, weight, scale = ctx.saved_tensors
+        x, grad = _at_least_fp32(hidden), _at_least_fp32(grads[0]) * weight
+        along = torch.linalg.vecdot(grad, x).unsqueeze(-1).mul_(scale.square()).div_(x.shape[-1])
+        return grad.addcmul_(x, along, value=-1).mul_(scale).to(hidden.dtype), None, None
+
+
+def _at_least_fp32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+class _Rotation(torch.autograd.Function):
+    """Half by half, so that no negated copy of x is put together. The gradient is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        cos, sin = cos[:, None, :, :half], sin[:, None, :, :half]
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grads[0], cos, -sin), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x: [B, H, T, head_dim]; cos, sin: [B or 1, 1, T, head_dim / 2]."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)  # heads before positions also in memory
+    (left, right), (out_left, out_right) = x.chunk(2, -1), out.chunk(2, -1)
+    torch.mul(left, cos, out=out_left).addcmul_(right, sin, value=-1)
+    torch.mul(right, cos, out=out_right).addcmul_(left, sin)
+    return out
+
+
+class _GatedSiLU(torch.autograd.Function):
+    """Computes silu again in the backward pass, for a third of the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grads[0] * up, gate), F.silu(gate).mul_(grads[0])

@@ -1,7 +1,6 @@
 """Folders that are built once and then only read.
 
-A folder is filled in a temporary sibling, forced to the disk and renamed, so that a kill, a second process or a
-damaged disk never leaves half of it in its place.
+A kill, a second process or a damaged disk never leaves half of a folder in its place.
 """
 
 from __future__ import annotations

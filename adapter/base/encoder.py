@@ -12,10 +12,7 @@ from adapter.method.vision import VisualEncoder
 
 
 def load_encoder(name: str = embedded.ENCODER, device: torch.device | str = "cpu") -> VisualEncoder:
-    """The encoder `name` on `device`.
-
-    Raises LoadError if timm does not know it, its weights cannot be had, or they do not fit into the free memory.
-    """
+    """The encoder `name` on `device`. Raises LoadError if it is not known, not here or too large for memory."""
     return VisualEncoder(name, _load_embedded() if name == embedded.ENCODER else _load_from_hub(name), device)
 
 
@@ -39,7 +36,7 @@ def _load_from_hub(name: str) -> Any:
     try:
         with torch.device("meta"):  # timm has encoders of 0.02 and of 27 GB
             sizes = [tensor.nbytes for tensor in timm.create_model(name, pretrained=False).state_dict().values()]
-        needed, free = 2 * sum(sizes), memory.memory_of("cpu").free  # the model, and the file that is read into it
+        needed, free = 2 * sum(sizes), memory.free_bytes("cpu")  # the model, and the file that is read into it
         if needed <= free:
             return timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the hub's client, the network or the cache raise

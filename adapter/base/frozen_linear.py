@@ -1,7 +1,6 @@
 """Frozen linear layers to train through on a CPU: oneDNN's products, with weights kept in its own layouts.
 
-torch multiplies fp32 by MKL, which is half as fast as oneDNN on AMD's processors, and brings bf16 weights into
-oneDNN's layout anew for every product.
+torch multiplies fp32 by MKL, half as fast on AMD, and brings bf16 weights into oneDNN's layout for each product.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def freeze_linears(model: nn.Module) -> bool:
     """
     weights: list[Tensor] = [m.weight for m in model.modules() if _is_plain(m)]
     copies = sum(2 * weight.nbytes for weight in weights if weight.dtype == torch.bfloat16)
-    free = memory.memory_of("cpu").free
+    free = memory.free_bytes("cpu")
     if not _is_supported({weight.dtype for weight in weights}) or 2 * copies > free:
         return False
     for module in list(model.modules()):

@@ -168,7 +168,7 @@ class GgufBase:
     def _dtype(self) -> torch.dtype:
         """That of the converted weights: what is not quantised keeps its own.
 
-        The minimum of a group of Q4_K may be many steps from zero: bf16, of 8 bits, would take it off its grid.
+        The minimum of a group of Q4_K may be many steps from zero, for which bf16 has too few bits.
         """
         kinds = {name: tensor.tensor_type.name for name, tensor in self._stored.items()}
         embedding = kinds.get("token_embd.weight")

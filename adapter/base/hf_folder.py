@@ -23,10 +23,7 @@ WEIGHT_FILES = (_WHOLE, _INDEX, "model-*-of-*.safetensors")
 
 
 def tensor_shapes(config: Any, model: Any = None) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a LLaMA of this LlamaConfig has on disk. A tied head is the embedding's.
-
-    model: one of this config, if there is one already.
-    """
+    """Every tensor that a LLaMA of this LlamaConfig, or `model`, has on disk. A tied head is the embedding's."""
     if model is None:
         with torch.device("meta"):
             model = LlamaForCausalLM(config)
@@ -37,10 +34,7 @@ def tensor_shapes(config: Any, model: Any = None) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """The safetensors file of each stored tensor, by the tensor's name; empty if there is none.
-
-    Raises OSError, ValueError, KeyError or SafetensorError if the folder's index or file is damaged.
-    """
+    """The safetensors file of each stored tensor. Raises OSError, ValueError, KeyError or SafetensorError."""
     index, whole = folder / _INDEX, folder / _WHOLE
     if index.is_file():
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -67,20 +61,16 @@ def stored_tensors(files: Mapping[str, Path], names: Iterable[str]) -> Iterator[
 
 
 def meta_to_hf_rotary(values: Tensor, heads: int) -> Tensor:
-    """Reorders the rows of a query or key projection, or of what is added to its output, for Hugging Face's RoPE.
+    """Rows of a query or key projection, [heads * head_dim, ...], in the order of Hugging Face's RoPE.
 
-    values: [heads * head_dim, ...]. Meta and llama.cpp rotate neighbouring rows of a head together, Hugging Face
-    rotates rows i and i + head_dim / 2.
+    Meta and llama.cpp rotate neighbouring rows of a head together, Hugging Face rows i and i + head_dim / 2.
     """
     pairs = values.unflatten(0, (heads, -1, 2))  # [heads, head_dim / 2, 2, ...]
     return pairs.transpose(1, 2).flatten(0, 2)
 
 
 def write_configs(folder: Path, config: Any, tokenizer: Any, stop_ids: Sequence[int] = ()) -> None:
-    """Everything but the weights, so that what is wrong with it shows before the long part.
-
-    stop_ids: tokens that end an answer where the config's `eos_token_id` is not the only one.
-    """
+    """Write everything but the weights. stop_ids: what ends an answer, if not `eos_token_id` alone."""
     config.save_pretrained(folder)
     generation = GenerationConfig.from_model_config(config)
     if stop_ids:

@@ -1,8 +1,7 @@
 """Image files of strangers -> small RGB images, each file decoded once.
 
-The one way in for pictures: the page, imports, /chat, /v1, training data and the command line. Metadata and
-further frames are cut out before Pillow sees the file, and its header is checked before it is decoded. Decoding
-takes DECODE_BYTES at most, for two files at a time.
+Metadata and further frames are cut out before Pillow sees the file, and its header is checked before it is
+decoded.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adapter.errors import BadInput, first_line
 from adapter.lru import LRU
@@ -28,25 +27,18 @@ DECODE_BYTES = 320 * 2**20  # what decoding one file takes at most, the file inc
 _DEEP_PNG = "PNG with a palette, transparency or 16 bits of grey"
 MAX_MEGAPIXELS = {"PNG": 64, _DEEP_PNG: 16, "WEBP": 12, "JPEG": 50, "progressive JPEG": 25}
 _MAX_PARTS = 50_000  # of a file: chunks, segments, blocks
+_ORIENTATION = 0x0112  # EXIF's tag
 _CACHE_BYTES = 48 * 2**20
 _REMEDY = "Save it again as PNG or JPEG and send that."
 _DAMAGED = f"The picture is damaged or incomplete. {_REMEDY}"
-_TRANSPOSED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
-# Pillow pads RGB to 4 bytes.
-_decoded: LRU[bytes, Image.Image] = LRU(_CACHE_BYTES, lambda image: 4 * image.width * image.height)
-_refused: LRU[bytes, str] = LRU(1000)  # why, of files that cannot be decoded: finding out may take as long
-# A file's hash chooses its thread: two files are decoded at a time, and no file twice. Threads of their own: the C
-# library keeps what a thread has freed, and 16 callers that decoded in theirs kept 1 GB.
-_decoders = tuple(ThreadPoolExecutor(1, f"decode-image-{number}") for number in range(2))
+# Pillow pads RGB to 4 bytes. A text says why a file cannot be decoded: finding out may take as long.
+_decoded: LRU[bytes, Image.Image | str] = LRU(
+    _CACHE_BYTES, lambda found: 1000 if isinstance(found, str) else 4 * found.width * found.height
+)
+# Two at a time, in threads of their own: the C library keeps what a thread has freed, and 16 callers that decoded
+# in theirs kept 1 GB.
+_decoders = ThreadPoolExecutor(2, "decode-image")
 
 
 def open_image(source: str | Path | bytes) -> Image.Image:
@@ -58,59 +50,49 @@ def open_image(source: str | Path | bytes) -> Image.Image:
     damaged or no picture.
     """
     data = read_image(source)
-    key = hashlib.sha256(data).digest()
-    if (image := _decoded.get(key)) is None:
-        image = _decoders[key[0] % len(_decoders)].submit(_decode_once, key, data).result()
-    return image
 
-
-def _decode_once(key: bytes, data: bytes) -> Image.Image:
-    if (sentence := _refused.get(key)) is not None:
-        raise BadInput(sentence)
-    if (image := _decoded.get(key)) is None:
+    def decode() -> Image.Image | str:
         try:
-            image = _decode(data)
+            return _decoders.submit(_decode, data).result()
         except BadInput as error:
-            if not isinstance(error.__context__, MemoryError):  # that may pass
-                _refused.put(key, str(error))
-            raise
-        _decoded.put(key, image)
-    return image
+            if isinstance(error.__context__, MemoryError):  # that may pass
+                raise
+            return str(error)
+
+    found = _decoded.compute(hashlib.sha256(data).digest(), decode)
+    if isinstance(found, str):
+        raise BadInput(found)
+    return found
 
 
 def read_image(source: str | Path | bytes) -> bytes:
     """The bytes of a picture's file. Raises BadInput if there is none, or it is too large or empty."""
-    if isinstance(source, bytes):
-        size = len(source)
-    else:
+    if not isinstance(source, bytes):
         path = Path(source)
         try:
             # Only plain files: reading a device or a pipe might never end.
             if not path.is_file():
                 raise BadInput(f"There is no picture at '{path.name}'. Check the path.", str(path))
-            size = path.stat().st_size
-            source = path.read_bytes() if 0 < size <= MAX_BYTES else b""
+            with path.open("rb") as file:
+                source = file.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:
             raise BadInput(
                 f"'{path.name}' cannot be read. Check the path and its rights.", f"{path}: {first_line(error)}"
             ) from None
-    if size > MAX_BYTES:
+    if len(source) > MAX_BYTES:
         raise BadInput(
-            f"The picture's file has {size / 2**20:.0f} MB; {MAX_BYTES // 2**20} MB are the limit. "
+            f"The picture's file is too large: {MAX_BYTES // 2**20} MB are the limit. "
             "Make it smaller and send it again."
         )
-    if size == 0:
+    if not source:
         raise BadInput("The picture's file is empty. Send it again.")
     return source
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """A PNG or JPEG with what its pixels need and nothing else; None for other files, and where EXIF turns it.
-
-    Raises BadInput.
-    """
+    """A PNG or JPEG with what its pixels need only; None for others, and where EXIF turns it. Raises BadInput."""
     essence = _essence(data)
-    plain = essence.kind in ("PNG", "JPEG") and _orientation(essence.exif) not in _TRANSPOSED
+    plain = essence.kind in ("PNG", "JPEG") and not 2 <= _orientation(essence.exif) <= 8
     return essence.data if plain else None
 
 
@@ -144,7 +126,7 @@ def _small_rgb(essence: _Essence) -> Image.Image:
         kind = _DEEP_PNG if essence.kind == "PNG" and not plain else essence.kind
         if image.width * image.height > MAX_MEGAPIXELS[kind] * 10**6:
             raise _too_large(kind, f"{image.width} x {image.height}")
-        exif = essence.exif or image.info.get("exif", b"")
+        exif = image.info.pop("exif", b"") or essence.exif  # WebP's is read by nobody else
         high = image.mode.startswith(("I", "F"))
         if high:
             image = image.convert("I") if image.mode.startswith("I;") else image
@@ -154,11 +136,15 @@ def _small_rgb(essence: _Essence) -> Image.Image:
             image = image.convert("L")
         image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)  # of a JPEG it decodes a reduced size
         image.load()
-    image = _to_rgb(_eight_bits(image) if high else image)
-    transposed = _TRANSPOSED.get(_orientation(exif))
-    image = image if transposed is None else image.transpose(transposed)
-    clean = Image.new("RGB", image.size)
-    clean.paste(image)  # without the file's info, and not tied to it
+    image = _eight_bits(image) if high else image
+    image.getexif()[_ORIENTATION] = _orientation(exif)
+    image = ImageOps.exif_transpose(image)
+    clean = Image.new("RGB", image.size, "white")  # without the file's info, and not tied to it
+    if image.mode in ("LA", "RGBA"):
+        image = image.convert("RGBA")
+        clean.paste(image, mask=image.getchannel("A"))
+    else:
+        clean.paste(image)  # which converts it
     return clean
 
 
@@ -167,14 +153,6 @@ def _too_large(kind: str, pixels: str) -> BadInput:
         f"The picture has {pixels} pixels; a {kind} may have {MAX_MEGAPIXELS[kind]} megapixels. "
         "Make it smaller and send it again."
     )
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("LA", "RGBA"):
-        layer = image.convert("RGBA")
-        image = Image.new("RGB", image.size, "white")
-        image.paste(layer, mask=layer.getchannel("A"))
-    return image.convert("RGB") if image.mode != "RGB" else image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -254,7 +232,7 @@ def _jpeg_essence(data: bytes) -> _Essence:
 
 
 def _orientation(exif: bytes) -> int:
-    """EXIF's tag 0x0112; 1, upright, where there is none."""
+    """EXIF's tag; 1, upright, where there is none."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is not None:
@@ -263,7 +241,7 @@ def _orientation(exif: bytes) -> int:
             (count,) = struct.unpack_from(f"{order}H", tiff, offset)
             for entry in range(offset + 2, offset + 2 + 12 * count, 12):
                 tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
-                if tag == 0x0112:
+                if tag == _ORIENTATION:
                     return value
         except struct.error:
             pass  # a broken EXIF block is no reason to refuse the picture

@@ -63,7 +63,7 @@ class AdaptedLlama(LlamaForCausalLM):
     ) -> CausalLMOutputWithPast:
         """As the parent's. prompt_kv: U entries; prompt_rows: [B], the entry of each row or -1.
 
-        What `generate()` looks for in this signature stands in it: it would drop the other arguments.
+        `generate()` would drop arguments that are not named in this signature.
         """
         kwargs |= {"logits_to_keep": logits_to_keep, "prompt_kv": prompt_kv, "prompt_rows": prompt_rows}
         return super().forward(input_ids, attention_mask, position_ids, **kwargs)
@@ -124,11 +124,11 @@ def load_base(
     chosen, why = _chosen_quantization(quantization, config, device, dtype)
     log.info("Loading %s on %s as %s: %s", label, device, dtype if chosen == "none" else chosen, why)
     memory.require(label, config, chosen, device, dtype)
-    source, tokenizer = _source(name_or_path), load_tokenizer(name_or_path)
+    tokenizer = load_tokenizer(name_or_path)
     bits = {"packed-int4": 4, "packed-int8": 8}.get(chosen)
-    model = None if bits is None else _load_packed(source, name_or_path, config, dtype, bits)
+    model = None if bits is None else _load_packed(name_or_path, config, dtype, bits)
     if model is None:
-        model = _load_by_transformers(source, name_or_path, config, chosen, device, dtype)
+        model = _load_by_transformers(name_or_path, config, chosen, device, dtype)
     model.requires_grad_(False).eval()
     fingerprint = _fingerprint(config, tokenizer, model.model.norm.weight.detach(), name_or_path)
     if bits is not None:
@@ -165,9 +165,7 @@ def _chosen_quantization(asked: str, config: LlamaConfig, device: str, dtype: to
     return chosen, why
 
 
-def _load_packed(
-    source: str, name: str, config: LlamaConfig, dtype: torch.dtype, bits: int
-) -> AdaptedLlama | None:
+def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int) -> AdaptedLlama | None:
     """The model on the CPU, each bias-free linear layer packed as soon as its weight is read.
 
     transformers' loader would hold the model in the files' precision before a layer can be packed. In four bits
@@ -177,9 +175,9 @@ def _load_packed(
     if getattr(config, "quantization_config", None):
         return None
     try:
-        folder = Path(source)
+        folder = Path(_source(name))
         if not folder.is_dir():
-            folder = Path(snapshot_download(source, allow_patterns=[*WEIGHT_FILES, "generation_config.json"]))
+            folder = Path(snapshot_download(name, allow_patterns=[*WEIGHT_FILES, "generation_config.json"]))
         with torch.device("meta"):
             model = AdaptedLlama._from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
         files, shapes = tensor_files(folder), tensor_shapes(config, model)
@@ -203,7 +201,7 @@ def _load_packed(
             else:
                 setattr(module, kind, nn.Parameter(weight.to(dtype)))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _not_loaded(source, name, error) from error
+        raise _not_loaded(name, error) from error
     model.model.rotary_emb = LlamaRotaryEmbedding(config)  # computed from the config, not stored
     model.tie_weights()
     with contextlib.suppress(OSError):
@@ -212,11 +210,10 @@ def _load_packed(
 
 
 def _load_by_transformers(
-    source: str, name: str, config: LlamaConfig, quantization: str, device: str, dtype: torch.dtype
+    name: str, config: LlamaConfig, quantization: str, device: str, dtype: torch.dtype
 ) -> AdaptedLlama:
     model, info = _load(
         AdaptedLlama,
-        source,
         name,
         config=config,
         dtype=dtype,
@@ -229,7 +226,7 @@ def _load_by_transformers(
     if not getattr(config, "quantization_config", None) and (missing := info["missing_keys"]):
         raise _wrong_weight(name, min(missing), "is not among its weights")
     tensors: Iterable[tuple[str, Tensor]] = model.state_dict().items()
-    if quantization != "none" and (files := _local_files(source)):
+    if quantization != "none" and (files := _local_files(name)):
         tensors = stored_tensors(files, files)  # bitsandbytes' kernels make finite codes of NaN
     for tensor, values in tensors:
         _require_finite(name, tensor, values)
@@ -238,20 +235,20 @@ def _load_by_transformers(
 
 def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
     """The tokenizer of a base alone. Raises LoadError."""
-    return _load(AutoTokenizer, _source(name_or_path), name_or_path)
+    return _load(AutoTokenizer, name_or_path)
 
 
 def base_config(name_or_path: str = embedded.BASE) -> LlamaConfig:
     """The LlamaConfig of a base, read without loading or converting the base. Raises LoadError."""
     if (gguf := find_gguf(name_or_path)) is not None:
         return gguf_config(gguf)
-    return _as_llama(_load(AutoConfig, _source(name_or_path), name_or_path), name_or_path)
+    return _as_llama(_load(AutoConfig, name_or_path), name_or_path)
 
 
 def base_fingerprint(name_or_path: str = embedded.BASE) -> BaseFingerprint:
-    """The fingerprint of a base without loading it: its sizes, its tokenizer and one norm.
+    """The fingerprint of a base without loading it: its sizes, its tokenizer and one norm. Raises LoadError.
 
-    `weights` stays empty where that norm is not on this machine as safetensors. Raises LoadError.
+    `weights` stays empty where that norm is not on this machine as safetensors.
     """
     config, tokenizer = base_config(name_or_path), load_tokenizer(name_or_path)
     return _fingerprint(config, tokenizer, _stored(name_or_path, "model.norm.weight"), name_or_path)
@@ -271,16 +268,16 @@ def base_weight(name_or_path: str, tensor: str) -> Tensor:
 def _stored(name_or_path: str, tensor: str) -> Tensor | None:
     """One tensor of a base's safetensors in a folder or in the Hub's cache; None if it is not found."""
     try:
-        return dict(stored_tensors(_local_files(_source(name_or_path)), [tensor]))[tensor]
+        return dict(stored_tensors(_local_files(name_or_path), [tensor]))[tensor]
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
 
 
-def _local_files(source: str) -> dict[str, Path]:
+def _local_files(name: str) -> dict[str, Path]:
     """The safetensors file of each tensor in a folder or in the Hub's cache; empty if there is none."""
-    folder = Path(source)
+    folder = Path(_source(name))
     if not folder.is_dir():
-        config = try_to_load_from_cache(source, "config.json")
+        config = try_to_load_from_cache(name, "config.json")
         if not isinstance(config, str | Path):
             return {}
         folder = Path(config).parent
@@ -327,16 +324,16 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig |
     return None
 
 
-def _load(cls: Any, source: str, name: str, **kwargs: Any) -> Any:
+def _load(cls: Any, name: str, **kwargs: Any) -> Any:
     """`from_pretrained` with its errors as LoadError of one sentence."""
     try:
-        return cls.from_pretrained(source, **kwargs)
+        return cls.from_pretrained(_source(name), **kwargs)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise _not_loaded(source, name, error) from error
+        raise _not_loaded(name, error) from error
 
 
-def _not_loaded(source: str, name: str, error: BaseException) -> LoadError:
-    if Path(source).is_dir():
+def _not_loaded(name: str, error: BaseException) -> LoadError:
+    if os.path.exists(os.path.expanduser(name)):
         remedy = "Check that the folder holds config.json, the weights as safetensors and the tokenizer."
     elif os.environ.get("HF_HUB_OFFLINE"):
         remedy = "HF_HUB_OFFLINE is set: give a folder, unset it, or use " + embedded.BASE + "."

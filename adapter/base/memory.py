@@ -1,7 +1,6 @@
 """Memory that a base needs in each quantisation, and memory that this machine has. Loads nothing.
 
-The need is computed from the config: linear layers in few bits, the rest in 16, and the KV cache of the shortest
-conversation that is of use. From both follows what "auto" means.
+The need follows from the config: linear layers in few bits, the rest in 16, and the KV cache of a conversation.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 from adapter.errors import LoadError
 
 # Names in messages; `load_base` calls bf16 "none".
-KINDS = ("nf4", "int8", "packed-int4", "packed-int8", "bf16")
+KINDS = ("packed-int4", "packed-int8", "nf4", "int8", "bf16")
 _ROOMY = 4  # conversations whose KV caches must fit beside a base before it gets more bits a weight
 
 
@@ -29,17 +28,8 @@ class MemoryNeed:
     bytes: int
     cache: int
 
-
-@dataclass(frozen=True)
-class DeviceMemory:
-    """Total and free bytes of one device."""
-
-    total: int
-    free: int
-
-    def holds(self, need: MemoryNeed) -> bool:
-        """False if base and cache certainly do not fit."""
-        return need.bytes + need.cache <= min(self.total, self.free)
+    def fits(self, free: int) -> bool:
+        return self.bytes + self.cache <= free
 
 
 def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryNeed]:
@@ -95,7 +85,7 @@ def choose_quantization(config: Any, device: str, dtype: torch.dtype) -> tuple[s
     if kind == "cuda" and getattr(config, "quantization_config", None):
         return "none", "its weights are quantised already"
     more, less, bits = ("packed-int8", "packed-int4", 8) if kind == "cpu" else ("bf16", "nf4", 16)
-    free, sizes = memory_of(device).free, needs(config, dtype)
+    free, sizes = free_bytes(device), needs(config, dtype)
     need, other = (sizes[name].bytes + _ROOMY * sizes[name].cache for name in (more, less))
     grid = " (4 bits for weights that they hold exactly)" if kind == "cpu" else ""
     what = f"{bits} bits a weight{grid} and the KV caches of {_ROOMY} conversations take {_gigabytes(need)}"
@@ -110,45 +100,40 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
 
     A base that was quantised by others is let through: its size is not known from its config.
     """
-    by_kind, room = needs(config, dtype), memory_of(device)
+    by_kind, free = needs(config, dtype), free_bytes(device)
     # Weights that four bits hold exactly are packed in four.
     kind = {"none": "bf16", "packed-int8": "packed-int4"}.get(quantization, quantization)
-    if getattr(config, "quantization_config", None) or room.holds(by_kind[kind]):
+    if getattr(config, "quantization_config", None) or by_kind[kind].fits(free):
         return
     offered = [k for k in KINDS if not (device.startswith("cuda") and k.startswith("packed"))]
-    possible = [k for k in offered if room.holds(by_kind[k])]
+    possible = [k for k in offered if by_kind[k].fits(free)]
     sizes = ", ".join(f"{k} {_gigabytes(by_kind[k].bytes)}" for k in offered)
     remedy = f"Load it as {' or '.join(possible)}" if possible else "Choose a smaller base"
     raise LoadError(
         f"'{name}' does not fit into memory: it takes {sizes}, and its KV cache for one conversation of "
-        f"{_conversation(config):,} tokens {_gigabytes(by_kind[kind].cache)} more; {_gigabytes(room.free)} are "
+        f"{_conversation(config):,} tokens {_gigabytes(by_kind[kind].cache)} more; {_gigabytes(free)} are "
         f"free on {device}. {remedy}, or end other programs."
     )
 
 
 def table(configs: Mapping[str, Any]) -> str:
     """What bases of these LlamaConfigs take in each of KINDS, beside what is free here, as lines of text."""
-    kinds = ("packed-int4", "packed-int8", "nf4", "int8", "bf16")
     width = max(map(len, configs))
-    lines = [" " * width + "".join(f"{kind:>13}" for kind in (*kinds, "KV cache"))]
+    lines = [" " * width + "".join(f"{kind:>13}" for kind in (*KINDS, "KV cache"))]
     for name, config in configs.items():
         by_kind = needs(config)
-        sizes = [*(by_kind[kind].bytes for kind in kinds), by_kind["bf16"].cache]
+        sizes = [*(by_kind[kind].bytes for kind in KINDS), by_kind["bf16"].cache]
         lines.append(f"{name:{width}}" + "".join(f"{_gigabytes(size):>13}" for size in sizes))
-    free = _gigabytes(memory_of("cpu").free)
+    free = _gigabytes(free_bytes("cpu"))
     return "\n".join([*lines, "", f"KV cache: of one conversation of 2,048 tokens. Free here: {free}."])
 
 
-def memory_of(device: torch.device | str) -> DeviceMemory:
+def free_bytes(device: torch.device | str) -> int:
     """Of a GPU; else of this machine, or of this process's control group where that is less."""
     if str(device).startswith("cuda"):
-        free, total = torch.cuda.mem_get_info(torch.device(device))
-        return DeviceMemory(total, free)
-    machine, swap = psutil.virtual_memory(), psutil.swap_memory()
-    total, free = machine.total + swap.total, machine.available + swap.free
-    for limit, used in _group_limits():
-        total, free = min(total, limit), min(free, max(limit - used, 0))
-    return DeviceMemory(total, free)
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    return min([free, *(max(limit - used, 0) for limit, used in _group_limits())])
 
 
 def control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[Path]:
@@ -179,10 +164,9 @@ def _gigabytes(count: int) -> str:
 
 
 def to_device(values: Sequence[object], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers of the host as a tensor on `device`.
+    """Numbers of the host as a tensor on `device`: on a GPU a copy from pinned memory, which is queued.
 
-    `torch.tensor(values, device="cuda")` waits until the GPU has done all its work; a copy from pinned memory is
-    queued behind it.
+    `torch.tensor(values, device="cuda")` waits until the GPU has done all its work.
     """
     if device.type != "cuda":
         return torch.tensor(values, dtype=dtype, device=device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -20,7 +21,7 @@ _ALPACA_INPUT = ", paired with an input that provides further context"
 _ALPACA_REQUEST = ". Write a response that appropriately completes the request.\n\n"
 _ALPACA_CUE = "### Response:"
 _INPUT_LINE = re.compile(r"[\r\n]*^### Input:[ \t]*\r?\n", re.MULTILINE)
-# What would open a turn: Alpaca's template has no control tokens that could be told from a user's words.
+# What would open a turn gets a space: Alpaca's template has no control tokens to be told from a user's words.
 _TURN_HEADING = re.compile(r"#(##\s*(?:Instruction|Response)\s*:)", re.IGNORECASE)
 # In front of a chat template, in place of today's date the day that Meta's templates name where they are told
 # none: an adapter is served with the prompt that it was trained with, and prefix caches hold over midnight. A
@@ -128,10 +129,8 @@ def encode_conversation(
     for i, message in enumerate(messages):
         if message.role != "assistant" or i in unlearnt or not (all_turns or i == len(messages) - 1):
             continue
-        prompt, answer = (
-            encode_prompt(tokenizer, messages[:i], template),
-            encode_answer(tokenizer, message.text, template),
-        )
+        prompt = encode_prompt(tokenizer, messages[:i], template)
+        answer = encode_answer(tokenizer, message.text, template)
         if prompt[: len(ids)] != ids:
             ids, learnt = ids[:-1], learnt[:-1]  # some templates do not end earlier turns with a token
         if prompt[: len(ids)] != ids:
@@ -147,7 +146,8 @@ def _alpaca(messages: Sequence[Message]) -> str:
     Its head tells of an input if the first turn has one: later turns leave the beginning as it is.
     """
     turns = [_split_input(m) if m.role == "user" else m for m in messages]
-    turns = [replace(m, text=_without_turns(m.text), input=_without_turns(m.input)) for m in turns]
+    unheaded = partial(_TURN_HEADING.sub, r"# \1")
+    turns = [replace(m, text=unheaded(m.text), input=unheaded(m.input)) for m in turns]
     with_input = next((bool(m.input) for m in turns if m.role == "user"), False)
     parts = [f"{_ALPACA_TASK}{_ALPACA_INPUT if with_input else ''}{_ALPACA_REQUEST}"]
     for turn in turns:
@@ -166,8 +166,3 @@ def _split_input(message: Message) -> Message:
         return message
     text, *given = _INPUT_LINE.split(message.text, maxsplit=1)
     return replace(message, text=text, input=given[0] if given and given[0].strip() else "")
-
-
-def _without_turns(text: str) -> str:
-    """The text with a space inside every heading that would open a turn."""
-    return _TURN_HEADING.sub(r"# \1", text)

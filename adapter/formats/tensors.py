@@ -127,10 +127,7 @@ def to_float32(path: Path, name: str, tensor: Tensor) -> Tensor:
 
 
 def stack_gates(path: Path, gates: Mapping[int, Tensor], name: str) -> Tensor:
-    """Gates by layer as [layers, H] or [layers, 1]: each may be (H,) with ones around it, or one number.
-
-    name: of the tensors, with {} for the layer.
-    """
+    """Gates by layer, each (H,) with ones around it or one number, as [layers, H or 1]. name: has {}."""
     rows = []
     for index, gate in sorted(gates.items()):
         if max(gate.shape, default=1) != gate.numel() or gate.ndim > 4 or not gate.numel():

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from adapter.errors import BadInput, LoadError
 from adapter.method.attention import LayerPrompts, PromptKV
-from adapter.method.config import AdapterConfig, VisionConfig
+from adapter.method.config import AdapterConfig
 from adapter.method.deltas import Tuning
 from adapter.method.label_projection import LabelProjection
 from adapter.method.projection import GlobalProjection, QueryProjection
@@ -25,7 +25,8 @@ class Adapter(nn.Module):
     """The trainable part of zero-init attention for L insertion layers of H heads.
 
     prompts: P_l of section 3.1, [L, K, hidden_size]; gates: g_l of equation 7, [L, H], zero at first, so that a
-    new adapter changes nothing. projection: of images, equation 9; tuning: V2's, see `method.deltas`.
+    new adapter changes nothing. projection: of images, equation 9: from the features of B pictures, the frozen
+    base and the indices of the L layers to [B, L or 1, K or 1, hidden_size]. tuning: V2's, see `method.deltas`.
     """
 
     def __init__(self, config: AdapterConfig) -> None:
@@ -35,8 +36,13 @@ class Adapter(nn.Module):
         self.prompts = nn.Parameter(torch.empty(config.insertion_layers, config.prompt_length, base.hidden_size))
         self.gates = nn.Parameter(torch.zeros(config.insertion_layers, base.num_attention_heads))
         self.projection: nn.Module | None = None
-        if config.vision is not None:
-            self.projection = build_projection(config.vision, base.hidden_size, config.prompt_length)
+        if (vision := config.vision) is not None:
+            if vision.projection == "label":
+                self.projection = LabelProjection(vision, base.hidden_size, config.prompt_length)
+            elif vision.projection == "queries":
+                self.projection = QueryProjection(vision, base.hidden_size, config.prompt_length)
+            else:
+                self.projection = GlobalProjection(vision, base.hidden_size)
         self.tuning = None if config.tuning is None else Tuning(config.tuning, base)
         nn.init.normal_(self.prompts)
 
@@ -52,9 +58,8 @@ class Adapter(nn.Module):
     def forward(self, model: LlamaForCausalLM, features: VisualFeatures | None = None) -> PromptKV:
         """Keys and values of the prompts: one entry, or one for each image in `features`.
 
-        A visual adapter without an image uses its learned prompts alone. Raises BadInput if a text adapter is
-        given an image, and LoadError if the tuning was made for MLPs of another size, which the fingerprint does
-        not know.
+        A visual adapter without an image uses its prompts alone. Raises BadInput if a text adapter gets an image,
+        and LoadError if the tuning was made for MLPs of another size, which the fingerprint does not know.
         """
         tuning, size = self.config.tuning, model.config.intermediate_size
         if tuning is not None and tuning.intermediate_size != size:
@@ -75,27 +80,13 @@ class Adapter(nn.Module):
         return replace(kv, deltas=self.tuning(model.dtype, kv.size))
 
 
-def build_projection(vision: VisionConfig, hidden_size: int, prompt_length: int) -> nn.Module:
-    """The untrained projection of kind `vision.projection`.
-
-    Its forward takes the features of B pictures, the frozen base and the indices of the L insertion layers, and
-    returns [B, L or 1, prompt_length or 1, hidden_size].
-    """
-    if vision.projection == "label":
-        return LabelProjection(vision, hidden_size, prompt_length)
-    if vision.projection == "queries":
-        return QueryProjection(vision, hidden_size, prompt_length)
-    return GlobalProjection(vision, hidden_size)
-
-
 def project_prompts(
     model: LlamaForCausalLM, prompts: Tensor, gates: Tensor, layers: Sequence[int], norm: bool
 ) -> PromptKV:
     """Keys and values of adaption prompts (equations 3 and 4, the prompts' part), by the frozen k_proj and v_proj.
 
-    RoPE is not applied to prompts. prompts: [U, L, K, hidden_size]; gates: [L, H], activated; layers: the L
-    insertion layers. norm: apply each layer's frozen input_layernorm first, which gives prompts the scale of
-    hidden states.
+    RoPE is not applied. prompts: [U, L, K, hidden_size]; gates: [L, H], activated; norm: apply each layer's
+    input_layernorm first, which gives prompts the scale of hidden states.
     """
     entries, _, length, _ = prompts.shape
     head_dim = model.config.head_dim

@@ -80,35 +80,29 @@ def check_base(config: AdapterConfig, name: str, base: BaseFingerprint) -> None:
 def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torch.device | str = "cpu") -> Adapter:
     """The adapter in `folder`, frozen, in eval mode. Raises LoadError that says what is wrong.
 
-    base: the loaded base's fingerprint; an adapter for another one is refused. What is on disk may change or
-    vanish afterwards.
+    base: the loaded base's fingerprint; an adapter for another one is refused.
     """
     config = read_config(folder)
     if base is not None:
         check_base(config, folder.name, base)
-    adapter = _unfilled(folder, config)
-    expected = dict(adapter.state_dict())
-    found = _read_tensors(folder, most_bytes=_HEADER_BYTES + 8 * sum(like.numel() for like in expected.values()))
-    for problem, which in (("lacks", set(expected) - set(found)), ("has unexpected", set(found) - set(expected))):
-        if which:
-            raise _broken(folder, f"{problem} {_listed(which)}")
-    tensors = {name: _checked(folder, name, found[name], like).to(device) for name, like in expected.items()}
-    adapter.load_state_dict(tensors, assign=True)
-    labels = adapter.projection if isinstance(adapter.projection, LabelProjection) else None
-    if labels is not None and (table := labels.wrong_table(config.base.vocab_size)):
-        raise _broken(folder, f"projection.{table} holds numbers that are out of range")
-    return adapter.requires_grad_(False).eval()
-
-
-def _unfilled(folder: Path, config: AdapterConfig) -> Adapter:
-    """The adapter on the meta device: shapes without values."""
     try:
         with torch.device("meta"):
-            return Adapter(config)
+            adapter = Adapter(config)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no tensor can have
         raise LoadError(
             f"Adapter '{folder.name}': {CONFIG} names sizes that cannot be. Download or train the adapter again."
         ) from error
+    expected = dict(adapter.state_dict())
+    found = _read_tensors(folder, most_bytes=_HEADER_BYTES + 8 * sum(like.numel() for like in expected.values()))
+    for problem, which in (("lacks", set(expected) - set(found)), ("has unexpected", set(found) - set(expected))):
+        if which:
+            raise _broken(folder, f"{problem} {ascii(min(which))[1:-1][:80]}")
+    tensors = {name: _checked(folder, name, found[name], like).to(device) for name, like in expected.items()}
+    adapter.load_state_dict(tensors, assign=True)
+    labels = adapter.projection
+    if isinstance(labels, LabelProjection) and (table := labels.wrong_table(config.base.vocab_size)):
+        raise _broken(folder, f"projection.{table} holds numbers that are out of range")
+    return adapter.requires_grad_(False).eval()
 
 
 def _read_tensors(folder: Path, most_bytes: int) -> dict[str, Tensor]:
@@ -136,12 +130,6 @@ def _checked(folder: Path, name: str, tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise _broken(folder, f"{name} holds numbers that are not finite")
     return tensor
-
-
-def _listed(names: set[str]) -> str:
-    """A few of the names, escaped for an error message."""
-    shown = [ascii(name)[1:-1][:80] for name in sorted(names)[:5]]
-    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _broken(folder: Path, problem: str, detail: str = "") -> LoadError:

@@ -51,11 +51,8 @@ class CausalAttention(torch.autograd.Function):
         groups = heads // kv_heads
         queries = query.reshape(batch, kv_heads, groups, length, head_dim)
         keys, values = (t.reshape(batch * kv_heads, length, head_dim) for t in (key, value))
-        query_grad, key_grad, value_grad = (
-            torch.empty_like(queries),
-            keys.new_zeros(keys.shape),
-            values.new_zeros(values.shape),
-        )
+        query_grad = torch.empty_like(queries)
+        key_grad, value_grad = keys.new_zeros(keys.shape), values.new_zeros(values.shape)
         outs = grads[0].view(batch, length, kv_heads, groups, head_dim)
         for (start, end), weight in zip(_blocks(length), weights, strict=True):
             grad = outs[:, start:end].permute(0, 2, 3, 1, 4).reshape(batch * kv_heads, -1, head_dim)
@@ -76,8 +73,7 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 class PromptTerm(torch.autograd.Function):
     """out + act(g) * softmax(q kp^T * scaling) vp: the gated prompt term of equation 7.
 
-    Positions are the innermost dimension of the scores, because a softmax over an innermost dimension of ten
-    prompts is slow.
+    Positions are innermost in the scores: a softmax over an innermost dimension of ten prompts is slow.
     """
 
     @staticmethod

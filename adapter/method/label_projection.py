@@ -1,12 +1,9 @@
-"""A projection of this project's own, which is not the paper's.
-
-The names that an encoder's classifier gives a picture are spelled in the base's hidden states, where equation 9
-has one learned vector for all prompts.
-"""
+"""A projection of this project's own, which is not the paper's: names of pictures in the base's hidden states."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -47,21 +44,10 @@ class LabelProjection(nn.Module):
     least as probable as the first of certainty_bounds [2], for a kind as probable as the second, and for neither.
     """
 
-    name_of: Tensor
-    names: Tensor
-    kind_of: Tensor
-    kinds: Tensor
-    concept_basis: Tensor
-    concept_weight: Tensor
-    concept_bias: Tensor
-    facts: Tensor
-    fact_weight: Tensor
-    fact_bias: Tensor
-    gate_weight: Tensor
-    gate_bias: Tensor
-    lead: Tensor
-    certainty_words: Tensor
-    certainty_bounds: Tensor
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """One of the buffers above."""
 
     def __init__(self, vision: VisionConfig, hidden_size: int, prompt_length: int) -> None:
         super().__init__()
@@ -102,10 +88,7 @@ class LabelProjection(nn.Module):
         return None
 
     def posterior(self, features: VisualFeatures) -> Tensor:
-        """Probability of each row of `names`, [B, num_classes].
-
-        Raises LoadError if the features are not of the encoder that the adapter was made for.
-        """
+        """Probability of each row of `names`, [B, num_classes]. Raises LoadError for another encoder's."""
         logits, classes = features.logits, len(self.names)
         if logits is None or logits.shape[1] > classes:
             raise LoadError(

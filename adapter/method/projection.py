@@ -58,10 +58,7 @@ class QueryProjection(nn.Module):
         self.visual_proj_norm = nn.LayerNorm(hidden_size)
 
     def forward(self, features: VisualFeatures, model: LlamaForCausalLM, layers: Sequence[int]) -> Tensor:
-        """Returns [B, 1, K, hidden_size]; the base is not used.
-
-        Raises LoadError if the features have no tokens, or those of another encoder.
-        """
+        """Returns [B, 1, K, hidden_size]; the base is not used. Raises LoadError for another encoder's tokens."""
         tokens, size = features.tokens, self.clip_proj.in_features
         if tokens is None or tokens.shape[2] != size:
             raise LoadError(

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,10 +59,7 @@ class VisualFeatures:
 
 
 class VisualEncoder:
-    """A frozen timm model with its own picture transform. Safe to share between threads.
-
-    `adapter.base.encoder.load_encoder` makes one from a name.
-    """
+    """A frozen timm model with its own picture transform. Safe to share between threads."""
 
     def __init__(self, name: str, model: Any, device: torch.device | str = "cpu") -> None:
         """model: timm's, with its weights. Raises LoadError if features cannot be taken from its stages."""
@@ -107,8 +105,7 @@ class VisualEncoder:
     def compute_in(self, dtype: torch.dtype) -> VisualEncoder:
         """Computes the products of a transformer in `dtype` from now on, in place; sums and norms stay in fp32.
 
-        A convolutional network stays in fp32: in bf16 its features point elsewhere (cosine 0.98; of a transformer
-        0.9999).
+        A convolutional network stays in fp32: in bf16 its features point elsewhere (cosine 0.98, not 0.9999).
         """
         modules = list(self._model.modules())
         convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in modules)
@@ -146,25 +143,14 @@ class VisualEncoder:
         tokens: keep the encoder's tokens too. projected, channels: as in VisionConfig. Raises LoadError if tokens
         are to pass the head of an encoder that has none.
         """
-        chunks = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
-        return VisualFeatures.cat([self._encode(chunk, tokens, projected, channels) for chunk in chunks])
-
-    @property
-    def classifier(self) -> tuple[Tensor, Tensor]:
-        """Weight [num_classes, last level] and bias of the linear classifier, on the CPU.
-
-        Raises LoadError for an encoder without one.
-        """
-        layer = self._classifier
-        if layer is None:
-            raise LoadError(f"Encoder '{self.name}' has no linear classifier. Use projection 'global' with it.")
-        return layer.weight.cpu(), layer.bias.cpu()
-
-    def _encode(
-        self, images: Sequence[Image.Image], tokens: bool, projected: bool, channels: str
-    ) -> VisualFeatures:
         import numpy as np
 
+        if len(images) > batch_size:
+            again = partial(
+                self.encode, batch_size=batch_size, tokens=tokens, projected=projected, channels=channels
+            )
+            chunks = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+            return VisualFeatures.cat([*map(again, chunks)])
         pixels = torch.stack([torch.from_numpy(np.array(self._resize_and_crop(image))) for image in images])
         if channels == "BGR":
             pixels = pixels.flip(3)  # and not mean and std: releases trained on BGR took it for RGB
@@ -177,6 +163,14 @@ class VisualEncoder:
             logits = self._classifier(pooled) if self._classifier is not None else None
             features = VisualFeatures(levels, logits, self._tokens(final, projected) if tokens else None)
         return features.to(torch.float32)
+
+    @property
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        """Weight [num_classes, last level] and bias of the linear classifier, on the CPU. Raises LoadError."""
+        layer = self._classifier
+        if layer is None:
+            raise LoadError(f"Encoder '{self.name}' has no linear classifier. Use projection 'global' with it.")
+        return layer.weight.cpu(), layer.bias.cpu()
 
     def _tokens(self, final: Tensor, projected: bool) -> Tensor:
         """[B, N, token_size] of the last features: a transformer's tokens as they are, a map's positions in order.

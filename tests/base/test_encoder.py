@@ -7,7 +7,6 @@ import timm
 
 from adapter.base import memory
 from adapter.base.encoder import load_encoder
-from adapter.base.memory import DeviceMemory
 from adapter.errors import LoadError
 
 
@@ -19,6 +18,6 @@ def test_an_encoder_that_does_not_fit_is_refused_before_its_weights_are_fetched(
         return create(name, pretrained=False)
 
     monkeypatch.setattr(timm, "create_model", created)
-    monkeypatch.setattr(memory, "memory_of", lambda _: DeviceMemory(16 * 10**9, 8 * 10**9))
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 8 * 10**9)
     with pytest.raises(LoadError, match=r"'vit_giant_patch14_dinov2' takes 9\.1 GB of memory to load"):
         load_encoder("vit_giant_patch14_dinov2")

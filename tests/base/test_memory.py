@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 from adapter.base import llama, memory
 from adapter.base.llama import load_base
-from adapter.base.memory import DeviceMemory, needs
+from adapter.base.memory import needs
 from adapter.errors import LoadError
 from tests.tiny_models import write_random_base
 
@@ -32,12 +32,11 @@ def test_the_computed_need_is_the_memory_of_the_loaded_base(quantization, kind, 
 def test_a_base_must_leave_room_for_one_conversation():
     need = needs(LLAMA_7B)["packed-int8"]
     assert need.cache == 2048 * memory.kv_bytes_per_token(LLAMA_7B, torch.bfloat16) == 2048 * 2 * 32 * 4096 * 2
-    assert DeviceMemory(99 * GIGA, need.bytes + need.cache).holds(need)
-    assert not DeviceMemory(99 * GIGA, need.bytes + GIGA).holds(need)
+    assert need.fits(need.bytes + need.cache) and not need.fits(need.bytes + GIGA)
 
 
 def test_load_base_refuses_before_it_loads(monkeypatch, tiny_folder):
-    monkeypatch.setattr(memory, "memory_of", lambda _: DeviceMemory(1000, 1000))
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
     monkeypatch.setattr(llama, "_load_packed", lambda *_: pytest.fail("loaded"))
     with pytest.raises(LoadError, match=f"'{tiny_folder.name}' does not fit into memory"):
         load_base(str(tiny_folder))
@@ -49,7 +48,7 @@ ROOMY = needs(LLAMA_7B)["bf16"].bytes + 4 * needs(LLAMA_7B)["bf16"].cache
 def test_free_memory_decides_what_auto_loads(monkeypatch):
     """And what others have quantised, and other devices, are left alone."""
     for free, chosen in ((ROOMY, "none"), (ROOMY - 1, "nf4")):
-        monkeypatch.setattr(memory, "memory_of", lambda _, free=free: DeviceMemory(80 * GIGA, free))
+        monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
         assert memory.choose_quantization(LLAMA_7B, "cuda", torch.bfloat16)[0] == chosen
     quantized = LlamaConfig(quantization_config={"quant_method": "gptq"})
     assert memory.choose_quantization(quantized, "cuda", torch.bfloat16)[0] == "none"
@@ -57,7 +56,7 @@ def test_free_memory_decides_what_auto_loads(monkeypatch):
     eight, four = (needs(LLAMA_7B)[f"packed-int{bits}"] for bits in (8, 4))
     roomy = eight.bytes + 4 * eight.cache
     for free, chosen, other in ((roomy, "packed-int8", four), (roomy - 1, "packed-int4", eight)):
-        monkeypatch.setattr(memory, "memory_of", lambda _, free=free: DeviceMemory(80 * GIGA, free))
+        monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
         found, why = memory.choose_quantization(LLAMA_7B, "cpu", torch.bfloat16)
         assert found == chosen and f"{(other.bytes + 4 * other.cache) / 1e9:.1f} GB" in why
 

@@ -47,7 +47,7 @@ RUNS = [
     {"tuning": TUNING, "vision": QUERIES},
 ]
 REFUSED = [
-    ({"prompt_length": 0}, "prompt_length must be a whole number of at least 1, got 0"),
+    ({"prompt_length": 0}, "prompt_length: .* greater than or equal to 1, got 0"),
     ({"insertion_layers": 5}, "at most the base's 4, got 5"),
     ({"gate_activation": "relu"}, "gate_activation must be one of tanh, identity"),
     ({"form": "x" * (MAX_FORM_BYTES + 1)}, f"form must be null, or have at most {MAX_FORM_BYTES} bytes"),
@@ -55,19 +55,16 @@ REFUSED = [
     ({"vision": LABEL, "prompt_length": 7 + KIND_LENGTH}, "prompt_length must be more than 10 .* got 10"),
 ]
 REFUSED_PARTS = [
-    *((LABEL, name, 0, f"{name} must be a whole number of at least") for name in ("feature_size", "hidden")),
-    (LABEL, "num_facts", -1, "num_facts must be a whole number of at least 0"),
-    (LABEL, "fact_size", 0, "fact_size must be a whole number of at least 1"),
+    *((LABEL, name, 0, f"{name} must be at least 1") for name in ("feature_size", "hidden")),
+    (LABEL, "num_facts", -1, "num_facts: .* greater than or equal to 0"),
+    (LABEL, "fact_size", 0, "fact_size must be at least 1"),
     *((LABEL, name, False, "name_states and certainty must be true") for name in ("name_states", "certainty")),
-    (LABEL, "num_classes", 1, "num_classes must be a whole number of at least 2, got 1"),
-    *(
-        (QUERIES, name, -1, f"{name} must be a whole number")
-        for name in ("token_size", "width", "blocks", "heads")
-    ),
+    (LABEL, "num_classes", 1, "num_classes must be at least 2, got 1"),
+    *((QUERIES, name, -1, f"{name} must be at least 1") for name in ("token_size", "width", "blocks", "heads")),
     (QUERIES, "width", 13, "multiple of heads 3, got 13"),
     (QUERIES, "channels", "GRB", "vision.channels must be one of RGB, BGR"),
     (QUERIES, "blocks", MAX_BLOCKS + 1, f"at most {MAX_BLOCKS}"),
-    (TUNING, "lora_rank", -1, "lora_rank must be a whole number of at least 0"),
+    (TUNING, "lora_rank", -1, "lora_rank: .* greater than or equal to 0"),
     (TuningConfig(64, norms=True), "norms", False, "must change something"),
 ]
 

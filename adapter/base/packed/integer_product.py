@@ -73,24 +73,20 @@ def _by_halves(b, steps, dot):
     return b.shuffle_vector(*sums, ir.Constant(INTS, list(range(BLOCK))))
 
 
-def _dot_avx512(b, steps, xs, bits):
-    dot, sums = function(b, "llvm.x86.avx512.vpdpbusd.512", INTS, INTS, _OCTETS, _OCTETS), constant(INTS, 0)
+def _dot_vnni(b, steps, xs, ints, octets):
+    dot = function(b, f"llvm.x86.avx512.vpdpbusd.{32 * ints.count}", ints, ints, octets, octets)
+    sums = constant(ints, 0)
     for q, x in zip(steps, xs, strict=True):
-        sums = b.call(dot, [sums, q, b.bitcast(splat(b, x), _OCTETS)])
+        sums = b.call(dot, [sums, q, b.bitcast(splat(b, x, ints.count), octets)])
     return sums
 
 
+def _dot_avx512(b, steps, xs, bits):
+    return _dot_vnni(b, steps, xs, INTS, _OCTETS)
+
+
 def _dot_avxvnni(b, steps, xs, bits):
-    types = (_EIGHT_INTS, _EIGHT_OCTETS, _EIGHT_OCTETS)
-    dot = function(b, "llvm.x86.avx512.vpdpbusd.256", _EIGHT_INTS, *types)
-
-    def half(steps):
-        sums = constant(_EIGHT_INTS, 0)
-        for q, x in zip(steps, xs, strict=True):
-            sums = b.call(dot, [sums, q, b.bitcast(splat(b, x, 8), _EIGHT_OCTETS)])
-        return sums
-
-    return _by_halves(b, steps, half)
+    return _by_halves(b, steps, lambda half: _dot_vnni(b, half, xs, _EIGHT_INTS, _EIGHT_OCTETS))
 
 
 def _dot_avx2(b, steps, xs, bits):

@@ -211,7 +211,7 @@ else:
 def sums(b, vectors):
     """The sum of each of 1, 2 or 4 vectors of 16 floats, as a vector.
 
-    Upper halves are added to lower ones, whatever the number of vectors and the processor: the bits are the same.
+    Upper halves are added to lower ones, on every processor: the bits are the same.
     """
     size = LANES  # of a run of partial sums of one vector
     while size > 1:

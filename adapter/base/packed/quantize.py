@@ -1,7 +1,6 @@
 """Frozen linear layers in 4 or 8 bits for CPUs, on the products of `integer_product`.
 
-The quantiser on CUDA is bitsandbytes; this one exists because on a CPU it is both faster and truer than
-bitsandbytes' formats (`make bench` prints the table).
+They are faster and truer there than bitsandbytes' formats (`make bench` prints the table).
 """
 
 from __future__ import annotations
@@ -15,13 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapter.base.packed.integer_product import (
-    BLOCK,
-    GROUP,
-    PARAMETER_BYTES,
-    compile_products,
-    compile_rounding,
-)
+from adapter.base.packed.integer_product import BLOCK, GROUP, PARAMETER_BYTES, compile_products, compile_rounding
 
 if TYPE_CHECKING:
     from typing import Self
@@ -166,8 +159,7 @@ def _searched(values: Tensor) -> tuple[Tensor, Tensor]:
 def _on_grid(values: Tensor) -> tuple[Tensor, Tensor] | None:
     """None where a group does not lie on a grid of at most 16 steps, as those of Q4_1 and Q4_K of GGUF files do.
 
-    Weights have been rounded to 16 bits since they were in four: the ends of a group alone give its scale to eight
-    bits, so the codes' least squares are taken.
+    Weights have been rounded to 16 bits since: scales are the least squares of all codes, not from the ends alone.
     """
     low, high = values.amin(2, keepdim=True), values.amax(2, keepdim=True)  # many times as fast as aminmax
     ends, extent = low.half().float(), high - low
@@ -210,10 +202,7 @@ def pack(weight: Tensor, bits: int = 8, name: str = "") -> PackedLinear:
 
 
 def quantize_linears(model: nn.Module, bits: int = 8) -> str:
-    """Replace every bias-free `nn.Linear` in `model` by a PackedLinear, in place; returns the commonest format.
-
-    One that is tied to an embedding leaves the weight to the embedding; the linear gets its own copy.
-    """
+    """Replace every bias-free `nn.Linear` in `model` by a PackedLinear; returns the commonest format."""
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear and module.bias is None:
             model.set_submodule(path, pack(module.weight.data, bits, path))

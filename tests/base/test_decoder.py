@@ -1,4 +1,4 @@
-"""The decoder layer's kernels: values and gradients are those of the formulas written out, in every form."""
+"""The parts of the decoder layer: values and gradients are those of the formulas written out, in every form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from adapter.base import kernels
+from adapter.base import decoder
 
 NORM = LlamaRMSNorm(12).double().requires_grad_(False)
 ANGLES = torch.linspace(-3, 3, 40).view(2, 5, 4).double().repeat(1, 1, 2)
@@ -18,17 +18,17 @@ COS, SIN = ANGLES.cos(), ANGLES.sin()
     ("kernel", "formula", "shapes"),
     [
         (
-            lambda x: kernels.rms_norm(NORM, x),
+            lambda x: decoder.rms_norm(NORM, x),
             lambda x: x / (x.square().mean(-1, keepdim=True) + NORM.variance_epsilon).sqrt() * NORM.weight,
             [(2, 5, 12)],
         ),
         (
-            lambda x: kernels.rotate(x, COS, SIN),
+            lambda x: decoder.rotate(x, COS, SIN),
             lambda x: apply_rotary_pos_emb(x, x, COS, SIN)[0],
             [(2, 3, 5, 8)],
         ),
         (
-            lambda gate, up: kernels.gated_unit(torch.nn.SiLU(), gate, up),
+            lambda gate, up: decoder.gated_unit(torch.nn.SiLU(), gate, up),
             lambda gate, up: torch.nn.functional.silu(gate) * up,
             [(2, 5, 12)] * 2,
         ),
