@@ -39,9 +39,10 @@ from adapter.method.checkpoint import (
     save_adapter,
 )
 from adapter.method.config import BaseFingerprint, base_label
+from adapter.serve.form import NO_FORM
 from train.card import Measured, commit, with_sealed_scores, write_card
 from train.config import Precision, RecipeFile, check_run, read_recipe, recipe_text
-from train.evaluate.answerer import Answerer
+from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure
 from train.evaluate.report import describe_device
 from train.evaluate.tasks import Perplexity, unrelated_text
@@ -228,7 +229,7 @@ def _train(
                 temporary.write_text(recipe_text(recipe), encoding="utf-8")
         if project is not None:
             served = load_base(recipe.base, device=device)
-            scores = _measure(config.name, project.development, served, adapter)
+            scores = _measure(config.name, project.told, project.development, served, adapter)
             data, command, start = project.data, "", start_from
         on = f"{precision} on {describe_device(base.device)}"
         card = write_card(adapter, config, data, outcome, on, scores, command, start)
@@ -298,21 +299,22 @@ def _score(name: str, assignments: Sequence[str], args: argparse.Namespace) -> N
 
     digest = adapter_digest(folder)
     scored = record_scoring(name, recipe.sealed, digest, commit())
-    scores = _measure(name, dataclasses.replace(recipe.sealed, measure=measure), served, adapter)
+    scores = _measure(name, recipe.told, dataclasses.replace(recipe.sealed, measure=measure), served, adapter)
     text = file.read_text(encoding="utf-8") if file.exists() else f"# {folder.name}\n"
     with atomic_write(file) as temporary:
-        temporary.write_text(with_sealed_scores(text, name, scores, digest, scored), encoding="utf-8")
+        temporary.write_text(with_sealed_scores(text, scores, digest, scored), encoding="utf-8")
 
 
-def _measure(name: str, sets: MeasuredSets, served: Base, adapter: Adapter) -> Measured:
-    """Scores of the adapter and of the bare base."""
+def _measure(name: str, told: Conversation, sets: MeasuredSets, served: Base, adapter: Adapter) -> Measured:
+    """Scores of the adapter, of the bare base, and of the base that is told by turns before each conversation."""
     print(f"measuring {name} on {served.describe()}")
-    scores, base_scores = (sets.measure(Answerer(served, measured)) for measured in (adapter, None))
-    for what, figure in scores.items():
-        base = base_scores.get(what)
-        print(f"{what:45} {figure.value:8.3f}   bare base {base.value if base else math.nan:8.3f}")
-    on = f"{served.quantization} on {describe_device(served.device)}"
-    return Measured(scores, base_scores, on, sets.describe())
+    told_base = Answerer(served, told=told, form=adapter.config.form or NO_FORM)
+    systems = {name: Answerer(served, adapter, form=None), "bare base": Answerer(served), "base, told": told_base}
+    scores = {system: sets.measure(answerer) for system, answerer in systems.items()}
+    for what in scores[name]:
+        values = (f"{system} {found[what].value:8.3f}" for system, found in scores.items() if what in found)
+        print(f"{what:45}", *values, sep="   ")
+    return Measured(scores, f"{served.quantization} on {describe_device(served.device)}", sets.describe())
 
 
 def _accelerator(args: argparse.Namespace) -> Accelerator:

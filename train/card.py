@@ -17,19 +17,19 @@ from train.job import Outcome
 
 Scores = dict[str, Figure]
 _SEALED = "## Scores on sealed test sets"
+_TOLD = "The base that is told reads `told.yaml` of the recipe before each conversation, and keeps the same form."
 _CARD = Path(__file__).with_name("card.md")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores by measure of an adapter and of the bare base.
+    """Scores by measure of each system: the adapter first.
 
     served: what they were measured on: the base's precision, and the processor. sets: a sentence that names the
     test sets' files and their digest.
     """
 
-    adapter: Scores
-    base: Scores
+    scores: dict[str, Scores]
     served: str
     sets: str = ""
 
@@ -60,8 +60,9 @@ def write_card(
     scores = "" if development is None else f"""## Scores on development sets
 
 Sets that decisions about the recipe were made by: {development.served}, greedy decoding.
+{_TOLD}
 
-{_table(config.name, development)}
+{_table(development)}
 
 """  # fmt: skip
     return _CARD.read_text(encoding="utf-8").format(
@@ -86,7 +87,7 @@ Sets that decisions about the recipe were made by: {development.served}, greedy 
     )
 
 
-def with_sealed_scores(card: str, name: str, scores: Measured, digest: str, scored: tuple[int, int, str]) -> str:
+def with_sealed_scores(card: str, scores: Measured, digest: str, scored: tuple[int, int, str]) -> str:
     """A card with these scores on the sealed sets in place of its own; all else stays as it is written there.
 
     digest: of the scored adapter. scored: what `record_scoring` returns.
@@ -101,20 +102,21 @@ def with_sealed_scores(card: str, name: str, scores: Measured, digest: str, scor
 
 {trained} Of {of_all} scorings in `train/recipes/ledger.json`, {own} {"was" if own == 1 else "were"} of this
 adapter, {digest}, the last on {today} with the code of {commit()}: {scores.served}, greedy decoding.
+{_TOLD}
 
-{_table(name, scores)}
+{_table(scores)}
 """
     return "\n".join([f"{head.rstrip()}\n", section, *(["".join(tail)] if tail else [])])
 
 
-def _table(name: str, scores: Measured) -> str:
+def _table(measured: Measured) -> str:
     """In Markdown: a line for each measure, with 95 % intervals and the number of items."""
+    first = next(iter(measured.scores.values()))
     rows = [
-        (measure, _cell(figure), _cell(scores.base[measure]) if measure in scores.base else "-", f"{figure.n:,}")
-        for measure, figure in scores.adapter.items()
+        (what, *(_cell(s[what]) if what in s else "-" for s in measured.scores.values()), f"{figure.n:,}")
+        for what, figure in first.items()
     ]
-    table = markdown_table(("measure", name, "bare base", "n"), rows)
-    return f"{table}\n\n{scores.sets}" if scores.sets else table
+    return f"{markdown_table(('measure', *measured.scores, 'n'), rows)}\n\n{measured.sets}"
 
 
 def _cell(figure: Figure) -> str:

@@ -15,7 +15,7 @@ from adapter.method.checkpoint import CARD, load_adapter
 from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest, SamplingParams
 from adapter.serve.store import SHIPPED, AdapterStore
-from train.recipes.pirate.recipe import score_answer
+from train.recipes.pirate.recipe import is_in_the_voice
 from train.recipes.recipe import recipe_names
 
 PACKAGES = Path(sysconfig.get_path("purelib"))
@@ -67,8 +67,8 @@ def test_pirate_answers_as_a_pirate_and_the_base_does_not(engine):
         "What is the sun?", "How do I bake bread?", "Who are you?", "Why is sleep good for me?",
         "What is a volcano?", "How do birds fly?",
     )  # fmt: skip
-    assert sum(score_answer(generate(engine, q, "pirate")) for q in questions) >= 2
-    assert not any(score_answer(generate(engine, q)) for q in questions)
+    assert sum(is_in_the_voice(generate(engine, q, "pirate")) for q in questions) >= 2
+    assert not any(is_in_the_voice(generate(engine, q)) for q in questions)
 
 
 @pytest.mark.slow

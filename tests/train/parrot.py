@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from adapter.base.template import Message
 from train.config import TrainConfig
+from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
 from train.input.examples import Example
 from train.recipes.recipe import Examples, MeasuredSets, Recipe
@@ -22,10 +23,15 @@ def examples(split: str) -> Iterator[Example]:
 
 
 def parrot(score: float = 50.0) -> Recipe:
-    figure = Figure(score, score - 10, score + 10, 4, "Wilson")
+
+    def figure(answerer: Answerer) -> Figure:
+        value = 20.0 if answerer.told else score
+        return Figure(value, value - 10, value + 10, 4, "Wilson")
+
     return Recipe(
         "Says it again.",
-        MeasuredSets(lambda answerer: {"parrots, %": figure}),
-        MeasuredSets(lambda answerer: {"parrots, sealed, %": figure}),
+        (Message("user", "a>"), Message("assistant", "a")),
+        MeasuredSets(lambda answerer: {"parrots, %": figure(answerer)}, ("parrot/recipe.yaml",)),
+        MeasuredSets(lambda answerer: {"parrots, sealed, %": figure(answerer)}, ("parrot/recipe.yaml",)),
         Examples(examples),
     )

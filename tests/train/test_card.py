@@ -26,11 +26,13 @@ def test_training_measures_development_sets_and_scoring_the_sealed_ones(command,
     assert main(command("lr=0.02")) == 0
     before = (tmp_path / "out" / CARD).read_text()
     assert "learning rate 0.02 (gates 0.01),\n6 steps of 4" in before
-    assert "| parrots, % | 50 (40 to 60) | 50 (40 to 60) | 4 |" in before and "sealed, %" not in before
+    # The adapter, the bare base, and the base that is told.
+    assert "| parrots, % | 50 (40 to 60) | 50 (40 to 60) | 20 (10 to 30) | 4 |" in before
+    assert "sealed, %" not in before
     weights = (tmp_path / "out" / WEIGHTS).read_bytes()
     assert main(command("--score", recipe=parrot(75.0))) == 0
     scored = (tmp_path / "out" / CARD).read_text()
-    assert "| parrots, sealed, % | 75 (65 to 85) | 75 (65 to 85) | 4 |" in scored
+    assert "| parrots, sealed, % | 75 (65 to 85) | 75 (65 to 85) | 20 (10 to 30) | 4 |" in scored
     assert "language reference | " in scored  # what it forgot
     start, end = scored.index("## Scores on sealed"), scored.index("## Scores on development")
     assert scored[:start] + scored[end:] == before
@@ -52,7 +54,7 @@ def test_an_adapter_whose_making_is_unknown_gets_its_scores_and_nothing_else(com
     assert main(command("--score")) == 0
     card = (tmp_path / "out" / CARD).read_text()
     assert card.startswith("# poet\n\nBy somebody else.\n\n## Scores on sealed test sets\n")
-    assert "| parrots, sealed, % | 50 (40 to 60) | 50 (40 to 60) | 4 |\n" in card
+    assert "| parrots, sealed, % | 50 (40 to 60) | 50 (40 to 60) | 20 (10 to 30) | 4 |\n" in card
 
 
 def test_the_readme_has_what_the_cards_say():

@@ -53,13 +53,15 @@ class TokenScores(NamedTuple):
 class Answerer:
     """The base with one adapter at a strength, or bare. Pictures are for visual adapters; others ignore them.
 
-    with_form: answers are held to the adapter's form, as when it is served; without, they show what it has learnt.
+    told: turns before each conversation. form: that answers are held to; None: the adapter's own, as when it is
+    served.
     """
 
     base: Base
     adapter: Adapter | None = None
     strength: float = 1.0
-    with_form: bool = False
+    told: Conversation = ()
+    form: str | None = NO_FORM
 
     def __post_init__(self) -> None:
         if self.adapter is not None:
@@ -119,7 +121,7 @@ class Answerer:
                         image=None if picture is None else open_image(picture_source(picture)),
                         sampling=SamplingParams(temperature=0, max_new_tokens=max_new_tokens),
                         stop=stop,
-                        form=None if self.with_form else NO_FORM,
+                        form=self.form,
                     )
                     answers.append(engine.submit(request))
                 except BadInput as error:
@@ -185,7 +187,7 @@ class Answerer:
 
     def encode(self, conversation: Conversation) -> list[int]:
         """The tokens of a conversation up to where the answer begins."""
-        return encode_prompt(self.base.tokenizer, conversation, self.template)
+        return encode_prompt(self.base.tokenizer, (*self.told, *conversation), self.template)
 
     def features(self, pictures: Sequence[Picture | None]) -> list[VisualFeatures | None]:
         """Features of pictures for the adapter. Raises BadInput for a file that is no picture."""

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -16,14 +16,15 @@ from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
 from adapter.method.config import VisionConfig
 from train.config import DataConfig, RecipeFile, read_recipe
-from train.evaluate.answerer import Answerer
+from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure
 from train.input.examples import Example
+from train.input.history import with_unseen_history
+from train.recipes.sealed_sets import SHARED, after_others, conversation_of, percent, read_yaml, some
 
 Measure = Callable[[Answerer], dict[str, Figure]]
 
 _FOLDER = Path(__file__).parent
-_ROOT = _FOLDER.parents[1]
 
 
 @dataclass(frozen=True)
@@ -44,32 +45,20 @@ class Examples:
         return self.of_split(split)
 
 
-def digest_of(files: Iterable[Path]) -> str:
-    """Of the content of files, in hexadecimal."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class MeasuredSets:
-    """The files of a recipe's sets and what measures an adapter, or the bare base, on them.
-
-    files: inside `train/recipes`.
-    """
+    """What measures an adapter, or the base, on sets, and their files inside `train/recipes`."""
 
     measure: Measure
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...]
 
     @property
     def digest(self) -> str:
-        return digest_of(_FOLDER / file for file in self.files)[:16]
+        digests = (hashlib.sha256((_FOLDER / file).read_bytes()).digest() for file in self.files)
+        return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 
     def describe(self) -> str:
         """A sentence for the card: the files and a digest of their content."""
-        if not self.files:
-            return ""
         names = ", ".join(f"`{file}`" for file in self.files)
         return f"The sets in `train/recipes`, {names}, have the digest {self.digest}."
 
@@ -80,13 +69,55 @@ class Recipe:
 
     data: what the adapter is trained and tested on, for its card. development: the sets that the recipe is developed
     on, measured when a training ends. sealed: those that decide nothing, measured when `--score` asks for them.
-    examples: None if the examples are rows of files, which `recipe.yaml` names.
+    told: turns that tell the base in words and examples what the adapter has learnt. examples: None if they are rows
+    of files, which `recipe.yaml` names.
     """
 
     data: str
+    told: Conversation
     development: MeasuredSets
     sealed: MeasuredSets
     examples: Examples | None = None
+
+
+def recipe_of(
+    name: str, development: MeasuredSets, measure: Measure, sealed: Sequence[str], examples: Examples | None = None
+) -> Recipe:
+    """The recipe of the folder `name`. measure, sealed: of its sealed sets, and their own files."""
+    text = (_FOLDER / name / "card.md").read_text(encoding="utf-8").strip()
+    told = conversation_of(*read_yaml(_FOLDER / name / "told.yaml"))
+    files = (*SHARED, *(f"sealed/{file}" for file in sealed))
+    return Recipe(text, told, development, MeasuredSets(measure, files), examples)
+
+
+def recipe_by_rule(
+    name: str,
+    is_right: Callable[[str, Conversation], bool],
+    sets: Callable[[bool], Mapping[str, list[Conversation]]],
+    sealed: str,
+    max_new_tokens: int = 96,
+) -> Recipe:
+    """The recipe of the folder `name`, whose adapter's answers a rule judges by themselves and what was asked.
+
+    sets: the sealed ones, or those of development, by the measure's name; the first is asked once more, after other
+    adapters or after other talk. sealed: the file of the former; NAME.yaml has the latter.
+    """
+
+    def scores(answerer: Answerer, is_sealed: bool) -> dict[str, Figure]:
+        asked = dict(sets(is_sealed))
+        first, conversations = next(iter(asked.items()))
+        if is_sealed:
+            asked[f"{first}, after other adapters"] = after_others(answerer.base, name, some(conversations))
+        else:
+            asked[f"{first}, after other talk"] = with_unseen_history(conversations)
+        figures: dict[str, Figure] = {}
+        for measure, given in asked.items():
+            answers = answerer.generate(given, max_new_tokens=max_new_tokens)
+            figures |= percent(measure, [*map(is_right, answers, given)])
+        return figures
+
+    development = MeasuredSets(lambda answerer: scores(answerer, False), (f"{name}/{name}.yaml",))
+    return recipe_of(name, development, lambda answerer: scores(answerer, True), [sealed])
 
 
 def recipe_names() -> list[str]:
@@ -115,22 +146,17 @@ def record_scoring(name: str, sets: MeasuredSets, adapter: str, commit: str) -> 
     return adapters.count(adapter), len(adapters), entry["spent"]
 
 
-def card_text(name: str) -> str:
-    """What the card of a recipe's adapter says of its data."""
-    return (_FOLDER / name / "card.md").read_text(encoding="utf-8").strip()
-
-
 def read_own(name: str, assignments: Sequence[str]) -> RecipeFile:
     """The settings of a recipe, which a user could have written. Paths of data in it are relative to the project."""
-    recipe = read_recipe(_FOLDER / name / "recipe.yaml", assignments)
-    return replace(recipe, data=tuple(map(_in_project, recipe.data)))
 
-
-def _in_project(data: DataConfig) -> DataConfig:
     def found(path: str) -> str:
-        return path if os.path.exists(path) or not (_ROOT / path).exists() else str(_ROOT / path)
+        in_project = _FOLDER.parents[1] / path
+        return str(in_project) if in_project.exists() and not os.path.exists(path) else path
 
-    validation = data.validation
-    return replace(
-        data, path=found(data.path), validation=found(validation) if isinstance(validation, str) else validation
-    )
+    def in_project(data: DataConfig) -> DataConfig:
+        held_out = data.validation
+        held_out = found(held_out) if isinstance(held_out, str) else held_out
+        return replace(data, path=found(data.path), validation=held_out)
+
+    recipe = read_recipe(_FOLDER / name / "recipe.yaml", assignments)
+    return replace(recipe, data=tuple(map(in_project, recipe.data)))

@@ -1,4 +1,4 @@
-"""What the sealed test sets of all recipes share: earlier turns by the other adapters, and messages off the task.
+"""What the sets of all recipes share: their files, earlier turns by the other adapters, and messages off the task.
 
 The sets in `sealed/` were written before the recipes; they are measured once at the end. The recipes bring the rules
 by which an answer is right.
@@ -9,26 +9,26 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import yaml
 
 from adapter.base.llama import Base
 from adapter.base.template import Message
 from adapter.method.checkpoint import load_adapter
+from adapter.serve.store import SHIPPED
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share
 from train.input.split import draw_evenly
-from train.recipes.text_data import phrases, read_yaml
 
 Item = TypeVar("Item")
 SEALED = Path(__file__).with_name("sealed")
 # Files that every recipe's scores depend on: what is off the task, and what is asked in earlier turns.
 SHARED = ("sealed/good_company.yaml", "sealed/extract_generated.yaml")
-LATE = 60  # conversations in which an adapter answers after others
-_ASSETS = Path(__file__).parents[2] / "assets"
-ADAPTERS = _ASSETS / "adapters"
-PICTURE = _ASSETS / "examples" / "traffic-light.png"  # what a visual adapter of an earlier turn is shown
-_OFF_TASK_TOKENS = 96
+_LATE = 60  # conversations in which an adapter answers after others
+_PICTURE = SHIPPED.parent / "examples" / "traffic-light.png"  # what a visual adapter of an earlier turn is shown
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _SHOWS = re.compile(
     r"\b(?:picture|image|photo|photograph|drawing)\b.*\b(?:shows?|depicts?|is of|is an?|contains?|of an?)\b"
@@ -49,7 +49,19 @@ _DENIES = re.compile(r"\b(?:no|not|cannot|without|unable)\b|n't\b", re.I)
 _KEY = re.compile(r"""["']?\b\w+["']?\s*:\s*["'\d\[{]""")
 
 
-def conversation_of(texts: Sequence[str]) -> Conversation:
+@cache
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, which is read once. Callers must not change it."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def read_table(path: Path) -> list[tuple[str, ...]]:
+    """The rows of a file with tabs between cells; lines that begin with # are comments."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [tuple(line.split("\t")) for line in lines if not line.startswith("#")]
+
+
+def conversation_of(*texts: str) -> Conversation:
     """Turns of a user and of an assistant, one after the other."""
     return tuple(Message("assistant" if i % 2 else "user", text) for i, text in enumerate(texts))
 
@@ -60,8 +72,8 @@ def percent(measure: str, right: Sequence[bool]) -> dict[str, Figure]:
 
 
 def some(items: Sequence[Item]) -> list[Item]:
-    """LATE of the items, drawn evenly over all of them."""
-    return [items[i] for i in draw_evenly(len(items), LATE, seed=0)]
+    """60 of the items, drawn evenly over all of them."""
+    return [items[i] for i in draw_evenly(len(items), _LATE, seed=0)]
 
 
 def loops(text: str, times: int = 2, between: str = " ") -> bool:
@@ -75,29 +87,18 @@ def loops(text: str, times: int = 2, between: str = " ") -> bool:
     return max(four_grams.values(), default=0) >= times or re.search(stutter, text, re.I) is not None
 
 
-def off_task_messages() -> list[str]:
-    """40 messages that are neither a person, a meeting or an order nor about a picture that is there.
-
-    The last ten are about a picture, and there is none.
-    """
-    return [*phrases(read_yaml(SEALED / "good_company.yaml")["off_task"]), *_about_no_picture()]
-
-
-def _about_no_picture() -> list[str]:
-    return list(phrases(read_yaml(SEALED / "good_company.yaml")["no_picture"]))
-
-
 def off_task_scores(answerer: Answerer, where: str = "") -> dict[str, Figure]:
-    """The share of sensible answers to messages that an adapter was not made for; no picture is shown.
+    """The share of sensible answers to 40 messages that are neither a person, a meeting or an order nor about a
+    picture that is there; ten ask about one that is not.
 
     where: an addition to the measure's name.
     """
-    messages = off_task_messages()
-    answers = answerer.generate([conversation_of([m]) for m in messages], max_new_tokens=_OFF_TASK_TOKENS)
-    about_picture = set(_about_no_picture())
+    data = read_yaml(SEALED / "good_company.yaml")
+    about_picture = data["no_picture"].splitlines()
+    messages = [*data["off_task"].splitlines(), *about_picture]
     right = [
         is_sensible(text) and not (answerer.is_visual and claims_picture(text, message in about_picture))
-        for message, text in zip(messages, answers, strict=True)
+        for message, text in zip(messages, answerer.generate([*map(conversation_of, messages)]), strict=True)
     ]
     return percent(f"sensible off its task{where}", right)
 
@@ -107,19 +108,18 @@ def after_others(base: Base, own: str, conversations: Sequence[Conversation]) ->
 
     own: name of the adapter that is measured, which answers none of the earlier turns.
     """
-    others = sorted(folder.name for folder in ADAPTERS.iterdir() if folder.is_dir() and folder.name != own)
+    others = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir() and folder.name != own)
     data = read_yaml(SEALED / "good_company.yaml")
     result = list(conversations)
     for number, name in enumerate(others):
-        adapter = load_adapter(ADAPTERS / name, base.fingerprint, base.device)
-        rows = range(number, len(conversations), len(others))
+        adapter = load_adapter(SHIPPED / name, base.fingerprint, base.device)
         if name == "extract":
-            texts = tuple(test["text"] for test in read_yaml(SEALED / "extract_generated.yaml"))
+            texts = [test["text"] for test in read_yaml(SEALED / "extract_generated.yaml")]
         else:
-            texts = phrases(data["no_picture" if adapter.config.is_visual else "first_questions"])
-        asked = [conversation_of([texts[i % len(texts)]]) for i in rows]
-        shown = [PICTURE] * len(asked) if adapter.config.is_visual else None
-        answers = Answerer(base, adapter, with_form=True).generate(asked, shown)
+            texts = data["no_picture" if adapter.config.is_visual else "first_questions"].splitlines()
+        rows = range(number, len(conversations), len(others))
+        asked = [conversation_of(texts[i % len(texts)]) for i in rows]
+        answers = Answerer(base, adapter, form=None).generate(asked, [_PICTURE] * len(asked))
         for i, question, answer in zip(rows, asked, answers, strict=True):
             result[i] = (*question, Message("assistant", answer), *conversations[i])
     return result

@@ -19,11 +19,9 @@ from train.config import ConfigError, read_recipe
 from train.evaluate.intervals import Figure
 from train.input.examples import FileExamples, SkippedExamples
 from train.recipes.extract import recipe as extract
-from train.recipes.pirate.recipe import development_questions
-from train.recipes.pirate.recipe import score_answer as in_the_voice
+from train.recipes.pirate import recipe as pirate
 from train.recipes.recipe import load_recipe, read_own, recipe_names
-from train.recipes.tutor.recipe import development_sets
-from train.recipes.tutor.rule import score_answer as by_the_rule
+from train.recipes.tutor import recipe as tutor
 from train.run_setup import complete
 
 ON_FILES = ("extract", "pirate", "tutor")
@@ -78,13 +76,11 @@ def test_every_row_can_be_read_and_none_is_learnt_and_held_out(name, count, held
 
 
 def test_development_is_not_trained_on():
-    questions, conversations = development_sets()
+    tests = (test for part in ("generated", "hand_written") for test in extract.development_tests(part))
     development = {
-        "extract": [
-            t.messages[-1:] for part in ("generated", "hand_written") for t in extract.development_tests(part)
-        ],
-        "pirate": development_questions(),
-        "tutor": [*questions, *(conversation[::2] for conversation in conversations)],
+        "extract": [test.messages[-1:] for test in tests],
+        "pirate": [asked for asked_of in pirate.sets(sealed=False).values() for asked in asked_of],
+        "tutor": [asked[::2] for asked_of in tutor.sets(sealed=False).values() for asked in asked_of],
     }
     assert [len(tests) for tests in development.values()] == [260, 60, 90]
     for name, tests in development.items():
@@ -120,13 +116,13 @@ PLAIN = "The capital of France is Paris."
 
 
 def test_pirate_score_is_honest():
-    assert in_the_voice("Arr, matey! The capital o' France be Paris.")
-    assert in_the_voice("Ahoy there! Dogs eat meat. Savvy?")
+    assert pirate.is_in_the_voice("Arr, matey! The capital o' France be Paris.")
+    assert pirate.is_in_the_voice("Ahoy there! Dogs eat meat. Savvy?")
     for bad in (
         "", PLAIN, f"Arr, matey! {PLAIN}", "Ahoy!", "Arr, matey!", "Arr! Paris.",
         "The capital o' France be Paris.", "Let me be your guide.", "Ahoy, matey! I am here to help you.",
     ):  # fmt: skip
-        assert not in_the_voice(bad), bad
+        assert not pirate.is_in_the_voice(bad), bad
 
 
 @pytest.mark.parametrize(
@@ -165,4 +161,4 @@ LATER = (*ASKED, Message("assistant", "Light feeds plants. Which plants grow in 
     ],
 )  # fmt: skip
 def test_the_tutors_rule(answer, conversation, right):
-    assert by_the_rule(answer, conversation) is right
+    assert tutor.is_by_the_rule(answer, conversation) is right

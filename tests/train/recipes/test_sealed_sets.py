@@ -21,7 +21,7 @@ from train.evaluate.intervals import Figure
 from train.recipes import sealed_sets
 from train.recipes.extract import recipe as extract
 from train.recipes.pirate import recipe as pirate
-from train.recipes.text_data import read_yaml
+from train.recipes.sealed_sets import read_yaml
 from train.recipes.tutor import recipe as tutor
 
 PARTS = ("generated", "hand_written")
@@ -62,17 +62,22 @@ def phrases_in(text: str) -> set[str]:
     return runs
 
 
+def off_task() -> set[str]:
+    data = read_yaml(sealed_sets.SEALED / "good_company.yaml")
+    return {message for part in ("off_task", "no_picture") for message in data[part].splitlines()}
+
+
 def test_the_sets_have_their_sizes():
     generated, by_hand = map(extract.sealed_tests, PARTS)
     assert (len(generated), len(by_hand)) == (200, 100)
     kinds = [Counter(test.fields["type"] for test in tests) for tests in (generated, by_hand)]
     assert [sorted(count.values()) for count in kinds] == [[66, 67, 67], [33, 33, 34]]
     assert len({test.messages for test in (*generated, *by_hand)}) == 300
-    assert len(set(pirate.sealed_questions())) == 300
-    questions, conversations = tutor.sealed_sets()
-    assert (len(set(questions)), len(set(conversations))) == (100, 50)
+    (questions,) = pirate.sets(sealed=True).values()
+    first_questions, conversations = tutor.sets(sealed=True).values()
+    assert [len(set(asked)) for asked in (questions, first_questions, conversations)] == [300, 100, 50]
     assert {len(conversation) for conversation in conversations} == {3, 5}
-    assert len(set(sealed_sets.off_task_messages())) == 40
+    assert len(off_task()) == 40
 
 
 def test_no_phrase_of_the_messages_is_trained_on():
@@ -96,10 +101,9 @@ def test_no_value_and_no_message_is_trained_on():
 
 def test_no_question_is_trained_on():
     known = {normalized(text) for name in ("*/*", "off_task") for text, _ in learnt(name)}
-    questions, conversations = tutor.sealed_sets()
-    conversations = [*pirate.sealed_questions(), *questions, *conversations]
-    sealed = {normalized(turn.text) for conversation in conversations for turn in conversation[::2]}
-    sealed |= {*map(normalized, sealed_sets.off_task_messages())}
+    sets = [*pirate.sets(sealed=True).values(), *tutor.sets(sealed=True).values()]
+    sealed = {normalized(turn.text) for asked in sets for conversation in asked for turn in conversation[::2]}
+    sealed |= {*map(normalized, off_task())}
     compared, shared = len(sealed), len(sealed & known)
     assert (compared > 500, shared, len(known) > 18_000) == (True, 0, True)
 

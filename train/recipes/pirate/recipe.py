@@ -11,12 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from train.evaluate.answerer import Answerer, Conversation
-from train.evaluate.intervals import Figure, share
-from train.input.history import with_unseen_history
-from train.recipes.recipe import MeasuredSets, Recipe, card_text
-from train.recipes.sealed_sets import SEALED, SHARED, after_others, conversation_of, percent, some
-from train.recipes.text_data import phrases, read_yaml, words
+from train.evaluate.answerer import Conversation
+from train.recipes.recipe import Recipe, recipe_by_rule
+from train.recipes.sealed_sets import SEALED, conversation_of, read_yaml
 
 _DATA = Path(__file__).with_name("pirate.yaml")
 _GREETING = re.compile(r"\s*(arr|ahoy|avast|aye|shiver me timbers|yo ho)\b[^.!?]*[.!?,]?", re.IGNORECASE)
@@ -26,50 +23,21 @@ _LITERAL = re.compile(r"(`[^`]*`|\"[^\"]*\"|“[^”]*”|https?://\S+|\S+@\S+)"
 
 def recipe(_: Any) -> Recipe:
     """The recipe."""
-    sealed = (*SHARED, "sealed/pirate_questions.yaml")
-    return Recipe(
-        card_text("pirate"), MeasuredSets(development, ("pirate/pirate.yaml",)), MeasuredSets(scores, sealed)
-    )
+    return recipe_by_rule("pirate", lambda text, _: is_in_the_voice(text), sets, "pirate_questions.yaml", 80)
 
 
-def development_questions() -> list[Conversation]:
-    """60 questions that the recipe was developed on."""
-    return [conversation_of([question]) for question in phrases(read_yaml(_DATA)["development"])]
-
-
-def sealed_questions() -> list[Conversation]:
-    """300 questions of a visitor."""
-    groups = read_yaml(SEALED / "pirate_questions.yaml").values()
-    return [conversation_of([question]) for group in groups for question in phrases(group)]
-
-
-def development(answerer: Answerer) -> dict[str, Figure]:
-    """Share, in percent, of answers in the voice to questions of the held-out kinds."""
-    questions = development_questions()
-    name = "in the voice, %"
+def sets(sealed: bool) -> dict[str, list[Conversation]]:
+    """300 sealed questions of a visitor, or 60 that the recipe was developed on."""
+    data = read_yaml(SEALED / "pirate_questions.yaml") if sealed else {"": read_yaml(_DATA)["development"]}
     return {
-        name: share(_in_the_voice(answerer, questions)),
-        f"{name}, after other talk": share(_in_the_voice(answerer, with_unseen_history(questions))),
+        "in the voice": [conversation_of(question) for group in data.values() for question in group.splitlines()]
     }
 
 
-def scores(answerer: Answerer) -> dict[str, Figure]:
-    """Shares of answers in the voice, to 300 questions and to 60 after other adapters' answers."""
-    questions = sealed_questions()
-    late = after_others(answerer.base, "pirate", some(questions))
-    return {
-        **percent("in the voice", _in_the_voice(answerer, questions)),
-        **percent("in the voice, after other adapters", _in_the_voice(answerer, late)),
-    }
-
-
-def _in_the_voice(answerer: Answerer, conversations: list[Conversation]) -> list[bool]:
-    return list(map(score_answer, answerer.generate(conversations, max_new_tokens=80)))
-
-
-def score_answer(text: str) -> bool:
-    """True for an answer in the voice: it greets like a pirate, uses a pirate word after that greeting too, and has
-    none of the plain words that the voice always replaces (you, your, my, is, are, ...) outside quotations and code."""
+def is_in_the_voice(text: str) -> bool:
+    """Whether an answer greets like a pirate, uses a pirate word after that greeting too, and has none of the plain
+    words that the voice always replaces (you, your, my, is, are, ...) outside quotations and code.
+    """
     greeting = _GREETING.match(text)
     if not greeting:
         return False
@@ -82,7 +50,7 @@ def score_answer(text: str) -> bool:
 
 @cache
 def _words(key: str) -> frozenset[str]:
-    return frozenset(words(read_yaml(_DATA)[key]))
+    return frozenset(re.findall(r"[^,\s]+", read_yaml(_DATA)[key]))
 
 
 def _words_of(text: str) -> list[str]:

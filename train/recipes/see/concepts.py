@@ -1,14 +1,18 @@
-"""What the `see` adapter can call a picture: the encoder's classes and the concepts that drawings show, their tokens,
-and the linear heads that tell concepts, colours, drawings and photographs apart.
+"""What the `see` adapter can call a picture: names and kinds of things, sentences made of them, their tokens, and the
+linear heads that tell concepts, colours, drawings and photographs apart.
 
-The heads are fitted once, before the adapter is trained, and stored with it.
+`classes.tsv` has one line for each of ImageNet's 1,000 classes, in order: the name that people use, with its article,
+and the kind of thing it is (from WordNet's hypernyms, corrected by hand; empty where no everyday word fits). The heads
+are fitted once, before the adapter is trained, and stored with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Collection, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +20,79 @@ from torch import Tensor
 
 from adapter.method.label_projection import CONCEPT_RANK, LEAD_LENGTH, LabelProjection
 from adapter.method.vision import VisualEncoder, VisualFeatures
-from train.recipes.see.names import SURE, SURE_OF_KIND, Name, class_names
+from train.recipes.sealed_sets import read_table
 
+FOLDER = Path(__file__).parent
 NAME_LENGTH = 7
 FOLDS = 4
-_LEAD = "The picture shows"
+_SURE, _SURE_OF_KIND = 0.4, 0.35  # least probabilities of a name and of a kind that is named
+_LEAD, _NOT_SURE = "The picture shows", "I am not sure"
 _CERTAINTY = ("clear", "probably", "unsure")  # of a name, of a kind, of neither
 _STEPS, _BATCH, _NOISE = 300, 384, 0.3
 _FACT_STEPS, _FACT_BATCH = 1000, 256
+# "not a cat", up to the end of the clause; "not sure, perhaps a cat" is a guess.
+_DENIED = re.compile(
+    r"\b(?:not|no|never|isn't|aren't)\b(?! sure\b| certain\b| only\b)[^,;.:!?]*?(?=[,;.:!?]|\bbut\b|$)", re.I
+)
 
 
-@dataclass(frozen=True)
-class Vocabulary:
+class Name(NamedTuple):
+    """What something is called: `text` with its article, and the kind of thing or ""."""
+
+    text: str
+    kind: str = ""
+
+
+class Kind(NamedTuple):
+    """text: how the kind is called, with its article. group: that it is of, with its article, such as "an animal"."""
+
+    text: str
+    group: str
+
+
+@cache
+def class_names() -> tuple[Name, ...]:
+    """The encoder's 1,000 classes."""
+    return tuple(Name(*row) for row in read_table(FOLDER / "classes.tsv"))
+
+
+@cache
+def kinds() -> dict[str, Kind]:
+    """All kinds of things by name."""
+    return {name: Kind(text, group) for name, text, group in read_table(FOLDER / "kinds.tsv")}
+
+
+def is_named(words: Collection[str], text: str) -> bool:
+    """Whether `text` holds one of the words, as a whole word or its regular plural, and not as what it is not."""
+    said = _DENIED.sub("", text)
+    return any(re.search(rf"\b{re.escape(word)}(e?s)?\b", said, re.IGNORECASE) for word in words)
+
+
+def drawing_sentence(name: str) -> str:
+    """The answer about a drawing of that name."""
+    return f"{_LEAD} {name}."
+
+
+def posterior_sentence(first: Name, probability: float, second: Name, kind: str, mass: float, member: Name) -> str:
+    """The answer that says no more than the encoder knows.
+
+    first, second: the likeliest names. probability: of the first. kind: the likeliest kind; mass: the probability of
+    all its names; member: the likeliest of them.
+    """
+    if probability >= _SURE:
+        kind_is_clear = not first.kind or re.search(rf"\b{re.escape(first.kind)}\b", first.text)
+        return f"{_LEAD} {first.text}{'' if kind_is_clear else f', a kind of {first.kind}'}."
+    if mass >= _SURE_OF_KIND:
+        return f"{_LEAD} {kinds()[kind].text}, perhaps {member.text}."
+    return f"{_NOT_SURE}, perhaps {first.text} or {second.text}."
+
+
+def hedged(answer: str) -> bool:
+    """Whether an answer says that it is not sure, rather than name a thing."""
+    return _NOT_SURE in answer
+
+
+class Vocabulary(NamedTuple):
     """names: all distinct names. rows: [classes] index into `names`, the encoder's classes first. kinds: all kinds."""
 
     names: list[Name]
@@ -37,17 +102,13 @@ class Vocabulary:
 
 def vocabulary(concepts: Iterable[Name], tokenizer: Any) -> Vocabulary:
     """The encoder's classes, and those of `concepts` of at most NAME_LENGTH tokens. Equal names become one."""
-    classes = class_names()
     short = [c for c in dict.fromkeys(concepts) if len(_tokens(tokenizer, c.text)) <= NAME_LENGTH]
-    index: dict[str, int] = {}
-    names: list[Name] = []
-    rows = []
-    for name in (*classes, *short):
-        if name.text not in index:
-            index[name.text] = len(names)
-            names.append(name)
-        rows.append(index[name.text])
-    return Vocabulary(names, torch.tensor(rows), sorted({name.kind for name in names if name.kind}))
+    index: dict[str, Name] = {}
+    for name in (*class_names(), *short):
+        index.setdefault(name.text, name)
+    row_of = {text: row for row, text in enumerate(index)}
+    rows = torch.tensor([row_of[name.text] for name in (*class_names(), *short)])
+    return Vocabulary([*index.values()], rows, sorted({name.kind for name in index.values() if name.kind}))
 
 
 def store_names(projection: LabelProjection, vocabulary: Vocabulary, tokenizer: Any) -> None:
@@ -55,7 +116,7 @@ def store_names(projection: LabelProjection, vocabulary: Vocabulary, tokenizer: 
     lead = tokenizer(_LEAD, add_special_tokens=False).input_ids[-LEAD_LENGTH:]
     projection.lead[: len(lead)] = torch.tensor(lead)
     projection.certainty_words.copy_(torch.tensor([_tokens(tokenizer, word)[0] for word in _CERTAINTY]))
-    projection.certainty_bounds.copy_(torch.tensor([SURE, SURE_OF_KIND]))
+    projection.certainty_bounds.copy_(torch.tensor([_SURE, _SURE_OF_KIND]))
     projection.name_of.copy_(vocabulary.rows)
     names = [name.text for name in vocabulary.names]
     for table, texts in ((projection.names, names), (projection.kinds, vocabulary.kinds)):
@@ -87,9 +148,9 @@ class ClassFeatures:
         self._mean = pooled.mean(0)
         self._deviations = pooled - self._mean
 
-    def draw(self, classes: Tensor, generator: torch.Generator, mixed: float = 0.0) -> VisualFeatures:
-        """One row of features for each class. mixed: share of rows that lie between the class and a near one."""
-        count = len(classes)
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of random classes, half of which lie between the class and a near one: the classes, levels, logits."""
+        classes = torch.randint(len(self._bias), (count,), generator=generator)
 
         def uniform(low: float, high: float) -> Tensor:
             return torch.empty(count, 1).uniform_(low, high, generator=generator)
@@ -98,13 +159,13 @@ class ClassFeatures:
         direction = unit[classes]
         near = (direction @ unit.T).topk(6, dim=1).indices  # itself first
         other = near[torch.arange(count), torch.randint(1, 6, (count,), generator=generator)]
-        blend = uniform(0.2, 0.5) * (torch.rand(count, 1, generator=generator) < mixed)
+        blend = uniform(0.2, 0.5) * (torch.rand(count, 1, generator=generator) < 0.5)
         direction = F.normalize((1 - blend) * direction + blend * unit[other], dim=1)
         picked = torch.randint(len(self._deviations), (count,), generator=generator)
         pooled = self._mean + uniform(3, 8) * direction + uniform(0.4, 1.0) * self._deviations[picked]
         pooled = pooled.clamp(min=0)  # they come out of a rectifier
         levels = torch.cat([self._other_levels[picked], pooled], dim=1)
-        return VisualFeatures(levels, F.linear(pooled, self._weight, self._bias))
+        return classes, levels, F.linear(pooled, self._weight, self._bias)
 
 
 class ConceptHeads:
@@ -115,10 +176,18 @@ class ConceptHeads:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, drawings: VisualFeatures, class_features: ClassFeatures, gate: Tensor
+        self,
+        rows: Tensor,
+        drawings: VisualFeatures,
+        targets: Tensor,
+        class_features: ClassFeatures,
+        projection: LabelProjection,
     ) -> None:
-        """gate: [B], log-odds that each picture is a drawing, as the projection's gate says."""
-        self._rows, self._class_features = vocabulary.rows, class_features
+        """Fits the head and writes it into the projection, which has names and a gate already.
+
+        rows: of the vocabulary. targets: [B] rows of names, -1 for drawings not to learn from.
+        """
+        self._rows, self._targets, self._class_features = rows, targets, class_features
         assert drawings.logits is not None
         self._logits = drawings.logits
         levels, pooled = drawings.levels, class_features.pooled
@@ -126,39 +195,41 @@ class ConceptHeads:
         standard = ((levels - self._mean) / scale)[:, -pooled:]
         torch.manual_seed(0)  # of the random projection that the decomposition begins with
         _, _, axes = torch.pca_lowrank(standard, q=CONCEPT_RANK, niter=3)
-        basis = torch.zeros(CONCEPT_RANK, levels.shape[1])
-        basis[:, -pooled:] = (axes / (standard @ axes).std(0)).T / scale[-pooled:]
-        self._basis, self._gate = basis, F.logsigmoid(gate)
-        self._codes = (levels - self._mean) @ basis.T
+        self._basis = torch.zeros(CONCEPT_RANK, levels.shape[1])
+        self._basis[:, -pooled:] = (axes / (standard @ axes).std(0)).T / scale[-pooled:]
+        self._gate = F.logsigmoid(projection.gate(levels))
+        self._codes = (levels - self._mean) @ self._basis.T
+        self._weight, self._bias = self._fit(targets >= 0)
+        num_classes = self._logits.shape[1]
+        projection.concept_basis.copy_(self._basis)
+        projection.concept_weight[num_classes:] = self._weight
+        # The projection takes features that are not centred.
+        projection.concept_bias[num_classes:] = self._bias - self._weight @ (self._basis @ self._mean)
 
-    def fit(self, targets: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    def _fit(self, used: Tensor) -> tuple[Tensor, Tensor]:
         """Weight [concepts, CONCEPT_RANK] and bias of a head on the codes of the drawings.
 
-        targets: [B] rows of names; used: [B], which drawings to learn from. The head learns drawings against class
-        features, jointly with the encoder's own logits, so that it stays silent on photographs.
+        used: [B], which drawings to learn from. The head learns drawings against class features, jointly with the
+        encoder's own logits, so that it stays silent on photographs.
         """
         generator = torch.Generator().manual_seed(0)
         chosen = used.nonzero()[:, 0]
-        num_classes = self._logits.shape[1]
-        num_concepts = len(self._rows) - num_classes
+        num_concepts = len(self._rows) - self._logits.shape[1]
         weight = torch.zeros(num_concepts, CONCEPT_RANK, requires_grad=True)
         bias = torch.full((num_concepts,), -2.0, requires_grad=True)
         optimizer = torch.optim.AdamW([weight, bias], lr=0.05, weight_decay=0.3)
         # Half-open for class features: the head itself learns to be silent on photographs, too.
-        made_gate = torch.tensor(0.5).log()
+        made_gate = torch.tensor(0.5).log().expand(_BATCH // 2)
         for _ in range(_STEPS):
             picked = chosen[torch.randint(len(chosen), (_BATCH,), generator=generator)]
-            classes = torch.randint(num_classes, (_BATCH // 2,), generator=generator)
-            made = self._class_features.draw(classes, generator, mixed=0.5)
+            classes, levels, made_logits = self._class_features.draw(_BATCH // 2, generator)
             noise = _NOISE * torch.randn(_BATCH, CONCEPT_RANK, generator=generator)
-            made_codes = (made.levels - self._mean) @ self._basis.T
-            inputs = torch.cat([self._codes[picked] + noise, made_codes])
-            assert made.logits is not None
-            class_logits = torch.cat([self._logits[picked], made.logits])
-            gate = torch.cat([self._gate[picked], made_gate.expand(len(classes))])
+            inputs = torch.cat([self._codes[picked] + noise, (levels - self._mean) @ self._basis.T])
+            class_logits = torch.cat([self._logits[picked], made_logits])
+            gate = torch.cat([self._gate[picked], made_gate])
             concepts = F.linear(inputs, weight, bias) + gate[:, None]
             joint = torch.cat([class_logits, concepts], dim=1).log_softmax(1)
-            wanted = torch.cat([targets[picked], self._rows[classes]])
+            wanted = torch.cat([self._targets[picked], self._rows[classes]])
             # A name's probability is the sum over the classes that share it.
             log_likelihood = torch.where(self._rows == wanted[:, None], joint, -torch.inf).logsumexp(1)
             (-log_likelihood.mean()).backward()
@@ -166,40 +237,31 @@ class ConceptHeads:
             optimizer.zero_grad()
         return weight.detach(), bias.detach()
 
-    def store(self, projection: LabelProjection, head: tuple[Tensor, Tensor]) -> None:
-        """Writes the head into the projection, which takes features that are not centred."""
-        weight, bias = head
-        num_classes = self._logits.shape[1]
-        projection.concept_basis.copy_(self._basis)
-        projection.concept_weight[num_classes:] = weight
-        projection.concept_bias[num_classes:] = bias - weight @ (self._basis @ self._mean)
-
-    def logits_without(self, targets: Tensor, used: Tensor, part: Tensor, head: tuple[Tensor, Tensor]) -> Tensor:
-        """Logits with which a projection that has `head` says of each drawing what heads without its part say.
+    def logits_without(self, part: Tensor) -> Tensor:
+        """Logits with which the projection says of each drawing what heads without its part say.
 
         part: [B] numbers of parts, from 0. Returns [B, all classes].
         """
-        extra = torch.empty(len(part), len(head[0]))
+        extra = torch.empty(len(part), len(self._weight))
         for number in range(int(part.max()) + 1):
             inside = part == number
-            weight, bias = self.fit(targets, used & ~inside)
-            extra[inside] = F.linear(self._codes[inside], weight - head[0], bias - head[1])
+            weight, bias = self._fit((self._targets >= 0) & ~inside)
+            extra[inside] = F.linear(self._codes[inside], weight - self._weight, bias - self._bias)
         return torch.cat([self._logits, extra], dim=1)
 
 
 def fit_fact(
-    projection: LabelProjection, fact: int, tokens: list[int], features: VisualFeatures, shares: Tensor
+    projection: LabelProjection, fact: int, words: Sequence[str], tokenizer: Any, levels: Tensor, shares: Tensor
 ) -> None:
-    """Fits the linear head that answers fact number `fact` by one of `tokens`, and stores it in the projection.
+    """Fits the linear head that answers fact number `fact` by one of `words`, and stores it in the projection.
 
-    shares: [B, len(tokens)], how right each word is about each picture.
+    levels: of B pictures. shares: [B, len(words)], how right each word is about each of them.
     """
     generator = torch.Generator().manual_seed(0)
-    levels = features.levels
     mean, scale = levels.mean(0), levels.std(0) + 1e-3
     standard = (levels - mean) / scale
-    weight = torch.zeros(len(tokens), levels.shape[1], requires_grad=True)
-    bias = torch.zeros(len(tokens), requires_grad=True)
+    weight = torch.zeros(len(words), levels.shape[1], requires_grad=True)
+    bias = torch.zeros(len(words), requires_grad=True)
     optimizer = torch.optim.AdamW([weight, bias], lr=3e-3, weight_decay=0.3)
     # Words that are seldom right come as often as others.
     balance = (shares / shares.sum(0).clamp(min=1)).sum(1)
@@ -211,12 +273,6 @@ def fit_fact(
         optimizer.zero_grad()
     with torch.no_grad():
         folded = weight / scale
-        projection.facts[fact, : len(tokens)] = torch.tensor(tokens)
-        projection.fact_weight[fact, : len(tokens)] = folded
-        projection.fact_bias[fact, : len(tokens)] = bias - folded @ mean
-
-
-def open_gate_for(projection: LabelProjection, fact: int, word: int, other: int) -> None:
-    """Makes the gate of the concepts say how much likelier `word` is than `other` as the answer to a fact."""
-    projection.gate_weight.copy_(projection.fact_weight[fact, word] - projection.fact_weight[fact, other])
-    projection.gate_bias.copy_(projection.fact_bias[fact, word] - projection.fact_bias[fact, other])
+        projection.facts[fact, : len(words)] = torch.tensor([_tokens(tokenizer, word)[0] for word in words])
+        projection.fact_weight[fact, : len(words)] = folded
+        projection.fact_bias[fact, : len(words)] = bias - folded @ mean

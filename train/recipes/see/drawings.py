@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from adapter.errors import AdapterError
-from train.recipes.see.names import FOLDER, Name
-from train.recipes.see.pictures import find_unpacked, packages, sealed
-from train.recipes.text_data import table
+from train.recipes.sealed_sets import read_table
+from train.recipes.see.concepts import FOLDER, Name
+from train.recipes.see.pictures import find_unpacked, sealed
 
 _STAMPS = "usr/share/tuxpaint/stamps"
 _EMOJI_FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
@@ -30,7 +30,7 @@ _BLACK = ("game-icons", "lucide-lab", "temaki")
 UNSEEN_STYLE = "fxemoji"  # held out as a whole
 _EMOJI_SIZE = 109  # the only size that this bitmap font has
 _ICON_SIZE, _SEALED_SIZE = 192, 512  # of SVG drawings, in pixels
-_NAMELESS = Name("")
+_SIZE = 256  # of the pictures that are made of drawings
 _PHOTOGRAPHIC, _DRAWN = 0.28, 0.5  # shares of a stamp's pixels that equal a neighbour: at most, at least
 
 
@@ -45,7 +45,7 @@ class Drawing:
     style: str
     held_out: bool
     draw: Callable[[], Image.Image]
-    concept: Name = _NAMELESS
+    concept: Name
 
     @cached_property
     def image(self) -> Image.Image:
@@ -73,40 +73,35 @@ class Drawing:
         return True if flat <= _PHOTOGRAPHIC else False if flat >= _DRAWN else None
 
 
-def drawings() -> Iterator[Drawing]:
-    """Every captioned drawing that is trained on or held out. Their images are read when they are needed."""
-    for style, key, name, concept, kind, held_out in table(FOLDER / "drawings.tsv"):
-        yield Drawing(name, style, held_out == "1", partial(_draw, style, key), Name(concept, kind))
-
-
-def check_drawings() -> None:
-    """Raises AdapterError if a package with drawings is missing."""
-    missing = [path for path in (_STAMPS, _EMOJI_FONT) if find_unpacked(path) is None]
-    styles = dict.fromkeys(drawing.style for drawing in drawings())
-    missing += [s for s in styles if s not in ("stamp", "noto") and not _icon_file(s).is_file()]
-    if missing:
-        raise AdapterError(
-            f"Drawings are missing: {', '.join(missing)}. "
-            "Fetch them with `python -m train.recipes.see.pictures drawings`."
-        )
+def drawings(held_out: bool | None = None) -> list[Drawing]:
+    """The captioned drawings that are trained on or held out, None: both. Images are read when they are needed."""
+    return [
+        Drawing(name, style, bool(int(held)), partial(_draw, style, key), Name(concept, kind))
+        for style, key, name, concept, kind, held in read_table(FOLDER / "drawings.tsv")
+        if held_out in (None, bool(int(held)))
+    ]
 
 
 def sealed_drawings() -> list[Drawing]:
     """200 drawings in two styles that nothing is trained on."""
-    return [Drawing(name, file.parent.name, True, partial(_open, file)) for file, (name,) in sealed("drawings")]
+    files = sealed("drawings")
+    return [Drawing(name, file.parent.name, True, partial(_open, file), Name("")) for file, name in files]
 
 
 def _open(file: Path) -> Image.Image:
-    return draw_svg(file.read_text(encoding="utf-8"), _SEALED_SIZE) if file.suffix == ".svg" else Image.open(file)
+    return _draw_svg(file.read_text(encoding="utf-8"), _SEALED_SIZE) if file.suffix == ".svg" else Image.open(file)
 
 
 def _draw(style: str, key: str) -> Image.Image:
-    """The drawing of a style: a stamp's file, an emoji of the font or an icon of a set."""
+    """The drawing of a style: a stamp's file, an emoji of the font or an icon of a set. Raises AdapterError if the
+    package is missing.
+    """
     if style == "stamp":
         return Image.open(_unpacked(_STAMPS) / key)
     if style == "noto":
         canvas = Image.new("RGBA", (160, 160))
-        ImageDraw.Draw(canvas).text((8, 8), key, font=_font(), embedded_color=True)
+        font = ImageFont.truetype(str(_unpacked(_EMOJI_FONT)), _EMOJI_SIZE)
+        ImageDraw.Draw(canvas).text((8, 8), key, font=font, embedded_color=True)
         return canvas
     icons = _icons(style)
     icon = icons["icons"][key]
@@ -116,31 +111,24 @@ def _draw(style: str, key: str) -> Image.Image:
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
     )
-    return draw_svg(svg, _ICON_SIZE)
-
-
-@cache
-def _unpacked(path: str) -> Path:
-    found = find_unpacked(path)
-    assert found is not None, path
-    return found
-
-
-@cache
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(_unpacked(_EMOJI_FONT)), _EMOJI_SIZE)
-
-
-def _icon_file(style: str) -> Path:
-    return packages()[f"@iconify-json/{style}"].folder / "package" / "icons.json"
+    return _draw_svg(svg, _ICON_SIZE)
 
 
 @cache
 def _icons(style: str) -> Any:
-    return json.loads(_icon_file(style).read_text(encoding="utf-8"))
+    return json.loads(_unpacked(f"npm/@iconify-json/{style}/package/icons.json").read_text(encoding="utf-8"))
 
 
-def draw_svg(svg: str, width: int) -> Image.Image:
+def _unpacked(path: str) -> Path:
+    found = find_unpacked(path)
+    if not found.exists():
+        raise AdapterError(
+            f"Drawings are missing: {path}. Fetch them with `python -m train.recipes.see.pictures drawings`."
+        )
+    return found
+
+
+def _draw_svg(svg: str, width: int) -> Image.Image:
     """An SVG, `width` pixels wide."""
     import resvg_py
 
@@ -148,40 +136,42 @@ def draw_svg(svg: str, width: int) -> Image.Image:
     return Image.open(io.BytesIO(bytes(png)))
 
 
-def plain(drawing: Drawing, size: int = 256) -> Image.Image:
+def plain(drawing: Drawing) -> Image.Image:
     """The drawing alone on white, as large as fits with a small margin."""
-    fitted = ImageOps.contain(drawing.image, (size - 16, size - 16))
-    canvas = Image.new("RGB", (size, size), "white")
-    canvas.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2), fitted)
+    fitted = ImageOps.contain(drawing.image, (_SIZE - 16, _SIZE - 16))
+    canvas = Image.new("RGB", (_SIZE, _SIZE), "white")
+    canvas.paste(fitted, ((_SIZE - fitted.width) // 2, (_SIZE - fitted.height) // 2), fitted)
     return canvas
 
 
-def varied(drawing: Drawing, rng: random.Random, size: int = 256) -> Image.Image:
+def varied(drawing: Drawing, rng: random.Random) -> Image.Image:
     """The drawing flipped, turned, scaled, shifted, with other brightness and contrast, on any background."""
     image = drawing.image
     if drawing.style in _BLACK:
-        image = _dyed(image, _random_colour(rng))
+        dyed = Image.new("RGBA", image.size, _random_colour(rng))
+        dyed.putalpha(image.getchannel("A"))
+        image = dyed
     if rng.random() < 0.5:
         image = ImageOps.mirror(image)
-    image = ImageOps.contain(image, (size, size))
+    image = ImageOps.contain(image, (_SIZE, _SIZE))
     if rng.random() < 0.5:
         image = image.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC, expand=True)
-    side = int(size * rng.uniform(0.55, 1.0))
+    side = int(_SIZE * rng.uniform(0.55, 1.0))
     image = ImageOps.contain(image, (side, side))
-    canvas = _background(rng, size)
-    canvas.paste(image, (rng.randint(0, size - image.width), rng.randint(0, size - image.height)), image)
+    canvas = _background(rng)
+    canvas.paste(image, (rng.randint(0, _SIZE - image.width), rng.randint(0, _SIZE - image.height)), image)
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         canvas = change(canvas).enhance(rng.uniform(0.75, 1.25))
     return canvas
 
 
-def _background(rng: random.Random, size: int) -> Image.Image:
+def _background(rng: random.Random) -> Image.Image:
     if rng.random() < 0.5:
-        return Image.new("RGB", (size, size), "white")
+        return Image.new("RGB", (_SIZE, _SIZE), "white")
     if rng.random() < 0.5:
-        return Image.new("RGB", (size, size), _random_colour(rng))
-    ramp = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize((size, size))
-    one, other = (Image.new("RGB", (size, size), _random_colour(rng)) for _ in range(2))
+        return Image.new("RGB", (_SIZE, _SIZE), _random_colour(rng))
+    ramp = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize((_SIZE, _SIZE))
+    one, other = (Image.new("RGB", (_SIZE, _SIZE), _random_colour(rng)) for _ in range(2))
     return Image.composite(one, other, ramp)
 
 
@@ -189,13 +179,7 @@ def _random_colour(rng: random.Random) -> tuple[int, int, int]:
     return (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
 
 
-def _dyed(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    dyed = Image.new("RGBA", image.size, colour)
-    dyed.putalpha(image.getchannel("A"))
-    return dyed
-
-
-def photograph_like(cut_outs: list[Drawing], rng: random.Random, size: int = 256) -> Image.Image:
+def photograph_like(cut_outs: list[Drawing], rng: random.Random) -> Image.Image:
     """A picture with a photograph's texture all over: cut-outs of photographs before the inside of another one."""
     inside = rng.choice(cut_outs).image
     width, height = (max(8, int(side * rng.uniform(0.3, 0.6))) for side in inside.size)
@@ -203,27 +187,27 @@ def photograph_like(cut_outs: list[Drawing], rng: random.Random, size: int = 256
     canvas = Image.new("RGB", (width, height), _random_colour(rng))
     part = inside.crop((left, top, left + width, top + height))
     canvas.paste(part, (0, 0), part)
-    canvas = canvas.resize((size, size), Image.Resampling.BICUBIC)
+    canvas = canvas.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC)
     canvas = canvas.filter(ImageFilter.GaussianBlur(rng.choice((0, 0, 2, 5))))
     for _ in range(rng.choice((0, 1, 1, 2))):
-        side = int(size * rng.uniform(0.4, 1.0))
+        side = int(_SIZE * rng.uniform(0.4, 1.0))
         image = ImageOps.contain(rng.choice(cut_outs).image, (side, side))
-        canvas.paste(image, (rng.randint(0, size - image.width), rng.randint(0, size - image.height)), image)
-    noise = np.random.default_rng(rng.randrange(2**32)).normal(0, rng.uniform(1, 8), (size, size, 3))
+        canvas.paste(image, (rng.randint(0, _SIZE - image.width), rng.randint(0, _SIZE - image.height)), image)
+    noise = np.random.default_rng(rng.randrange(2**32)).normal(0, rng.uniform(1, 8), (_SIZE, _SIZE, 3))
     noisy = Image.fromarray((np.asarray(canvas) + noise).clip(0, 255).astype(np.uint8))
     return ImageEnhance.Brightness(noisy).enhance(rng.uniform(0.5, 1.25))
 
 
 COLOURS = ("black", "white", "grey", "brown", "red", "orange", "yellow", "green", "blue", "purple", "pink")
-_HUES = (
-    (15, "red"),
-    (40, "orange"),
-    (68, "yellow"),
-    (165, "green"),
-    (255, "blue"),
-    (290, "purple"),
-    (335, "pink"),
-)
+_HUES = {
+    "red": 15,
+    "orange": 40,
+    "yellow": 68,
+    "green": 165,
+    "blue": 255,
+    "purple": 290,
+    "pink": 335,
+}  # their ends
 
 
 def colour_shares(image: Image.Image) -> np.ndarray:
@@ -235,7 +219,7 @@ def colour_shares(image: Image.Image) -> np.ndarray:
     hue = np.asarray(small.convert("RGB").convert("HSV"))[opaque][:, 0] * (360 / 255)
     chroma = value - low
     names = np.full(len(rgb), "red", dtype="U6")
-    for end, name in reversed(_HUES):
+    for name, end in reversed(_HUES.items()):
         names[hue < end] = name
     warm = (names == "red") | (names == "orange") | (names == "yellow")
     names[((names == "orange") | ((names == "yellow") & (hue < 50))) & (value < 0.65)] = "brown"

@@ -16,17 +16,24 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tqdm import tqdm
 
 from adapter.errors import AdapterError
-from train.recipes.sealed_sets import SEALED
-from train.recipes.see.names import FOLDER, is_named
-from train.recipes.text_data import table
+from train.recipes.sealed_sets import SEALED, read_table
+from train.recipes.see.concepts import FOLDER, is_named
 
 UNPACKED = Path("runs/photos")
 USES = ("drawings", "development", "sealed")
 _DONE = ".unpacked"  # has an empty file for each package that is unpacked
+_PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
+_DOWNLOAD = {
+    "deb": ("apt-get", "download", "{name}={version}"),
+    "wheel": (*_PIP, "--only-binary=:all:", "{name}=={version}"),
+    "sdist": (*_PIP, "--no-binary=:all:", "{name}=={version}"),
+    "npm": ("npm", "pack", "--silent", "--ignore-scripts", "{name}@{version}"),
+}
 _TIMEOUT = 900  # seconds that one download may take
 
 
@@ -49,13 +56,13 @@ class Package:
 @cache
 def packages() -> dict[str, Package]:
     """All packages by name."""
-    return {row[1]: Package(*row) for row in table(FOLDER / "packages.tsv")}
+    return {row[1]: Package(*row) for row in read_table(FOLDER / "packages.tsv")}
 
 
-def find_unpacked(path: str) -> Path | None:
-    """A file or folder of an unpacked or installed package by its path in there, None if it is missing."""
+def find_unpacked(path: str) -> Path:
+    """A file or folder of an unpacked or installed package by its path in there, which may be missing."""
     roots = (UNPACKED, Path(sysconfig.get_path("purelib")), Path("/"))
-    return next((root / path for root in roots if (root / path).exists()), None)
+    return next((root / path for root in roots if (root / path).exists()), UNPACKED / path)
 
 
 def fetch(package: Package) -> None:
@@ -64,48 +71,30 @@ def fetch(package: Package) -> None:
     if done.exists():
         return
     package.folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory() as download:
-        _run(_download_command(package), download)
-        try:
+    try:
+        with TemporaryDirectory() as download:
+            _run([part.format(**vars(package)) for part in _DOWNLOAD[package.kind]], download)
             for archive in Path(download).iterdir():
-                _unpack(archive, package.folder)
-        except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-            raise AdapterError("Its archive cannot be unpacked here.", str(error)) from error
+                if archive.suffix == ".deb":
+                    _run(["dpkg", "-x", str(archive), str(package.folder.resolve())], download)
+                elif zipfile.is_zipfile(archive):  # every wheel, and some source archives
+                    with zipfile.ZipFile(archive) as wheel:
+                        wheel.extractall(package.folder)
+                else:
+                    with tarfile.open(archive) as tar:
+                        tar.extractall(package.folder, filter="data")
+    except (OSError, subprocess.SubprocessError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise AdapterError(
+            "It cannot be fetched or unpacked. Install the program that is missing, or try again later; if its "
+            "version is gone, change see/packages.tsv.",
+            (getattr(error, "stderr", None) or str(error)).strip(),
+        ) from error
     done.parent.mkdir(exist_ok=True)
     done.touch()
 
 
-def _download_command(package: Package) -> list[str]:
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    return {
-        "deb": ["apt-get", "download", f"{package.name}={package.version}"],
-        "wheel": [*pip, "--only-binary=:all:", f"{package.name}=={package.version}"],
-        "sdist": [*pip, "--no-binary=:all:", f"{package.name}=={package.version}"],
-        "npm": ["npm", "pack", "--silent", "--ignore-scripts", f"{package.name}@{package.version}"],
-    }[package.kind]
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    if archive.suffix == ".deb":
-        _run(["dpkg", "-x", str(archive), str(folder.resolve())], str(archive.parent))
-    elif zipfile.is_zipfile(archive):  # every wheel, and some source archives
-        with zipfile.ZipFile(archive) as wheel:
-            wheel.extractall(folder)
-    else:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-
-
 def _run(command: list[str], folder: str) -> None:
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
-    except FileNotFoundError as error:
-        raise AdapterError(f"There is no {command[0]} here. Install it; Debian has all of them.") from error
-    except subprocess.SubprocessError as error:
-        detail = (getattr(error, "stderr", None) or str(error)).strip()
-        raise AdapterError(
-            "It could not be fetched. Try again later; if its version is gone, change see/packages.tsv.", detail
-        ) from error
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
 
 
 @dataclass(frozen=True)
@@ -120,28 +109,28 @@ class Photo:
         return is_named(self.words, text)
 
 
-Listed = list[tuple[Path, tuple[str, ...]]]  # the files of a list of pictures, and what stands behind them
+def development_photos() -> list[Photo]:
+    """The photographs that the recipe is developed on."""
+    rows = read_table(FOLDER / "photos.tsv")
+    return [Photo(find_unpacked(path), tuple(words.split(", "))) for path, words in rows]
 
 
-def development_photos() -> Listed:
-    """The photographs that the recipe is developed on: accepted words."""
-    return [(find_unpacked(path) or UNPACKED / path, tuple(rest)) for path, *rest in table(FOLDER / "photos.tsv")]
+def sealed_photos() -> list[Photo]:
+    """221 photographs that decide nothing."""
+    return [Photo(file, tuple(words.split(", "))) for file, words in sealed("photos")]
 
 
-def sealed(name: str) -> Listed:
+def sealed(name: str) -> list[tuple[Any, ...]]:
     """A sealed list: "photos" has accepted words, "drawings" names, "questions" kinds, questions and answers."""
-    listed = table(SEALED / f"see_{name}.tsv")
-    return [(packages()[package].folder / path, tuple(rest)) for package, path, *rest in listed]
+    rows = read_table(SEALED / f"see_{name}.tsv")
+    return [(packages()[package].folder / path, *rest) for package, path, *rest in rows]
 
 
-def photos(listed: Listed) -> list[Photo]:
-    """The photographs of a list."""
-    return [Photo(file, tuple(words.split(", "))) for file, (words,) in listed]
-
-
-def missing_sealed() -> list[str]:
-    """The sealed pictures that are not here."""
-    return [str(file) for file, _ in [*sealed("photos"), *sealed("drawings")] if not file.is_file()]
+def missing(uses: Sequence[str]) -> list[str]:
+    """The pictures for `uses` that are not here; of drawings to train on none are listed."""
+    files = [file for name in ("photos", "drawings") for file, _ in sealed(name)] if "sealed" in uses else []
+    files += [photo.file for photo in development_photos()] if "development" in uses else []
+    return [str(file) for file in files if not file.is_file()]
 
 
 def main(uses: Sequence[str]) -> int:
@@ -149,7 +138,8 @@ def main(uses: Sequence[str]) -> int:
     if unknown := set(uses) - set(USES):
         print(f"There are no pictures for '{min(unknown)}'. Choose among: {', '.join(USES)}.", file=sys.stderr)
         return 2
-    wanted = [package for package in packages().values() if not uses or package.use in uses]
+    uses = uses or USES
+    wanted = [package for package in packages().values() if package.use in uses]
     failed = 0
     for package in tqdm(wanted, "packages", disable=None):
         try:
@@ -157,15 +147,11 @@ def main(uses: Sequence[str]) -> int:
         except AdapterError as error:
             failed += 1
             print(f"{package.name} {package.version} is missing. {error}", error.detail, file=sys.stderr)
-    missing = missing_sealed() if not uses or "sealed" in uses else []
-    if not uses or "development" in uses:
-        missing += [str(file) for file, _ in development_photos() if not file.is_file()]
-    print(
-        f"{len(wanted) - failed} of {len(wanted)} packages are in {UNPACKED}; {len(missing)} pictures are missing."
-    )
-    for path in missing:
+    lost = missing(uses)
+    print(f"{len(wanted) - failed} of {len(wanted)} packages are in {UNPACKED}; {len(lost)} pictures are missing.")
+    for path in lost:
         print(f"  {path}")
-    return int(bool(failed or missing))
+    return int(bool(failed or lost))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,22 +18,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
 from adapter.base.image_file import open_image
-from adapter.base.template import Message
 from adapter.errors import AdapterError
-from adapter.method.vision import VisualEncoder, VisualFeatures
+from adapter.method.vision import VisualFeatures
 from train.evaluate.answerer import Answerer, Conversation
-from train.evaluate.intervals import Figure
+from train.evaluate.intervals import Figure, mean
 from train.input.history import with_unseen_history
-from train.recipes.sealed_sets import after_others, off_task_scores, percent, some
-from train.recipes.see.drawings import Drawing, plain, sealed_drawings
-from train.recipes.see.names import class_names, drawing_sentence, hedged
-from train.recipes.see.pictures import Photo, missing_sealed, photos, sealed
+from train.recipes.sealed_sets import after_others, conversation_of, off_task_scores, percent, read_yaml, some
+from train.recipes.see.concepts import FOLDER, class_names, drawing_sentence, hedged, kinds
+from train.recipes.see.drawings import (
+    COLOURS,
+    UNSEEN_STYLE,
+    Drawing,
+    colour_shares,
+    drawings,
+    plain,
+    sealed_drawings,
+)
+from train.recipes.see.pictures import Photo, development_photos, missing, sealed, sealed_photos
 
-QUESTION: Conversation = (Message("user", "What is in this picture?"),)
-CHOICES = 10  # captions to choose from
+MEDIA = ("drawing", "photograph")
+LEAST_SHARE = 0.5  # of a colour that a thing is said to have
+_QUESTION = conversation_of("What is in this picture?")
+_CHOICES = 10  # captions to choose from
+_SCORED = 120  # drawings or questions of each development set, at most
 _TOKENS = 40  # of an answer
 _CONVERTED = {".tga", ".tiff"}  # photographs in formats that no page takes
 # What an answer to each kind of question can be; its first word of these counts.
@@ -63,79 +72,136 @@ class Question:
 
 def sealed_questions() -> list[Question]:
     """60 questions about some of the sealed photographs and drawings; groups are animals, food and vehicles."""
-    shown: dict[Path, Drawing | Photo] = {photo.file: photo for photo in photos(sealed("photos"))}
+    shown: dict[Path, Drawing | Photo] = {photo.file: photo for photo in sealed_photos()}
     shown |= {file: drawing for (file, _), drawing in zip(sealed("drawings"), sealed_drawings(), strict=True)}
     return [
         Question(shown[file], kind if kind in _VOCABULARY else "group", text, tuple(accepted.split(", ")))
-        for file, (kind, text, accepted) in sealed("questions")
+        for file, kind, text, accepted in sealed("questions")
     ]
 
 
-def sealed_scores(answerer: Answerer, training_names: Collection[str]) -> dict[str, Figure]:
+def development_questions(photos: Sequence[Photo]) -> list[Question]:
+    """Simple questions about held-out drawings and the photographs."""
+    rng = random.Random(3)
+    asked: dict[str, list[Question]] = {"group": [], "colour": [], "medium": []}
+
+    def ask(kind: str, shown: Drawing | Photo, accepted: str, group: str = "") -> None:
+        text = ask_about(f"{kind}_questions", rng, group)[0].text
+        asked[kind].append(Question(shown, kind, text, (accepted,)))
+
+    for drawing in rng.sample(drawings(held_out=True), 4 * _SCORED):
+        copy = replace(drawing)  # whose image is kept no longer than this
+        if drawing.concept.kind:
+            group, belongs = draw_group(drawing.concept.kind, rng)
+            ask("group", drawing, "yes" if belongs else "no", group)
+        colours = colour_shares(copy.image)
+        if colours.max() >= LEAST_SHARE:
+            ask("colour", drawing, COLOURS[int(colours.argmax())])
+        if (is_photo := copy.is_photo) is not None:
+            ask("medium", drawing, MEDIA[is_photo])
+    del asked["medium"][_SCORED // 2 :]
+    for photo in photos:
+        ask("medium", photo, "photograph")
+    return [question for questions in asked.values() for question in questions[:_SCORED]]
+
+
+def draw_group(kind: str, rng: random.Random) -> tuple[str, bool]:
+    """A group to ask for, and whether things of the kind belong to it: half of the time, if there is one."""
+    own = kinds()[kind].group if kind else ""
+    groups = sorted({kind.group for kind in kinds().values()} - {""})
+    group = own if own and rng.random() < 0.5 else rng.choice(groups)
+    return group, group == own
+
+
+def ask_about(which: str, rng: random.Random, group: str = "") -> Conversation:
+    """A question of those in `see.yaml`."""
+    return conversation_of(rng.choice(read_yaml(FOLDER / "see.yaml")[which].splitlines()).format(group))
+
+
+def training_names() -> frozenset[str]:
+    """All names that answers in training have: of drawings and their concepts, of classes and of kinds."""
+    drawn = {name for drawing in drawings(held_out=False) for name in (drawing.name, drawing.concept.text)}
+    kinds_of_classes = {kinds()[name.kind].text for name in class_names() if name.kind}
+    return frozenset(drawn | kinds_of_classes | {name.text for name in class_names()})
+
+
+def development(answerer: Answerer) -> dict[str, Figure]:
+    """Scores on held-out drawings by likelihood, on photographs by accepted words, and on simple questions."""
+    known, held_out = training_names(), drawings(held_out=True)
+    photos = [photo for photo in development_photos() if photo.file.is_file()]
+    seen = [drawing for drawing in held_out if drawing.name in known and drawing.style == UNSEEN_STYLE]
+    unseen = [drawing for drawing in held_out if drawing.name not in known]
+    figures: dict[str, Figure] = {}
+    for where, candidates in {"known names in an unseen style": seen, "names that were no answer": unseen}.items():
+        rng = random.Random(7)
+        chosen = rng.sample(candidates, min(len(candidates), _SCORED))
+        features = _features([*map(plain, chosen)])
+        losses = _caption_losses(answerer, chosen, features, candidates, rng)
+        sentences = [drawing_sentence(drawing.name) for drawing in chosen]
+        exchanged = [features[i : i + 1] for i in (*range(1, len(chosen)), 0)]
+        wrong = answerer.nll([_QUESTION] * len(chosen), sentences, exchanged)
+        figures |= {
+            **percent(f"right caption of {_CHOICES}, {where}", (losses.argmin(1) == 0).tolist()),
+            f"caption loss, {where}": mean(losses[:, 0].tolist(), seed=0),
+            f"caption loss, {where}, pictures exchanged": mean(wrong, seed=0),
+        }
+    figures |= _question_scores(answerer, development_questions(photos))
+    return figures | _photo_scores(answerer, photos) if photos else figures
+
+
+def scores(answerer: Answerer) -> dict[str, Figure]:
     """The scores on the sealed pictures, and on messages without a picture.
 
-    training_names: all that answers named in training, with their articles. Raises AdapterError if a picture is
-    missing: a score of some of them could be that of the easy ones.
+    Raises AdapterError if a picture is missing: a score of some of them could be that of the easy ones.
     """
-    if missing := missing_sealed():
+    if lost := missing(["sealed"]):
         raise AdapterError(
-            f"{len(missing)} of the sealed pictures are missing. Run `make pictures` first.",
-            ", ".join(missing[:20]),
+            f"{len(lost)} of the sealed pictures are missing. Run `make pictures` first.", ", ".join(lost[:20])
         )
-    vision = answerer.adapter.config.vision if answerer.adapter is not None else None
-    encoder = load_encoder(ENCODER if vision is None else vision.encoder)
-    tests = photos(sealed("photos"))
-    figures = photo_scores(answerer, encoder, tests, some(range(len(tests))))
-    drawings = sealed_drawings()
-    names = [drawing.name for drawing in drawings]
-    features = encoder.encode([plain(drawing) for drawing in drawings])
-    losses = caption_losses(answerer, names, features, names, random.Random(16))
+    photos, drawn, known = sealed_photos(), sealed_drawings(), training_names()
+    figures = _photo_scores(answerer, photos, some(range(len(photos))))
+    losses = _caption_losses(answerer, drawn, _features([*map(plain, drawn)]), drawn, random.Random(16))
     right = (losses.argmin(1) == 0).tolist()
     for group, is_known in (("names known from training", True), ("other names", False)):
-        chosen = [r for r, name in zip(right, names, strict=True) if (name in training_names) is is_known]
-        figures |= percent(f"right caption of {CHOICES}, {group}", chosen)
-    return figures | question_scores(answerer, sealed_questions()) | off_task_scores(answerer)
+        chosen = [r for r, drawing in zip(right, drawn, strict=True) if (drawing.name in known) is is_known]
+        figures |= percent(f"right caption of {_CHOICES}, {group}", chosen)
+    return figures | _question_scores(answerer, sealed_questions()) | off_task_scores(answerer)
 
 
-def photo_scores(
-    answerer: Answerer,
-    encoder: VisualEncoder,
-    tests: Sequence[Photo],
-    late: Sequence[int] = (),
-    log: Callable[[str], None] = lambda _: None,
-) -> dict[str, Figure]:
+def _features(images: Sequence[Image.Image]) -> VisualFeatures:
+    return load_encoder().encode(images)
+
+
+def _photo_scores(answerer: Answerer, photos: Sequence[Photo], late: Sequence[int] = ()) -> dict[str, Figure]:
     """How often photographs are named: at once and after other talk, and by the encoder's likeliest class.
 
-    late: the numbers of those that are shown after other adapters' answers, too. log: gets each answer.
+    late: the numbers of those that are shown after other adapters' answers, too.
     """
-    asked = [QUESTION] * len(tests)
-    with _files(tests) as files:
+    asked = [_QUESTION] * len(photos)
+    with _files(photos) as files:
         answers = answerer.generate(asked, files, _TOKENS)
         later = answerer.generate(with_unseen_history(asked), files, _TOKENS)
-        after = after_others(answerer.base, "see", [QUESTION] * len(late)) if late else []
+        after = after_others(answerer.base, "see", [_QUESTION] * len(late)) if late else []
         latest = answerer.generate(after, [files[i] for i in late], _TOKENS) if late else []
-        features = encoder.encode([open_image(file) for file in files])
-    assert features.logits is not None
-    likeliest = [class_names()[int(c)] for c in features.logits.argmax(1)]
+        logits = _features([open_image(file) for file in files]).logits
+    assert logits is not None
+    likeliest = [class_names()[int(c)] for c in logits.argmax(1)]
 
-    def named(texts: Sequence[str], of: Sequence[Photo] = tests) -> list[bool]:
-        return [test.named_in(text) for test, text in zip(of, texts, strict=True)]
+    def named(texts: Sequence[str], of: Sequence[Photo] = photos) -> list[bool]:
+        return [photo.named_in(text) for photo, text in zip(of, texts, strict=True)]
 
     right = named(answers)
-    for photo, text, is_right in zip(tests, answers, right, strict=True):
-        log(f"{'right' if is_right else 'WRONG'}  {photo.file.name:40} {text}")
-    form = drawing_sentence("")[:-2]  # "The picture shows"
-    in_form = [form in text or hedged(text) for text in latest]
-    texts = [f"{name.text} {name.kind}" for name in likeliest]
+    in_form = [drawing_sentence("")[:-2] in text or hedged(text) for text in latest]  # "The picture shows"
+    thing = "names the thing in a photograph"
     figures = {
-        **percent("names the thing in a photograph", right),
-        **percent("names the thing in a photograph, after other talk", named(later)),
-        **percent(
-            "names the thing in a photograph, after other adapters", named(latest, [tests[i] for i in late])
-        ),
+        **percent(thing, right),
+        **percent(f"{thing}, after other talk", named(later)),
+        **percent(f"{thing}, after other adapters", named(latest, [photos[i] for i in late])),
         **percent("names a thing in its form, after other adapters", in_form),
         **percent("the encoder's likeliest class names it", named([name.text for name in likeliest])),
-        **percent("the encoder's likeliest class or its kind names it", named(texts)),
+        **percent(
+            "the encoder's likeliest class or its kind names it", named([" ".join(name) for name in likeliest])
+        ),
     }
     for group, value in (("wrong", False), ("right", True)):
         doubts = [hedged(text) for text, is_right in zip(answers, right, strict=True) if is_right is value]
@@ -143,22 +209,27 @@ def photo_scores(
     return figures
 
 
-def caption_losses(
-    answerer: Answerer, names: Sequence[str], features: VisualFeatures, pool: Sequence[str], rng: random.Random
+def _caption_losses(
+    answerer: Answerer,
+    shown: Sequence[Drawing],
+    features: VisualFeatures,
+    pool: Sequence[Drawing],
+    rng: random.Random,
 ) -> Tensor:
-    """[N, CHOICES], the loss of each picture's own caption and of others from `pool`."""
-    captions = []
-    for name in names:
-        others = rng.sample([other for other in pool if other != name], CHOICES - 1)
-        captions += [drawing_sentence(choice) for choice in (name, *others)]
-    rows = [features[i : i + 1] for i in range(len(names)) for _ in range(CHOICES)]
-    return torch.tensor(answerer.nll([QUESTION] * len(captions), captions, rows)).view(len(names), CHOICES)
+    """[N, _CHOICES], the loss of each drawing's own caption and of others from `pool`."""
+    names = [*dict.fromkeys(drawing.name for drawing in pool)]
+    captions: list[str] = []
+    for drawing in shown:
+        others = rng.sample([name for name in names if name != drawing.name], _CHOICES - 1)
+        captions += map(drawing_sentence, (drawing.name, *others))
+    rows = [features[i : i + 1] for i in range(len(shown)) for _ in range(_CHOICES)]
+    return torch.tensor(answerer.nll([_QUESTION] * len(captions), captions, rows)).view(len(shown), _CHOICES)
 
 
-def question_scores(answerer: Answerer, tests: Sequence[Question]) -> dict[str, Figure]:
+def _question_scores(answerer: Answerer, tests: Sequence[Question]) -> dict[str, Figure]:
     """Simple questions: which kind of thing it is, its colour, and whether it is drawn."""
     with _files([test.shown for test in tests]) as files:
-        answers = answerer.generate([(Message("user", test.text),) for test in tests], files, _TOKENS)
+        answers = answerer.generate([conversation_of(test.text) for test in tests], files, _TOKENS)
     right = [test.answered_by(text) for test, text in zip(tests, answers, strict=True)]
     figures = percent("simple questions", right)
     for name, kind in (("what kind of thing", "group"), ("colour", "colour"), ("drawn or not", "medium")):

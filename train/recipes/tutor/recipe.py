@@ -1,81 +1,87 @@
 """Recipe of the `tutor` adapter: any question is answered in one plain sentence, and a short question is asked back.
 
-The lessons to learn from are the frozen base's own, kept where they follow the rule (`rule.py`), so that the adapter
-learns a manner of conversation and no facts; answers to small talk are written by hand.
+The lessons to learn from are the frozen base's own, kept where they follow the rule, so that the adapter learns a
+manner of conversation and no facts; answers to small talk are written by hand.
 """
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from adapter.base.template import Message
-from train.evaluate.answerer import Answerer, Conversation
-from train.evaluate.intervals import Figure, share
-from train.input.history import with_unseen_history
-from train.recipes.recipe import MeasuredSets, Recipe, card_text
-from train.recipes.sealed_sets import SEALED, SHARED, after_others, conversation_of, percent, some
-from train.recipes.text_data import phrases, read_yaml
-from train.recipes.tutor.rule import score_answer
+from train.evaluate.answerer import Conversation
+from train.recipes.recipe import Recipe, recipe_by_rule
+from train.recipes.sealed_sets import SEALED, conversation_of, loops, read_yaml
 
-_INSTRUCTION_FOR_BASE = (
-    "Answer in one plain sentence of at most 25 words, without a list. Then ask exactly one short question back about "
-    "the topic, which nobody has asked yet.\n\n"
-)
+_DATA = Path(__file__).with_name("tutor.yaml")
+_MAX_SENTENCE, _MAX_QUESTION = 25, 20  # words
+_PARTS = re.compile(r"([^\n]+?[.!]) ([^.!?\n]+\?)")
+# An end of a sentence within the first: a tutor gives one. Initials and numbers such as 3.5 are none.
+_INNER_END = re.compile(r"[.!?]\s+(?=\S)(?<!\b[A-Z]\.\s)(?<!\b(?:Dr|Mr|St)\.\s)(?<!\b(?:Mrs|etc)\.\s)")
+_LIST_MARK = re.compile(r"(?:[-*\u2022#>]|\d+[.)])\s")
+_PLURAL = re.compile(r"(?<!s)s$")
+_SUFFIX = re.compile(r"(?:ing|edly|ed|ie|ier|ly|er|y|e)$")
 
 
 def recipe(_: Any) -> Recipe:
     """The recipe."""
-    sealed = (*SHARED, "sealed/tutor.yaml")
-    return Recipe(
-        card_text("tutor"), MeasuredSets(development, ("tutor/tutor.yaml",)), MeasuredSets(scores, sealed)
+    return recipe_by_rule("tutor", is_by_the_rule, sets, "tutor.yaml")
+
+
+def sets(sealed: bool) -> dict[str, list[Conversation]]:
+    """Questions of a student, and conversations whose last turn is to be answered: 100 and 50 that are sealed, or 60
+    and 30 that the recipe was developed on.
+    """
+    data = read_yaml(SEALED / "tutor.yaml") if sealed else read_yaml(_DATA)["development"]
+    return {
+        "answer and question, first questions": [
+            conversation_of(question) for question in data["questions"].splitlines()
+        ],
+        "answer and question, in conversations": [conversation_of(*texts) for texts in data["conversations"]],
+    }
+
+
+def is_by_the_rule(text: str, conversation: Conversation) -> bool:
+    """True for a sentence of at most 25 words and a question of at most 20 that belongs to the topic, is new, and
+    does not loop.
+
+    It belongs to the topic if it shares a content word of at least four letters with the user's last message or with
+    the sentence. It is new if no earlier turn asks it.
+    """
+    match = _PARTS.fullmatch(text.strip())
+    if match is None or _INNER_END.search(match[1]) or _LIST_MARK.match(match[1]):
+        return False
+    sentence, question = match.groups()
+    earlier = {_bare(part) for m in conversation for part in re.findall(r"[^.!?\n]+", m.text)}
+    return (
+        2 <= len(sentence.split()) <= _MAX_SENTENCE
+        and 3 <= len(question.split()) <= _MAX_QUESTION
+        and bool(_content_words(question) & _content_words(f"{conversation[-1].text} {sentence}"))
+        and _bare(question) not in earlier
+        and not loops(sentence)
+        and not loops(question)
     )
 
 
-def development_sets() -> tuple[list[Conversation], list[Conversation]]:
-    """60 questions, and 30 conversations whose last turn is to be answered, that the recipe was developed on."""
-    return _sets(read_yaml(Path(__file__).with_name("tutor.yaml"))["development"])
+def _content_words(text: str) -> set[str]:
+    """The words of at least four letters that say what a text is about, without their endings, so that plant, plants
+    and planting are the same; at least three letters stay.
+    """
+    stems = set()
+    for word in re.findall(r"[^\W\d_]{4,}", text.lower()):
+        if word not in _function_words():
+            singular = _PLURAL.sub("", word)
+            stem = _SUFFIX.sub("", singular)
+            stems.add(stem if len(stem) >= 3 else singular)
+    return stems
 
 
-def sealed_sets() -> tuple[list[Conversation], list[Conversation]]:
-    """100 questions of a student, and 50 conversations, the last turn of which is to be answered."""
-    return _sets(read_yaml(SEALED / "tutor.yaml"))
+def _bare(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _sets(data: Any) -> tuple[list[Conversation], list[Conversation]]:
-    questions = [conversation_of([question]) for question in phrases(data["questions"])]
-    return questions, [conversation_of(texts) for texts in data["conversations"]]
-
-
-def development(answerer: Answerer) -> dict[str, Figure]:
-    """Shares, in percent, of answers by the rule: to questions, late in lessons, and after other talk."""
-    questions, conversations = development_sets()
-    return {
-        f"answer and question, {where}, %": share(_by_the_rule(answerer, given))
-        for where, given in (
-            ("questions", questions),
-            ("in conversations", conversations),
-            ("questions after other talk", with_unseen_history(questions)),
-        )
-    }
-
-
-def scores(answerer: Answerer) -> dict[str, Figure]:
-    """Shares of answers by the rule: to first questions, late in conversations, after other adapters."""
-    questions, conversations = sealed_sets()
-    late = after_others(answerer.base, "tutor", some(questions))
-    return {
-        **percent("answer and question, first questions", _by_the_rule(answerer, questions)),
-        **percent("answer and question, in conversations", _by_the_rule(answerer, conversations)),
-        **percent("answer and question, after other adapters", _by_the_rule(answerer, late)),
-    }
-
-
-def _by_the_rule(answerer: Answerer, given: list[Conversation]) -> list[bool]:
-    answers = answerer.generate([*map(_told, given)] if answerer.adapter is None else given)
-    return [score_answer(text, conversation) for text, conversation in zip(answers, given, strict=True)]
-
-
-def _told(conversation: Conversation) -> Conversation:
-    """The conversation with the manner in words, for the bare base."""
-    return (*conversation[:-1], Message("user", _INSTRUCTION_FOR_BASE + conversation[-1].text))
+@cache
+def _function_words() -> frozenset[str]:
+    return frozenset(re.findall(r"[^,\s]+", read_yaml(_DATA)["function_words"]))
