@@ -107,7 +107,8 @@ def build_page(
                 with gr.Tab(texts.TRAIN, id="train"):
                     runs = runs or TrainingRuns(runs_folder())
                     train_tab(page, tabs, provider, runs, store, chat, base, public=public)
-        refresh_periodically(provider, store, status, [*chat.pickers, *compare.pickers])
+        pickers = [*chat.pickers, *compare.pickers]
+        refresh_periodically(provider, store, status, pickers, chat.chosen, chat.describe)
         page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from adapter.ui.images import open_upload, shrink_upload
 from adapter.ui.session import Change
 from adapter.ui.status import REDRAW_SECONDS
 from adapter.ui.texts import page as texts
-from adapter.ui.theme import ExampleCard
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
 CHOICES = 5  # words that X-ray names of each model
 XRAY_ROWS = 4  # with more rows the X-ray pauses: it costs its row 15 to 30 % of the speed
 _SECONDS = 1.0  # between two looks at an answer that is shown as a whole
-TEXT_ONLY = " "  # the option "without the picture" of an offer; not a valid adapter name
+# Options of an offer: to answer without the picture, or with an adapter whose name follows. Neither is one.
+TEXT_ONLY, USE = " without", " use "
 
 
 def uses_picture(catalog: AdapterCatalog, settings: Settings) -> bool:
@@ -137,7 +137,16 @@ class AnswerProgress:
             self.notes += texts.ENDINGS[event.finish_reason]
 
     def stats_line(self) -> str:
-        return conversation.stats_line(self.settings, self.tokens, self.rate, self.notes)
+        """`adapter · strength · tokens · tokens/s · notes`; the frozen base has no strength."""
+        settings, parts = self.settings, [texts.BASE_NAME]
+        if settings.adapter:
+            parts = [settings.adapter, texts.strength(settings.strength)]
+        if settings.mix:
+            parts.append(texts.mixed_in(settings.mix, settings.mix_strength))
+        parts.append(texts.tokens(self.tokens))
+        if self.rate is not None:
+            parts.append(texts.rate(self.rate))
+        return " · ".join([*parts, *self.notes])
 
 
 @dataclass(frozen=True)
@@ -146,112 +155,98 @@ class Turn:
 
     variants: earlier answers to the same question, which are kept beside the new one. begun: the one that it goes
     on from, with its settings but for the number of tokens. offers: whether a picture that the adapter cannot see
-    leads to an offer, not to an answer. switch_to: an adapter to switch to; called when the model is loaded,
-    because the catalog is empty before.
+    leads to an offer, not to an answer. switch_to: an adapter to switch to, if it is there.
     """
 
     history: History
     message: dict[str, Any] | None = None
     variants: tuple[Variant, ...] = ()
-    begun: Variant | None = None
+    begun: Entry | None = None
     offers: bool = True
-    switch_to: Callable[[], str | None] | None = None
+    switch_to: str = ""
+
+    @property
+    def waiting(self) -> History:
+        begun = [] if self.begun is None else [Entry("assistant", self.begun.text)]
+        return [*self.history, *begun, Entry("page", "…", pending=True)]
 
 
-class ChatAnswers:
-    """Answers to a conversation that ends in a user turn. Thread-safe."""
+def offer_of(catalog: AdapterCatalog, history: History, settings: Settings) -> Entry | None:
+    """An offer of visual adapters if those of `settings` cannot see the last turn's picture."""
+    turn = conversation.last_turn(history)
+    if turn is None or turn.picture is None or uses_picture(catalog, settings):
+        return None
+    visual = []
+    for name in catalog.names():
+        with suppress(LoadError):  # of a card that cannot be read
+            visual += [name] if catalog.card(name).is_visual else []
+    choices = [(texts.use_for_picture(name), USE + name) for name in visual[:3]]
+    text = texts.reads_text_only(settings.adapter or None, bool(visual))
+    return Entry("page", text, options=(*choices, (texts.WITHOUT_PICTURE, TEXT_ONLY)))
 
-    def __init__(self, provider: EngineProvider, catalog: AdapterCatalog) -> None:
-        self.provider = provider
-        self.catalog = catalog
 
-    def offer(self, history: History, settings: Settings) -> Entry | None:
-        """An offer of visual adapters if those of `settings` cannot see the last turn's picture."""
-        turn = conversation.last_turn(history)
-        if turn is None or turn.picture is None or uses_picture(self.catalog, settings):
-            return None
-        visual = self._names(visual=True)
-        choices = [(texts.use_for_picture(name), name) for name in visual[:3]]
-        text = texts.reads_text_only(settings.adapter or None, bool(visual))
-        return conversation.offer(text, [*choices, (texts.WITHOUT_PICTURE, TEXT_ONLY)])
+def stream(
+    provider: EngineProvider,
+    catalog: AdapterCatalog,
+    turn: Turn,
+    change: Change,
+    settings: Settings,
+    client: Client,
+    xray: bool = False,
+) -> Iterator[History]:
+    """Yields the history of the turn with more and more of its answer.
 
-    def stream(
-        self, turn: Turn, change: Change, settings: Settings, client: Client, xray: bool = False
-    ) -> Iterator[History]:
-        """Yields the history of the turn with more and more of its answer.
-
-        xray: with what the frozen base gives its tokens, unless many are answered.
-        """
-        history, begun = turn.history, turn.begun
-        former = None if begun is None else conversation.parse_record(begun.record)
-        begun_ids = () if former is None else former.token_ids
-        if former is not None:
-            settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
-        visual, picture = uses_picture(self.catalog, settings), conversation.latest_picture(history)
-        progress = AnswerProgress(settings := with_seed(settings), token_ids=list(begun_ids))
-        progress.begun_tokens = progress.first_tokens = len(begun_ids)
-        progress.note_unused_picture(picture is not None, visual)
-        image = open_upload(picture) if visual and picture else None
-        engine = self.provider.engine()
-        assert engine is not None
-        xray = xray and sum(replica.running for replica in engine.replicas().values()) < XRAY_ROWS
-        request = build_request(conversation.to_messages(history), settings, image, client, xray)
-        request = replace(request, answer_ids=begun_ids)
-        progress.notes += [texts.MUTED] if settings.mute_layers or settings.mute_heads else []
-        with closing(engine.submit(request)) as events:
-            change.cancel = events.cancel
-            if change.stopped:
-                events.cancel()
-            for arrived in events.event_lists(REDRAW_SECONDS):
-                for event in arrived:
-                    if event.is_output:
-                        progress.add(event)
-                text = progress.text or (begun.text if begun else "")
-                message = conversation.note(texts.EMPTY_ANSWER)
-                if text.strip():
-                    message = conversation.answer(text, "\n".join(progress.xray))
-                # max_tokens is the present length, so that the recorded settings reproduce exactly this text.
-                truncated = settings.replace(max_tokens=min(max(1, len(progress.token_ids)), MAX_TOKENS))
-                if event.finish_reason == "cancelled" and not text.strip():
-                    yield [*history, conversation.note(texts.STOPPED_BEFORE_TEXT)]
-                elif event.stats is not None:
-                    ended = event.finish_reason in ("cancelled", "time", "repetition") or begun is not None
-                    answered = AnswerRecord(
-                        truncated if ended else settings,
-                        tuple(progress.token_ids),
-                        image is not None,
-                        event.finish_reason in ("length", "time", "cancelled"),
-                        event.stats.prompt_tokens + event.stats.new_tokens,
-                        engine.base.context_length,
-                        turn.variants,
-                    )
-                    line = conversation.stats(progress.stats_line(), record=answered.to_json())
-                    yield [*history, message, line]
-                elif text.strip():
-                    so_far = conversation.settings_json(truncated)
-                    line = conversation.stats(progress.stats_line(), live=True, record=so_far)
-                    yield [*history, message, line]
-                elif not event.is_output:
-                    waiting = texts.before_answer(event.position, event.progress)
-                    yield [*history, conversation.note(waiting, waiting=True)]
-
-    def adapter_for(self, example: ExampleCard) -> str | None:
-        """The adapter that demonstrates an example; None keeps the selected one."""
-        names = self._names(visual=example.picture is not None)
-        if example.adapter in names:
-            return example.adapter
-        return next(iter(names), None) if example.picture else None
-
-    def _names(self, visual: bool) -> list[str]:
-        """Adapters of one kind whose card can be read."""
-        names = []
-        for name in self.catalog.names():
-            try:
-                if self.catalog.card(name).is_visual == visual:
-                    names.append(name)
-            except LoadError:
-                continue
-        return names
+    xray: with what the frozen base gives its tokens, unless many are answered.
+    """
+    history, begun = turn.history, turn.begun
+    former = begun.record if begun else None
+    if former is not None:
+        settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
+    settings, begun_ids = with_seed(settings), former.token_ids if former else ()
+    visual, picture = uses_picture(catalog, settings), conversation.latest_picture(history)
+    progress = AnswerProgress(settings, token_ids=list(begun_ids))
+    progress.begun_tokens = progress.first_tokens = len(begun_ids)
+    progress.note_unused_picture(picture is not None, visual)
+    image = open_upload(picture) if visual and picture else None
+    engine = provider.engine()
+    assert engine is not None
+    xray = xray and sum(replica.running for replica in engine.replicas().values()) < XRAY_ROWS
+    request = build_request(conversation.to_messages(history), settings, image, client, xray)
+    request = replace(request, answer_ids=begun_ids)
+    progress.notes += [texts.MUTED] if settings.mute_layers or settings.mute_heads else []
+    with closing(engine.submit(request)) as events:
+        change.cancel = events.cancel
+        if change.stopped:
+            events.cancel()
+        for arrived in events.event_lists(REDRAW_SECONDS):
+            for event in arrived:
+                if event.is_output:
+                    progress.add(event)
+            text, writing = progress.text or (begun.text if begun else ""), event.stats is None
+            # max_tokens is the present length, so that the recorded settings reproduce exactly this text.
+            truncated = settings.replace(max_tokens=min(max(1, len(progress.token_ids)), MAX_TOKENS))
+            record = AnswerRecord(truncated)
+            if event.stats is not None:
+                ended = event.finish_reason in ("cancelled", "time", "repetition") or begun is not None
+                record = AnswerRecord(
+                    truncated if ended else settings,
+                    tuple(progress.token_ids),
+                    image is not None,
+                    event.finish_reason in ("length", "time", "cancelled"),
+                    event.stats.prompt_tokens + event.stats.new_tokens,
+                    engine.base.context_length,
+                    turn.variants,
+                ).fitted()
+            if text.strip():
+                about, lines = progress.stats_line(), "\n".join(progress.xray)
+                yield [*history, Entry("assistant", text, None, about, record, lines, writing)]
+            elif event.finish_reason == "cancelled":
+                yield [*history, Entry("page", texts.STOPPED_BEFORE_TEXT)]
+            elif not writing:
+                yield [*history, Entry("page", texts.EMPTY_ANSWER, None, progress.stats_line(), record)]
+            elif not event.is_output:
+                waiting = texts.before_answer(event.position, event.progress)
+                yield [*history, Entry("page", waiting, record=record, pending=True)]
 
 
 def with_small_picture(history: History) -> History:
@@ -259,5 +254,4 @@ def with_small_picture(history: History) -> History:
     turn = conversation.last_turn(history)
     if turn is None or turn.picture is None:
         return history
-    small = shrink_upload(turn.picture)
-    return [*history[: turn.start], *conversation.replace_pictures(history[turn.start :], small)]
+    return [*history[: turn.start], *conversation.user_turn(turn.text, shrink_upload(turn.picture))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from abc import ABCMeta
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,19 @@ from adapter.ui.toasts import refusal
 PHOTOGRAPHS = Path(gr.__file__).parent / "media_assets" / "images"
 
 
-class Rows:
-    """Messages of a Chatbot as they are sent, those that stay the same objects from update to update.
+@dataclass
+class Unconverted:
+    """A component's value as it is sent, of which what stays is the same object from update to update.
 
-    By itself Gradio converts and copies all of them for each update within its event loop, which takes 50 ms for a
-    long conversation (6.31). It does not look into these.
+    By itself Gradio converts and copies all messages of a Chatbot for each update within its event loop, which
+    takes 50 ms for a long conversation (6.31). It does not look into this.
     """
 
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows = rows
+    value: list[Any]
 
 
-def _without_rows(data: list[Any]) -> list[Any]:
-    return [value.rows if isinstance(value, Rows) else value for value in data]
+def _converted(data: list[Any]) -> list[Any]:
+    return [value.value if isinstance(value, Unconverted) else value for value in data]
 
 
 class StrictBlocks(gr.Blocks):
@@ -76,11 +77,11 @@ class StrictBlocks(gr.Blocks):
         return shown
 
     def handle_streaming_diffs(self, block_fn: Any, data: list[Any], **of: Any) -> list[Any]:
-        return super().handle_streaming_diffs(block_fn, _without_rows(data), **of)
+        return super().handle_streaming_diffs(block_fn, _converted(data), **of)
 
     async def process_api(self, *values: Any, **more: Any) -> dict[str, Any]:
         output = await super().process_api(*values, **more)
-        return {**output, "data": _without_rows(output["data"])}
+        return {**output, "data": _converted(output["data"])}
 
 
 def subclass_component(name: str, parent: type, methods: dict[str, Any]) -> Any:

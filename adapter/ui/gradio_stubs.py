@@ -10,11 +10,7 @@ from typing import Any
 
 @contextmanager
 def without_type_stubs() -> Iterator[None]:
-    """Let `import gradio` take half as long.
-
-    By itself it parses the source of each of its components, renders a stub and compares it with the .pyi file
-    beside the source (6.31). It leaves out a component whose source is not in a file.
-    """
+    """Lets `import gradio` take half as long: it leaves out components whose source is not in a file (6.31)."""
     find_file = inspect.getfile
 
     def getfile(object: Any) -> str:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ _JPEG_QUALITIES = (88, 75, 60, 40)
 # Small forms by the hash of a file. A small form stands for itself and is not stored again.
 _small: LRU[bytes, bytes] = LRU(32 * 2**20, lambda small: len(small) + 200)
 _ITSELF = b""
+_kept: LRU[str, tuple[str, int]] = LRU(10_000)  # by path, which has a hash of the file in it
 
 
 class BadPicture(BadInput):
@@ -105,7 +107,7 @@ def write_upload(data: bytes) -> str:
 
     The path is a hash of the bytes: nobody can guess it without having the picture.
     """
-    path = upload_folder() / hashlib.sha256(data).hexdigest() / f"picture{'.png' if _is_png(data) else '.jpg'}"
+    path = upload_folder() / hashlib.sha256(data).hexdigest() / ("picture.png" if _is_png(data) else "picture.jpg")
     if path.exists():
         os.utime(path)  # Gradio deletes files by age
         return str(path)
@@ -120,17 +122,18 @@ def shrink_upload(path: str) -> str:
     return write_upload(shrink(read_upload(path)))
 
 
-def content_key(data: bytes) -> str:
-    """The name under which the browser's storage keeps a picture."""
-    return hashlib.sha256(data).hexdigest()[:32]
+def kept(path: str) -> tuple[str, int] | None:
+    """Under which key the browser's storage keeps an upload, and its bytes there; None if it cannot be read."""
+    if (found := _kept.get(path)) is None:
+        with suppress(BadInput):
+            small = shrink(read_upload(path))
+            found = hashlib.sha256(small).hexdigest()[:32], len(data_url(small))
+            _kept.put(path, found)
+    return found
 
 
 def data_url(data: bytes) -> str:
     return f"data:image/{'png' if _is_png(data) else 'jpeg'};base64,{base64.b64encode(data).decode()}"
-
-
-def data_url_length(data: bytes) -> int:
-    return len(data_url(data[:8])) + 4 * (-(-len(data) // 3) - 3)
 
 
 def _is_png(data: bytes) -> bool:

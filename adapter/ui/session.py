@@ -78,16 +78,15 @@ class Change:
 class Conversation:
     """A conversation that a page shows, or has just shown. Its id is as secret as the browser's storage.
 
-    history: replaced, never changed; change: under way; rows: how the history was last sent; pictures: a cache of
-    `conversation_json.pack`; kept: keys of the pictures that the browser has; dropped: what it does not keep;
-    bytes: of the history; changed, left: when the last change ended and the last page left, of time.monotonic.
+    history: replaced, never changed; change: under way; view: how the history was last sent; kept: keys of the
+    pictures that the browser has; dropped: what it does not keep; bytes: of the history; changed, left: when the
+    last change ended and the last page left, of time.monotonic.
     """
 
     id: str
     history: History = field(default_factory=list)
     change: Change | None = None
-    rows: Any = field(default_factory=list)
-    pictures: dict[str, tuple[str, int] | None] = field(default_factory=dict)
+    view: Any = field(default_factory=list)
     kept: set[str] = field(default_factory=set)
     dropped: object = None
     bytes: int = 0
@@ -218,7 +217,7 @@ class Conversations:
         shown = change.conversation
         if change.unread and not change.stopped:
             with self._changed:
-                change.session = None
+                shown.history, change.session = ended(change.shown), None
                 self._changed.notify_all()
             timer = threading.Timer(UNREAD_SECONDS, self._abandon, (change,))
             timer.daemon = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -35,7 +35,7 @@ class Picker(NamedTuple):
     none: the label of "no adapter" in a dropdown, which shows names only; None for a radio.
     """
 
-    component: gr.Radio | gr.Dropdown
+    component: Any
     none: str | None = None
 
     def update(self, choices: list[tuple[str, str]], value: str | None) -> Any:
@@ -54,14 +54,22 @@ def header(provider: EngineProvider) -> gr.HTML:
 
 
 def refresh_periodically(
-    provider: EngineProvider, catalog: AdapterCatalog, status: gr.HTML, pickers: Sequence[Picker]
+    provider: EngineProvider,
+    catalog: AdapterCatalog,
+    status: gr.HTML,
+    pickers: Sequence[Picker],
+    chosen: Sequence[Any],
+    describe: Callable[[str], Sequence[Any]],
 ) -> None:
-    """Updates the status line and the pickers every few seconds while the page is open.
+    """Updates the status line and the pickers every few seconds while the page is open, and when the first picker
+    has changed: an adapter that was brought has to appear in all of them at once.
 
-    The adapters are looked at once a second at most, however many pages are open.
+    The adapters are looked at once a second at most, however many pages are open. chosen: what is shown of the
+    first picker's adapter; describe: updates of that.
     """
     latest, looked, looking = theme.picker_choices(catalog), time.monotonic(), threading.Lock()
-    known = gr.State(latest)
+    components = [picker.component for picker in pickers]
+    known = gr.State((latest, components[0].value))  # and which adapter is described
     timer = gr.Timer(POLL_SECONDS_LOADING)
 
     def look(seconds: float) -> list[tuple[str, str]]:
@@ -72,34 +80,24 @@ def refresh_periodically(
                 latest, looked = theme.picker_choices(catalog), time.monotonic()
             return latest
 
-    def refresh(*seen: Any) -> tuple[Any, ...]:
-        return update(look(LOOK_SECONDS), *seen)
-
-    def refresh_after_change(*seen: Any) -> tuple[Any, ...]:
-        return update(look(0.0), *seen)
-
-    def update(
-        now: list[tuple[str, str]], choices: list[tuple[str, str]], *selected: str | None
-    ) -> tuple[Any, ...]:
-        before = [(label, value) for label, value in choices]  # tuples, which the browser has turned into lists
+    def refresh(known: tuple[list[tuple[str, str]], str], *selected: str | None) -> tuple[Any, ...]:
+        (before, described), name = known, selected[0] or BASE_ONLY
+        now = look(LOOK_SECONDS if name == described else 0.0)
         seconds = POLL_SECONDS_READY if provider.status().state == "ready" else POLL_SECONDS_LOADING
-        updates = _status(provider), now, gr.Timer(seconds)
+        shown = [gr.skip()] * len(chosen) if name == described else describe(name)
+        updates = _status(provider), (now, name), gr.Timer(seconds), *shown
         if now == before:
             return *updates, *[gr.skip()] * len(pickers)
         names = [value for _, value in now if value]
-        values = [value or BASE_ONLY for value in selected]
-        values = [value if value in names else BASE_ONLY for value in values]
+        values = [value if value in names else BASE_ONLY for value in selected]
         changed = [
             picker.update(now, None if value == (old or BASE_ONLY) else value)
             for picker, value, old in zip(pickers, values, selected, strict=True)
         ]
         return *updates, *changed
 
-    components = [picker.component for picker in pickers]
-    event = {"inputs": [known, *components], "outputs": [status, known, timer, *components]}
-    timer.tick(refresh, **event, **UNQUEUED)
-    # The first picker changes when an adapter has been uploaded, which has to appear in all of them at once.
-    components[0].change(refresh_after_change, **event, **UNQUEUED)
+    outputs = [status, known, timer, *chosen, *components]
+    gr.on([timer.tick, components[0].change], refresh, [known, *components], outputs, **UNQUEUED)
 
 
 def _status(provider: EngineProvider) -> str:

@@ -30,7 +30,7 @@ PREFERRED_ADAPTERS = ("pirate", "extract", "see")
 FIRST_ADAPTER = "pirate"  # that a newcomer's chat begins with
 STATIC = Path(__file__).parent / "static"
 STYLE_SHEETS = sorted(STATIC.glob("*.css"))
-SCRIPTS = ("conversations.js", "page.js", "composer.js")  # go into the page's head, in this order
+SCRIPTS = ("conversations.js", "page.js")  # go into the page's head, in this order
 HEAD = "".join(f"<script>{(STATIC / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)
 HEAD += styles_html()
 ICON = STATIC / "icon.png"
@@ -89,7 +89,7 @@ def model_card(catalog: AdapterCatalog, name: str) -> str:
 def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:
     """(label, value) of each adapter, the frozen base first and those that were added here last.
 
-    A label is its name and what composer.js describes it by, line by line; page.css shows the first line. Before
+    A label is its name and what page.js describes it by, line by line; page.css shows the first line. Before
     the catalog is opened, which takes seconds, these are the shipped adapters.
     """
     choices, own = [(texts.BASE_CARD, "")], []

@@ -28,15 +28,28 @@ def toast(what: AdapterError | str, seconds: float = 8) -> None:
 
 
 @contextmanager
-def errors_as_toasts(what: str) -> Iterator[None]:
-    """Ends the block at an error and shows it. what: that has failed, for the log if it is not one of our own."""
+def errors_as_toasts(what: str) -> Iterator[list[Exception]]:
+    """Ends the block at an error, shows it and adds it to the list. what: that has failed, for the log."""
+    errors: list[Exception] = []
+    try:
+        yield errors
+    except Exception as error:
+        errors.append(error)
+        if not isinstance(error, AdapterError):
+            log.exception("%s failed", what)
+        toast(error if isinstance(error, AdapterError) else AdapterError(FAILED))
+
+
+@contextmanager
+def errors_as_refusals() -> Iterator[None]:
+    """Ends the event at an error with its sentence."""
     try:
         yield
     except AdapterError as error:
-        toast(error)
+        raise refusal(error) from None
     except Exception:
-        log.exception("%s failed", what)
-        toast(AdapterError(FAILED))
+        log.exception("an API call failed")
+        raise refusal(FAILED) from None
 
 
 def refusal(why: AdapterError | str) -> gr.Error:

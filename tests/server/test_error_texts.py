@@ -140,8 +140,8 @@ class Browser(Connection):
         names = "config.json", "adapter.safetensors"
         files = [self.uploaded(name, (self.folder / "one" / name).read_bytes()) for name in names]
         broken = self.uploaded("p.zip", zip_of({"config.json": b"{"}))
-        said = self.fire_for_text("upload_adapter", [files, "guest"])
-        return said + self.fire_for_text("upload_adapter", [[broken], "x"])
+        said = self.fire_for_text("upload_adapter", [files, "guest", ""])
+        return said + self.fire_for_text("upload_adapter", [[broken], "x", ""])
 
     def train(self) -> str:
         lines = "\n".join(json.dumps({"instruction": f"say {i}", "output": f"{i}"}) for i in range(8))

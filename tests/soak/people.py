@@ -188,10 +188,10 @@ class Connection:
         outputs, toasts = self.fire("send", data)
         if outputs is None:
             raise NoAnswer(toasts)
-        for message in outputs[0]:
-            if message["metadata"].get("id") == "stats" and "token_ids" in (log := message["metadata"]["log"]):
-                answer = outputs[0][outputs[0].index(message) - 1]
-                return Answer(answer["content"][0]["text"], tuple(json.loads(log)["token_ids"]))
+        for kept in [output for output in outputs if isinstance(output, str) and output.startswith('{"keep"')]:
+            answer = json.loads(kept)["keep"]["document"]["messages"][-1]
+            if "token_ids" in answer.get("record", {}):
+                return Answer(answer["text"], tuple(answer["record"]["token_ids"]))
         raise NoAnswer(f"{toasts} {json.dumps(outputs[0])[-300:]}")
 
     def _ask_chat(self, question: Question) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,29 +12,32 @@ from adapter.base.template import Message
 from adapter.ui import conversation
 from adapter.ui.chat.chatbot import (
     WORD_JOINER,
+    View,
+    entry_at,
     escape_all_but_latex,
     escape_markup,
-    to_rows,
+    to_view,
     unescape_markup,
 )
-from adapter.ui.conversation import History, answer, note, stats, user_turn
+from adapter.ui.conversation import AnswerRecord, Entry, user_turn
+from tests.ui.chat.test_conversation_json import SETTINGS
 
 MARKUP = st.text(st.sampled_from([*"<>&![]()\\/ax1; \n`$", WORD_JOINER]), max_size=40) | st.text(max_size=40)
 
 
-def displayed(history: History) -> list[str]:
-    return [block.get("text", "<picture>") for entry in history for block in entry["content"]]
+def displayed(view: View) -> list[str]:
+    rows = [row for shown in view for row in shown.rows]
+    return [block.get("text", "<picture>") for row in rows for block in row["content"]]
 
 
 def test_only_words_reach_the_model() -> None:
     history = [
         *user_turn("what is this?", "/tmp/cat.png"),
-        answer("a cat"),
-        stats("see · strength 1 · 3 tokens"),
+        Entry("assistant", "a cat", about="see · strength 1 · 3 tokens"),
         *user_turn("and now?"),
-        conversation.offer("reads text only", [("Use see", "see")]),
+        Entry("page", "reads text only", options=(("Use see", "see"),)),
         *user_turn("never mind"),
-        note("…"),
+        Entry("page", "…"),
     ]
     assert conversation.to_messages(history) == (
         Message("user", "what is this?"),
@@ -43,9 +47,9 @@ def test_only_words_reach_the_model() -> None:
 
 
 def test_messages_by_the_page_are_inert() -> None:
-    text = displayed([stats("<img src=x>_a_*b*")])[0]
-    assert text.startswith('<span class="aside stats">') and text.endswith("</span>")
-    assert not set("<*_") & set(text[len('<span class="aside stats">') : -len("</span>")])
+    text = displayed(to_view([Entry("page", "<img src=x>_a_*b*")], []))[0]
+    assert text.startswith('<span class="aside note">') and text.endswith("</span>")
+    assert not set("<*_") & set(text[len('<span class="aside note">') : -len("</span>")])
 
 
 # Markup.
@@ -65,11 +69,27 @@ def test_an_answer_differs_in_its_latex_only(text: str) -> None:
 
 
 def test_the_chatbot_escapes_all_but_messages_by_the_page() -> None:
-    history = [*user_turn("Is <b> bold?"), answer("Yes: <b>. ![x](http://a.example/x.png)")]
-    history.append(conversation.divider("the frozen base"))
-    rows = to_rows(history, [])
-    question, reply, divider = displayed([row for _, row in rows])
+    history = [
+        *user_turn("Is <b> bold?"),
+        Entry("assistant", "Yes: <b>. ![x](http://a.example/x.png)", about="<b>"),
+    ]
+    history[1] = replace(history[1], record=AnswerRecord(SETTINGS))
+    history += [*user_turn("And?"), Entry("assistant", "No.", record=AnswerRecord(SETTINGS.replace(adapter="")))]
+    view = to_view(history, [])
+    question, reply, about, divider, *_ = displayed(view)
     assert "<b" not in question and "<b" not in reply and "![" not in reply
-    assert divider == conversation.text_of(history[2]) and divider.startswith("<span")
-    again = to_rows([*history, *user_turn("And now?")], rows)
-    assert [new is old for (_, new), (_, old) in zip(again, rows, strict=False)] == [True] * 3
+    assert "&#60;b" in about and divider.startswith('<span class="aside divider">frozen base')
+    assert [entry_at(view, row) for row in (-1, 0, 1, 2, 3, 4, 5, 6, "0", None)] == [
+        -1,
+        0,
+        1,
+        -1,
+        -1,
+        2,
+        3,
+        -1,
+        -1,
+        -1,
+    ]
+    again = to_view([*history, *user_turn("And now?")], view)
+    assert [new is old for new, old in zip(again, view, strict=False)] == [True] * 4

@@ -25,7 +25,8 @@ from adapter.server import limits
 from adapter.server.request_guard import ROUTES
 from adapter.ui import conversation, gradio_queue
 from adapter.ui import gradio_internals as internals
-from adapter.ui.chat.chatbot import VerbatimChatbot, to_rows
+from adapter.ui.chat.chatbot import VerbatimChatbot, to_view
+from adapter.ui.conversation import Entry
 from adapter.ui.texts import page as texts
 
 ROOT = Path(internals.__file__).parents[2]
@@ -232,32 +233,33 @@ def test_an_idle_queue_looks_for_events_some_times_a_second(sessions: Any) -> No
 def test_updates_are_what_gradio_would_send() -> None:
     with internals.StrictBlocks() as page:
         words, chat, skipped, box = gr.Textbox(), VerbatimChatbot(), gr.Textbox(), gr.MultimodalTextbox()
-        said = [*conversation.user_turn("hello"), conversation.answer("**Good** day")]
+        said = [*conversation.user_turn("hello"), Entry("assistant", "**Good** day")]
 
         def update() -> tuple[Any, ...]:
-            return "new", to_rows(said, []), gr.skip(), gr.update(value={"text": "x", "files": []}, stop_btn=True)
+            return "new", to_view(said, []), gr.skip(), gr.update(value={"text": "x", "files": []}, stop_btn=True)
 
         gr.Button().click(update, None, [words, chat, skipped, box])
     (event,) = page.fns.values()
     made = asyncio.run(page.process_api(event, [], root_path="http://a.example"))["data"]
     plain: Any = asyncio.run(gr.Blocks.postprocess_data(page, event, update(), None))
     assert [as_json(made[i]) for i in (0, 2, 3)] == [as_json(plain[i]) for i in (0, 2, 3)]
-    assert made[1] == gr.Chatbot.postprocess(gr.Chatbot(), said).model_dump()
+    rows = [row for shown in to_view(said, []) for row in shown.rows]
+    assert made[1] == gr.Chatbot.postprocess(gr.Chatbot(), rows).model_dump()
 
 
 def test_updates_of_a_long_conversation_leave_the_event_loop_to_others() -> None:
     """Twenty readers of 2 MB each: the loop is held for less than 20 ms, here by the processor's time."""
-    said = [conversation.answer("x" * 1000) for _ in range(2000)]
+    said = [Entry("assistant", "x" * 1000) for _ in range(2000)]
     with internals.StrictBlocks() as page:
         chat = VerbatimChatbot()
         gr.Button().click(lambda: None, None, chat)
     (event,) = page.fns.values()
-    known = to_rows(said, [])
+    known = to_view(said, [])
     held: list[float] = []
 
     async def write() -> None:
         for number in range(20):
-            rows = to_rows([*said, conversation.answer("so far " * number)], known)
+            rows = to_view([*said, Entry("assistant", "so far " * number)], known)
             begun = time.thread_time()
             data = await page.postprocess_data(event, rows, None)
             data = page.handle_streaming_diffs(event, data, session_hash="a", run="b", final=False)

@@ -9,14 +9,17 @@ sent as a table (json_table.py).
 
 from __future__ import annotations
 
+import mimetypes
 import re
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from adapter.ui import conversation
 from adapter.ui.conversation import Entry, History
-from adapter.ui.gradio_internals import Rows, subclass_component
+from adapter.ui.gradio_internals import Unconverted, subclass_component
 from adapter.ui.json_table import table_html
 
 WORD_JOINER = "\u2060"  # invisible, and allows no line break
@@ -72,34 +75,79 @@ def unescape_markup(text: str) -> str:
 
 
 Row = dict[str, Any]  # a message as the browser gets it
-RowsOfEntries = list[tuple[Entry, Row]]
 
 
-def to_rows(history: History, known: RowsOfEntries) -> RowsOfEntries:
-    """The messages and how they are sent. known: those of a former history, of which the same ones stay."""
-    history = conversation.with_buttons(history)
-    pairs = enumerate(zip(history, known, strict=False))
-    same = next((i for i, (entry, (old, _)) in pairs if entry is not old), min(len(history), len(known)))
-    return [*known[:same], *((entry, _to_row(entry)) for entry in history[same:])]
+class Shown(NamedTuple):
+    """An entry as it is shown: the line above it, the buttons below it, and the rows of all that."""
+
+    entry: Entry
+    above: str
+    buttons: tuple[tuple[str, str], ...]
+    rows: list[Row]
 
 
-def _to_row(entry: Entry) -> Row:
-    (block,) = entry["content"]
-    if block["type"] == "file":  # its address is below the page's own, whatever that is
-        block = {**block, "file": {**block["file"], "url": f"gradio_api/file={block['file']['path']}"}}
-    elif not conversation.kind(entry):  # the page's own messages are HTML already
-        block = {**block, "text": _to_browser(entry["role"], block["text"])}
-    return {**entry, "content": [block]}
+View = list[Shown]
 
 
-def _to_browser(role: str, text: str) -> str:
-    if role != "assistant":
-        return escape_markup(text)
-    return table_html(text) or escape_all_but_latex(text)
+def to_view(history: History, known: View) -> View:
+    """The messages as they are sent. known: those of a former history, of which the same ones stay."""
+    lines, last = conversation.dividers(history), len(history) - 1
+    view = []
+    for index, entry in enumerate(history):
+        above, below = lines.get(index, ""), conversation.buttons(history) if index == last else ()
+        old = known[index] if index < len(known) else None
+        if old is None or old.entry is not entry or (old.above, old.buttons) != (above, below):
+            old = Shown(entry, above, below, _to_rows(entry, above, below))
+        view.append(old)
+    return view
 
 
-def _postprocess(self: gr.Chatbot, value: RowsOfEntries | None) -> Any:
-    return gr.Chatbot.postprocess(self, None) if value is None else Rows([row for _, row in value])
+def entry_at(view: View, row: object) -> int:
+    """The index of the message whose text is in this row; -1 for any other."""
+    if isinstance(row, int):
+        for index, shown in enumerate(view):
+            if row == bool(shown.above):
+                return index
+            row -= len(shown.rows)
+    return -1
+
+
+def _to_rows(entry: Entry, above: str, below: Sequence[tuple[str, str]]) -> list[Row]:
+    rows = [_row("assistant", _page_html(above, "divider"))] if above else []
+    if (path := entry.picture) is not None:
+        # Its address is below the page's own, whatever that is.
+        name, url = Path(path).name, f"gradio_api/file={path}"
+        file = {"path": path, "url": url, "orig_name": name, "mime_type": mimetypes.guess_type(name)[0]}
+        rows.append(_row("user", ""))
+        meta = {"_type": "gradio.FileData"}
+        rows[-1]["content"] = [{"type": "file", "file": {**file, "meta": meta}, "alt_text": name}]
+    elif entry.role == "user":
+        rows.append(_row("user", escape_markup(entry.text)))
+    elif entry.role == "assistant":
+        rows.append(_row("assistant", table_html(entry.text) or escape_all_but_latex(entry.text)))
+    else:
+        kind = "offer" if entry.options else "note waiting" if entry.pending else "note"
+        rows.append(_row("assistant", _page_html(entry.text, kind)))
+    if entry.about:
+        rows.append(_row("assistant", _page_html(entry.about, "stats")))
+    rows[-1]["options"] = [{"label": label, "value": value} for label, value in below]
+    return rows
+
+
+def _row(role: str, text: str) -> Row:
+    return {"role": role, "content": [{"type": "text", "text": text}], "metadata": {}, "options": []}
+
+
+def _page_html(text: str, css_class: str) -> str:
+    # Escaped for HTML, and for Markdown, which would read the underscores of an adapter's name as emphasis.
+    escaped = "".join(f"&#{ord(c)};" if c in "*_`~[]$\\|#&<>\"'" else c for c in text)
+    return f'<span class="aside {css_class}">{escaped}</span>'
+
+
+def _postprocess(self: gr.Chatbot, value: View | None) -> Any:
+    if value is None:
+        return gr.Chatbot.postprocess(self, None)
+    return Unconverted([row for shown in value for row in shown.rows])
 
 
 VerbatimChatbot: Any = subclass_component(

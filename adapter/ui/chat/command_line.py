@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
@@ -24,12 +24,21 @@ def command_line(history: Sequence[Entry], base: Base, catalog: AdapterCatalog) 
     A single message is an argument. A conversation of several, or with a picture, is read from the exported file,
     which holds the picture as the model saw it. Folders are named without their path on this machine.
     """
+    from adapter.base.embedded import BASE
+    from adapter.base.llama import QUANTIZATIONS
+
     answered = conversation.last_recorded_answer(history)
-    settings = conversation.parse_settings(answered.record) if answered else None
-    if answered is None or settings is None or conversation.last_turn_is_unanswered(history):
+    asked = len(conversation.without_last_answer(history))
+    if answered is None or not any(entry.record for entry in history[asked:]):
         return ""
-    words = ["python", "-m", "adapter", *_adapter_folders(settings, catalog)]
-    words += ["generate", *_base_options(base), *_settings_options(settings)]
+    settings = answered.record.settings
+    words = ["python", "-m", "adapter", *_adapter_folders(settings, catalog), "generate"]
+    if (name := base.fingerprint.name) != BASE:
+        words += ["--base", name]
+    # The quantization is left out where it is what "auto" chooses: a packed one. On a GPU free memory decides.
+    if base.quantization in QUANTIZATIONS and not base.quantization.startswith("packed"):
+        words += ["--quantization", base.quantization]
+    words += _settings_options(settings)
     messages = answered.messages
     if len(messages) == 1 and answered.picture is None:
         words += ["--", messages[0].text] if messages[0].text.startswith("-") else [messages[0].text]
@@ -44,24 +53,10 @@ def _adapter_folders(settings: Settings, catalog: AdapterCatalog) -> list[str]:
 
     folders: dict[str, None] = {}
     for name in settings.adapters:
-        try:
-            folder: Path = catalog.folder(name).parent
-        except AdapterError:
-            continue
-        if folder != SHIPPED:
-            folders[folder.name] = None
+        with suppress(AdapterError):
+            if (folder := catalog.folder(name).parent) != SHIPPED:
+                folders[folder.name] = None
     return [word for name in folders for word in ("--adapters", name)]
-
-
-def _base_options(base: Base) -> list[str]:
-    from adapter.base.embedded import BASE
-    from adapter.base.llama import QUANTIZATIONS
-
-    name = base.fingerprint.name
-    options = [] if name == BASE else ["--base", name]
-    # The quantization is left out where it is what "auto" chooses: a packed one. On a GPU free memory decides.
-    automatic = base.quantization.startswith("packed") or base.quantization not in QUANTIZATIONS
-    return options if automatic else [*options, "--quantization", base.quantization]
 
 
 # The options of settings that are left out where they are the default.

@@ -7,16 +7,16 @@ Incoming data cannot name a file: pictures arrive as bytes and are saved as new 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from adapter.errors import BadInput
 from adapter.serve.settings import PANEL, panel_values
 from adapter.server import transcript
-from adapter.server.transcript import PICTURE_NOT_KEPT, Dropped, Limits, TranscriptMessage, fit
+from adapter.server.transcript import FILE, PICTURE_NOT_KEPT, Dropped, Limits, TranscriptMessage, fit
 from adapter.ui import conversation, images
-from adapter.ui.conversation import Entry, History, parse_record, parse_settings, settings_json
+from adapter.ui.conversation import Entry, History, read_record
 from adapter.ui.texts import page as texts
 
 # Of one conversation. To restore it, the browser sends all of it in one request.
@@ -37,59 +37,37 @@ class Packed(NamedTuple):
         """Data URLs by key, without those of the keys `known` and those whose file was just deleted."""
         urls = {}
         for key, path in self.paths.items():
-            if key in known:
-                continue
-            with contextlib.suppress(BadInput):
-                urls[key] = images.data_url(images.shrink(images.read_upload(path)))
+            if key not in known:
+                with contextlib.suppress(BadInput):
+                    urls[key] = images.data_url(images.shrink(images.read_upload(path)))
         return urls
 
 
-def pack(history: Sequence[Entry], known: dict[str, tuple[str, int] | None]) -> Packed:
-    """The newest of the history, within the limits.
-
-    known: a cache of the keys and sizes of pictures by their path, None for one that cannot be read.
-    """
+def pack(history: Sequence[Entry]) -> Packed:
+    """The newest of the history, within the limits."""
 
     def weigh(path: str) -> int | None:
-        if path not in known:
-            try:
-                small = images.shrink(images.read_upload(path))
-                known[path] = images.content_key(small), images.data_url_length(small)
-            except BadInput:
-                known[path] = None
-        picture = known[path]
-        return None if picture is None else picture[1]
+        kept = images.kept(path)
+        return None if kept is None else kept[1]
 
-    messages, dropped = fit(_to_transcript(history), weigh, BROWSER)
+    messages, dropped = fit([_to_message(entry) for entry in conversation.ended(list(history))], weigh, BROWSER)
     paths: dict[str, str] = {}
     for index, message in enumerate(messages):
-        if (path := message.get("picture")) is not None and (picture := known[path]) is not None:
-            paths.pop(picture[0], None)
-            paths[picture[0]] = path
-            messages[index] = {**message, "picture": picture[0]}
+        if (path := message.get("picture")) is not None and (kept := images.kept(path)) is not None:
+            paths.pop(kept[0], None)
+            paths[kept[0]] = path
+            messages[index] = {**message, "picture": kept[0]}
     return Packed(transcript.to_document(messages), paths, dropped)
 
 
-def _to_transcript(history: Sequence[Entry]) -> list[dict[str, Any]]:
-    """The history as messages of a transcript, pictures by path."""
-    messages: list[dict[str, Any]] = []
-    for entry in conversation.ended(list(history)):
-        kind, path = conversation.kind(entry), conversation.picture_path(entry)
-        if path is not None:
-            messages.append({"role": "user", "picture": path})
-        elif kind is None:
-            messages.append({"role": entry["role"], "text": conversation.text_of(entry)})
-        elif kind == conversation.NOTE:
-            messages.append({"role": "page", "text": conversation.page_text(entry)})
-        elif kind == conversation.OFFER:
-            messages.append({"role": "page", "text": texts.OFFER_NOT_ANSWERED})
-        elif kind == conversation.STATS and messages:
-            messages[-1]["about"] = conversation.page_text(entry)
-            text = conversation.record_of(entry)
-            if settings := parse_settings(text):
-                record = parse_record(text)
-                messages[-1]["record"] = json.loads(record.to_json() if record else settings_json(settings))
-    return messages
+def _to_message(entry: Entry) -> dict[str, Any]:
+    """A message of a transcript, its picture by path."""
+    if entry.picture is not None:
+        return {"role": "user", "picture": entry.picture}
+    text = texts.OFFER_NOT_ANSWERED if entry.options else entry.text
+    record = entry.record.to_dict() if entry.record else None
+    message = {"role": entry.role, "text": text, "about": entry.about or None, "record": record}
+    return {name: value for name, value in message.items() if value is not None}
 
 
 def to_history(parts: Iterable[TranscriptMessage]) -> History:
@@ -97,46 +75,34 @@ def to_history(parts: Iterable[TranscriptMessage]) -> History:
 
     A remark stands in place of a picture that cannot be read or kept.
     """
-    history: History = []
-    paths: dict[bytes, str | None] = {}
-    for part in parts:
-        if part.picture is not None:
-            if part.picture not in paths:
-                paths[part.picture] = _upload(part.picture)
-            path = paths[part.picture]
-            shown = [conversation.note(PICTURE_NOT_KEPT)] if path is None else conversation.user_turn("", path)
-            history.append(shown[0])
-        elif part.role == "user":
-            history += conversation.user_turn(part.text)
-        elif part.role == "assistant":
-            history.append(conversation.answer(part.text))
-        else:
-            history.append(conversation.note(part.text))
-        if part.about:
-            record = "" if part.record is None else json.dumps(part.record)
-            history.append(conversation.stats(part.about, record=record if parse_settings(record) else ""))
-    return conversation.with_dividers(history)
+
+    @cache
+    def upload(picture: bytes) -> Entry:
+        try:
+            return Entry("user", picture=images.write_upload(images.shrink(picture)))
+        except (BadInput, OSError):
+            return Entry("page", PICTURE_NOT_KEPT)
+
+    return [
+        upload(part.picture)
+        if part.picture is not None
+        else Entry(part.role, part.text, about=part.about, record=read_record(part.record))
+        for part in parts
+    ]
 
 
-def _upload(picture: bytes) -> str | None:
+def read(text: str, stored: bool = False) -> tuple[History, dict[str, Any], Dropped]:
+    """The history of a file or a link, the side panel's values, and what the limits left out. Raises BadInput.
+
+    stored: of what the browser keeps; any other text is an empty one.
+    """
     try:
-        return images.write_upload(images.shrink(picture))
-    except (BadInput, OSError):
-        return None
-
-
-def read(text: str, limits: Limits = transcript.FILE) -> tuple[History, dict[str, Any], Dropped]:
-    """The history of a file or a link, the side panel's values, and what the limits left out. Raises BadInput."""
-    found = transcript.read(text, limits)
-    return to_history(found.messages), from_stored_settings(found.settings), found.dropped
-
-
-def read_stored(text: str) -> tuple[History, dict[str, Any]]:
-    """As `read`, of what the browser keeps; empty for any other text."""
-    try:
-        return read(text, BROWSER)[:2]
+        found = transcript.read(text, BROWSER if stored else FILE)
     except BadInput:
-        return [], {}
+        if not stored:
+            raise
+        return [], {}, Dropped()
+    return to_history(found.messages), from_stored_settings(found.settings), found.dropped
 
 
 def from_stored_settings(stored: object) -> dict[str, Any]:

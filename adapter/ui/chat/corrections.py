@@ -84,17 +84,11 @@ def add_correction(known: object, history: Sequence[Entry], index: int, text: st
 
 
 def _show(known: object) -> tuple[Any, str]:
-    rows = checked(known)
-    return gr.update(visible=bool(rows)), _corrections_html(rows)
-
-
-def _corrections_html(rows: Sequence[Correction]) -> str:
-    pairs = [[str(message.get("content", "")) for message in row["messages"][-2:]] for row in rows]
-    items = "".join(
-        "<li>" + "".join(f"<p>{html.escape(ellipsize(text, SHOWN_CHARACTERS))}</p>" for text in pair) + "</li>"
-        for pair in reversed(pairs)
-    )
-    return (
-        f"<details><summary>{html.escape(texts.corrections(len(rows)))}</summary>"
-        f'<ol class="corrections" tabindex="0">{items}</ol></details>'
-    )
+    """Updates of the panel and of what it shows."""
+    rows, items = checked(known), ""
+    for row in reversed(rows):
+        pair = [ellipsize(str(message.get("content", "")), SHOWN_CHARACTERS) for message in row["messages"][-2:]]
+        items += f"<li>{''.join(f'<p>{html.escape(text)}</p>' for text in pair)}</li>"
+    listed = f'<ol class="corrections" tabindex="0">{items}</ol>'
+    summary = html.escape(texts.corrections(len(rows)))
+    return gr.update(visible=bool(rows)), f"<details><summary>{summary}</summary>{listed}</details>"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 
+from adapter.errors import AdapterError
 from adapter.serve.settings import BASE_ONLY, MAX_STOPS, MAX_SYSTEM, Settings, slider
 from adapter.server.generation import MAX_CHARACTERS, AdapterCatalog, EngineProvider
 from adapter.ui import theme
@@ -18,13 +20,13 @@ from adapter.ui.chat.client_api import add_api_endpoints
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.corrections import CorrectionsPanel, corrections_panel
 from adapter.ui.chat.events import ChatEvents
-from adapter.ui.chat.xray import LOGS_JS, about_line
-from adapter.ui.compare.filmstrip import films_html
+from adapter.ui.compare.filmstrip import XRAY_KEY, films_html
 from adapter.ui.gradio_internals import subclass_component
 from adapter.ui.images import write_upload
 from adapter.ui.inside.panel import inside_panel
 from adapter.ui.session import Conversations
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
+from adapter.ui.texts import inside as inside_texts
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
 from adapter.ui.toasts import toast
@@ -34,10 +36,15 @@ SettingsInputs = dict[str, Any]
 
 
 class TabParts(NamedTuple):
-    """The components of a tab that other parts of the page update."""
+    """The components of a tab that other parts of the page update.
+
+    chosen, describe: what is shown of the adapter in the first of the pickers, and updates of that by its name.
+    """
 
     pickers: list[Picker]
     message_box: gr.MultimodalTextbox
+    chosen: Sequence[Any] = ()
+    describe: Callable[[str], Sequence[Any]] = lambda name: ()
     corrections: CorrectionsPanel | None = None
     view: gr.Radio | None = None
     chat: gr.Chatbot | None = None
@@ -54,8 +61,8 @@ def chat_tab(
     renames or deletes here what others brought.
     """
     examples = [_copied_to_uploads(example) for example in theme.examples()]
-    sent = ", ".join(f"{name}: data => trigger('{name}', data)" for name in ("open", "note", "link"))
-    js = f"window.chatPage.connect({{{sent}}})"
+    # What conversations.js sends: a conversation to be shown, and what else it asks for.
+    js = "window.chatPage.connect({ open: data => trigger('open', data), act: data => trigger('act', data) })"
     listed = gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False, js_on_load=js)
     with gr.Row(equal_height=False, elem_id="room"):
         with gr.Column(elem_id="talk"):
@@ -65,32 +72,40 @@ def chat_tab(
                 with gr.Row(elem_id="who"):
                     settings = _adapter_choice(catalog)
                     with gr.Accordion(texts.MORE, open=False, elem_id="more"):
-                        own = _settings_panel(catalog, settings)
+                        pickers, own = [Picker(settings["adapter"])], tuple[Any, ...]()
+                        if uploads and not public:
+                            own = own_adapter_panel(catalog, pickers[0])
+                        about = _settings_panel(catalog, settings)
+                        pickers.append(Picker(settings["mix"], texts.NO_MIX))
                         store = ConversationStore(provider, catalog)
-                        pickers = [Picker(settings["adapter"]), Picker(settings["mix"], texts.NO_MIX)]
                         if uploads:
-                            adapter_upload_panel(page, provider, catalog, pickers, corrections.around, public)
-                            with own:
-                                if not public:
-                                    own_adapter_panel(catalog, pickers[0])
-                settings["xray"], drawing, line = about_line(page, chat)
+                            adapter_upload_panel(provider, catalog, pickers, corrections.around, public)
+                settings["xray"], drawing = _about_line()
                 box = message_box(texts.PLACEHOLDER, "box")
                 context = gr.HTML(elem_id="context", padding=False)
         with gr.Column(elem_id="inside-column"):
             inside_panel(provider, store.conversations)
-    lines = json.dumps([texts.CONTEXT, texts.CONTEXT_NEARLY_FULL])
-    js = f"messages => window.chatPage.contextLine(messages, {lines})"
-    chat.change(None, chat, context, js=js, **UNQUEUED)
-    opened = store.connect(page, listed, chat, box, settings)
-    events = ChatEvents(provider, catalog, examples, store)
-    _connect(events, store, opened, chat, box, settings, drawing)
-    # The chat tells no change where only what X-ray reads was added to an answer (Gradio 6.31).
-    store.to_browser.change(None, chat, drawing, js=LOGS_JS, **UNQUEUED)
-    corrected = [*store.outputs, corrections.known]
-    chat.edit(events.correct, [store.id, corrections.known], corrected, **QUEUED)
-    line.all(_read_all, None, settings["others"], **QUEUED)
+    opened = store.connect(listed, [chat, drawing, context], box, settings)
+    _connect(ChatEvents(examples, store), store, opened, settings, corrections)
+    # X-ray is on until somebody turns it off, which xray.js notes in the browser.
+    begin = "() => { window.chatPage.begin(); return localStorage.getItem('llama-adapter:xray') !== 'off'; }"
+    page.load(None, None, settings["xray"], js=begin, **UNQUEUED)
+    page.unload(store.close)
     add_api_endpoints(provider, catalog)
-    return TabParts(pickers, box, corrections, chat=chat, conversations=store.conversations, store=store)
+
+    def describe(name: str) -> Sequence[Any]:
+        card = theme.model_card(catalog, name), gr.update(interactive=bool(name))
+        if not own:
+            return card
+        try:
+            is_own = bool(name) and catalog.card(name).own
+        except AdapterError:
+            is_own = False
+        return *card, gr.update(visible=is_own), name
+
+    chosen = [about, settings["strength"], *own]
+    parts = pickers, box, chosen, describe, corrections
+    return TabParts(*parts, chat=chat, conversations=store.conversations, store=store)
 
 
 def _chatbot(examples: list[ExampleCard], catalog: AdapterCatalog) -> gr.Chatbot:
@@ -106,7 +121,10 @@ def _chatbot(examples: list[ExampleCard], catalog: AdapterCatalog) -> gr.Chatbot
         latex_delimiters=LATEX,
         allow_tags=False,
         placeholder=f"{texts.EMPTY_CHAT}\n\n{film}",
-        examples=[_example_card(example) for example in examples],
+        examples=[
+            {"text": one.text, "display_text": one.label, **({"files": [one.picture]} if one.picture else {})}
+            for one in examples
+        ],
         elem_id="chat",
     )
 
@@ -122,11 +140,9 @@ def _adapter_choice(catalog: AdapterCatalog) -> SettingsInputs:
     return {"adapter": picker, "strength": strength}
 
 
-def _settings_panel(catalog: AdapterCatalog, settings: SettingsInputs) -> gr.Column:
-    """Lays out what is seldom changed, and adds it to the settings; returns a place for more."""
+def _settings_panel(catalog: AdapterCatalog, settings: SettingsInputs) -> gr.HTML:
+    """Lays out what is seldom changed, and adds it to the settings; returns the adapter's card."""
     picker = settings["adapter"]
-    with gr.Column(elem_id="own-adapter") as own:
-        pass
     with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
         about = gr.HTML(theme.model_card(catalog, picker.value))
     with gr.Accordion(texts.MIX, open=False, elem_id="mix"):
@@ -147,17 +163,15 @@ def _settings_panel(catalog: AdapterCatalog, settings: SettingsInputs) -> gr.Col
     others = gr.Radio(texts.OTHERS_CHOICES, value=Settings().others, label=texts.OTHERS, info=texts.OTHERS_INFO)
     settings["others"] = others
 
-    def describe(name: str | None) -> tuple[str, Any]:
-        return theme.model_card(catalog, name or BASE_ONLY), gr.update(interactive=bool(name))
+    def choose_alone(mix: str | None) -> Any:
+        """Another adapter is chosen: what was mixed into the one before does not follow it."""
+        if not mix:
+            return gr.skip()
+        toast(texts.not_taken_along(mix), 6)
+        return BASE_ONLY
 
-    picker.change(describe, picker, [about, settings["strength"]], **UNQUEUED)
-    picker.input(_choose_alone, mix, mix, **QUEUED)
-    return own
-
-
-def _read_all() -> str:
-    toast(texts.READS_ALL, 5)
-    return "all"
+    picker.input(choose_alone, mix, mix, **QUEUED)
+    return about
 
 
 def _any_adapter(_: gr.Radio, name: Any) -> str | None:
@@ -170,12 +184,26 @@ AdapterRadio: Any = subclass_component(
 )
 
 
-def _choose_alone(mix: str | None) -> Any:
-    """Another adapter is chosen: what was mixed into the one before does not follow it."""
-    if not mix:
-        return gr.skip()
-    toast(texts.not_taken_along(mix), 6)
-    return BASE_ONLY
+def _about_line() -> tuple[gr.Checkbox, gr.HTML]:
+    """Lays out the line above the message: the adapter's description, which page.js writes, and the X-ray.
+
+    Returns its switch, and what draws it, whose event `submit` begins another branch of the newest answer.
+    """
+    with gr.Row(elem_id="about-line"):
+        gr.HTML('<p id="description"></p>', padding=False, elem_id="describes")
+        switch = gr.Checkbox(True, label=inside_texts.XRAY, container=False, elem_id="xray-switch")
+        drawing = gr.HTML(
+            [],
+            html_template=XRAY_KEY,
+            js_on_load=(theme.STATIC / "xray.js").read_text(encoding="utf-8"),
+            both=inside_texts.BOTH,
+            instead=inside_texts.INSTEAD,
+            own=inside_texts.COULD,
+            padding=False,
+            elem_id="xray",
+        )
+        gr.Button(inside_texts.LOOK_INSIDE, size="sm", elem_id="inside-open")  # xray.js opens the panel
+    return switch, drawing
 
 
 def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
@@ -193,15 +221,16 @@ def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
 
 
 def sampling_inputs() -> SettingsInputs:
+    sliders = {
+        "temperature": (texts.TEMPERATURE, texts.TEMPERATURE_INFO),
+        "top_p": (texts.TOP_P, None),
+        "top_k": (texts.TOP_K, texts.TOP_K_INFO),
+        "min_p": (texts.MIN_P, texts.MIN_P_INFO),
+        "repetition_penalty": (texts.PENALTY, texts.PENALTY_INFO),
+        "max_tokens": (texts.MAX_TOKENS, None),
+    }
     return {
-        "temperature": gr.Slider(**slider("temperature"), label=texts.TEMPERATURE, info=texts.TEMPERATURE_INFO),
-        "top_p": gr.Slider(**slider("top_p"), label=texts.TOP_P),
-        "top_k": gr.Slider(**slider("top_k"), label=texts.TOP_K, info=texts.TOP_K_INFO),
-        "min_p": gr.Slider(**slider("min_p"), label=texts.MIN_P, info=texts.MIN_P_INFO),
-        "repetition_penalty": gr.Slider(
-            **slider("repetition_penalty"), label=texts.PENALTY, info=texts.PENALTY_INFO
-        ),
-        "max_tokens": gr.Slider(**slider("max_tokens"), label=texts.MAX_TOKENS),
+        **{name: gr.Slider(**slider(name), label=label, info=info) for name, (label, info) in sliders.items()},
         # Not gr.Number: an empty one shows and sends 0 (gradio 6.31).
         "seed": gr.Textbox(label=texts.SEED, placeholder=texts.NEW_SEED, max_lines=1, max_length=20),
         "stop": gr.Textbox(label=texts.STOP, info=texts.STOP_INFO, lines=1, max_lines=MAX_STOPS),
@@ -212,32 +241,26 @@ def _connect(
     events: ChatEvents,
     store: ConversationStore,
     opened: Any,
-    chat: gr.Chatbot,
-    box: gr.MultimodalTextbox,
     settings: SettingsInputs,
-    branches: Any,
+    corrections: CorrectionsPanel,
 ) -> None:
-    """opened: the event of a conversation that is opened; branches: whose event `branch` begins one."""
-    turn = {
-        "inputs_kwargs": settings,
-        "outputs": store.outputs,
-        "show_progress": "hidden",
-        # An answer of another conversation may still be pending: by default Gradio's page then drops a message
-        # without a word (6.31). Of two events of one conversation the second is refused.
-        "trigger_mode": "multiple",
-        **MODEL,
-        **PRIVATE,
-    }
-    box.submit(events.send, [box, store.id], **turn)
+    """opened: the event of a conversation that is opened."""
+    chat, drawing, _, box, *_ = store.outputs
+    # An answer of another conversation may still be pending: by default Gradio's page then drops a message without
+    # a word (6.31). Of two events of one conversation the second is refused.
+    options = {"show_progress": "hidden", "trigger_mode": "multiple", **MODEL, **PRIVATE}
+    turn = {"inputs_kwargs": settings, "outputs": store.outputs, **options}
+    pressed = (chat.edit, chat.option_select, chat.example_select, drawing.submit)
+    gr.on([box.submit, *pressed], events.send, [box, store.id], **turn)
     chat.retry(events.retry, store.id, **turn)
-    chat.edit(events.edit, store.id, **turn)
-    chat.option_select(events.choose_option, store.id, **turn)
-    chat.example_select(events.send_example, store.id, **turn)
-    opened.then(events.follow, store.id, **turn)
-    branches.branch(events.branch, store.id, **turn)
+    names = json.dumps([name for name in settings if name != "xray"])  # which comes last
+    js = f"(id, ...values) => window.chatPage.opened(id, {names}, values)"
+    opened.then(events.follow, store.id, js=js, **turn)
     box.stop(events.stop, store.id, store.outputs, **UNQUEUED)
     chat.undo(events.undo, store.id, store.outputs, **QUEUED)
-    settings["xray"].input(events.xray, [settings["xray"], store.id], chat, **QUEUED)
+    settings["xray"].input(events.xray, [settings["xray"], store.id], drawing, **QUEUED)
+    corrected = [*store.outputs, corrections.known]
+    chat.edit(events.correct, [store.id, corrections.known], corrected, **QUEUED)
 
 
 def _copied_to_uploads(example: ExampleCard) -> ExampleCard:
@@ -250,8 +273,3 @@ def _copied_to_uploads(example: ExampleCard) -> ExampleCard:
     copy = write_upload(Path(example.picture).read_bytes())
     gr.set_static_paths(copy)
     return replace(example, picture=copy)
-
-
-def _example_card(example: ExampleCard) -> Any:
-    card: dict[str, Any] = {"text": example.text, "display_text": example.label}
-    return {**card, "files": [example.picture]} if example.picture else card

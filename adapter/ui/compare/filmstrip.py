@@ -63,7 +63,7 @@ def recorded_films() -> list[dict[str, Any]]:
 
 
 def films_html(adapters: Sequence[str]) -> str:
-    """The films of `adapters` for the empty chat. composer.js shows the chosen one's, at its strength."""
+    """The films of `adapters` for the empty chat. page.js shows the chosen one's, at its strength."""
     parts = []
     for film in recorded_films():
         if (name := film["settings"]["adapter"]) in adapters:

@@ -85,10 +85,10 @@ class CompareEvents:
         """
         skip = gr.skip()
         answered = conversation.last_recorded_answer(self.conversations.history(request.session_hash))
-        record = answered and conversation.parse_record(answered.record)
-        if event.value != conversation.FILM or answered is None or record is None:
+        if event.value != conversation.FILM or answered is None:
             yield (skip,) * (3 + 2 + MAX_PANES)
             return
+        record = answered.record
         picture = answered.picture if record.picture else None
         message = {"text": answered.messages[-1].text, "files": [picture] if picture else []}
 

@@ -133,13 +133,12 @@ def newest_request(
     provider: EngineProvider, history: History, client: Client
 ) -> tuple[GenerationRequest, str, AnswerRecord]:
     """The request that the newest answer was given, its text and its record. Raises as `inspect_newest`."""
-    answered, record = _recorded_answer(history)
+    answered = _recorded_answer(history)
+    record = answered.record
     if provider.engine() is None:
         raise BadInput(provider.status().text)
     image = open_upload(answered.picture) if record.picture and answered.picture else None
-    newest = max(i for i, entry in enumerate(history) if conversation.record_of(entry))
-    request = build_request(answered.messages, record.settings, image, client)
-    return request, conversation.text_of(history[newest - 1]), record
+    return build_request(answered.messages, record.settings, image, client), answered.text, record
 
 
 def parse_gates(value: Any) -> Gates:
@@ -173,21 +172,20 @@ def _answer_id(history: History) -> str:
     return hashlib.sha256(repr(conversation.last_recorded_answer(history)).encode()).hexdigest()
 
 
-def _recorded_answer(history: History) -> tuple[RecordedAnswer, AnswerRecord]:
+def _recorded_answer(history: History) -> RecordedAnswer:
     """The newest answer and its record. Raises BadInput if it has none, or no adapter."""
-    lines = [entry for entry in history if conversation.kind(entry) == conversation.STATS]
-    if not lines and not any(message.role == "assistant" for message in conversation.to_messages(history)):
+    answers = [entry for entry in history if entry.role == "assistant" or entry.about]
+    if not answers:
         raise BadInput(texts.NO_ANSWER)
     answered = conversation.last_recorded_answer(history)
-    record = None if answered is None else conversation.parse_record(answered.record)
     # An older answer may have a record where the newest has none.
-    if answered is None or record is None or not conversation.record_of(lines[-1]):
+    if answered is None or not answered.record.token_ids or answers[-1].record is None:
         raise BadInput(texts.NO_RECORD)
-    if not record.settings.adapters:
+    if not answered.record.settings.adapters:
         raise BadInput(texts.NO_GATES)
-    if record.picture and answered.picture is None:
+    if answered.record.picture and answered.picture is None:
         raise BadInput(texts.NO_PICTURE)
-    return answered, record
+    return answered
 
 
 def _reason(error: Exception) -> str:

@@ -8,25 +8,20 @@
   const [SETTINGS, CURRENT] = ["llama-adapter:settings", "llama-adapter:conversation"];
   const UNDO_MS = 3_600_000; // after which a deleted conversation is gone from the browser
   const LINK = "#chat=";
+  const EMPTY = { format: "llama-adapter conversation", version: 2 };
   const [MAX_LINK, MAX_FILE] = [8_000, 6_000_000]; // mail and messengers may cut longer ones; what a request has room for
   const find = (selector) => document.querySelector(selector);
   // As secret as this storage: the server goes on with a conversation for whoever knows its id.
   const newId = () => [...crypto.getRandomValues(new Uint32Array(4))].map((number) => number.toString(36)).join("");
 
-  const attempt = (action) => {
+  const attempt = (action, otherwise) => {
     try {
-      return action() ?? true;
+      return action();
     } catch {
-      return false;
+      return otherwise;
     }
   };
-  const parse = (text) => {
-    try {
-      return JSON.parse(text);
-    } catch {
-      return null;
-    }
-  };
+  const parse = (text) => attempt(() => JSON.parse(text), null);
   // A browser may forbid any storage, in a frame of another site for example: what is kept then goes with the page.
   const inMemory = (kept = new Map()) => ({
     getItem: (key) => kept.get(key) ?? null,
@@ -34,7 +29,7 @@
     removeItem: (key) => void kept.delete(key),
   });
   for (const name of ["localStorage", "sessionStorage"]) // Gradio's BrowserState (6.31) relies on the first
-    if (!attempt(() => window[name].getItem(""))) Object.defineProperty(window, name, { value: inMemory() });
+    if (!attempt(() => window[name])) Object.defineProperty(window, name, { value: inMemory() });
   const [shared, own] = [localStorage, sessionStorage]; // the second is this tab's
   const database = new Promise((resolve, reject) => {
     const request = indexedDB.open("llama-adapter", 1);
@@ -78,8 +73,7 @@
   const leaveLink = () => linked() && history.replaceState(null, "", location.pathname + location.search);
 
   const learn = (record) => {
-    const newer = conversations.get(record.id)?.changed > record.changed; // there was no room for it
-    if (!newer) conversations.set(record.id, record);
+    if (!(conversations.get(record.id)?.changed > record.changed)) conversations.set(record.id, record); // no room for it
   };
   const refresh = async () => (await transact("readonly", (records) => records.getAll())).forEach(learn);
   // All that is kept, read once, without what was deleted long ago. Two requests of one transaction see the same state:
@@ -131,7 +125,7 @@
         full = false;
       } catch (error) {
         if (error?.name !== "QuotaExceededError") return;
-        if (!full) note("storage-full");
+        if (!full) act("STORAGE_FULL");
         full = true;
         await write({}).catch(() => {});
       }
@@ -147,9 +141,10 @@
       attempt(() => own.setItem(CURRENT, id));
     }
     if (document.messages.length) hideUndo();
-    Object.entries(sent).forEach(([key, url]) => pictures.set(key, url));
-    const same = JSON.stringify(conversations.get(id)?.document) === JSON.stringify(document);
-    const changes = { document, changed: same ? conversations.get(id).changed : Date.now() };
+    for (const [key, url] of Object.entries(sent)) pictures.set(key, url);
+    const before = conversations.get(id);
+    const same = JSON.stringify(before?.document) === JSON.stringify(document);
+    const changes = { document, changed: same ? before.changed : Date.now() };
     if (begins) changes.deleted = 0; // else what another tab has deleted meanwhile stays so
     if (settings && id === shown.id) changes.settings = settings;
     change(id, changes, sent);
@@ -187,12 +182,11 @@
   };
   const fromLink = async (packed) => {
     if (packed.length > MAX_LINK) return "";
-    try {
+    const decoded = async () => {
       const bytes = Uint8Array.from(atob(packed.replaceAll("-", "+").replaceAll("_", "/")), (c) => c.charCodeAt(0));
       return new TextDecoder().decode(await through(bytes, new DecompressionStream("deflate")));
-    } catch {
-      return "";
-    }
+    };
+    return decoded().catch(() => "");
   };
 
   // The list, and what is done in it.
@@ -201,8 +195,8 @@
   const hideUndo = () => (undo().hidden = true);
   let connect;
   const events = new Promise((resolve) => (connect = resolve)); // of the server
-  const note = async (name, more) => (await events).note({ name, ...more });
-  let [isOpening, isWaiting, afterOpening, next] = [true, false, [], null];
+  const act = async (name, more) => (await events).act({ name, ...more }); // a note to be shown, or what has its name
+  let [isOpening, next, waiting] = [true, null, null]; // waiting: what is done once a conversation is shown
   const open = (id, unsaved) => {
     list().close();
     hideUndo();
@@ -210,11 +204,6 @@
     next = { id, unsaved };
     if (!isOpening) send();
     if (matchMedia("(hover: hover)").matches) find("#box textarea")?.focus();
-  };
-  const openNewKeepingUndo = () => {
-    const { hidden } = undo();
-    open(newId());
-    undo().hidden = hidden;
   };
   // Sends the conversation to be shown. The one before stays in sight until the server shows this one.
   const send = async () => {
@@ -229,7 +218,7 @@
     if (found) learn(found);
     const record = conversations.get(id);
     const panel = record?.settings ?? (restored ? null : parse(own.getItem(SETTINGS) ?? shared.getItem(SETTINGS)));
-    const text = unsaved?.text ?? (await toText({ document: {}, ...record, settings: panel }));
+    const text = unsaved?.text ?? (await toText({ document: EMPTY, ...record, settings: panel }));
     (await events).open({ id, text, source: unsaved?.source ?? "" });
   };
   // A message or an example that is sent meanwhile waits until the conversation is there.
@@ -243,19 +232,11 @@
     if (!sender) return;
     event.preventDefault();
     event.stopImmediatePropagation();
-    const example = [...document.querySelectorAll("#chat .example")].indexOf(sender); // they may be drawn anew
-    const again = () => (document.querySelectorAll("#chat .example")[example] ?? find("#box .submit-button"))?.click();
-    if (!isWaiting) afterOpening.push(again);
-    isWaiting = true;
+    const examples = () => [...document.querySelectorAll("#chat .example")]; // they may be drawn anew
+    const example = examples().indexOf(sender);
+    waiting ??= () => (examples()[example] ?? find("#box .submit-button"))?.click();
   };
   for (const type of ["keydown", "click"]) document.addEventListener(type, wait, true);
-  const remove = (id) => {
-    if (!messagesOf(conversations.get(id)).length) return;
-    amend(id, { deleted: Date.now() });
-    deleted = id;
-    undo().querySelector("span").textContent = undo().dataset.text.replace("{}", titleOf(conversations.get(id)));
-    undo().hidden = false;
-  };
   const render = () => {
     const words = list().querySelector("input[type=search]").value.trim().toLowerCase();
     const matches = (r) => [titleOf(r), ...messagesOf(r).map(({ text }) => text ?? "")].join("\n").toLowerCase().includes(words);
@@ -306,10 +287,13 @@
     close: () => list().close(),
     open: (item) => open(item.dataset.id),
     rename,
-    delete: (item) => {
-      remove(item.dataset.id);
+    delete: ({ dataset: { id } }) => {
+      if (id === shown.id) open(newId());
+      amend(id, { deleted: Date.now() });
+      deleted = id;
+      undo().querySelector("span").textContent = undo().dataset.text.replace("{}", titleOf(conversations.get(id)));
+      undo().hidden = false;
       render();
-      if (item.dataset.id === shown.id) openNewKeepingUndo();
     },
     undo: () => {
       amend(deleted, { deleted: 0 });
@@ -317,21 +301,22 @@
     },
     import: () => find("#this-conversation input[type=file]").click(),
     export: async () => {
-      if (!messagesOf(current()).length) return note("nothing");
+      if (!messagesOf(current()).length) return act("NOTHING_TO_EXPORT");
       save(find("#this-conversation .actions").dataset.name, await toText({ ...current(), settings }));
     },
-    link: async () => (messagesOf(current()).length ? (await events).link() : note("nothing")),
+    link: () => act(messagesOf(current()).length ? "link" : "NOTHING_TO_EXPORT"),
   };
   const current = () => (shown.unsaved ? { document: parse(shown.unsaved.text) } : conversations.get(shown.id));
   document.addEventListener("click", (event) => {
     if (event.target === list()) return list().close(); // beside it
+    if (event.target.closest?.("#chat .divider")) act("all"); // the line that says what is read of others' answers
     const button = event.target.closest?.("#conversations button, #this-conversation .actions button");
     if (button) actions[button.name]?.(button.closest("li"));
   });
   document.addEventListener("change", async ({ target }) => {
     if (!target.matches?.("#this-conversation input[type=file]") || !target.files.length) return;
     const [file] = target.files;
-    if (file.size > MAX_FILE) note("too-large");
+    if (file.size > MAX_FILE) act("FILE_TOO_LARGE");
     else open(newId(), { text: await file.text().catch(() => ""), source: "file" });
     target.value = ""; // the same file again is a change too
   });
@@ -341,18 +326,11 @@
   addEventListener("hashchange", () => /^#(chat|adapter)=/.test(location.hash) && location.reload());
   // Back and forward may show a page as it was left; the tab's conversation has gone on since.
   addEventListener("pageshow", (event) => event.persisted && location.reload());
-  const copyText = async (text) => {
-    try {
-      await navigator.clipboard.writeText(text);
-      return true;
-    } catch {
-      return false; // no https, or not allowed
-    }
-  };
+  // Without https, or where it is not allowed, nothing is copied.
+  const copyText = async (text) => navigator.clipboard?.writeText(text).then(() => true, () => false) ?? false;
 
   const begun = begin();
   const save = (name, text) => {
-    if (!text) return;
     const anchor = document.createElement("a");
     anchor.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     anchor.download = name;
@@ -365,14 +343,14 @@
     messages.splice(messages.findLastIndex(({ role }) => role === "assistant"), 0, { role: "page", text: before });
     const both = before && (await toLink({ document: { ...record.document, messages } }));
     const packed = both || (await toLink(record));
-    if (!packed) return note("too-long");
+    if (!packed) return act("LINK_TOO_LONG");
     const address = location.origin + location.pathname + LINK + packed;
-    note((await copyText(address)) ? "copied" : "", { address });
+    act((await copyText(address)) ? "LINK_COPIED" : "", { address });
   };
 
   // Called by event listeners of conversation_store.py, chat/tab.py and the Train tab.
   window.chatPage = {
-    note,
+    act,
     get restored() {
       return restored;
     },
@@ -386,7 +364,7 @@
     // A conversation is shown, or could not be: then the page goes on with the one before, or with a new one.
     opened: (id, names, values) => {
       if (id !== shown.id && !next) {
-        if (shown.unsaved?.source !== "file") note("not-opened"); // of a file the server has said why
+        if (shown.unsaved?.source !== "file") act("NOT_OPENED"); // of a file the server has said why
         if (!id && !retried) [next, retried] = [{ id: newId() }, true];
         before = shown = id === before.id ? before : { id };
         attempt(() => own.setItem(CURRENT, id));
@@ -394,9 +372,11 @@
         if (!restored) remember(names, values);
         restored = true;
       }
-      isOpening = isWaiting = false;
-      if (next) send();
-      else afterOpening.splice(0).forEach((act) => act());
+      isOpening = false;
+      const again = next ? send : waiting;
+      if (!next) waiting = null;
+      again?.();
+      return [id, ...(values ?? [])];
     },
     // From the server: a conversation to be kept, a question for what is shown, or what a link says before it.
     receive: (text) => {
@@ -406,10 +386,10 @@
       if (again) open(shown.id || newId(), shown.unsaved);
     },
     storeSettings: (names, values) => {
-      document.dispatchEvent(new Event("llama-adapter:settings")); // for composer.js
+      document.dispatchEvent(new Event("llama-adapter:settings")); // for page.js
       if (restored) remember(names, values);
     },
-    copy: async (text) => (text && (await copyText(text)) ? "yes" : ""), // for page.js
+    copy: copyText, // for page.js
     save,
   };
 })();

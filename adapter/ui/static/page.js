@@ -1,11 +1,17 @@
-/* The page's behaviour in the browser: keys and focus. Conversations are in conversations.js.
-   Knows the elements' ids; its texts come from data-… attributes. Sends no requests. What it relies on in Gradio is
-   listed in gradio_internals.py. */
+/* The page's behaviour in the browser: the server's state, copies, keys and focus, pictures that are dropped, names for
+   those who do not see. Conversations are in conversations.js, which is loaded before. Its texts come from data-…
+   attributes. Sends no requests. */
 
 (() => {
   const find = (selector) => document.querySelector(selector);
+  const all = (selector) => [...document.querySelectorAll(selector)];
   const visible = (element) => Boolean(element?.getClientRects().length);
+  const box = () => all(".box").find(visible);
+  const FIELDS = "textarea, select, [contenteditable=true], input:not([type=radio], [type=checkbox], [type=range])";
 
+  // The status line is red while the server does not answer what the page asks it every few seconds.
+  const LATE_MS = 20_000;
+  const serverIs = (there) => find("#top")?.toggleAttribute("data-server-gone", !there);
   // Gradio's server ends the stream of results when it knows of no event under way. An event that begins at that moment
   // takes the old stream to be open, and would wait for its results for ever (6.31). Any other event opens a new one.
   let [streams, missed] = [0, false];
@@ -14,30 +20,23 @@
     missed = false;
     signal?.addEventListener("abort", () => {
       streams -= 1;
-      if (missed) setTimeout(() => missed && !streams && window.chatPage.note(""), 50);
+      if (missed) setTimeout(() => missed && !streams && window.chatPage.act(""), 50);
     });
   };
-  // The status line is red while the server does not answer what the page asks it every few seconds.
-  const LATE_MS = 20_000;
-  const serverIs = (there) => find("#top")?.toggleAttribute("data-server-gone", !there);
   const { fetch } = window;
   window.fetch = async (...asked) => {
     const path = String(asked[0]?.url ?? asked[0]);
-    const regular = /\/(run\/predict|app_id)$/.test(path);
+    const [regular, joins] = [/\/(run\/predict|app_id)$/.test(path), path.includes("/queue/join")];
     const late = regular && setTimeout(() => serverIs(false), LATE_MS);
     if (path.includes("/queue/data")) streamIs(asked[0]);
+    let response;
     try {
-      const response = await fetch(...asked);
-      if (regular) serverIs(true);
-      if (path.includes("/queue/join") && streams) missed = true; // maybe
-      if (path.includes("/queue/join") && !response.ok) window.chatPage.refused(); // an event ends without a result
-      return response;
-    } catch (error) {
-      if (regular) serverIs(false);
-      if (path.includes("/queue/join")) window.chatPage.refused();
-      throw error;
+      return (response = await fetch(...asked));
     } finally {
       clearTimeout(late);
+      if (regular) serverIs(Boolean(response));
+      if (joins && response && streams) missed = true; // maybe
+      if (joins && !response?.ok) window.chatPage.refused(); // an event ends without a result
     }
   };
 
@@ -59,62 +58,108 @@
     const write = navigator.clipboard.writeText.bind(navigator.clipboard);
     navigator.clipboard.writeText = (text) => write(unescapeMarkup(text));
   }
-
   // The button beside the JSON behind a table.
-  document.addEventListener("click", async (event) => {
-    const button = event.target.closest?.(".json-answer button");
+  document.addEventListener("click", async ({ target }) => {
+    const button = target.closest?.(".json-answer button");
     if (!button) return;
     const copied = await window.chatPage.copy(button.parentElement.querySelector("code").textContent);
-    button.classList.toggle("copied", Boolean(copied));
+    button.classList.toggle("copied", copied);
   });
 
-  // Esc stops the answer of the visible tab.
+  // A picture that is dropped anywhere is pasted into the message box, and the browser never opens a file. Gradio's own
+  // places for files keep theirs.
+  const isOurs = ({ target, dataTransfer }) =>
+    dataTransfer.types.includes("Files") && (target.closest?.(".box") || !target.closest?.("[aria-dropeffect]"));
+  const drag = (event) => {
+    const ours = isOurs(event);
+    find("#tabs").toggleAttribute("data-dropping", Boolean(ours) && event.type === "dragover");
+    if (!ours) return false;
+    event.preventDefault();
+    event.stopPropagation();
+    return true;
+  };
+  const drop = async (event) => {
+    if (!drag(event)) return;
+    const files = [...event.dataTransfer.files];
+    const picture = files.find(({ type }) => type.startsWith("image/"));
+    if (!picture || files.length > 1) window.chatPage.act(picture ? "ONE_PICTURE" : "NO_PICTURE");
+    if (!picture) return;
+    if (!box()) find("#tabs [data-tab-id=chat]").click(); // the Train tab has none
+    while (!box()) await new Promise(requestAnimationFrame);
+    const [into, clipboardData] = [box(), new DataTransfer()];
+    into.querySelector(".thumbnail-item .delete-button")?.click(); // the box holds one picture
+    await new Promise((done) => setTimeout(done, 100));
+    clipboardData.items.add(picture);
+    const field = into.querySelector("textarea");
+    field.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
+    field.focus();
+  };
+  document.addEventListener("drop", drop, true);
+  document.addEventListener("dragover", drag, true);
+  document.addEventListener("dragleave", (event) => event.relatedTarget || find("#tabs").toggleAttribute("data-dropping", false));
+
+  // Keys. Esc puts an edit back, closes the drawer or stops the answer of the visible tab.
+  const endEdit = (field, title) => {
+    const buttons = field.closest(".message-row").nextElementSibling;
+    buttons.querySelector(`[title="${title}"]`)?.click();
+    if (title === "Cancel") requestAnimationFrame(() => buttons.querySelector('[title="Edit"], [title="Say it like this"]')?.focus());
+  };
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
-    if (find("dialog[open], :popover-open") || event.target.closest?.("[role=listbox], [aria-expanded=true], .edit-textarea")) return;
-    [...document.querySelectorAll(".box .stop-button")].find(visible)?.click();
+    const { target, key } = event;
+    if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    const [edits, drawer] = [target.matches?.(".edit-textarea"), find("#more > .label-wrap.open")];
+    if (edits && (key === "Escape" || (key === "Enter" && !event.shiftKey))) {
+      endEdit(target, key === "Enter" ? "Submit" : "Cancel");
+    } else if (key === "Escape") {
+      if (find("dialog[open], :popover-open") || target.closest?.("[role=listbox], [aria-expanded=true]:not(.label-wrap)")) return;
+      if (!drawer || !target.closest?.("#more")) return all(".box .stop-button").find(visible)?.click();
+      drawer.click();
+      drawer.focus();
+    } else if (key === "/" && !target.closest?.(FIELDS) && !find("dialog[open]")) {
+      box()?.querySelector("textarea").focus();
+    } else return;
+    event.preventDefault();
   });
 
   // After an answer the message box gets the focus again, unless the user is working elsewhere, or on a phone, whose
   // keyboard would cover the answer.
   let answering = null;
   const restoreFocus = () => {
-    const box = [...document.querySelectorAll(".box")].find((one) => visible(one.querySelector(".stop-button")));
-    if (box) {
-      answering = box;
-      return;
-    }
     const ended = answering;
-    answering = null;
+    answering = all(".box").find((one) => visible(one.querySelector(".stop-button"))) ?? null;
+    if (answering || !visible(ended) || !matchMedia("(hover: hover)").matches || find("#chat .edit-textarea")) return;
     const focused = document.activeElement;
-    const free =
-      !focused || focused === document.body || ended?.contains(focused) || focused.closest("#chat") || !visible(focused);
-    if (ended && visible(ended) && free && matchMedia("(hover: hover)").matches && !find("#chat .edit-textarea")) {
+    if (!focused || focused === document.body || ended.contains(focused) || focused.closest("#chat") || !visible(focused))
       ended.querySelector("textarea")?.focus({ preventScroll: true });
-    }
   };
   // Accessibility that Gradio lacks (6.31): its list of examples has no items, its message box and pictures have
-  // no name, and the keyboard does not reach a card or code that scrolls.
-  const setAttribute = (selector, name, value) => {
-    for (const element of document.querySelectorAll(selector)) element.setAttribute(name, value);
-  };
-  const names = () => find("#head h1")?.dataset ?? {};
+  // no name, the keyboard does not reach a card or code that scrolls, and each radio is a stop of its own.
+  const setAttribute = (selector, name, value) => all(selector).forEach((element) => element.setAttribute(name, value));
+  let groups = 0;
   const fixAccessibility = () => {
-    for (const option of document.querySelectorAll("#chat .option")) // an icon
-      if (option.textContent.trim() === names().film) option.ariaLabel = option.title = names().filmName;
-    setAttribute(".box textarea:not([aria-label])", "aria-label", names().message ?? "");
+    const { film, filmName, message = "", picture = "", correct = "" } = find("#head h1")?.dataset ?? {};
+    for (const option of all("#chat .option")) // an icon
+      if (option.textContent.trim() === film) option.ariaLabel = option.title = filmName;
+    setAttribute(".box textarea:not([aria-label])", "aria-label", message);
     setAttribute("#chat .examples[role=list]", "role", "group");
-    setAttribute("#chat .image-container button:not([aria-label])", "aria-label", names().picture ?? "");
+    setAttribute("#chat .image-container button:not([aria-label])", "aria-label", picture);
     setAttribute(":is(#about .prose, #chat pre):not([tabindex])", "tabindex", "0");
-    const correct = names().correct ?? "";
     for (const name of ["title", "aria-label"]) {
       setAttribute(`#chat .message-buttons-left [${name}="Edit"]`, name, correct);
       setAttribute(`#chat .message-buttons-right [${name}="${correct}"]`, name, "Edit"); // a row that was an answer's
     }
+    for (const radio of all("fieldset input[type=radio]")) {
+      const group = (radio.closest("fieldset").dataset.group ||= `group-${++groups}`);
+      if (radio.name !== group) radio.name = group; // an equal one would be a change too, without end
+    }
+    for (const button of all(".gr-accordion > .label-wrap")) {
+      const open = String(button.matches(".open"));
+      if (button.ariaExpanded !== open) button.ariaExpanded = open;
+    }
   };
   // An edit begins at the beginning of a text: Gradio (6.31) shows its end.
   const showBeginning = () => {
-    for (const field of document.querySelectorAll("#chat .edit-textarea:not([data-begun])")) {
+    for (const field of all("#chat .edit-textarea:not([data-begun])")) {
       field.dataset.begun = "";
       requestAnimationFrame(() => {
         field.setSelectionRange(0, 0);
@@ -122,43 +167,48 @@
       });
     }
   };
-  const onChange = () => {
-    restoreFocus();
-    fixAccessibility();
-    showBeginning();
-  };
-  addEventListener("DOMContentLoaded", onChange);
-  new MutationObserver(onChange).observe(document.documentElement, { childList: true, subtree: true });
 
-  // A picture that was dropped is pasted into the message box.
-  const attach = async (file, box = find("#box")) => {
-    box.querySelector(".thumbnail-item .delete-button")?.click(); // the box holds one picture
-    await new Promise((done) => setTimeout(done, 100));
-    const clipboardData = new DataTransfer();
-    clipboardData.items.add(file);
-    const field = box.querySelector("textarea");
-    field.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
+  // Who answers: the description of the adapter that is chosen, or under the mouse, and of an empty chat its film.
+  const chosen = () => find("#picker input:checked");
+  const describe = (label = find("#picker label:hover") ?? chosen()?.closest("label")) => {
+    const line = find("#description");
+    const text = (label?.textContent ?? "").trim().split("\n").slice(1).join(" · ");
+    if (line && line.textContent !== text) line.textContent = text;
+  };
+  const showFilm = () => {
+    for (const label of all("#picker label")) {
+      const [name] = label.textContent.trim().split("\n");
+      if (label.dataset.name !== name) label.dataset.name = name; // page.css shows it alone
+    }
+    const [chat, strength, name] = [find("#chat"), find("#strength input[type=range]"), chosen()?.value];
+    if (!chat || !strength || name === undefined) return;
+    const films = all("#chat .film");
+    // The frozen base is what every film begins with.
+    const film = films.find((one) => one.matches(`.film-${CSS.escape(name)}`)) ?? (name ? null : films[0]);
+    for (const one of films) one.toggleAttribute("data-shown", one === film);
+    chat.dataset.frame = name ? Math.round(2 * strength.value) : 0;
+  };
+  for (const type of ["pointerover", "focusin"])
+    document.addEventListener(type, ({ target }) => describe(target.closest?.("#picker label") ?? undefined));
+  document.addEventListener("input", ({ target }) => target.closest?.("#strength, #picker") && showFilm());
+  document.addEventListener("llama-adapter:settings", () => requestAnimationFrame(showFilm));
+
+  // An unsent message outlives a reload of its tab; Gradio reloads the page when a server is back.
+  const DRAFT = "llama-adapter:draft";
+  let restored = false;
+  const restoreDraft = () => {
+    const [field, text] = [find("#box textarea"), sessionStorage.getItem(DRAFT)];
+    if (restored || !field) return;
+    restored = true;
+    if (!text || field.value) return;
+    field.value = text;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
     field.focus();
   };
-  window.chatPage.attach = attach; // for composer.js
+  addEventListener("pagehide", () => sessionStorage.setItem(DRAFT, find("#box textarea")?.value ?? ""));
 
-  // How much of what the base reads the conversation has, by the record of its newest answer.
-  const recordOf = (log) => {
-    try {
-      return JSON.parse(log) ?? {};
-    } catch {
-      return {}; // no record, or what the X-ray keeps
-    }
-  };
-  window.chatPage.contextLine = (messages, [line, warning]) => {
-    for (const { metadata } of [...(messages ?? [])].reverse()) {
-      const { context_tokens: tokens, context_length: length } = recordOf(metadata?.log);
-      if (!length) continue;
-      if (!(tokens > 0.5 * length)) break;
-      const full = tokens > 0.8 * length;
-      const filled = (full ? warning : line).replace("TOKENS", Number(tokens).toLocaleString("en"));
-      return `<span class="${full ? "full" : ""}">${filled.replace("LENGTH", Number(length).toLocaleString("en"))}</span>`;
-    }
-    return "";
-  };
+  const onChange = () => [restoreFocus, fixAccessibility, showBeginning, restoreDraft, describe, showFilm].forEach((act) => act());
+  addEventListener("DOMContentLoaded", onChange);
+  const attributeFilter = ["aria-selected", "name", "class", "data-testid"];
+  new MutationObserver(onChange).observe(document.documentElement, { childList: true, subtree: true, attributeFilter });
 })();

@@ -85,7 +85,7 @@ function show(word) {
       row.textContent = String(other).trim() || JSON.stringify(other);
       row.dataset.p = percent(value);
       row.style.setProperty('--p', Math.exp(value));
-      if (open) row.onclick = () => { trigger('branch', {index: word.n, token: id}); hide(); };
+      if (open) row.onclick = () => { trigger('submit', {index: word.n, token: id}); hide(); };
       return row;
     }));
     return column;

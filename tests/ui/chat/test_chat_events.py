@@ -9,7 +9,6 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -21,11 +20,12 @@ from adapter.errors import Busy
 from adapter.serve.request import Client
 from adapter.serve.settings import Settings
 from adapter.ui import conversation, session, theme
-from adapter.ui.answer_stream import TEXT_ONLY
+from adapter.ui.answer_stream import TEXT_ONLY, USE
 from adapter.ui.chat import conversation_json
-from adapter.ui.chat.conversation_store import ConversationStore, Updates, note
+from adapter.ui.chat.chatbot import View
+from adapter.ui.chat.conversation_store import ConversationStore, Updates
 from adapter.ui.chat.events import ChatEvents
-from adapter.ui.conversation import History, answer, stats, user_turn
+from adapter.ui.conversation import Entry, History, user_turn
 from adapter.ui.session import Conversations, Forgotten, NotOpen, StillAnswering
 from adapter.ui.texts import page as texts
 from tests.app_process import wait_until
@@ -44,7 +44,7 @@ def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def event(**values: Any) -> Any:
-    return SimpleNamespace(**values)
+    return gr.EventData(None, values)
 
 
 class Page:
@@ -58,10 +58,10 @@ class Page:
             self.engine = engine or EchoEngine()
             with gr.Blocks():
                 self.store = ConversationStore(ReadyProvider(self.engine), FakeCatalog())  # type: ignore[arg-type]
-            self.events = ChatEvents(ReadyProvider(self.engine), self.store.catalog, theme.examples(), self.store)
+            self.events = ChatEvents(theme.examples(), self.store)
         else:
             self.engine, self.store, self.events = server.engine, server.store, server.events
-        self.chat: History = []
+        self.view: View = []
         self.box: Any = None
         self.panel: dict[str, Any] = {}
         self.kept: dict[str, dict[str, Any]] = {}  # by id, what the browser has of a conversation
@@ -71,7 +71,7 @@ class Page:
     def open(self, id: str, history: History | None = None) -> None:
         """Opens what the browser has of it, or a history."""
         document = self.kept[id] if history is None and id in self.kept else None
-        document = document or conversation_json.pack(history or [], {}).document
+        document = document or conversation_json.pack(history or []).document
         sent = {"id": id, "text": json.dumps(document)}
         self.apply(Updates(*self.store.open(gr.EventData(None, sent), self.request)[: len(Updates._fields)]))
 
@@ -80,14 +80,16 @@ class Page:
         handler, id = getattr(self.events, name), self.id
         if name in ("undo", "stop"):
             return handler(id, self.request)
+        if name == "send" and isinstance(values[0], gr.EventData):
+            return handler(None, id, values[0], self.request, **{**DEFAULTS, **settings})
         if name == "send":
             message = values[0] if isinstance(values[0], dict) else {"text": values[0], "files": []}
-            return handler(message, id, self.request, **{**DEFAULTS, **settings})
+            return handler(message, id, event(), self.request, **{**DEFAULTS, **settings})
         return handler(id, *values, self.request, **{**DEFAULTS, **settings})
 
     def apply(self, updates: Updates) -> None:
         if isinstance(updates.chat, list):
-            self.chat = [entry for entry, _ in updates.chat]
+            self.view = updates.chat
         if isinstance(updates.id, str):
             self.id = updates.id
         if updates.box != gr.skip():
@@ -112,10 +114,10 @@ class Page:
         return self.do("send", {"text": text, "files": list(files)}, **settings)
 
     def choose(self, value: str, **settings: Any) -> Page:
-        return self.do("choose_option", event(value=value, index=0), **settings)
+        return self.do("send", event(value=value, index=0), **settings)
 
     def edit(self, text: str, index: int = 0, **settings: Any) -> Page:
-        return self.do("edit", event(index=index, value=text), **settings)
+        return self.do("send", event(index=index, value=text, previous_value=""), **settings)
 
     def send_until_words(self, text: str = "one", **settings: Any) -> Iterator[Updates]:
         """Applies the updates until a part of the answer is there; returns the rest of them."""
@@ -127,12 +129,16 @@ class Page:
         return answering
 
     @property
+    def chat(self) -> History:
+        return [shown.entry for shown in self.view]
+
+    @property
     def shown(self) -> list[str]:
-        return displayed(self.chat)
+        return displayed(self.view)
 
     def words(self) -> list[str]:
         """What was said, by either side."""
-        return [text for entry, text in zip(self.chat, self.shown, strict=True) if not conversation.kind(entry)]
+        return [entry.text for entry in self.chat if entry.role != "page" and not entry.picture]
 
     def kept_words(self) -> list[str]:
         messages = self.kept.get(self.id, {}).get("messages", [])
@@ -140,16 +146,22 @@ class Page:
 
     def buttons(self) -> dict[str, str]:
         """Labels and values of the buttons below the newest answer, that of the filmstrip aside."""
-        options = conversation.with_buttons(self.chat)[-1]["options"]
-        return {o["label"]: o["value"] for o in options if o["value"] != conversation.FILM}
+        return {label: value for label, value in self.view[-1].buttons if value != conversation.FILM}
+
+    @property
+    def record(self) -> conversation.AnswerRecord:
+        """Of the newest answer."""
+        record = self.chat[-1].record
+        assert record is not None
+        return record
 
 
 def test_send_streams_and_closes(toasts: list[str]) -> None:
     page = Page()
     updates = list(page.act("send", " hello "))
     page.run(updates)
-    line = displayed([stats("frozen base · 3 tokens · 20 tokens/s")])[0]
-    assert page.shown == ["hello", "you said: hello!", line]
+    assert page.shown[:2] == ["hello", "you said: hello!"]
+    assert page.chat[1].about == "frozen base · 3 tokens · 20 tokens/s"
     assert updates[0].box["value"] == {"text": "", "files": []}
     assert len(updates) > 2 and all(u.box["stop_btn"] is True for u in updates[:-1]), "some may get lost"
     assert page.box["submit_btn"] is True
@@ -164,8 +176,7 @@ def test_an_answer_that_goes_in_circles_ends_with_a_note_and_can_be_reproduced()
     page = Page(EchoEngine(ending="repetition")).send("hello")
     assert page.engine.requests[0].end_repetition
     assert page.shown[2].endswith("· it began to repeat itself</span>")
-    record = conversation.parse_record(conversation.record_of(page.chat[-1]))
-    assert record is not None and record.settings.max_tokens == len(record.token_ids) == 3
+    assert page.record.settings.max_tokens == len(page.record.token_ids) == 3
 
 
 def test_a_retry_keeps_the_former_answers_to_page_through() -> None:
@@ -200,25 +211,28 @@ def test_a_cut_answer_goes_on_with_its_own_settings(toasts: list[str]) -> None:
     request = page.engine.requests[-1]
     assert request.answer_ids == (7,) and request.messages == (Message("user", "hello"),)
     assert (request.strength, request.sampling.seed, request.sampling.max_new_tokens) == (0.5, seed, 16)
-    record = conversation.parse_record(conversation.record_of(page.chat[-1]))
-    assert record is not None and record.token_ids == (7,) * 4 and record.settings.max_tokens == 4
-    assert (record.context_tokens, record.context_length) == (8, 100)
-    assert " 4 tokens " in conversation.page_text(page.chat[-1]) and page.buttons() == {}
+    assert page.record.token_ids == (7,) * 4 and page.record.settings.max_tokens == 4
+    assert (page.record.context_tokens, page.record.context_length) == (8, 100)
+    assert " 4 tokens " in page.chat[-1].about and page.buttons() == {}
 
 
 def test_another_word_begins_a_branch_and_the_former_answers_stay() -> None:
     page = Page().send("hello", adapter="poet", strength=0.5)
-    for forged in (None, {}, {"index": 3, "token": 9}, {"index": 1, "token": 100}, {"index": True, "token": "9"}):
-        page.do("branch", gr.EventData(None, forged))
+    for forged in (
+        {"token": 9},
+        {"index": 3, "token": 9},
+        {"index": 1, "token": 100},
+        {"index": True, "token": "9"},
+    ):
+        page.do("send", event(**forged))
     assert len(page.engine.requests) == 1
-    page.do("branch", gr.EventData(None, {"index": 1, "token": 9}), strength=2.0)
+    page.do("send", event(index=1, token=9), strength=2.0)
     request = page.engine.requests[-1]
     assert request.answer_ids == (7, 9) and request.strength == 0.5 and request.messages[-1].text == "hello"
     assert list(page.buttons()) == ["‹", "2/2", "›"]
-    record = conversation.last_record(page.chat)
-    assert record is not None and record.token_ids == (7, 9, 7, 7, 7) and record.settings.max_tokens == 5
+    assert page.record.token_ids == (7, 9, 7, 7, 7) and page.record.settings.max_tokens == 5
     page.choose(page.buttons()["‹"])
-    assert conversation.last_record(page.chat).token_ids == (7, 7, 7)  # type: ignore[union-attr]
+    assert page.record.token_ids == (7, 7, 7)
 
 
 def test_a_picture_goes_to_the_visual_adapter(picture: str) -> None:
@@ -247,12 +261,12 @@ def test_a_picture_for_a_text_adapter_leads_to_an_offer_and_nothing_mixed_follow
     page.send("what?", [picture], adapter="poet")
     offered = page.chat
     assert not page.engine.requests and "reads text only" in page.shown[-1]
-    assert [option["value"] for option in page.chat[-1]["options"]] == ["see", TEXT_ONLY]
-    for choice, kept in ((TEXT_ONLY, ("poet", (("bard", 1.0),))), ("see", ("see", ()))):
+    assert [value for _, value in page.view[-1].buttons] == [USE + "see", TEXT_ONLY]
+    for choice, kept in ((TEXT_ONLY, ("poet", (("bard", 1.0),))), (USE + "see", ("see", ()))):
         page.store.conversations.shown("me", page.id).history = offered
         page.choose(choice, adapter="poet", mix="bard")
         asked = page.engine.requests[-1]
-        assert (asked.adapter, asked.mix, asked.image is not None) == (*kept, choice == "see")
+        assert (asked.adapter, asked.mix, asked.image is not None) == (*kept, choice != TEXT_ONLY)
     assert page.panel == {"adapter": "see", "mix": ""} and "“bard” is no longer mixed in" in toasts[0]
 
 
@@ -266,7 +280,7 @@ def test_a_model_is_told_who_gave_the_earlier_answers() -> None:
 
 def test_a_history_that_is_too_long_is_not_sent_again_and_again(toasts: list[str]) -> None:
     page = Page()
-    page.store.conversations.shown("me", "first").history = [conversation.note("x" * 10_000)] * 250
+    page.store.conversations.shown("me", "first").history = [Entry("page", "x" * 10_000)] * 250
     page.send("hi")
     assert page.engine.requests == [] and "too long to go on" in toasts[-1] and len(page.chat) == 250
     assert page.box["value"] == {"text": "hi", "files": []}
@@ -284,7 +298,7 @@ def test_a_history_that_is_too_long_is_not_sent_again_and_again(toasts: list[str
 def test_a_failure_is_a_toast_and_restores_everything(
     error: Exception | None, settings: dict[str, Any], message: str, toasts: list[str]
 ) -> None:
-    page = Page(EchoEngine(error), [*user_turn("before"), answer("yes")]).send("hi", **settings)
+    page = Page(EchoEngine(error), [*user_turn("before"), Entry("assistant", "yes")]).send("hi", **settings)
     assert len(toasts) == 1 and message in toasts[0] and "secret" not in toasts[0]
     assert page.box["value"] == {"text": "hi", "files": []} and page.box["submit_btn"] is True
     assert page.words() == page.kept_words() == ["before", "yes"]
@@ -307,17 +321,17 @@ def test_an_unreadable_picture_leaves_the_text(picture: str, toasts: list[str]) 
 
 def test_forged_events_change_nothing(toasts: list[str]) -> None:
     page = Page(history=user_turn("a"))
-    for name, forged in (
-        ("edit", event(index=99, value="x")),
-        ("edit", event(index="0", value="x")),
-        ("choose_option", event(value="see", index=0)),
-        ("send_example", event(index=99, value={})),
+    for forged in (
+        event(index=99, value="x", previous_value=""),
+        event(index="0", value="x", previous_value=""),
+        event(value=USE + "see", index=0),
+        event(index=99, value={}),
     ):
-        assert page.do(name, forged).words() == ["a"]
+        assert page.do("send", forged).words() == ["a"]
     assert page.edit(" ").words() == ["a"] and toasts == [texts.EMPTY_EDIT]
     assert Page().do("retry").chat == []
     for data in (None, [], {}, {"name": 7}, {"name": "x"}, {"address": 7}, {"address": "x" * 100_000}):
-        note(gr.EventData(None, data))
+        page.store.act(gr.EventData(None, data), page.request)
     assert len(toasts) == 1
     for sent in (None, [], {"id": 7, "text": {}}, {"id": "x", "text": "!", "source": "link"}):
         assert page.store.open(gr.EventData(None, sent), page.request)[0] == gr.skip() and len(toasts) > 1
@@ -331,8 +345,8 @@ def test_forged_events_change_nothing(toasts: list[str]) -> None:
 def test_what_meets_an_answer_changes_nothing(act: str, toasts: list[str]) -> None:
     page = Page()
     answering = page.send_until_words()
-    values = {"send": ["two"], "edit": [event(index=0, value="other")]}.get(act, [])
-    page.do(act, *values)
+    values = {"send": ["two"], "edit": [event(index=0, value="other", previous_value="")]}.get(act, [])
+    page.do("send" if values else act, *values)
     assert toasts == [texts.STILL_ANSWERING] and (act != "send" or page.box["value"]["text"] == "two")
     page.run(answering)
     assert page.words() == page.kept_words() == WHOLE
@@ -357,7 +371,7 @@ def test_another_conversation_is_opened_while_an_answer_is_written(monkeypatch: 
     page = Page()
     answering = page.send_until_words()
     late = page.act("send", "late")
-    page.open("second", [*user_turn("old"), answer("kept")])
+    page.open("second", [*user_turn("old"), Entry("assistant", "kept")])
     page.run(answering).run(late)
     assert page.words() == ["old", "kept"] and page.box["submit_btn"] is True
     assert page.send("new").words() == page.kept_words() == ["old", "kept", "new", "you said: new!"]
@@ -431,11 +445,11 @@ def test_conversations_have_a_bounded_place(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_conversation_of_a_page_that_is_closed_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     page = Page().send("one")
-    page.store._close(page.request)
+    page.store.close(page.request)
     assert page.store.conversations.history("me") == []
     page.open("first", user_turn("not this"))
     assert page.words() == WHOLE, "a page may be reloading"
-    page.store._close(page.request)
+    page.store.close(page.request)
     monkeypatch.setattr(session, "UNREAD_SECONDS", -1.0)
     Page(name="other", server=page).open("second")
     page.open("first", user_turn("anew"))
@@ -468,7 +482,7 @@ def test_in_no_order_of_events_a_word_is_lost(seed: int, monkeypatch: pytest.Mon
     for answering in running:
         page.run(answering)
     held = page.store.conversations.history("me")
-    assert displayed(held) == page.shown and not conversation.is_streaming(page.chat)
+    assert held == page.chat and not conversation.is_streaming(page.chat)
     page.engine.error = None
     page.send("end")
     assert page.words() == page.kept_words() and page.words()[-2] == "end" and page.words()[-1].endswith("end!")

@@ -29,8 +29,7 @@ from adapter.ui import conversation, images
 from adapter.ui.chat import conversation_json
 from adapter.ui.chat.command_line import command_line
 from adapter.ui.chat.conversation_store import ConversationStore
-from adapter.ui.conversation import AnswerRecord, settings_json
-from adapter.ui.texts import page as texts
+from adapter.ui.conversation import AnswerRecord, Entry
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 
 SETTINGS = Settings(adapter="pirate", seed=7, mix_strength=0.5)
@@ -54,24 +53,17 @@ def png(side: int = 8, colour: str = "white") -> bytes:
 
 
 def answered(text: str, settings: Settings = SETTINGS, ids: tuple[int, ...] = (1, 2)) -> conversation.History:
-    return [
-        conversation.answer(text),
-        conversation.stats("a line · 2 tokens", record=AnswerRecord(settings, ids, False).to_json()),
-    ]
+    return [Entry("assistant", text, about="a line · 2 tokens", record=AnswerRecord(settings, ids))]
 
 
 def from_browser(stored: Any, pictures: Any) -> conversation.History:
-    return conversation_json.read_stored(json.dumps({**stored, "pictures": pictures}))[0]
+    return conversation_json.read(json.dumps({**stored, "pictures": pictures}), stored=True)[0]
 
 
 def to_file(history: conversation.History) -> tuple[str, Dropped]:
     """The text of an exported file, as conversations.js makes it, and what the browser does not keep."""
-    packed = conversation_json.pack(history, {})
+    packed = conversation_json.pack(history)
     return json.dumps({**packed.document, "pictures": packed.pictures()}), packed.dropped
-
-
-def displayed(history: conversation.History) -> list[str]:
-    return [conversation.page_text(e) if conversation.kind(e) else conversation.text_of(e) for e in history]
 
 
 # Properties.
@@ -136,7 +128,7 @@ def turns_with_pictures(count: int) -> conversation.History:
 
 def stored(history: conversation.History) -> tuple[str, str, Dropped]:
     """What the browser's storage gets."""
-    packed = conversation_json.pack(history, {})
+    packed = conversation_json.pack(history)
     return json.dumps(packed.document, ensure_ascii=False), json.dumps(packed.pictures()), packed.dropped
 
 
@@ -156,16 +148,14 @@ def any_turn(draw: st.DrawFn) -> conversation.History:
         adapter=draw(NAMES), mix=draw(NAMES), mute_heads=tuple(range(0, draw(st.integers(0, 400)), 2))
     )
     ids = tuple(range(draw(st.integers(0, 50))))
-    line = conversation.stats_line(used, len(ids), 5.0, [texts.MUTED])
-    if ending == "answer":
-        record = AnswerRecord(used, ids, False).to_json()
-        turn += [conversation.answer(draw(ANY_TEXT)), conversation.stats(line, record=record)]
-    elif ending == "running":
-        record = settings_json(used)
-        turn += [conversation.answer("so far"), conversation.stats(line, live=True, record=record)]
-    elif ending != "none":
-        turn += [conversation.note(draw(ANY_TEXT)) if ending == "note" else conversation.offer("?", [("a", "b")])]
-    return turn
+    line = f"{used.adapter} · {len(ids)} tokens"
+    endings = {
+        "answer": Entry("assistant", draw(ANY_TEXT), about=line, record=AnswerRecord(used, ids)),
+        "running": Entry("assistant", "so far", about=line, record=AnswerRecord(used), pending=True),
+        "note": Entry("page", draw(ANY_TEXT)),
+        "offer": Entry("page", "?", options=(("a", "b"),)),
+    }
+    return [*turn, endings[ending]] if ending in endings else turn
 
 
 HISTORIES = st.lists(any_turn(), max_size=7).map(lambda turns: [entry for turn in turns for entry in turn])
@@ -205,7 +195,10 @@ def test_what_is_stored_is_restored_and_what_is_exported_is_imported(
         text, pictures, dropped = stored(history)
         by_key, document = json.loads(pictures), json.loads(text)
         restored = from_browser(document, by_key)
-        whole, kept = conversation_json._to_transcript(history), conversation_json._to_transcript(restored)
+        whole, kept = (
+            [conversation_json._to_message(entry) for entry in conversation.ended(one)]
+            for one in (history, restored)
+        )
         check_rest(kept, whole, dropped)
         assert stored(restored) == (text, pictures, Dropped())
         # The file that the browser exports is what it keeps.
@@ -231,9 +224,9 @@ def test_what_is_dropped_is_said_once(uploads: Path, toasts: list[str]) -> None:
     sent = {"id": "file", "source": "file", "text": text}
     updates = store.open(gr.EventData(None, sent), event_request())
     assert "Left out" in toasts[1] and "oldest messages" in toasts[1]
-    history = [entry for entry, _ in updates[0]]
+    history = [one.entry for one in updates[0]]
     assert conversation.latest_picture(history) is not None
-    assert displayed(store.conversations.history("me")) == displayed(history)
+    assert store.conversations.history("me") == history
 
 
 def test_an_export_holds_a_picture_once_and_decodes_it_once(
@@ -261,9 +254,9 @@ def test_what_is_malformed_in_the_storage_costs_nothing_else(uploads: Path) -> N
     document["messages"][2]["record"] = {"seed": "of a later version"}
     document["messages"].insert(3, {"role": "user", "text": 3})
     restored = from_browser(document, by_key)
-    first = [PICTURE_NOT_KEPT, "what?", "a", "a line · 2 tokens", transcript.MESSAGE_NOT_KEPT]
-    assert displayed(restored) == [*first, *displayed(history[4:])]
-    assert not conversation.record_of(restored[3]) and conversation.record_of(restored[-1])
+    first = [PICTURE_NOT_KEPT, "what?", "a", transcript.MESSAGE_NOT_KEPT]
+    assert [entry.text for entry in restored[:4]] == first and restored[4:] == history[3:]
+    assert restored[2].about == "a line · 2 tokens" and not restored[2].record and restored[-1].record
 
 
 @pytest.mark.parametrize(

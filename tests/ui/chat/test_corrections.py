@@ -9,18 +9,15 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from adapter.ui import conversation
 from adapter.ui.chat.conversation_store import Updates
 from adapter.ui.chat.corrections import MAX_CHARACTERS, MAX_CORRECTIONS, _show, add_correction
-from adapter.ui.conversation import answer, stats, user_turn
+from adapter.ui.conversation import Entry, user_turn
 from adapter.ui.texts import page as texts
 from tests.ui.chat.test_chat_events import Page, event
-from tests.ui.test_conversation import displayed
+from tests.ui.chat.test_conversation_json import answered
 
-HISTORY = [
-    *user_turn("One?"), answer("First."), stats("base", record='{"a": 1}'),
-    *user_turn("Two?"), answer("Second."), stats("base", record='{"a": 2}'),
-]  # fmt: skip
+HISTORY = [*user_turn("One?"), *answered("First."), *user_turn("Two?"), *answered("Second.")]
+CORRECTED = [HISTORY[0], Entry("assistant", "Better."), *HISTORY[2:]]
 
 
 def contents(correction: dict[str, Any]) -> list[Any]:
@@ -31,7 +28,7 @@ def test_a_correction_is_a_record_in_which_only_the_visitors_words_are_learnt(tm
     from train.formats.dataset import open_records
 
     first = add_correction([], HISTORY, 1, "Better.")
-    both = add_correction(first, conversation.with_correction(HISTORY, 1, "Better."), 4, "Best.")
+    both = add_correction(first, CORRECTED, 3, "Best.")
     assert contents(both[0]) == [("u", "One?", None), ("a", "Better.", None)]
     wanted = [("u", "One?", None), ("a", "Better.", 0), ("u", "Two?", None), ("a", "Best.", None)]
     assert contents(both[1]) == wanted
@@ -40,9 +37,9 @@ def test_a_correction_is_a_record_in_which_only_the_visitors_words_are_learnt(tm
     assert [record.unlearnt for record in records] == [(), (1,)]
     # The same answer corrected again replaces the correction, and of a long conversation the newest part is kept.
     assert [contents(row)[-1][1] for row in add_correction(both, HISTORY, 1, "Good.")] == ["Best.", "Good."]
-    long = [*user_turn("x" * MAX_CHARACTERS), answer("y"), *HISTORY]
-    assert contents(add_correction([], long, 6, "Best.")[0])[0] == ("u", "One?", None)
-    assert len(add_correction(both * MAX_CORRECTIONS, HISTORY, 4, "Other.")) <= MAX_CORRECTIONS
+    long = [*user_turn("x" * MAX_CHARACTERS), Entry("assistant", "y"), *HISTORY]
+    assert contents(add_correction([], long, 5, "Best.")[0])[0] == ("u", "One?", None)
+    assert len(add_correction(both * MAX_CORRECTIONS, HISTORY, 3, "Other.")) <= MAX_CORRECTIONS
 
 
 @pytest.mark.parametrize("forged", [None, "x", {}, [1], [{}], [{"messages": "x"}], [{"messages": [1]}]])
@@ -63,14 +60,21 @@ def corrected(page: Page, index: Any, value: str, before: str = "First.") -> tup
 
 def test_a_corrected_answer_stays_in_the_conversation_without_a_record(toasts: list[str]) -> None:
     page = Page()
-    page.store.conversations.shown("me", "first").history = HISTORY
+    shown = page.store.conversations.shown("me", "first")
+    shown.history = HISTORY
+    page.apply(page.store.show(shown))
+    rows = page.shown
     # An empty one is put back, and the same words change nothing. Neither the visitor's message nor the page's own
     # is an answer.
     wrong = [(1, " "), (1, "First."), *[(index, "x") for index in (0, 2, 7, -1, "1", None)]]
     for index, value in wrong:
-        assert corrected(page, index, value) == (displayed(HISTORY), gr.skip())
+        assert corrected(page, index, value) == (rows, gr.skip())
     assert toasts == [texts.EMPTY_CORRECTION]
     shown, corrections = corrected(page, 1, " Better. <\u2060b> ")
-    assert shown[:2] == ["One?", "Better. <b>"] and contents(corrections[0])[-1][1] == "Better. <b>"
-    assert conversation.page_text(page.chat[2]) == texts.YOUR_WORDS and not conversation.record_of(page.chat[2])
-    assert conversation.record_of(page.chat[5]) and page.kept_words()[1] == "Better. <b>"
+    assert (
+        shown[0] == "One?"
+        and page.words()[1] == "Better. <b>"
+        and contents(corrections[0])[-1][1] == "Better. <b>"
+    )
+    assert page.chat[1].about == texts.YOUR_WORDS and not page.chat[1].record
+    assert page.chat[3].record and page.kept_words()[1] == "Better. <b>"

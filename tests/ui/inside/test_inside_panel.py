@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from contextlib import closing
 from dataclasses import replace
@@ -28,7 +27,7 @@ from adapter.serve.settings import Settings
 from adapter.serve.store import AdapterStore
 from adapter.server.generation import LoadStatus
 from adapter.ui import conversation
-from adapter.ui.conversation import AnswerRecord, History
+from adapter.ui.conversation import AnswerRecord, Entry, History
 from adapter.ui.inside import charts as inside_charts
 from adapter.ui.inside import panel as inside_panel
 from adapter.ui.inside.panel import InsideEvents
@@ -80,9 +79,9 @@ def picture(tmp_path: Path) -> str:
     return str(tmp_path / "cat.png")
 
 
-def answered(record: str, picture: str | None = None) -> History:
-    stats = conversation.stats("a line", record=record)
-    return [*conversation.user_turn(QUESTION, picture), conversation.answer("It is."), stats]
+def answered(record: AnswerRecord, picture: str | None = None) -> History:
+    entry = Entry("assistant", "It is.", about="a line", record=record)
+    return [*conversation.user_turn(QUESTION, picture), entry]
 
 
 def recorded(engine: RecordingEngine, picture: str | None = None, tokens: int = 10, **changes: Any) -> History:
@@ -99,7 +98,7 @@ def recorded(engine: RecordingEngine, picture: str | None = None, tokens: int = 
         mute_heads=tuple(used.mute_heads),
     )
     ids = [event.token_id for event in engine.submit(request) if event.token_id is not None]
-    return answered(AnswerRecord(used, tuple(ids), picture is not None).to_json(), picture)
+    return answered(AnswerRecord(used, tuple(ids), picture is not None), picture)
 
 
 def panel_of(engine: Any, history: History = []) -> InsideEvents:  # noqa: B006
@@ -190,7 +189,7 @@ def test_the_text_of_a_model_is_inert_and_a_long_answer_is_cut(engine) -> None:
         inside_charts.message_html("<script>"),
     ):
         assert not re.search(r'<img|<script|<i "|" onclick="x', part)
-    long = answered(AnswerRecord(SETTINGS, (5,) * 600, False).to_json())
+    long = answered(AnswerRecord(SETTINGS, (5,) * 600))
     read: list[int] = []
     engine.inspect = lambda request, ids: read.append(len(ids)) or inspection
     last_updates(panel, long)
@@ -202,21 +201,27 @@ def test_the_text_of_a_model_is_inert_and_a_long_answer_is_cut(engine) -> None:
 
 def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
     panel, good = panel_of(engine), recorded(engine)
-    record, seen = json.loads(good[-1]["metadata"]["log"]), recorded(engine, picture, adapter="see")
+    record, seen = good[-1].record, recorded(engine, picture, adapter="see")
     asked = conversation.user_turn("hi")
     for history, sentence in (
         ([], texts.NO_ANSWER),
-        ([*good, *asked, conversation.answer("stopped"), conversation.stats("line")], texts.NO_RECORD),
+        ([*good, *asked, Entry("assistant", "stopped", about="line")], texts.NO_RECORD),
         (recorded(engine, adapter=""), texts.NO_GATES),
         (seen[1:], texts.NO_PICTURE),
-        (answered(json.dumps({**record, "adapter": "gone"})), "There is no adapter 'gone'"),
-        (answered(json.dumps({**record, "mute_layers": [77]})), "nothing to mute in layer 77"),
-        (answered(json.dumps({**record, "token_ids": [1, 97]})), "from 0 to 96"),
+        (
+            answered(replace(record, settings=record.settings.replace(adapter="gone"))),
+            "There is no adapter 'gone'",
+        ),
+        (
+            answered(replace(record, settings=record.settings.replace(mute_layers=[77]))),
+            "nothing to mute in layer 77",
+        ),
+        (answered(replace(record, token_ids=(1, 97))), "from 0 to 96"),
     ):
         assert sentence in reason_shown(panel, history), sentence
     outside = tmp_path.parent / "secret.png"
     outside.write_bytes(b"not for you")
-    assert "secret" not in reason_shown(panel, answered(seen[-1]["metadata"]["log"], str(outside)))
+    assert "secret" not in reason_shown(panel, answered(seen[-1].record, str(outside)))
     engine.inspect = lambda *_: 1 / 0
     assert reason_shown(panel_of(engine), good) == page_texts.FAILED
     failed = SimpleNamespace(engine=lambda: None, status=lambda: LoadStatus("failed", "No memory"))
