@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -104,9 +103,7 @@ class AnswerProgress:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     tokens: int = 0
-    rate: float | None = None  # tokens/s; None for the first few tokens
-    first_time: float = 0.0
-    first_tokens: int = 0  # that came in one list with the first
+    rate: float | None = None  # tokens/s; None until it has ended
     begun_tokens: int = 0  # of the beginning that it goes on from
     xray: list[str] = field(default_factory=list)  # a line for each token that the frozen base has read
     _written: list[GenerationEvent] = field(default_factory=list)  # by token
@@ -116,17 +113,11 @@ class AnswerProgress:
             self.notes.append(texts.NO_IMAGE if visual else texts.PICTURE_NOT_USED)
 
     def add(self, event: GenerationEvent) -> None:
-        now = time.monotonic()
-        self.first_time = self.first_time or now
         self.text += event.text
         if event.token_id is not None:
             self.token_ids.append(event.token_id)
             self._written.append(event)
-        self.tokens, seconds = len(self.token_ids), now - self.first_time
-        if seconds < REDRAW_SECONDS / 2:
-            self.first_tokens = self.tokens
-        elif self.tokens > 4:
-            self.rate = (self.tokens - self.first_tokens) / seconds
+        self.tokens = len(self.token_ids)
         for base in event.base_logprobs:
             token = self._written[len(self.xray)]
             own = () if token.choices is None else token.choices.top
@@ -204,8 +195,7 @@ def stream(
         settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
     settings, begun_ids = with_seed(settings), former.token_ids if former else ()
     visual, picture = uses_picture(catalog, settings), conversation.latest_picture(history)
-    progress = AnswerProgress(settings, token_ids=list(begun_ids))
-    progress.begun_tokens = progress.first_tokens = len(begun_ids)
+    progress = AnswerProgress(settings, token_ids=list(begun_ids), begun_tokens=len(begun_ids))
     progress.note_unused_picture(picture is not None, visual)
     image = open_upload(picture) if visual and picture else None
     engine = provider.engine()

@@ -118,10 +118,12 @@ class Browser(Connection):
         return id
 
     def chat(self) -> str:
-        _, _, _, *rest = self.defaults("send")
+        _, _, known, _, *rest = self.defaults("send")
         said = ""
         for adapter, files in (("eye", [self.uploaded("a.png", picture())]), ("one", [])):
-            said += self.fire_for_text("send", [{"text": "hello", "files": files}, self.fresh(), adapter, *rest])
+            said += self.fire_for_text(
+                "send", [{"text": "hello", "files": files}, self.fresh(), known, adapter, *rest]
+            )
         return said
 
     def compare(self) -> str:

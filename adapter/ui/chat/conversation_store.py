@@ -61,6 +61,7 @@ class Updates(NamedTuple):
     command: Any = gr.skip()
     adapter: Any = gr.skip()
     mix: Any = gr.skip()
+    corrections: Any = gr.skip()
 
 
 class ConversationStore:
@@ -83,12 +84,14 @@ class ConversationStore:
         # are all that it has room for.
         self.to_browser = gr.Textbox(visible="hidden", show_label=False, max_lines=1)
 
-    def connect(self, listed: gr.HTML, chat: Sequence[Any], box: Any, settings: dict[str, Any]) -> Any:
+    def connect(
+        self, listed: gr.HTML, chat: Sequence[Any], box: Any, settings: dict[str, Any], corrections: Any
+    ) -> Any:
         """Returns the event that opens a conversation. listed: the list of conversations, whose script sends it;
         chat: it, and what is shown of its newest answer; settings: the components by name.
         """
         pickers = [settings[name] for name in PICKERS]
-        self.outputs = [*chat, box, self.id, self.to_browser, self._command, *pickers]
+        self.outputs = [*chat, box, self.id, self.to_browser, self._command, *pickers, corrections]
         self.opened = [*self.outputs, *[settings[name] for name in OTHERS]]
         listed.act(self.act, None, [self.to_browser, settings["others"]], **{**QUEUED, **MODEL})
         self.to_browser.change(None, self.to_browser, js="text => window.chatPage.receive(text)", **UNQUEUED)

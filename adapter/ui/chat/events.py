@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
@@ -42,7 +42,15 @@ SECONDS, BYTES_PER_SECOND = 2.0, 100_000
 _STOP, _SUBMIT = gr.update(**theme.SHOW_STOP_BUTTON), gr.update(**theme.SHOW_SUBMIT_BUTTON)
 _NO_CHANGE = Updates()
 
-Asked = Turn | History | None  # a question; what the conversation is changed to at once; or nothing
+
+class Changed(NamedTuple):
+    """What a conversation is changed to at once, and what else is updated: fields of Updates."""
+
+    history: History
+    updates: dict[str, Any]
+
+
+Asked = Turn | Changed | None
 Ask = Callable[[Conversation], Asked]  # of what is shown. Raises BadInput
 
 
@@ -67,10 +75,20 @@ class ChatEvents:
     # What is answered.
 
     def send(
-        self, message: dict[str, Any] | None, id: str, event: gr.EventData, request: gr.Request, **settings: Any
+        self,
+        message: dict[str, Any] | None,
+        id: str,
+        known: object,
+        event: gr.EventData,
+        request: gr.Request,
+        **settings: Any,
     ) -> Iterator[Updates]:
-        """Answers the message in the box; or what was pressed or edited in the chat, as the event's data say."""
+        """Answers the message in the box; or what was pressed or edited in the chat, as the event's data say.
+
+        known: the corrections.
+        """
         data = event._data if isinstance(event._data, dict) else {}
+        index, value = data.get("index"), data.get("value")
         if not data:
 
             def ask(shown: Conversation) -> Asked:
@@ -78,13 +96,13 @@ class ChatEvents:
                 return content and Turn([*shown.history, *conversation.user_turn(*content)], message)
 
         elif "previous_value" in data:
-            ask = partial(_edited, row=data.get("index"), value=data.get("value"))
+            ask = partial(_edited, row=index, value=value, before=data["previous_value"], known=known)
         elif "token" in data:
-            ask = partial(self._branch, index=data.get("index"), token=data["token"])
-        elif isinstance(data.get("value"), dict):
-            ask = partial(self._example, index=data.get("index"))
+            ask = partial(self._branch, index=index, token=data["token"])
+        elif isinstance(value, dict):
+            ask = partial(self._example, index=index)
         else:
-            ask = partial(_chosen, choice=str(data.get("value")))
+            ask = partial(_chosen, choice=str(value))
         yield from self._turn(ask, id, request, settings, None if data else message)
 
     def retry(self, id: str, request: gr.Request, **settings: Any) -> Iterator[Updates]:
@@ -126,41 +144,16 @@ class ChatEvents:
 
     def undo(self, id: str, request: gr.Request) -> Updates:
         """Moves the last turn back into the message box."""
-        box: Any = gr.skip()
 
         def ask(shown: Conversation) -> Asked:
-            nonlocal box
             if (turn := conversation.last_turn(shown.history)) is None:
                 return None
             message = {"text": turn.text, "files": [turn.picture] if turn.picture else []}
             box = gr.update(value=message, **theme.SHOW_SUBMIT_BUTTON)
-            return shown.history[: turn.start]
+            return Changed(shown.history[: turn.start], {"box": box})
 
         (updates,) = self._turn(ask, id, request, {})
-        return updates._replace(box=box)
-
-    def correct(self, id: str, known: object, event: gr.EditData, request: gr.Request) -> tuple[Any, ...]:
-        """Puts the visitor's words in place of an answer. Updates, and one of the corrections."""
-        corrections = gr.skip()
-
-        def ask(shown: Conversation) -> Asked:
-            nonlocal corrections
-            history, index = shown.history, entry_at(shown.view, event.index)
-            if index < 1 or history[index].role != "assistant":
-                return None
-            text, before = (unescape_markup(str(value)).strip() for value in (event.value, event.previous_value))
-            if not text:
-                raise BadInput(texts.EMPTY_CORRECTION)
-            check_length(text)
-            if text == before:
-                return None
-            with errors_as_toasts("a correction"):  # one about a picture is not collected
-                corrections = add_correction(known, history, index, text)
-            about = texts.YOUR_WORDS if history[index].about else ""  # it has no record any more
-            return [*history[:index], Entry("assistant", text, about=about), *history[index + 1 :]]
-
-        (updates,) = self._turn(ask, id, request, {})
-        return *updates, corrections
+        return updates
 
     def stop(self, id: str, request: gr.Request) -> Updates:
         with suppress(Forgotten, NotOpen):
@@ -212,11 +205,12 @@ class ChatEvents:
                     change.updates, change.shown = self._answer(asked, change, request, settings), asked.waiting
                     yield from self._read(asked, change, settings)
                     return
-                if asked is not None:
-                    shown.history = asked
                 change.ended = True
-                # Also if nothing was changed: an edit is in the browser's chat already.
-                yield self.store.show(shown) if asked is None else self.store.keep(shown)
+                if asked is None:
+                    yield self.store.show(shown)  # an edit is in the browser's chat already
+                else:
+                    shown.history = asked.history
+                    yield self.store.keep(shown)._replace(**asked.updates)
         except NotOpen:
             yield _NO_CHANGE
         except StillAnswering as error:
@@ -232,7 +226,8 @@ class ChatEvents:
 
     def _read(self, turn: Turn, change: Change, settings: dict[str, Any]) -> Iterator[Updates]:
         """Shows an answer to its end, or until its page has left it: then another one may go on with it."""
-        shown, session, switched, end = change.conversation, change.session, dict[str, str](), Updates(box=_SUBMIT)
+        shown, session, switched = change.conversation, change.session, dict[str, str]()
+        end: dict[str, Any] = {"box": _SUBMIT}
         emptied = {} if turn.message is None else {"value": {"text": "", "files": []}}
         box, due = gr.update(**emptied, **theme.SHOW_STOP_BUTTON), 0.0
         assert change.updates is not None
@@ -260,7 +255,7 @@ class ChatEvents:
             yield _NO_CHANGE
         else:
             change.ended = True
-            yield self.store.keep(shown, begins=False)._replace(box=end.box, adapter=end.adapter, mix=end.mix)
+            yield self.store.keep(shown, begins=False)._replace(**end)
 
     def _answer(
         self, turn: Turn, change: Change, request: gr.Request, panel: dict[str, Any]
@@ -296,28 +291,33 @@ class ChatEvents:
 
     def _restored(
         self, turn: Turn, switched: dict[str, str], settings: dict[str, Any], error: Exception
-    ) -> Updates:
+    ) -> dict[str, Any]:
         """Puts the message of a turn that failed back, and what the turn has changed in the side panel."""
-        message = turn.message
-        if message is not None and isinstance(error, BadPicture):
-            # The file is removed, so that the text can be sent again.
-            message = {**message, "files": []}
-        value = {} if message is None else {"value": message}
-        before = {name: settings.get(name) or BASE_ONLY for name in switched}
-        if before.get("adapter") not in self.catalog.names():
-            before = {name: BASE_ONLY if name == "adapter" else value for name, value in before.items()}
-        return Updates(box=gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), **before)
+        value = {} if turn.message is None else {"value": turn.message}
+        if value and isinstance(error, BadPicture):  # the text can be sent again without the file
+            value = {"value": {**value["value"], "files": []}}
+        names = self.catalog.names()
+        before = {name: settings[name] if settings.get(name) in names else BASE_ONLY for name in switched}
+        return {"box": gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), **before}
 
 
-def _edited(shown: Conversation, row: object, value: object) -> Asked:
-    """The question of a message of the visitor that was edited."""
-    index, text = entry_at(shown.view, row), unescape_markup(str(value)).strip()
-    if index < 0 or shown.history[index].role != "user":
+def _edited(shown: Conversation, row: object, value: object, before: object, known: object) -> Asked:
+    """A question of the visitor that was edited; or an answer, in whose place their words stand from now on."""
+    history, index = shown.history, entry_at(shown.view, row)
+    text, before = (unescape_markup(str(one)).strip() for one in (value, before))
+    role = history[index].role if index >= 0 else "page"
+    if role == "page" or (role == "assistant" and (text == before or not index)):
         return None
     if not text:
-        raise BadInput(texts.EMPTY_EDIT)
+        raise BadInput(texts.EMPTY_EDIT if role == "user" else texts.EMPTY_CORRECTION)
     check_length(text)
-    return Turn([*shown.history[:index], *conversation.user_turn(text)])
+    if role == "user":
+        return Turn([*history[:index], *conversation.user_turn(text)])
+    about, updates = texts.YOUR_WORDS if history[index].about else "", {}
+    with errors_as_toasts("a correction"):  # one about a picture is not collected
+        updates = {"corrections": add_correction(known, history, index, text)}
+    corrected = Entry("assistant", text, about=about)  # it has no record any more
+    return Changed([*history[:index], corrected, *history[index + 1 :]], updates)
 
 
 def _chosen(shown: Conversation, choice: str) -> Asked:
@@ -325,7 +325,7 @@ def _chosen(shown: Conversation, choice: str) -> Asked:
     history = shown.history
     record = conversation.last_record(history)
     if choice in (conversation.PREVIOUS, conversation.NEXT):
-        return conversation.with_variant(history, 1 if choice == conversation.NEXT else -1)
+        return Changed(conversation.with_variant(history, 1 if choice == conversation.NEXT else -1), {})
     if choice == conversation.CONTINUE and record is not None:  # goes on with an answer that was cut
         begun = replace(history[-1], record=replace(record, before=(), after=()))
         asked, others = conversation.without_last_answer(history), (*record.before, *record.after)

@@ -85,8 +85,8 @@ def chat_tab(
                 context = gr.HTML(elem_id="context", padding=False)
         with gr.Column(elem_id="inside-column"):
             inside_panel(provider, store.conversations)
-    opened = store.connect(listed, [chat, drawing, context], box, settings)
-    _connect(ChatEvents(examples, store), store, opened, settings, corrections)
+    opened = store.connect(listed, [chat, drawing, context], box, settings, corrections.known)
+    _connect(ChatEvents(examples, store), store, opened, settings)
     # X-ray is on until somebody turns it off, which xray.js notes in the browser.
     begin = "() => { window.chatPage.begin(); return localStorage.getItem('llama-adapter:xray') !== 'off'; }"
     page.load(None, None, settings["xray"], js=begin, **UNQUEUED)
@@ -237,21 +237,15 @@ def sampling_inputs() -> SettingsInputs:
     }
 
 
-def _connect(
-    events: ChatEvents,
-    store: ConversationStore,
-    opened: Any,
-    settings: SettingsInputs,
-    corrections: CorrectionsPanel,
-) -> None:
+def _connect(events: ChatEvents, store: ConversationStore, opened: Any, settings: SettingsInputs) -> None:
     """opened: the event of a conversation that is opened."""
-    chat, drawing, _, box, *_ = store.outputs
+    chat, drawing, _, box, *_, known = store.outputs
     # An answer of another conversation may still be pending: by default Gradio's page then drops a message without
     # a word (6.31). Of two events of one conversation the second is refused.
     options = {"show_progress": "hidden", "trigger_mode": "multiple", **MODEL, **PRIVATE}
     turn = {"inputs_kwargs": settings, "outputs": store.outputs, **options}
     pressed = (chat.edit, chat.option_select, chat.example_select, drawing.submit)
-    gr.on([box.submit, *pressed], events.send, [box, store.id], **turn)
+    gr.on([box.submit, *pressed], events.send, [box, store.id, known], **turn)
     chat.retry(events.retry, store.id, **turn)
     names = json.dumps([name for name in settings if name != "xray"])  # which comes last
     js = f"(id, ...values) => window.chatPage.opened(id, {names}, values)"
@@ -259,8 +253,6 @@ def _connect(
     box.stop(events.stop, store.id, store.outputs, **UNQUEUED)
     chat.undo(events.undo, store.id, store.outputs, **QUEUED)
     settings["xray"].input(events.xray, [settings["xray"], store.id], drawing, **QUEUED)
-    corrected = [*store.outputs, corrections.known]
-    chat.edit(events.correct, [store.id, corrections.known], corrected, **QUEUED)
 
 
 def _copied_to_uploads(example: ExampleCard) -> ExampleCard:

@@ -81,10 +81,10 @@ class Page:
         if name in ("undo", "stop"):
             return handler(id, self.request)
         if name == "send" and isinstance(values[0], gr.EventData):
-            return handler(None, id, values[0], self.request, **{**DEFAULTS, **settings})
+            return handler(None, id, [], values[0], self.request, **{**DEFAULTS, **settings})
         if name == "send":
             message = values[0] if isinstance(values[0], dict) else {"text": values[0], "files": []}
-            return handler(message, id, event(), self.request, **{**DEFAULTS, **settings})
+            return handler(message, id, [], event(), self.request, **{**DEFAULTS, **settings})
         return handler(id, *values, self.request, **{**DEFAULTS, **settings})
 
     def apply(self, updates: Updates) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from adapter.ui.chat.conversation_store import Updates
 from adapter.ui.chat.corrections import MAX_CHARACTERS, MAX_CORRECTIONS, _show, add_correction
 from adapter.ui.conversation import Entry, user_turn
 from adapter.ui.texts import page as texts
@@ -52,10 +51,9 @@ def test_what_a_browser_forges_is_no_correction(forged: Any) -> None:
 
 def corrected(page: Page, index: Any, value: str, before: str = "First.") -> tuple[list[str], Any]:
     """What is shown, and the corrections."""
-    edit = event(index=index, value=value, previous_value=before)
-    *updates, corrections = page.events.correct(page.id, [], edit, page.request)
-    page.apply(Updates(*updates))
-    return page.shown, corrections
+    (updates,) = page.act("send", event(index=index, value=value, previous_value=before))
+    page.apply(updates)
+    return page.shown, updates.corrections
 
 
 def test_a_corrected_answer_stays_in_the_conversation_without_a_record(toasts: list[str]) -> None:
@@ -64,17 +62,12 @@ def test_a_corrected_answer_stays_in_the_conversation_without_a_record(toasts: l
     shown.history = HISTORY
     page.apply(page.store.show(shown))
     rows = page.shown
-    # An empty one is put back, and the same words change nothing. Neither the visitor's message nor the page's own
-    # is an answer.
-    wrong = [(1, " "), (1, "First."), *[(index, "x") for index in (0, 2, 7, -1, "1", None)]]
+    # An empty one is put back, and the same words change nothing. The page's own is no answer.
+    wrong = [(1, " "), (1, "First."), *[(index, "x") for index in (2, 7, -1, "1", None)]]
     for index, value in wrong:
         assert corrected(page, index, value) == (rows, gr.skip())
     assert toasts == [texts.EMPTY_CORRECTION]
     shown, corrections = corrected(page, 1, " Better. <\u2060b> ")
-    assert (
-        shown[0] == "One?"
-        and page.words()[1] == "Better. <b>"
-        and contents(corrections[0])[-1][1] == "Better. <b>"
-    )
+    assert shown[0] == "One?" and page.words()[1] == contents(corrections[0])[-1][1] == "Better. <b>"
     assert page.chat[1].about == texts.YOUR_WORDS and not page.chat[1].record
     assert page.chat[3].record and page.kept_words()[1] == "Better. <b>"
