@@ -167,7 +167,6 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("--to-format", choices=FORMATS, default=OURS)
     add("--base", help=f"that it was made for: name, Hugging Face id or folder (default {BASE})")
     add("--gate-activation", choices=GATE_ACTIVATIONS, help="of the source, where its format leaves it open")
-    add("--to-gate-activation", choices=GATE_ACTIVATIONS, help="written; default: as in the source")
     add("--template", choices=TEMPLATES, help="that it was trained with")
     add("--layers", type=int, metavar="L", help="insertion layers of an official V1 file")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from adapter.base import embedded, memory
 from adapter.errors import LoadError, first_line
@@ -13,16 +14,13 @@ from adapter.method.vision import VisualEncoder
 
 def load_encoder(name: str = embedded.ENCODER, device: torch.device | str = "cpu") -> VisualEncoder:
     """The encoder `name` on `device`. Raises LoadError if it is not known, not here or too large for memory."""
-    return VisualEncoder(name, _load_embedded() if name == embedded.ENCODER else _load_from_hub(name), device)
-
-
-def _load_embedded() -> Any:
     import timm
-    from safetensors.torch import load_file
 
+    if name != embedded.ENCODER:
+        return VisualEncoder(name, _load_from_hub(name), device)
     model = timm.create_model(embedded.ENCODER, pretrained=False)
     model.load_state_dict(load_file(embedded.encoder_weights()))
-    return model
+    return VisualEncoder(name, model, device)
 
 
 def _load_from_hub(name: str) -> Any:

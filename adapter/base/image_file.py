@@ -105,9 +105,35 @@ class _Essence(NamedTuple):
 
 
 def _decode(data: bytes) -> Image.Image:
+    """Small before it is wide: pixels are reduced in the mode of the file wherever they can be averaged there."""
     essence = _essence(data)
     try:
-        return _small_rgb(essence)
+        with Image.open(io.BytesIO(essence.data), formats=[essence.kind.rpartition(" ")[2]]) as opened:
+            image: Image.Image = opened
+            plain = image.mode in ("L", "RGB") and "transparency" not in image.info
+            kind = _DEEP_PNG if essence.kind == "PNG" and not plain else essence.kind
+            if image.width * image.height > MAX_MEGAPIXELS[kind] * 10**6:
+                raise _too_large(kind, f"{image.width} x {image.height}")
+            exif = image.info.pop("exif", b"") or essence.exif  # WebP's is read by nobody else
+            high = image.mode.startswith(("I", "F"))
+            if high:
+                image = image.convert("I") if image.mode.startswith("I;") else image
+            elif image.mode in ("P", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            elif image.mode == "1":
+                image = image.convert("L")
+            image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)  # of a JPEG it decodes a reduced size
+            image.load()
+        image = _eight_bits(image) if high else image
+        image.getexif()[_ORIENTATION] = _orientation(exif)
+        image = ImageOps.exif_transpose(image)
+        clean = Image.new("RGB", image.size, "white")  # without the file's info, and not tied to it
+        if image.mode in ("LA", "RGBA"):
+            image = image.convert("RGBA")
+            clean.paste(image, mask=image.getchannel("A"))
+        else:
+            clean.paste(image)  # which converts it
+        return clean
     except BadInput:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -116,36 +142,6 @@ def _decode(data: bytes) -> Image.Image:
         raise BadInput(f"The file is not a picture in a format known here. {_REMEDY}") from None
     except Exception:  # damaged data makes Pillow's decoders raise nearly anything
         raise BadInput(_DAMAGED) from None
-
-
-def _small_rgb(essence: _Essence) -> Image.Image:
-    """Small before it is wide: pixels are reduced in the mode of the file wherever they can be averaged there."""
-    with Image.open(io.BytesIO(essence.data), formats=[essence.kind.rpartition(" ")[2]]) as opened:
-        image: Image.Image = opened
-        plain = image.mode in ("L", "RGB") and "transparency" not in image.info
-        kind = _DEEP_PNG if essence.kind == "PNG" and not plain else essence.kind
-        if image.width * image.height > MAX_MEGAPIXELS[kind] * 10**6:
-            raise _too_large(kind, f"{image.width} x {image.height}")
-        exif = image.info.pop("exif", b"") or essence.exif  # WebP's is read by nobody else
-        high = image.mode.startswith(("I", "F"))
-        if high:
-            image = image.convert("I") if image.mode.startswith("I;") else image
-        elif image.mode in ("P", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        elif image.mode == "1":
-            image = image.convert("L")
-        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)  # of a JPEG it decodes a reduced size
-        image.load()
-    image = _eight_bits(image) if high else image
-    image.getexif()[_ORIENTATION] = _orientation(exif)
-    image = ImageOps.exif_transpose(image)
-    clean = Image.new("RGB", image.size, "white")  # without the file's info, and not tied to it
-    if image.mode in ("LA", "RGBA"):
-        image = image.convert("RGBA")
-        clean.paste(image, mask=image.getchannel("A"))
-    else:
-        clean.paste(image)  # which converts it
-    return clean
 
 
 def _too_large(kind: str, pixels: str) -> BadInput:

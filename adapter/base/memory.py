@@ -5,6 +5,7 @@ The need follows from the config: linear layers in few bits, the rest in 16, and
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,27 +137,27 @@ def free_bytes(device: torch.device | str) -> int:
     return min([free, *(max(limit - used, 0) for limit, used in _group_limits())])
 
 
-def control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[Path]:
-    """The folder of each control group (version 2) that this process is in, the innermost first."""
+def control_group_texts(
+    *names: str, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[list[str]]:
+    """The texts of these files of each control group (version 2) that this process is in and that has them."""
     try:
         rows = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
         return
     for path in (path for number, _, path in rows if number == "0"):
         group = root / path.lstrip("/")
-        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
+        for folder in (folder for folder in (group, *group.parents) if folder.is_relative_to(root)):
+            with contextlib.suppress(OSError):  # not seen from inside this container
+                yield [(folder / name).read_text() for name in names]
 
 
 def _group_limits(**places: Path) -> Iterator[tuple[int, int]]:
     """(limit, used) of each control group that limits this process's memory; without the page cache."""
-    for folder in control_groups(**places):
-        try:
-            limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
-            rows = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            inactive = next((int(number) for name, number in rows if name == "inactive_file"), 0)
-        except (OSError, ValueError):  # "max", or not seen from inside this container
-            continue
-        yield limit, used - inactive
+    for limit, used, stat in control_group_texts("memory.max", "memory.current", "memory.stat", **places):
+        if limit.strip() != "max":
+            rows = dict(line.split() for line in stat.splitlines())
+            yield int(limit), int(used) - int(rows.get("inactive_file", 0))
 
 
 def _gigabytes(count: int) -> str:

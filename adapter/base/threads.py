@@ -67,13 +67,7 @@ def set_threads(config: LlamaConfig) -> int:
 
 def _control_group_quota(**places: Path) -> float | None:
     """Cores that the control groups of this process let it use; None if there is no limit."""
-    from adapter.base.memory import control_groups  # imports torch
+    from adapter.base.memory import control_group_texts  # imports torch
 
-    quotas = []
-    for folder in control_groups(**places):
-        try:
-            quota, period = map(int, (folder / "cpu.max").read_text().split())
-        except (OSError, ValueError):  # "max", or not seen from inside this container
-            continue
-        quotas.append(quota / period)
-    return min(quotas, default=None)
+    limits = (text.split() for (text,) in control_group_texts("cpu.max", **places))
+    return min((int(quota) / int(period) for quota, period in limits if quota != "max"), default=None)

@@ -59,7 +59,6 @@ class Options:
     base: str | None = None
     to_format: str = OURS
     gate_activation: str | None = None  # of the source
-    to_gate_activation: str | None = None  # of what is written
     template: str | None = None
     layers: int | None = None  # insertion layers, for official V1 only
 
@@ -127,8 +126,7 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
     known = {official_v2.FORMAT: "tanh", peft_adapter.FORMAT: "identity"}.get(detected)
     if known is not None and options.gate_activation not in (None, known):
         raise LoadError(
-            f"The gates of {NAMES[detected]} are {known} by its definition. Leave --gate-activation out; "
-            "--to-gate-activation chooses what is written."
+            f"The gates of {NAMES[detected]} are {known} by its definition. Leave --gate-activation out."
         )
     named = options.base or BASE
     base = base_fingerprint(named)
@@ -246,12 +244,9 @@ def convert(source: str, to: Path, options: Options = Options()) -> tuple[Adapte
             f"'{to.name}' exists already and is not overwritten. Name a new folder with --to.", str(to)
         )
     opened = open_source(source, options)
-    to_format, activation = options.to_format, options.to_gate_activation
+    adapter, to_format = opened.adapter, options.to_format
     if to_format == peft_adapter.FORMAT:
-        if activation == "tanh":
-            raise LoadError(f"The gates of {NAMES[to_format]} are raw. Leave --to-gate-activation out.")
-        activation = "identity"
-    adapter = change_gate_activation(opened.adapter, activation or opened.adapter.config.gate_activation)
+        adapter = _with_raw_gates(adapter)
     if to_format != OURS and (reason := _incompatibility(adapter, to_format)):
         raise LoadError(f"'{opened.name}' cannot be written as {to_format} exactly: {reason}.")
     notes = [f"{row} (assumed): {why}" for row, why in opened.assumed.items()]
@@ -286,22 +281,10 @@ def _incompatibility(adapter: Adapter, to_format: str) -> str:
     return WRITERS[to_format].incompatibility(adapter)
 
 
-def change_gate_activation(adapter: Adapter, activation: str) -> Adapter:
-    """The same function with gates for another activation. Raises LoadError where tanh cannot express a gate."""
-    if activation == adapter.config.gate_activation:
-        return adapter
-    gates = adapter.activated_gates().detach()
-    if activation == "tanh":
-        beyond = (gates.abs() >= 1).nonzero()
-        if len(beyond):
-            row, head = beyond[0].tolist()
-            raise LoadError(
-                f"The gate of layer {adapter.config.layers[row]}, head {head} is {gates[row, head]:g}, "
-                "and tanh stays below 1. Write it with --to-gate-activation identity."
-            )
-        gates = gates.double().atanh().float()
-    config = dataclasses.replace(adapter.config, gate_activation=activation)
-    return _make_adapter(config, {**adapter.state_dict(), "gates": gates})
+def _with_raw_gates(adapter: Adapter) -> Adapter:
+    """The same function with gates that pass through no tanh."""
+    config = dataclasses.replace(adapter.config, gate_activation="identity")
+    return _make_adapter(config, {**adapter.state_dict(), "gates": adapter.activated_gates().detach()})
 
 
 def model_card(name: str, adapter: Adapter, source: Source, written_as: str = OURS, note: str = "") -> str:
