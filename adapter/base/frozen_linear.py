@@ -37,10 +37,6 @@ class FrozenLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return _Products.apply(x, self)[0]
 
-    def product(self, x: Tensor) -> Tensor:
-        """x W^T, without a graph."""
-        return _ONEDNN._linear_pointwise(x, self._forward_weight, None, "none", [], "")
-
     def input_gradient(self, gradient: Tensor, other: Tensor | None = None) -> Tensor:
         """The gradient of x from that of y, plus `other`, which gets no rounding of its own."""
         if other is None:
@@ -57,7 +53,7 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *layers: FrozenLinear) -> tuple[Tensor, ...]:
         ctx.layers = layers
-        return tuple(layer.product(x) for layer in layers)
+        return tuple(_ONEDNN._linear_pointwise(x, w._forward_weight, None, "none", [], "") for w in layers)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

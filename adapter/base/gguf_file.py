@@ -181,15 +181,11 @@ class GgufBase:
         scaling = self._metadata.get("llama.rope.scaling.type", "none")
         if _ROPE_FACTORS in self._stored:
             return self._llama3_rope(theta, head_dim)
-        if scaling == "linear":
-            factor = self._metadata["llama.rope.scaling.factor"]
-            return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
-        if scaling != "none":
-            raise self._refusal(
-                f"stretches its context by '{scaling}', which is not supported from a GGUF file. "
-                "Use the model's Hugging Face repository."
-            )
-        return {"rope_type": "default", "rope_theta": theta}
+        if scaling == "none":
+            return {"rope_type": "default", "rope_theta": theta}
+        if scaling != "linear":
+            raise self._refusal(f"stretches its context by '{scaling}', which is not supported here. {_REMEDY}")
+        return {"rope_type": "linear", "rope_theta": theta, "factor": self._metadata["llama.rope.scaling.factor"]}
 
     def _llama3_rope(self, theta: float, head_dim: int) -> dict[str, Any]:
         """Llama 3.1's scaling. The file keeps its result alone: [head_dim / 2] factors divide the frequencies."""
@@ -206,10 +202,7 @@ class GgufBase:
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))
         plain = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
         if factors.shape != scaled.shape or not torch.allclose(plain / scaled, factors.double(), rtol=1e-4):
-            raise self._refusal(
-                "scales its rotary frequencies in a way that is not Llama 3.1's. "
-                "Use the model's Hugging Face repository."
-            )
+            raise self._refusal(f"scales its rotary frequencies in a way that is not Llama 3.1's. {_REMEDY}")
         return scaling
 
     def _named_by_us(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         return {name: folder / file for name, file in names.items()}
     if not whole.is_file():
         return {}
-    with safe_open(whole, framework="pt") as tensors:
+    with safe_open(whole, framework="pt", backend="pread") as tensors:
         return dict.fromkeys(tensors.keys(), whole)
 
 
@@ -88,14 +88,10 @@ def write_weights(
     """Write `tensor(name)` for each name of `shapes`, in that order, as safetensors in one or several files."""
     sizes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
     split = split_torch_state_dict_into_shards(sizes, max_shard_size=SHARD_BYTES)
-    bar = tqdm(desc="Converting weights", total=len(shapes), disable=None)
     for file, names in split.filename_to_tensors.items():
-        part: dict[str, Tensor] = {}
-        for name in names:
-            part[name] = tensor(name).to(dtype).contiguous()
-            bar.update()
+        shown = tqdm(names, f"Converting {file}", disable=None)
+        part = {name: tensor(name).to(dtype).contiguous() for name in shown}
         save_file(part, folder / file, metadata={"format": "pt"})
-    bar.close()
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")

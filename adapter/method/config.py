@@ -31,8 +31,6 @@ class InvalidConfig(LoadError, ValueError):
 def check_name(name: str, taken: Iterable[str] = ()) -> str:
     """Returns the stripped name if it is a valid folder name on every system and not taken. Raises BadInput."""
     name = name.strip()
-    if not name:
-        raise BadInput("The adapter needs a name, for example my-poet.")
     if len(name) > MAX_NAME_LENGTH:
         raise BadInput(f"The name has {len(name)} characters; {MAX_NAME_LENGTH} are the limit.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):

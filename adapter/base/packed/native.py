@@ -151,18 +151,6 @@ def pointer(b, address):
     return b.inttoptr(address, ir.PointerType(I8))
 
 
-@emitted(types.int32, types.float32)
-def bits(b, value):
-    """The bits of a float."""
-    return b.bitcast(value, I32)
-
-
-@emitted(types.float32, types.int32)
-def from_bits(b, value):
-    """The float of these bits."""
-    return b.bitcast(value, F32)
-
-
 @njit(error_model="numpy")
 def floats(address, count):
     """The float32 array at an address."""
@@ -362,15 +350,15 @@ def gated_silu(b, gate, up, vectors, out):
     loop(b, vectors, [], compute)
 
 
-@njit(error_model="numpy")
-def to_bf16(x):
+@emitted(types.int16, types.float32)
+def to_bf16(b, x):
     """A float as bfloat16, to the nearest, half to even; NaN stays NaN."""
-    number = bits(x)
-    if (number & np.int32(0x7FFFFFFF)) > np.int32(0x7F800000):
-        return np.int16(0x7FC0)
-    return np.int16((number + np.int32(0x7FFF) + ((number >> np.int32(16)) & np.int32(1))) >> np.int32(16))
+    number = b.bitcast(x, I32)
+    half = b.add(I32(0x7FFF), b.and_(b.lshr(number, I32(16)), I32(1)))
+    rounded = b.select(b.fcmp_unordered("uno", x, x), I32(0x7FC00000), b.add(number, half))
+    return b.trunc(b.lshr(rounded, I32(16)), I16)
 
 
-@njit(error_model="numpy")
-def from_bf16(x):
-    return from_bits(np.int32(x) << np.int32(16))
+@emitted(types.float32, types.int16)
+def from_bf16(b, x):
+    return b.bitcast(b.shl(b.zext(x, I32), I32(16)), F32)

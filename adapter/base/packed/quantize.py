@@ -8,16 +8,12 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapter.base.packed.integer_product import BLOCK, GROUP, PARAMETER_BYTES, compile_products, compile_rounding
-
-if TYPE_CHECKING:
-    from typing import Self
 
 # Largest distance, in steps, of a weight from the grid of four bits that it was rounded to bf16 from.
 _OFF_GRID = 0.1
@@ -41,8 +37,8 @@ class PackedLinear(nn.Module):
         self.register_buffer("weight", weight)
         self.bits, self.in_features, self.out_features = bits, in_features, out_features
 
-    @classmethod
-    def pack(cls, weight: Tensor, bits: int, search: bool = False) -> Self | None:
+    @staticmethod
+    def pack(weight: Tensor, bits: int, search: bool = False) -> PackedLinear | None:
         """`weight`, [out, in], rounded. None if it would be rounded to four bits and they do not hold it exactly.
 
         search: let it be rounded to four bits, to the scales and minima with the least squares.
@@ -82,7 +78,7 @@ class PackedLinear(nn.Module):
         with ThreadPoolExecutor(threads) as pool:
             if not all(pool.map(fill_rest, range(threads))):
                 return None
-        return cls(packed, bits, inputs, outputs)
+        return PackedLinear(packed, bits, inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
