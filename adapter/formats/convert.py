@@ -245,8 +245,9 @@ def convert(source: str, to: Path, options: Options = Options()) -> tuple[Adapte
         )
     opened = open_source(source, options)
     adapter, to_format = opened.adapter, options.to_format
-    if to_format == peft_adapter.FORMAT:
-        adapter = _with_raw_gates(adapter)
+    if to_format == peft_adapter.FORMAT:  # whose gates pass through no tanh
+        config = dataclasses.replace(adapter.config, gate_activation="identity")
+        adapter = _make_adapter(config, {**adapter.state_dict(), "gates": adapter.activated_gates().detach()})
     if to_format != OURS and (reason := _incompatibility(adapter, to_format)):
         raise LoadError(f"'{opened.name}' cannot be written as {to_format} exactly: {reason}.")
     notes = [f"{row} (assumed): {why}" for row, why in opened.assumed.items()]
@@ -279,12 +280,6 @@ def _incompatibility(adapter: Adapter, to_format: str) -> str:
     if adapter.config.prompt_norm:
         return "its prompts pass through each layer's norm, which the format does not know"
     return WRITERS[to_format].incompatibility(adapter)
-
-
-def _with_raw_gates(adapter: Adapter) -> Adapter:
-    """The same function with gates that pass through no tanh."""
-    config = dataclasses.replace(adapter.config, gate_activation="identity")
-    return _make_adapter(config, {**adapter.state_dict(), "gates": adapter.activated_gates().detach()})
 
 
 def model_card(name: str, adapter: Adapter, source: Source, written_as: str = OURS, note: str = "") -> str:

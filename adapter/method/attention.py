@@ -126,11 +126,17 @@ def _stacked(prompts: Sequence[LayerPrompts | None], sizes: Sequence[int], multi
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """softmax(q k^T * scaling + mask) v, [B, N, Q, head_dim]: equations 5 and 8 without o_proj.
+    """softmax(q k^T * scaling + mask) v, [B, T, H, size]: equations 5 and 8 without o_proj.
 
-    query: [B, N, Q, head_dim]; key, value: [B, N, S, head_dim]; mask: additive, broadcast to [B, N, Q, S].
+    query: [B, H, T, head_dim]; key: [B or 1, Hkv, S, head_dim]; value: [B or 1, Hkv, S, size]; mask: additive, the
+    same for all T and H. Keys are not repeated: the heads of a group become further query positions.
     """
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    batch, heads, length, head_dim = query.shape
+    if key.shape[0] < batch:
+        key, value = (t.expand(batch, -1, -1, -1) for t in (key, value))
+    grouped = query.reshape(batch, key.shape[1], -1, head_dim)
+    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(batch, heads, length, -1).transpose(1, 2)
 
 
 def add_prompt_terms(
@@ -146,25 +152,9 @@ def add_prompt_terms(
         if (query.requires_grad or keys.requires_grad) and query.device.type == "cpu":
             out = PromptTerm.apply(out, query, keys, values, prompts.gates, prompts.mask, scaling)
             continue
-        if keys.shape[0] < query.shape[0]:  # one entry for all rows
-            keys, values = (t.expand(query.shape[0], -1, -1, -1) for t in (keys, values))
-        term = attend(grouped(query, keys.shape[1]), keys, values, prompts.score_mask, scaling)
-        out = torch.addcmul(out, ungrouped(term, query), prompts.gates[:, None, :, None])
+        term = attend(query, keys, values, prompts.score_mask, scaling)
+        out = torch.addcmul(out, term, prompts.gates[:, None, :, None])
     return out
-
-
-def grouped(query: Tensor, kv_heads: int) -> Tensor:
-    """Grouped-query attention without repeating keys: the heads of a group become further query positions."""
-    batch, heads, length, head_dim = query.shape
-    return query.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
-
-
-def ungrouped(out: Tensor, query: Tensor) -> Tensor:
-    """The attention output for `grouped(query)` as [B, T, H, head_dim]."""
-    batch, heads, length, head_dim = query.shape
-    if length == 1:
-        return out.view(batch, 1, heads, head_dim)
-    return out.reshape(query.shape).transpose(1, 2)
 
 
 def _attend_words(
@@ -174,9 +164,8 @@ def _attend_words(
     if not isinstance(key, Tensor):
         if len(key) > 1:
             assert mask is not None
-            queries = grouped(query, key[0].shape[1]).split([len(run) for run in key])
-            runs = [attend(*run, scaling) for run in zip(queries, key, value, mask, strict=True)]
-            return ungrouped(torch.cat(runs), query)
+            queries = query.split([len(run) for run in key])
+            return torch.cat([attend(*run, scaling) for run in zip(queries, key, value, mask, strict=True)])
         key, value, mask = key[0], value[0], None if mask is None else mask[0]
     assert isinstance(value, Tensor) and (mask is None or isinstance(mask, Tensor))
     length = query.shape[2]
@@ -185,9 +174,7 @@ def _attend_words(
         return CausalAttention.apply(query, key, value, scaling)
     if length > 1:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)[0]
-    if key.shape[0] < query.shape[0]:  # tokens of one row, each as a row of its own
-        key, value = (t.expand(query.shape[0], -1, -1, -1) for t in (key, value))
-    return ungrouped(attend(grouped(query, key.shape[1]), key, value, mask, scaling), query)
+    return attend(query, key, value, mask, scaling)  # key of one entry: each token of a row is a row of its own
 
 
 def zero_init_attention(

@@ -18,7 +18,7 @@ from torch import Tensor
 from adapter.base.llama import Base
 from adapter.errors import BadInput, Busy
 from adapter.method.adapter import Adapter
-from adapter.method.attention import LayerPrompts, PromptKV, add_prompt_terms, attend, grouped
+from adapter.method.attention import LayerPrompts, PromptKV, add_prompt_terms, attend
 from adapter.serve.detokenizer import Detokenizer, TokenTexts
 from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.request import GenerationRequest, TokenLogprobs
@@ -221,8 +221,8 @@ class _Recorder:
         terms = tuple(_in_fp32(term) for term in terms)
         for owner, term in zip(self._owners[layer], terms, strict=False):  # the last terms may belong to none
             identity = torch.eye(term.keys.shape[2], device=query.device).expand(*term.keys.shape[:2], -1, -1)
-            softmax = attend(grouped(query, term.keys.shape[1]), term.keys, identity, term.score_mask, scaling)
-            by_head = softmax.reshape(*query.shape[1:3], -1)  # [H, T, K]
+            softmax = attend(query, term.keys, identity, term.score_mask, scaling)
+            by_head = softmax[0].transpose(0, 1)  # [H, T, K]
             gates = term.gates[0]  # [H]
             head_weights = gates.abs() if gates.any() else torch.ones_like(gates)
             weights = torch.einsum("h,htk->tk", head_weights / head_weights.sum(), by_head)
