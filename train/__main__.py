@@ -47,9 +47,10 @@ from train.evaluate.intervals import Figure
 from train.evaluate.report import describe_device
 from train.evaluate.tasks import Perplexity, unrelated_text
 from train.input.data_check import make_report
-from train.input.examples import FileExamples, SkippedExamples
+from train.input.examples import SkippedExamples
 from train.input.features import FeatureCache
 from train.input.rows import Tokeniser
+from train.input.split import FileExamples
 from train.job import Job, Outcome, Stopped
 from train.precision import choose_precision, load_to_train
 from train.processes import check_same, in_all, in_main
@@ -177,7 +178,7 @@ def _train(
             return whole, None, digest
         log(f"reading {', '.join(Path(part.path).name for part in whole.data)}")
         found = FileExamples(whole.data, whole.train, skipped)
-        log(found.describe())
+        log(found.description)
         check_pictures(whole, found, log)
         return whole, found, digest
 
@@ -269,7 +270,7 @@ def _check_files(recipe: RecipeFile) -> None:
         report = make_report(records, tokeniser, config.max_length, images=config.vision is not None)
         print(*([f"{records.name}:"] if len(files) > 1 else []), report, sep="\n")
         clean &= report.clean
-    print(examples.describe())
+    print(examples.description)
     print(f"a run would take {config.steps:,} steps of up to {config.batch_size} rows")
     if not clean:
         raise AdapterError("Not everything can be learnt from, see above. Training passes over what is broken.")

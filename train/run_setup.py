@@ -20,7 +20,7 @@ from adapter.method.config import AdapterConfig
 from adapter.method.vision import VisualEncoder
 from adapter.serve.form import check_form
 from train.config import DERIVED, ConfigError, RecipeFile, TrainConfig, describe_preset, flatten
-from train.input.examples import FileExamples
+from train.input.split import FileExamples
 from train.loop import new_adapter
 
 # What an adapter in `start_from` has already.

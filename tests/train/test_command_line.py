@@ -15,7 +15,7 @@ from adapter.method.checkpoint import load_adapter
 from tests.tiny_models import random_llama
 from train.__main__ import main
 from train.config import ConfigError, DataConfig, check_run, read_recipe, recipe_text
-from train.input.examples import FileExamples
+from train.input.split import FileExamples
 
 
 def write_recipe(tmp_path, text):

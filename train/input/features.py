@@ -1,31 +1,142 @@
-"""Features of pictures by the frozen encoder, each picture encoded once."""
+"""Features of pictures by the frozen encoder, each picture encoded once: in memory, and on disk for later runs."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import re
+import secrets
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import load, save
 from torch import Tensor
 
+from adapter.base.disk_cache import cache_dir
 from adapter.base.image_file import open_image, read_image
-from adapter.errors import BadInput
+from adapter.errors import AdapterError, BadInput, first_line
 from adapter.lru import LRU
 from adapter.method.config import VisionConfig
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from train.formats.record import picture_source
 from train.input.examples import SkippedExamples
-from train.input.feature_store import FeatureStore, open_store
 from train.input.rows import TokenisedRow
 
+FOLDER_VARIABLE = "LLAMA_ADAPTER_FEATURES"
+SIZE_VARIABLE = "LLAMA_ADAPTER_FEATURES_GB"
+_SHARE_OF_DISK = 4  # a quarter of what is free
+_LEFT = 0.75  # of the room, at most, when a store is opened
+_DIGEST_BYTES = 32
 _MEMORY_BYTES = 2**29
 _ENCODED_TOGETHER = 32  # on a GPU
 
 
+class FeatureStore:
+    """Features by the digest of their picture, a file each. Any number of processes may use a folder at once.
+
+    Where room is missing, those give way that were used longest ago, when the store is opened: of pictures that
+    do not all fit, some stay and the others are encoded every epoch. A file that is damaged is no file. Where the
+    disk fails, nothing more is written, and `log` gets one sentence.
+    """
+
+    def __init__(
+        self, folder: Path, key: str, max_bytes: int | None = None, log: Callable[[str], None] = print
+    ) -> None:
+        """key: names the encoder, its weights and options; its features have a folder of their own.
+
+        max_bytes: of all features in `folder`; None: a quarter of what they take and what the disk has free.
+        """
+        self._folder, self._own, self._log, self._writes = folder, folder / key, log, True
+        files: list[tuple[float, int, Path]] = []
+        for path in folder.rglob("*"):
+            with contextlib.suppress(OSError):  # another process was faster
+                if path.is_file():
+                    found = path.stat()
+                    files.append((found.st_mtime, found.st_size, path))
+        self.bytes = sum(size for _, size, _ in files)
+        if max_bytes is None:
+            existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+            max_bytes = (self.bytes + shutil.disk_usage(existing).free) // _SHARE_OF_DISK
+        self.max_bytes = max_bytes
+        for _, size, path in sorted(files):
+            if self.bytes <= _LEFT * max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            self.bytes -= size
+
+    def get(self, picture: str) -> VisualFeatures | None:
+        path = self._path(picture)
+        try:
+            data = path.read_bytes()
+            body = memoryview(data)[_DIGEST_BYTES:]
+            if hashlib.sha256(body).digest() != data[:_DIGEST_BYTES]:
+                return None
+            os.utime(path)
+        except OSError:
+            return None
+        return VisualFeatures(**load(bytes(body)))
+
+    def put(self, picture: str, features: VisualFeatures) -> None:
+        body = save({name: tensor.contiguous() for name, tensor in vars(features).items() if tensor is not None})
+        data, path = hashlib.sha256(body).digest() + body, self._path(picture)
+        if not self._writes or self.bytes + len(data) > self.max_bytes:
+            return
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            # Names and features tell of the pictures: a folder that is made here is nobody else's to read.
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not synced, as it would take longer than most pictures: the digest finds what a power cut left.
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+            self.bytes += len(data)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            self._writes = False
+            self._log(
+                "warning: features of pictures can no longer be kept on disk "
+                f"({error.strerror or first_line(error)}). Training goes on, and encodes them again when needed."
+            )
+
+    def _path(self, picture: str) -> Path:
+        return self._own / picture[:2] / picture  # folders of a hundred thousand files are slow to list
+
+
+def open_store(encoder: str, fingerprint: str, log: Callable[[str], None] = print) -> FeatureStore | None:
+    """The store of the features of an encoder in the user's cache; None if nothing is to be kept.
+
+    fingerprint: of all that the features depend on beside the picture. Raises AdapterError if a variable of the
+    environment makes no sense.
+    """
+    chosen, wanted = os.environ.get(FOLDER_VARIABLE), os.environ.get(SIZE_VARIABLE)
+    try:
+        max_bytes = int(float(wanted) * 1e9) if wanted else None
+    except (ValueError, OverflowError):  # OverflowError: infinity
+        max_bytes = -1
+    if max_bytes is not None and max_bytes < 0:
+        raise AdapterError(
+            f"{SIZE_VARIABLE} must be a number of gigabytes, or 0 to keep no features; it is '{wanted}'."
+        )
+    if max_bytes == 0:
+        return None
+    folder = Path(chosen).expanduser().absolute() if chosen else cache_dir() / "features"
+    name = re.sub(r"[^\w.-]", "_", encoder)[:80]
+    store = FeatureStore(folder, f"{name}-{fingerprint[:16]}", max_bytes, log)
+    log(
+        f"features of pictures are kept on disk for later epochs and runs: {store.bytes / 1e9:.1f} GB are there, "
+        f"{store.max_bytes / 1e9:.1f} GB at most"
+    )
+    return store
+
+
 class FeatureCache:
-    """Features of picture files by the encoder of one adapter, in memory and on disk, by the content of the file.
+    """Features of picture files by the encoder of one adapter, by the content of the file.
 
     On a CPU each picture is encoded alone: together is hardly faster there, and alone its features have the same
     bits in any batch and process, so that a resumed run equals one that never stopped, whatever is still on disk.
@@ -40,7 +151,9 @@ class FeatureCache:
         store: FeatureStore | None = None,
     ) -> None:
         self._encoder, self._encoding, self._skipped, self._store = encoder, vision.encoding, skipped, store
-        self._memory: LRU[bytes, VisualFeatures] = LRU(_MEMORY_BYTES, _bytes)
+        self._memory: LRU[bytes, VisualFeatures] = LRU(
+            _MEMORY_BYTES, lambda features: sum(t.nbytes for t in vars(features).values() if t is not None)
+        )
 
     @staticmethod
     def on_disk(
@@ -58,69 +171,54 @@ class FeatureCache:
         A row whose picture cannot be read is left out and counted as skipped. Once `stopping` says so, nothing
         more is encoded, and rows that would need it are left out.
         """
-        keys: list[bytes | None] = []
+        keys: list[bytes | None] = []  # b"" for no picture, None for one that cannot be read
         found: dict[bytes, VisualFeatures] = {}
         images: dict[bytes, Image.Image] = {}
         for row in rows:
-            picture = row.example.picture
-            key: bytes | None = b""
-            if picture is not None:
-                try:
-                    data = read_image(picture_source(picture))
-                    key = hashlib.sha256(data).digest()
-                    if key not in found and key not in images:
-                        if (features := self._get(key)) is None:
-                            images[key] = open_image(data)
-                        else:
-                            found[key] = features
-                except BadInput as error:
-                    where = row.example.where
-                    self._skipped.add(where or picture.name, f"{where}: {picture.name}: {error}")
-                    key = None
+            picture, key = row.example.picture, b""
             keys.append(key)
-        found |= self._encode(images, stopping)
+            if picture is None:
+                continue
+            try:
+                data = read_image(picture_source(picture))
+                key = hashlib.sha256(data).digest()
+                if key not in found and key not in images:
+                    if (features := self._get(key)) is None:
+                        images[key] = open_image(data)
+                    else:
+                        found[key] = features
+                keys[-1] = key
+            except BadInput as error:
+                where = row.example.where
+                self._skipped.add(where or picture.name, f"{where}: {picture.name}: {error}")
+                keys[-1] = None
+        together = 1 if self._encoder.device.type == "cpu" else _ENCODED_TOGETHER
+        missing = list(images)
+        for chunk in (missing[start : start + together] for start in range(0, len(missing), together)):
+            if stopping():
+                break
+            features = self._encoder.encode([images[key] for key in chunk], **self._encoding)
+            features = features.map(_in_half).to("cpu")
+            for i, key in enumerate(chunk):
+                found[key] = features[i : i + 1].map(Tensor.clone)  # a view would keep the chunk in memory
+                self._memory.put(key, found[key])
+                if self._store is not None:
+                    self._store.put(key.hex(), found[key])
         return [
             row._replace(example=replace(row.example, features=found[key].to(torch.float32))) if key else row
             for row, key in zip(rows, keys, strict=True)
             if key is not None and (not key or key in found)
         ]
 
-    def _encode(
-        self, images: dict[bytes, Image.Image], stopping: Callable[[], bool]
-    ) -> dict[bytes, VisualFeatures]:
-        """Encodes and keeps the images, until `stopping` says that nobody waits for them."""
-        together = 1 if self._encoder.device.type == "cpu" else _ENCODED_TOGETHER
-        keys, encoded = list(images), {}
-        for start in range(0, len(keys), together):
-            if stopping():
-                break
-            chunk = keys[start : start + together]
-            features = self._encoder.encode([images[key] for key in chunk], **self._encoding)
-            features = features.map(_in_half).to("cpu")
-            for i, key in enumerate(chunk):
-                encoded[key] = features[i : i + 1].map(Tensor.clone)  # a view would keep the chunk in memory
-                self._put(key, encoded[key])
-        return encoded
-
     def _get(self, key: bytes) -> VisualFeatures | None:
-        if (features := self._memory.get(key)) is not None:
-            return features
-        features = None if self._store is None else self._store.get(key.hex())
-        if features is not None:
-            self._memory.put(key, features)
+        if (features := self._memory.get(key)) is None and self._store is not None:
+            features = self._store.get(key.hex())
+            if features is not None:
+                self._memory.put(key, features)
         return features
-
-    def _put(self, key: bytes, features: VisualFeatures) -> None:
-        self._memory.put(key, features)
-        if self._store is not None:
-            self._store.put(key.hex(), features)
 
 
 def _in_half(values: Tensor) -> Tensor:
     """float16, which keeps 11 bits where bfloat16 keeps 8; as they are if they are too large for it."""
     half = values.half()
     return half if half.isfinite().all() else values
-
-
-def _bytes(features: VisualFeatures) -> int:
-    return sum(tensor.nbytes for tensor in vars(features).values() if tensor is not None)

@@ -5,13 +5,13 @@ Which rows a step gets is a function of the seed and the step.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Generator
@@ -88,35 +88,27 @@ def own_rows(base: Base, template: str, seed: int, file: Path, resume: bool) -> 
 def write_own_rows(base: Base, template: str, seed: int, count: int) -> list[list[int]]:
     """`count` rows of the base's own, at temperature 1; half are conversations where the template has a head."""
     generator = Generator().manual_seed(seed)
-    tokenizer = base.tokenizer
+    tokenizer, length = base.tokenizer, min(_ROW_TOKENS, base.context_length)
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     special = set(tokenizer.all_special_ids)
     tokens = [i for i in range(len(tokenizer)) if i not in special]
-    header = user_header(tokenizer, template)
+    header: list[int] = []  # the tokens of a conversation before the user's words
+    mark = "@"
+    with contextlib.suppress(BadInput):  # the base has no such template
+        text = tokenizer.decode(encode_prompt(tokenizer, [Message("user", mark)], template))
+        header = list(tokenizer(text.partition(mark)[0], add_special_tokens=False).input_ids)
     conversations = count // 2 if header else 0
     # A document begins with any token: what the base itself would begin with is nearly always the same.
     first = [tokens[i] for i in torch.randint(len(tokens), (count - conversations,), generator=generator)]
-    groups = [[[*start, token] for token in first], [header] * conversations]
-    return [row for prompts in groups if prompts for row in _continued(base, prompts, generator)]
-
-
-def user_header(tokenizer: Any, template: str) -> list[int]:
-    """The tokens of a conversation before the user's words; none if the base has no such template."""
-    mark = "@"
-    try:
-        text = tokenizer.decode(encode_prompt(tokenizer, [Message("user", mark)], template))
-    except BadInput:
-        return []
-    return list(tokenizer(text.partition(mark)[0], add_special_tokens=False).input_ids)
-
-
-def _continued(base: Base, prompts: Sequence[Sequence[int]], generator: Generator) -> list[list[int]]:
-    """Prompts of the same length, continued to rows; through ends of turns, after which the base begins others."""
-    length = min(_ROW_TOKENS, base.context_length)
-    rows = torch.tensor(prompts, device=base.device)
-    new, cache = rows, DynamicCache(config=base.model.config)
-    while rows.shape[1] < length:
-        logits = base.model(input_ids=new, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        new = torch.multinomial(logits.float().softmax(1).cpu(), 1, generator=generator).to(rows.device)
-        rows = torch.cat([rows, new], dim=1)
-    return rows.tolist()
+    written: list[list[int]] = []
+    for prompts in ([[*start, token] for token in first], [header] * conversations):
+        if not prompts:
+            continue
+        rows = torch.tensor(prompts, device=base.device)
+        new, cache = rows, DynamicCache(config=base.model.config)
+        while rows.shape[1] < length:  # through ends of turns, after which the base begins others
+            logits = base.model(input_ids=new, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            new = torch.multinomial(logits.float().softmax(1).cpu(), 1, generator=generator).to(rows.device)
+            rows = torch.cat([rows, new], dim=1)
+        written += rows.tolist()
+    return written

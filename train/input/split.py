@@ -5,12 +5,16 @@ Holds two hashes and no text of each record, and opens no picture that is a file
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
+import math
 import os
 import random
+import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +22,133 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from train.formats.dataset import DataError, Records
+from train.config import DataConfig, TrainConfig
+from train.formats.dataset import DataError, Records, open_records
 from train.formats.record import picture_key
+from train.input.examples import Example, Part, ShuffledExamples, SkippedExamples, read_example
 
 # A request that more records share than these ("Hello") is no sign of one conversation: their whole text is.
 # Nor are the few phrasings of one task, of which a single one would be held out.
 _COMMON_COUNT, _COMMON_SHARE = 20, 0.02  # above both
 
 
+class FileExamples:
+    """The examples of a run on files: endless and shuffled by the seed for "train", once for "validation".
+
+    name: of its files. parts: what is learnt; held_out: the (records, index) that every evaluation uses.
+    digest: of the content of all records and of how they are split, in hexadecimal: with another one, a run cannot
+    be resumed. pictures: how many of the readable records have one. description: of how they are split.
+    """
+
+    def __init__(self, data: Sequence[DataConfig], config: TrainConfig, skipped: SkippedExamples) -> None:
+        """Reads every record once. Raises DataError."""
+        self._config, self._skipped = config, skipped
+        sources = [_Source(one, skipped) for one in data]
+        self.name = " and ".join(source.records.name for source in sources)
+        self.pictures = sum(int(source.scan.pictured.sum()) for source in sources)
+        self.digest = hashlib.sha256("\n".join(source.digest for source in sources).encode()).hexdigest()
+        common = _common_requests([s for source in sources for s in (source.scan, source.separate_scan) if s])
+        # How many of an evaluation's rows each source gives: of those that hold out, as they share the steps.
+        weights = [source.data.weight * len(source.scan.indices) * source.holds_out for source in sources]
+        every = itertools.accumulate(weights, initial=0)
+        ends = [round(config.held_out * end / (sum(weights) or 1)) for end in every]
+        wanted = [end - start for start, end in itertools.pairwise(ends)]
+        groups = [source.scan.groups(common) for source in sources]
+        chosen = [
+            _choose_groups(of_source, count, source.share, config.seed)
+            for source, of_source, count in zip(sources, groups, wanted, strict=True)
+        ]
+        # A picture may be in several files: what one of them holds out, none teaches.
+        learnt = [~np.isin(of_source, np.concatenate(chosen)) for of_source in groups]
+        learnt_groups = np.concatenate([of_source[which] for of_source, which in zip(groups, learnt, strict=True)])
+        self.parts = tuple(source.part(which) for source, which in zip(sources, learnt, strict=True))
+        self.learnt = sum(len(part.indices) for part in self.parts)
+        self.held_out: list[tuple[Records, int]] = []
+        evaluated: set[int] = set()
+        neither = sum(len(source.scan.indices) for source in sources) - self.learnt
+        for source, of_source, own, count in zip(sources, groups, chosen, wanted, strict=True):
+            records, found = source.records, source.scan
+            which = np.isin(of_source, own)
+            if source.separate is not None and source.separate_scan is not None:
+                records, found = source.separate, source.separate_scan
+                of_source = found.groups(common)
+                which = ~np.isin(of_source, learnt_groups)
+                if count and not which.any():
+                    raise DataError(
+                        f"All that '{records.name}' holds out is in the data to learn from too. Give other "
+                        "records as data.validation, or a share of these."
+                    )
+            _, first, inverse = np.unique(of_source[which], return_index=True, return_inverse=True)
+            pool = np.flatnonzero(which)[np.argsort(first[inverse], kind="stable")]  # those of one group together
+            drawn = pool[draw_evenly(len(pool), count, config.seed)]
+            self.held_out += [(records, int(index)) for index in found.indices[drawn]]
+            evaluated.update(of_source[drawn].tolist())
+            neither -= len(drawn) * (records is source.records)
+        kinds = len(np.unique(learnt_groups))
+        text = f"{self.learnt:,} records of {kinds:,} pictures or conversations to learn from, "
+        if self.held_out:
+            text += f"{len(self.held_out):,} of {len(evaluated):,} others held out for every evaluation"
+        elif any(wanted):
+            text += "none held out, as each picture or conversation is more than data.validation allows"
+        else:
+            text += "none held out"
+        if neither:
+            text += f", {neither:,} used for neither, as they share a picture or a conversation with held-out ones"
+        self.description = text
+
+    def __call__(self, split: str) -> Iterator[Example | None]:
+        if split == "train":
+            return self._train()
+        return (read_example(records, index, self._skipped) for records, index in self.held_out)
+
+    def _train(self) -> ShuffledExamples:
+        return ShuffledExamples(self.parts, self._config.seed, self._skipped, self._config.history)
+
+    def with_steps(self, config: TrainConfig) -> TrainConfig:
+        """The configuration with its epochs converted to steps: in each of them, every record comes once."""
+        if config.steps:
+            return config
+        whole, stream = int(config.epochs), self._train()
+        steps = [math.ceil(stream.epoch_size(epoch) / config.batch_size) for epoch in range(whole + 1)]
+        total = sum(steps[:whole]) + math.ceil(steps[whole] * (config.epochs - whole))
+        return dataclasses.replace(config, steps=max(1, total), epochs=0)
+
+
+class _Source:
+    """The records of one DataConfig, and those of its validation file or split if it has one, read once."""
+
+    def __init__(self, data: DataConfig, skipped: SkippedExamples) -> None:
+        def opened(path: str, split: str | None) -> Records:
+            return open_records(path, data.format, data.images, split, data.config)
+
+        self.data = data
+        self.records = opened(data.path, data.split)
+        self.separate: Records | None = None
+        if isinstance(data.validation, str):
+            is_split = self.records.has_splits and re.fullmatch(r"\w+", data.validation)
+            self.separate = opened(data.path, data.validation) if is_split else opened(data.validation, None)
+        elif self.records.format == "scienceqa" and data.split in (None, "train"):
+            self.separate = opened(data.path, "val")
+        self.share = 0.0 if isinstance(data.validation, str) or self.separate is not None else data.validation
+        self.holds_out = self.share > 0 or self.separate is not None
+        self.scan = _scan(self.records, skipped)
+        self.separate_scan = None if self.separate is None else _scan(self.separate, skipped)
+
+    @property
+    def digest(self) -> str:
+        validation = self.share if self.separate_scan is None else self.separate_scan.digest
+        images = "" if self.data.images is None else Path(self.data.images).name
+        return f"{self.scan.digest} {validation} {images} {self.data.weight}"
+
+    def part(self, learnt: np.ndarray) -> Part:
+        """learnt: [N], which of the readable records are learnt. Raises DataError if none is."""
+        if not learnt.any():
+            raise DataError(f"'{self.data.path}' has no record left to learn from. Lower data.validation.")
+        return Part(self.records, self.scan.indices[learnt], self.data.weight)
+
+
 @dataclass(frozen=True, eq=False)
-class Scan:
+class _Scan:
     """What tells the records of a file apart; broken records are left out.
 
     indices, requests, conversations: [N], of the readable records: their number in the file, a hash of the picture
@@ -42,23 +163,22 @@ class Scan:
     digest: str
 
     def groups(self, common: np.ndarray) -> np.ndarray:
-        """[N], the hash of each record's group, to be kept on one side. common: what common_requests returns."""
+        """[N], the hash of each record's group, to be kept on one side. common: of _common_requests."""
         return np.where(np.isin(self.requests, common), self.conversations, self.requests)
 
 
-def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
-    """Reads every record once. skip: gets the number and the fault of each broken one.
-
-    Shows progress on a terminal.
-    """
+def _scan(records: Records, skipped: SkippedExamples) -> _Scan:
+    """Reads every record once, with progress on a terminal. Raises the first fault if all are broken."""
     indices, requests, conversations, pictured = array("q"), array("Q"), array("Q"), array("b")
     digest = hashlib.sha256(f"{records.format} {len(records)}\n".encode())
     folder = f"{os.path.abspath(records.images)}{os.sep}"
+    fault: DataError | None = None
     for i in tqdm(range(len(records)), desc="read", unit="record", disable=None, leave=False):
         try:
             record = records[i]
         except DataError as error:
-            skip(i, error)
+            fault = fault or error
+            skipped.add(f"{records.name}, record {i + 1}", error)
             digest.update(b"broken\n")
             continue
         indices.append(i)
@@ -72,7 +192,9 @@ def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
             picture = os.path.abspath(record.image).removeprefix(folder)
         content = picture, [(turn.role, turn.text, turn.input) for turn in record.messages]
         digest.update(f"{content!r}{record.unlearnt or ''}\n".encode())
-    return Scan(
+    if fault is not None and not indices:
+        raise DataError(f"'{records.name}' has no record that can be read. {fault}", fault.detail)
+    return _Scan(
         np.array(indices, dtype=np.int64),
         np.array(requests, dtype=np.uint64),
         np.array(conversations, dtype=np.uint64),
@@ -81,13 +203,13 @@ def scan(records: Records, skip: Callable[[int, DataError], None]) -> Scan:
     )
 
 
-def common_requests(scans: Sequence[Scan]) -> np.ndarray:
+def _common_requests(scans: Sequence[_Scan]) -> np.ndarray:
     """The hashes of requests that so many records share that they tell nothing apart. Pictures always do."""
     requests, counts = np.unique(np.concatenate([s.requests[~s.pictured] for s in scans]), return_counts=True)
     return requests[counts > max(_COMMON_COUNT, int(_COMMON_SHARE * counts.sum()))]
 
 
-def choose_groups(groups: np.ndarray, most: int, share: float, seed: int) -> np.ndarray:
+def _choose_groups(groups: np.ndarray, most: int, share: float, seed: int) -> np.ndarray:
     """The groups to hold out, chosen by the seed: at most `most` of them, with at most `share` of the records.
 
     groups: [N], of each record. Where all are larger than that share, one of up to a quarter of the records is
@@ -106,12 +228,6 @@ def choose_groups(groups: np.ndarray, most: int, share: float, seed: int) -> np.
             room -= int(counts[group])
             chosen.append(group)
     return unique[chosen]
-
-
-def by_group(groups: np.ndarray) -> np.ndarray:
-    """[N], the numbers of the records, those of one group together, in the order of the groups' first ones."""
-    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    return np.argsort(first[inverse], kind="stable")
 
 
 def draw_evenly(count: int, wanted: int, seed: int) -> list[int]:

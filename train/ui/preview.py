@@ -40,13 +40,13 @@ def make_preview(data: TrainingData, base: str) -> Preview:
     tokenizer, template = _tokenizer(base)
     report = make_report(data.records, Tokeniser(tokenizer, template, MAX_LENGTH), MAX_LENGTH, data.pictures)
     faults = [report.broken, *([report.missing, report.unreadable] if data.pictures else [])]
-    broken, listed = sum(kind.count for kind in faults), [fault for kind in faults for fault in kind.first]
+    broken, listed = sum(map(len, faults)), [fault for kind in faults for fault in kind]
     usable, bare = max(report.records - report.answerless - broken, 0), report.uncaptioned
-    notes = [texts.LENGTHS.format(report.median, report.longest)]
+    notes = [texts.LENGTHS.format(report.percentile(50), report.percentile(100))]
     if report.truncated:
         notes.append(texts.truncated(report.truncated, report.answerless, report.max_length))
     if usable < MIN_RECORDS:
-        reasons = [*listed[:1], *notes[1:], *([texts.uncaptioned(bare.count)] if bare.count else [])]
+        reasons = [*listed[:1], *notes[1:], *([texts.uncaptioned(len(bare))] if bare else [])]
         raise BadInput(" ".join([texts.TOO_FEW.format(data.name, usable, MIN_RECORDS), *reasons]))
     if usable < FEW_RECORDS:
         notes.append(texts.FEW_RECORDS.format(usable))
@@ -56,7 +56,7 @@ def make_preview(data: TrainingData, base: str) -> Preview:
     shown = (
         f'<div class="data-preview"><p class="head">{html.escape(head)}</p>'
         + _skipped_html(texts.BROKEN.format(broken), broken, listed)
-        + _skipped_html(texts.uncaptioned(bare.count), bare.count, list(bare.first))
+        + _skipped_html(texts.uncaptioned(len(bare)), len(bare), list(bare))
         + f'{body}<ol class="records">{cards}</ol></div>'
     )
     return Preview(shown, template)

@@ -232,7 +232,7 @@ class TrainingRuns:
 
     def _launch(self, name: str, record: RunRecord, resume: bool) -> None:
         import_libraries()
-        from train.input.feature_store import SIZE_VARIABLE
+        from train.input.features import SIZE_VARIABLE
 
         folder, launched = self.folder / name, time.time()
         command = [sys.executable, "-m", "train", "--for-page", "--config", str(folder / RECIPE)]

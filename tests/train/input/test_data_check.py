@@ -49,8 +49,8 @@ def test_truncated_records_and_empty_answers_are_counted(tmp_path):
 def test_all_broken_records_are_counted_and_ten_named(tmp_path):
     broken = [{"instruction": "a"}, "{broken\n", "\n", "[]\n"] * 8
     report = report_on(records(tmp_path, record(3, 2), *broken, record(3, 2)), 10)
-    assert report.records == 26 and report.broken.count == 24 and len(report.broken.first) == 10
-    assert report.broken.first[0].startswith("data.jsonl, line 2: 'output' is missing")
+    assert report.records == 26 and len(report.broken) == 24
+    assert report.broken[0].startswith("data.jsonl, line 2: 'output' is missing")
     assert len(report.lengths) == 2 and not report.clean
     assert "24 cannot be read:\n  data.jsonl, line 2: " in str(report) and "\n  and 14 more\n" in str(report)
 
@@ -64,6 +64,6 @@ def test_images_are_opened_once_each_and_faults_named(tmp_path):
     names = [good, gone, "text.png", good, "cut.png", gone, "folder.png", "x" * 300, "a\0b"]
     data = records(tmp_path, *(record(3, 2, image=name) for name in names), record(3, 2))
     report = report_on(data, 10)
-    assert not report.clean and (report.images, report.missing.count, report.unreadable.count) == (7, 4, 2)
-    assert report.missing.first[0] == "gone.png (data.jsonl, line 2)"
-    assert report.unreadable.first[0].startswith("text.png (data.jsonl, line 3): ")
+    assert not report.clean and (report.images, len(report.missing), len(report.unreadable)) == (7, 4, 2)
+    assert report.missing[0] == "gone.png (data.jsonl, line 2)"
+    assert report.unreadable[0].startswith("text.png (data.jsonl, line 3): ")

@@ -18,10 +18,9 @@ from PIL import Image
 from adapter.base.template import Message
 from adapter.method.config import VisionConfig
 from adapter.method.vision import VisualEncoder, VisualFeatures
-from train.input import feature_store
+from train.input import features as feature_module
 from train.input.examples import Example, SkippedExamples
-from train.input.feature_store import FOLDER_VARIABLE, FeatureStore
-from train.input.features import FeatureCache
+from train.input.features import FOLDER_VARIABLE, FeatureCache, FeatureStore
 from train.input.rows import TokenisedRow
 
 VISION = VisionConfig("fake", feature_size=3)
@@ -170,7 +169,7 @@ def test_a_disk_that_fails_ends_the_keeping_and_not_the_run(own_folder, picture,
     encoder = FakeEncoder()
     cache = FeatureCache.on_disk(encoder, VISION, SkippedExamples(), logged.append)  # type: ignore[arg-type]
     full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
-    monkeypatch.setattr(feature_store.os, "replace", full)
+    monkeypatch.setattr(feature_module.os, "replace", full)
     for i in range(3):
         assert len(cache.with_features(rows_of(picture(i)))) == 1
     warnings = [line for line in logged if "no longer be kept" in line]

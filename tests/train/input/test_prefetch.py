@@ -20,8 +20,7 @@ from train.config import TrainConfig
 from train.formats.dataset import DataError
 from train.input.batches import Prefetch
 from train.input.examples import Example, SkippedExamples
-from train.input.feature_store import FOLDER_VARIABLE
-from train.input.features import FeatureCache
+from train.input.features import FOLDER_VARIABLE, FeatureCache
 from train.job import Job, Stopped
 from train.loop import new_adapter
 from train.run_folder import RunFolder

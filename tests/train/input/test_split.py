@@ -17,8 +17,9 @@ from adapter.base.template import Message
 from train.config import DataConfig, TrainConfig
 from train.formats.dataset import DataError, Record
 from train.input.batches import Batches
-from train.input.examples import FileExamples, Part, ShuffledExamples, SkippedExamples
+from train.input.examples import Part, ShuffledExamples, SkippedExamples
 from train.input.rows import Tokeniser
+from train.input.split import FileExamples
 
 
 def write_rows(path: Path, rows) -> Path:

@@ -17,7 +17,8 @@ from tests.train.recipes.rows import RECIPES, learnt, roomy, rows
 from train.__main__ import main
 from train.config import ConfigError, read_recipe
 from train.evaluate.intervals import Figure
-from train.input.examples import FileExamples, SkippedExamples
+from train.input.examples import SkippedExamples
+from train.input.split import FileExamples
 from train.recipes.extract import recipe as extract
 from train.recipes.pirate import recipe as pirate
 from train.recipes.recipe import load_recipe, read_own, recipe_names

@@ -25,7 +25,7 @@ from tests.fake_engine import event_request
 from tests.train.ui.test_plan import GOOD, plan_of, recipe_of
 from tests.train.ui.test_tab import events
 from train.config import RecipeFile, recipe_text
-from train.input.feature_store import SIZE_VARIABLE
+from train.input.features import SIZE_VARIABLE
 from train.ui import runs as train_runs
 from train.ui import texts
 from train.ui.charts import run_html

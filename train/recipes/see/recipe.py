@@ -28,7 +28,7 @@ from adapter.method.label_projection import LabelProjection
 from adapter.method.vision import VisualFeatures
 from train.formats.dataset import open_records
 from train.input.examples import Example
-from train.input.feature_store import open_store
+from train.input.features import open_store
 from train.input.history import sample_history
 from train.input.split import draw_evenly
 from train.recipes.recipe import Examples, MeasuredSets, Recipe, recipe_of
