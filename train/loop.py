@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,25 +23,19 @@ from train.input.rows import IGNORED
 
 _CHUNK_POSITIONS = 256  # per product of the head: the logits of all positions would be most of the memory
 _CACHE_POSITIONS = 16  # whose logits in fp32 fit into a processor's cache
+# The settings of a run that its adapter keeps, beside its layers.
+OF_ADAPTER = (
+    *("prompt_length", "gate_activation", "prompt_norm", "template"),
+    *("description", "form", "vision", "tuning"),
+)
 
 
 def new_adapter(config: TrainConfig, base: Base) -> Adapter:
     """An untrained adapter for `base`: random prompts, and gates that are zero unless config.init is "random"."""
     set_seed(config.seed)
-    adapter = Adapter(
-        AdapterConfig(
-            base=base.fingerprint,
-            prompt_length=config.prompt_length,
-            insertion_layers=config.layers_of(base.fingerprint.num_hidden_layers),
-            gate_activation=config.gate_activation,
-            prompt_norm=config.prompt_norm,
-            template=config.template,
-            description=config.description,
-            form=config.form,
-            vision=config.vision,
-            tuning=config.tuning,
-        )
-    )
+    layers = config.layers_of(base.fingerprint.num_hidden_layers)
+    settings = {name: getattr(config, name) for name in OF_ADAPTER}
+    adapter = Adapter(AdapterConfig(base=base.fingerprint, insertion_layers=layers, **settings))
     torch.nn.init.normal_(adapter.prompts, std=config.prompt_std)
     if config.init == "random":
         torch.nn.init.normal_(adapter.gates)
@@ -177,12 +170,11 @@ def averaged(adapter: Adapter, decay: float) -> AveragedModel:
     Early in a run the decay is smaller, as in TensorFlow's ExponentialMovingAverage with num_updates: otherwise
     the first values would weigh most for as long as a short run lasts.
     """
-    return AveragedModel(adapter, multi_avg_fn=partial(_average_in, decay))
 
+    def average_in(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
+        torch._foreach_lerp_(list(averages), list(values), 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
-def _average_in(decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
-    """Moves the averages towards `values` in place, after `count` earlier ones."""
-    torch._foreach_lerp_(list(averages), list(values), 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+    return AveragedModel(adapter, multi_avg_fn=average_in)
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:

@@ -87,21 +87,16 @@ def load_to_train(name: str, precision: Precision, device: str) -> Base:
         # product passes no gradient on: it would be lost from then on, without a word.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    if base.device.type == "cpu":
-        _keep_freed_memory()
-    if quantization == "none" and base.device.type == "cpu" and freeze_linears(base.model):
-        for parameter in base.model.parameters():  # else what is left keeps the whole mapped file in memory
-            parameter.data = parameter.data.clone()
-    return base
-
-
-def _keep_freed_memory() -> None:
-    """Lets glibc keep what a step frees for the next one, instead of returning it to the system.
-
-    Every step asks for the same memory again, and fetching its pages anew takes a twentieth of its time.
-    """
+    if base.device.type != "cpu":
+        return base
+    # glibc keeps what a step frees for the next one, instead of returning it to the system: every step asks for the
+    # same memory again, and fetching its pages anew takes a twentieth of its time.
     trim_threshold, mmap_threshold = -1, -3  # of mallopt
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(mmap_threshold, 2**30)
+    if quantization == "none" and freeze_linears(base.model):
+        for parameter in base.model.parameters():  # else what is left keeps the whole mapped file in memory
+            parameter.data = parameter.data.clone()
+    return base

@@ -21,10 +21,10 @@ from adapter.method.vision import VisualEncoder
 from adapter.serve.form import check_form
 from train.config import DERIVED, ConfigError, RecipeFile, TrainConfig, describe_preset, flatten
 from train.input.split import FileExamples
-from train.loop import new_adapter
+from train.loop import OF_ADAPTER, new_adapter
 
-# What an adapter in `start_from` has already.
-_TAKEN = ("prompt_length", "insertion_layers", "gate_activation", "prompt_norm", "template", "vision", "tuning")
+# What an adapter in `start_from` has already and a recipe cannot change.
+_TAKEN = {"insertion_layers", *OF_ADAPTER} - {"description", "form"}
 
 
 def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callable[[str], None]) -> RecipeFile:

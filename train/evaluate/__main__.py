@@ -11,6 +11,10 @@ sleep_when_idle()
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 import argparse
+import dataclasses
+import datetime
+import json
+import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -21,14 +25,16 @@ import torch
 from adapter.base.embedded import BASE
 from adapter.base.llama import Base, load_base
 from adapter.errors import AdapterError, with_detail
+from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CONFIG, adapter_digest, load_adapter
-from adapter.serve.settings import MAX_STRENGTH
 from adapter.serve.store import SHIPPED, AdapterStore
 from train.evaluate import tasks
 from train.evaluate.answerer import Answerer
-from train.evaluate.report import System, circumstances, format_table, write_json
-from train.evaluate.tasks import STRENGTHS, unrelated_text
+from train.evaluate.report import System, code_version, describe_device, format_table
+from train.evaluate.tasks import STRENGTHS, Task, unrelated_text
+from train.formats.dataset import open_records
+from train.input.examples import Example
 
 _EPILOG = """examples:
   python -m train.evaluate scienceqa ScienceQA/data --adapter runs/mine --out mine.json
@@ -55,43 +61,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
     if args.limit is not None and args.limit < 1:
         raise AdapterError(f"--limit must be at least 1, got {args.limit}.")
-    if not 0 <= args.strength <= MAX_STRENGTH:
-        raise AdapterError(f"--strength must lie from 0 to {MAX_STRENGTH:g}, got {args.strength:g}.")
-    if args.no_base and not args.adapter:
-        raise AdapterError("--no-base without --adapter leaves nothing to measure. Name an adapter.")
-    if args.out is not None and args.out.is_dir():
-        raise AdapterError(f"--out {args.out.name or args.out} is a folder. Name a file.")
-    if args.out is not None and not args.out.parent.is_dir():
-        raise AdapterError(f"There is no folder '{args.out.parent.name}' for --out. Make it first.")
+    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
+        raise AdapterError(f"--out {args.out.name or args.out} must be a file in a folder that exists.")
     folders = [_folder(name) for name in args.adapter]
-    task: tasks.Task = args.task(args)  # before the base: what is wrong with the data is said at once
+    task: Task = args.task(args)  # before the base: what is wrong with the data is said at once
     base, precision = _load(args)
-    adapters: list[tuple[Path | None, Adapter | None]] = [] if args.no_base else [(None, None)]
-    adapters += [(folder, load_adapter(folder, base.fingerprint, base.device)) for folder in folders]
+    adapters: list[tuple[str, str | None, Adapter | None]] = [("bare base", None, None)]
+    for folder in folders:
+        adapter = load_adapter(folder, base.fingerprint, base.device)
+        adapters.append((folder.resolve().name, adapter_digest(folder), adapter))
     print(f"{base.fingerprint.name}, {precision}", file=sys.stderr)
-    notes: list[str] = list(task.notes)
-    systems = []
-    for folder, adapter in adapters:
-        answerer = Answerer(base, adapter, args.strength)
-        name = "bare base" if folder is None else folder.resolve().name
-        if adapter is not None and args.strength != 1:
-            name += f" at {args.strength:g}"
+    notes, systems = list(task.notes), []
+    for name, digest, adapter in adapters:
+        answerer = Answerer(base, adapter)
         print(f"measuring {name}", file=sys.stderr, flush=True)
         measured = task.measure(answerer, args.seed)
         if adapter is not None and adapter.config.base.weights not in ("", base.fingerprint.weights):
             notes.append(f"{name} was trained on other weights of this shape: {adapter.config.base.name}")
-        strength = None if adapter is None else args.strength
-        digest = None if folder is None else adapter_digest(folder)
-        systems.append(System(name, answerer.template, strength, digest, measured.figures, measured.answers))
-    about = circumstances(base, precision, args.seed, shlex.join(["python", "-m", "train.evaluate", *given]))
+        systems.append(System(name, answerer.template, digest, measured.figures, measured.answers))
     templates = ", ".join(f"{system.name} {system.template}" for system in systems)
     kinds = {figure.interval for s in systems for row in s.figures.values() for figure in row.values()}
     notes += [f"templates: {templates}", f"±: half of the 95 % interval ({', '.join(sorted(kinds))})"]
+    about = {
+        "command": shlex.join(["python", "-m", "train.evaluate", *given]),
+        "date": datetime.date.today().isoformat(),
+        "commit": code_version(),
+        "processor": describe_device(base.device),
+        "base": dataclasses.asdict(base.fingerprint),
+        "precision": precision,
+        "seed": args.seed,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "task": args.name,
+        "limit": args.limit,
+        "notes": notes,
+        "systems": [dataclasses.asdict(system) for system in systems],
+    }
     print(format_table(systems))
     print("\n".join(f"- {note}" for note in notes))
     print(f"- {base.fingerprint.name}, {precision}; {about['processor']}; {about['date']}, {about['commit']}")
     if args.out is not None:
-        write_json(args.out, {**about, "task": args.name, "limit": args.limit}, notes, systems)
+        # A number that is not finite, which JSON has not, is null.
+        finite = json.loads(json.dumps(about), parse_constant=lambda _: None)
+        with atomic_write(args.out) as temporary:
+            temporary.write_text(json.dumps(finite, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _folder(name: str) -> Path:
@@ -123,15 +135,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, dest="name", metavar="TASK")
 
-    def add_task(
-        name: str, make: Callable[[argparse.Namespace], tasks.Task], help: str
-    ) -> argparse.ArgumentParser:
+    def add_task(name: str, make: Callable[[argparse.Namespace], Task], help: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
         command.set_defaults(task=make)
         add = command.add_argument
         add("--adapter", action="append", default=[], metavar="NAME|DIR", help="repeatable; none: base alone")
-        add("--strength", type=float, default=1.0, help=f"of the adapters, 0 to {MAX_STRENGTH:g}")
-        add("--no-base", action="store_true", help="leave the bare base out")
         add("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
         add(
             "--precision",
@@ -154,11 +162,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--split", default="test")
     command.add_argument("--cue", default="", help="text behind each question, as in training")
 
+    def exact_match(args: argparse.Namespace) -> Task:
+        records = tasks.drawn(open_records(args.file, args.format, args.images, args.split), args.limit)
+        return tasks.ExactMatch([Example.of(record) for record in records], args.max_new_tokens)
+
+    def harness(args: argparse.Namespace) -> Task:
+        from train.evaluate.harness import HarnessTasks  # an extra, and seconds to import
+
+        return HarnessTasks(args.tasks.split(","), args.include, args.limit, args.shots, args.template)
+
     command = add_task(
         "exact-match",
-        lambda a: tasks.ExactMatch(
-            tasks.read_examples(a.file, a.format, a.images, a.split, a.limit), a.max_new_tokens
-        ),
+        exact_match,
         "greedy answers beside the wanted ones: exact match and token F1",
     )
     command.add_argument("file", type=Path, metavar="DATA", help="any training format")
@@ -169,25 +184,17 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add_task(
         "forgetting",
-        lambda a: tasks.Perplexity(
-            unrelated_text() if a.file is None else tasks.read_text(a.file), a.limit, STRENGTHS
-        ),
+        lambda a: tasks.Perplexity(tasks.read_text(a.file) if a.file else unrelated_text(), a.limit, STRENGTHS),
         "perplexity of a text against the adapter's strength",
     )
     command.add_argument("file", type=Path, nargs="?", metavar="FILE", help="default: of Python's reference")
 
-    command = add_task("lm-eval", _harness, "tasks of EleutherAI's lm-evaluation-harness")
+    command = add_task("lm-eval", harness, "tasks of EleutherAI's lm-evaluation-harness")
     command.add_argument("--tasks", required=True, metavar="A,B")
     command.add_argument("--include", type=Path, metavar="DIR", help="folder with tasks of your own")
     command.add_argument("--shots", type=int, metavar="N", help="examples before each question")
     command.add_argument("--template", action="store_true", help="put prompts into the adapter's chat template")
     return parser
-
-
-def _harness(args: argparse.Namespace) -> tasks.Task:
-    from train.evaluate.harness import HarnessTasks  # an extra, and seconds to import
-
-    return HarnessTasks(args.tasks.split(","), args.include, args.limit, args.shots, args.template)
 
 
 if __name__ == "__main__":

@@ -88,23 +88,14 @@ class Answerer:
         conversations: Sequence[Conversation],
         pictures: Sequence[Picture | None] | None = None,
         max_new_tokens: int = 96,
-    ) -> list[str]:
-        """The greedy answer to each conversation. pictures: files that the users show."""
-        prompts = [self.encode(c) for c in conversations]
-        return self.generate_from(prompts, pictures, max_new_tokens, conversations=conversations)
-
-    def generate_from(
-        self,
-        prompts: Sequence[Sequence[int]],
-        pictures: Sequence[Picture | None] | None = None,
-        max_new_tokens: int = 96,
+        prompts: Sequence[Sequence[int]] | None = None,
         stop: tuple[str, ...] = (),
-        conversations: Sequence[Conversation] | None = None,
     ) -> list[str]:
-        """The greedy answer to each prompt of token ids. conversations: what the prompts say, for a form about it.
+        """The greedy answer to each conversation. pictures: files that the users show. prompts: their token ids.
 
         Raises BadInput for a file that is no picture, and for a prompt that the context cannot hold.
         """
+        prompts = [self.encode(c) for c in conversations] if prompts is None else prompts
         texts: list[str] = []
         with closing(Engine(self.base, self, self._encoders)) as engine:
             answers: deque[Answer] = deque()
@@ -114,7 +105,7 @@ class Answerer:
                 picture = pictures[i] if pictures and self.is_visual else None
                 try:
                     request = GenerationRequest(
-                        messages=() if conversations is None else conversations[i],
+                        messages=conversations[i],
                         prompt_ids=tuple(prompt),
                         adapter=None if self.adapter is None else _NAME,
                         strength=self.strength,
@@ -191,26 +182,21 @@ class Answerer:
 
     def features(self, pictures: Sequence[Picture | None]) -> list[VisualFeatures | None]:
         """Features of pictures for the adapter. Raises BadInput for a file that is no picture."""
-        if not self.is_visual:
+        vision = None if self.adapter is None else self.adapter.config.vision
+        if vision is None or not any(pictures):
             return [None] * len(pictures)
-        assert self.adapter is not None and self.adapter.config.vision is not None
-        (encoder,) = self._encoders.values()
+        encoder = self._encoders[vision.encoder]
         images = [open_image(picture_source(picture)) for picture in pictures if picture is not None]
-        if not images:
-            return [None] * len(pictures)
         # One by one on a CPU, where together is hardly faster, for the bits that serving has.
         together = 1 if encoder.device.type == "cpu" else _ENCODED_TOGETHER
-        encoded = encoder.encode(images, together, **self.adapter.config.vision.encoding)
+        encoded = encoder.encode(images, together, **vision.encoding)
         rows = iter(range(len(images)))
         return [None if picture is None else encoded[(i := next(rows)) : i + 1] for picture in pictures]
 
     @cached_property
     def _encoders(self) -> dict[str, VisualEncoder]:
-        if not self.is_visual:
-            return {}
-        assert self.adapter is not None and self.adapter.config.vision is not None
-        name = self.adapter.config.vision.encoder
-        return {name: load_encoder(name, self.base.device)}
+        vision = None if self.adapter is None else self.adapter.config.vision
+        return {} if vision is None else {vision.encoder: load_encoder(vision.encoder, self.base.device)}
 
     def _hidden(self, ids: Sequence[Sequence[int]], features: Features | None) -> Tensor:
         """The last hidden states, [rows, longest, hidden_size]. Causal attention hides the padding at the end."""

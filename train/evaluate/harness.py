@@ -93,7 +93,8 @@ class HarnessModel(TemplateLM):
         for (stop, most), members in groups.items():
             room = self.answerer.base.context_length - most
             prompts = [self.tok_encode(requests[i].args[0])[-max(1, room) :] for i in members]
-            for i, text in zip(members, self.answerer.generate_from(prompts, None, most, stop), strict=True):
+            found = self.answerer.generate([()] * len(members), None, most, prompts, stop)
+            for i, text in zip(members, found, strict=True):
                 texts[i] = text
         return texts
 

@@ -1,32 +1,24 @@
-"""An evaluation's table and JSON, and what they were measured on."""
+"""An evaluation's table, and what it was measured on."""
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import json
-import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from adapter.base.llama import Base
-from adapter.files import atomic_write
 from train.evaluate.intervals import Figure
 from train.precision import processor_name
 
 
 @dataclass(frozen=True)
 class System:
-    """One line's subject: an adapter at a strength, or the bare base, and what it reached."""
+    """One line's subject: an adapter, or the bare base, and what it reached."""
 
     name: str
     template: str
-    strength: float | None  # None for the bare base
     digest: str | None  # of the adapter's files
     figures: Mapping[str, Mapping[str, Figure]]
     answers: tuple[str, ...] = ()
@@ -60,28 +52,6 @@ def _cell(figure: Figure) -> str:
     if figure.low is None or figure.high is None:
         return value
     return f"{value} ± {(figure.high - figure.low) / 2:.{digits}f}"
-
-
-def circumstances(base: Base, precision: str, seed: int, command: str) -> dict[str, Any]:
-    """What the figures depend on beside the data and the adapters."""
-    return {
-        "command": command,
-        "date": datetime.date.today().isoformat(),
-        "commit": code_version(),
-        "processor": describe_device(base.device),
-        "base": dataclasses.asdict(base.fingerprint),
-        "precision": precision,
-        "seed": seed,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
-
-
-def write_json(path: Path, about: Mapping[str, Any], notes: Sequence[str], systems: Sequence[System]) -> None:
-    """Raises OSError. A number that is not finite, which JSON has not, is null."""
-    content = {**about, "notes": list(notes), "systems": [dataclasses.asdict(s) for s in systems]}
-    content = json.loads(json.dumps(content), parse_constant=lambda _: None)
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def describe_device(device: torch.device) -> str:

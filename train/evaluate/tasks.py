@@ -18,7 +18,6 @@ from adapter.errors import BadInput
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure, mean, ratio, share
 from train.formats import scienceqa
-from train.formats.dataset import open_records
 from train.formats.record import DataError
 from train.formats.sources import read_text as read_file
 from train.input.examples import Example
@@ -36,18 +35,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Result:
-    """What one Answerer reached. figures: by the rows and columns of the table; answers: its generated texts."""
+    """What one Answerer reached. figures: by the rows and columns of the table; answers: its texts."""
 
     figures: Mapping[str, Mapping[str, Figure]]
     answers: tuple[str, ...] = ()
 
 
 class Task(Protocol):
-    """One thing to measure on data that has been read."""
+    """One thing to measure on data that has been read. notes: what a reader has to know of the figures."""
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader has to know of the figures."""
+    def notes(self) -> tuple[str, ...]: ...
 
     def measure(self, answerer: Answerer, seed: int) -> Result:
         """seed: of the intervals."""
@@ -56,9 +54,8 @@ class Task(Protocol):
 def drawn(items: Sequence[T], limit: int | None) -> list[T]:
     """At most `limit` items, drawn evenly: what is in order of subject or length is represented as a whole."""
     count = len(items)
-    if limit is None or limit >= count:
-        return [items[i] for i in range(count)]
-    return [items[i * count // limit] for i in range(limit)]
+    wanted = count if limit is None else min(limit, count)
+    return [items[i * count // wanted] for i in range(wanted)]
 
 
 def read_problems(folder: Path, split: str, limit: int | None) -> list[scienceqa.Problem]:
@@ -70,17 +67,6 @@ def read_problems(folder: Path, split: str, limit: int | None) -> list[scienceqa
             str(folder),
         )
     return drawn(scienceqa.problems(folder, split), limit)
-
-
-def read_examples(
-    path: Path,
-    format: str = "auto",
-    images: Path | None = None,
-    split: str | None = None,
-    limit: int | None = None,
-) -> list[Example]:
-    """Any format of training data. Raises DataError."""
-    return [Example.of(record) for record in drawn(open_records(path, format, images, split), limit)]
 
 
 def read_text(path: Path) -> str:

@@ -105,7 +105,7 @@ def open_records(
 ) -> Records:
     """Reads a file or folder of records, or a data set of the Hugging Face Hub.
 
-    path: a file, a folder, or the id of a data set on the Hub, as `user/name` or `hf:user/name`.
+    path: a file, a folder, or the id of a data set on the Hub, as `hf:user/name`.
     format: one of FORMATS, or "auto": recognised by the path and the first record.
     images: the folder that image paths are relative to; by default the file's own (ScienceQA has its own layout).
     split: of ScienceQA, of shards, or of a data set; by default train. Other formats have none.

@@ -18,18 +18,13 @@ from train.formats.record import DataError, EmbeddedPicture
 
 _PREFIX = "hf:"
 _SUFFIXES = (".parquet", ".arrow")
-_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # what Dataset and DatasetDict write to disk
-_FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml", ".zip", ".gz", *_SUFFIXES)
+_SAVED = ("state.json", "dataset_dict.json")  # what Dataset and DatasetDict write to disk
 _TOGETHER = 64  # rows that are in memory, with their pictures
 
 
 def hub_id(path: str) -> str | None:
-    """The id of a data set on the Hub that a path means: `hf:user/name`, or `user/name` where nothing is there."""
-    if path.startswith(_PREFIX):
-        return path.removeprefix(_PREFIX)
-    first, slash, _ = path.partition("/")
-    looks_like_one = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) is not None and not path.lower().endswith(_FILES)
-    return path if slash and looks_like_one and not os.path.exists(path) and not os.path.exists(first) else None
+    """The id of a data set on the Hub, if `path` is one: `hf:user/name`."""
+    return path.removeprefix(_PREFIX) if path.startswith(_PREFIX) else None
 
 
 def is_hf_dataset(path: Path) -> bool:
@@ -67,40 +62,32 @@ def _without_bytes(cell: Any, place: tuple[Any, ...]) -> Any:
 
 def open_dataset(path: str, split: str | None, config: str | None) -> Any:
     """A datasets.Dataset as tables of Arrow: it decodes no pictures. split: by default train. Raises DataError."""
-    identifier = hub_id(path)
-    name = identifier or Path(path).name
+    identifier, folder, wanted = hub_id(path), Path(path), split or "train"
+    name = identifier or folder.name
     try:
         import datasets
     except ImportError as error:
         sentence = f"Reading '{name}' takes the package datasets: pip install 'datasets>=4'."
         raise DataError(sentence, str(error)) from error
-    try:
-        dataset = _load(datasets, path, identifier, split, config)
-    except Exception as error:  # of pyarrow, huggingface_hub and the operating system, besides its own
-        raise _explained(error, name, identifier is not None, split or "train") from error
-    return dataset.with_format("arrow")
-
-
-def _load(datasets: Any, path: str, identifier: str | None, split: str | None, config: str | None) -> Any:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    folder = Path(path)
-    if identifier is not None:
-        return datasets.load_dataset(identifier, config, split=split or "train")
-    if (folder / _SAVED_SPLITS).is_file():
-        splits = datasets.load_from_disk(path)
-        if (split or "train") not in splits:
-            raise KeyError(str(list(splits)))
-        return splits[split or "train"]
-    if folder.is_dir() and not (folder / _SAVED).is_file():
-        return datasets.load_dataset(path, config, split=split or "train")
-    if split is not None:
-        raise KeyError(split)
-    if folder.is_dir():
-        return datasets.load_from_disk(path)
-    if folder.suffix.lower() == ".arrow":
-        return datasets.Dataset.from_file(path)
-    return datasets.load_dataset("parquet", data_files=path, split="train")
+    try:
+        is_saved = any((folder / file).is_file() for file in _SAVED)
+        if identifier is not None or (folder.is_dir() and not is_saved):
+            dataset = datasets.load_dataset(identifier or path, config, split=wanted)
+        elif folder.is_dir():
+            found = datasets.load_from_disk(path)
+            by_split = found if isinstance(found, dict) else {"train": found}
+            if wanted not in by_split:
+                raise KeyError(str(list(by_split)))
+            dataset = by_split[wanted]
+        elif folder.suffix.lower() == ".arrow":
+            dataset = datasets.Dataset.from_file(path)
+        else:
+            dataset = datasets.load_dataset("parquet", data_files=path, split="train")
+    except Exception as error:  # of pyarrow, huggingface_hub and the operating system, besides its own
+        raise _explained(error, name, identifier is not None, wanted) from error
+    return dataset.with_format("arrow")
 
 
 def _explained(error: Exception, name: str, on_hub: bool, split: str) -> DataError:
@@ -109,19 +96,13 @@ def _explained(error: Exception, name: str, on_hub: bool, split: str) -> DataErr
     choices = f"Choose one of {listed[1].replace(chr(39), '')}" if listed else "Choose one of its own"
     is_value = isinstance(error, ValueError)
     if on_hub and isinstance(error, ConnectionError):
-        sentence = (
-            f"The Hugging Face Hub cannot be reached for the data set '{name}', and it is not on this machine. "
-            "Try again, without HF_HUB_OFFLINE=1."
-        )
+        sentence = f"The Hugging Face Hub cannot be reached for '{name}'. Try again, without HF_HUB_OFFLINE=1."
     elif isinstance(error, KeyError) or (is_value and text.startswith("Unknown split")):
         sentence = f"The data set '{name}' has no split '{split}'. {choices} as data.split."
     elif is_value and text.startswith(("Config name is missing", "BuilderConfig")):
         sentence = f"The data set '{name}' has several configurations. {choices} as data.config."
     elif on_hub and isinstance(error, FileNotFoundError):
-        sentence = (
-            f"There is no '{name}' here, and no data set of that id on the Hugging Face Hub that may be read. "
-            "Check it, or log in if the data set is not public."
-        )
+        sentence = f"There is no data set '{name}' on the Hub that may be read. Check its id, or log in."
     else:
         sentence = f"'{name}' cannot be read as a data set. Check that its files are whole and alike."
     return DataError(sentence, detail)

@@ -51,10 +51,6 @@ class Tokeniser:
                 )
         return sorted(rows, key=lambda row: len(row.ids))
 
-    def text(self, text: str) -> list[int]:
-        """Tokens of a text without a template."""
-        return list(self._tokenizer(text, verbose=False).input_ids)
-
     def row(self, example: Example, truncate: bool = True) -> TokenisedRow:
         """Tokens and labels of one example. Raises BadInput if its messages cannot be templated."""
         messages = (*example.history, *example.messages, Message("assistant", example.answer))

@@ -70,15 +70,14 @@ def test_one_command_one_table_one_json(run, folder, tmp_path):
     _, _, *lines = [line.split("|")[1:-1] for line in printed[0].splitlines() if line[0] == "|"]
     assert [line[1].strip() for line in lines] == ["bare base", "poet", "tuned"] and lines[0][-1].strip() == "2"
     assert "templates: bare base chat, poet chat" in printed[0] and first["processor"] in printed[0]
-    run(*MATCH, folder / "asked.jsonl", "--limit", 1, "--no-base", "--strength", 0, "--out", files[2])
-    (weak,) = json.loads(files[2].read_text())["systems"]
-    assert weak["name"] == "poet at 0" and weak["figures"]["answers"]["exact match"]["n"] == 1
+    run(*MATCH, folder / "asked.jsonl", "--limit", 1, "--out", files[2])
+    _, few = json.loads(files[2].read_text())["systems"]
+    assert few["name"] == "poet" and few["figures"]["answers"]["exact match"]["n"] == 1
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["forgetting", "--no-base"], "--no-base without --adapter leaves nothing to measure."),
         (["forgetting", "--adapter", "nobody"], "There is no adapter 'nobody'. Choose one of: "),
         (["exact-match", "no.jsonl"], "There is no file or folder 'no.jsonl'."),
     ],

@@ -132,7 +132,7 @@ def test_a_data_set_of_the_hub_is_loaded_by_its_id(monkeypatch):
         return alpaca(30) if kwargs["split"] == "train" else alpaca(60).select(range(40, 60))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    records = open_records("user/name", config="main")
+    records = open_records("hf:user/name", config="main")
     assert records[1].where == "user/name, row 2" and len(records) == 30
     examples = open_examples("hf:user/name", validation="test", config="main", split="train")
     assert examples.learnt == 30 and len(examples.held_out) == 20
@@ -141,21 +141,19 @@ def test_a_data_set_of_the_hub_is_loaded_by_its_id(monkeypatch):
 
 def test_without_the_hub_the_error_says_so(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        DataError, match="cannot be reached for the data set 'user/none'.*without HF_HUB_OFFLINE=1"
-    ):
-        open_records("user/none")
+    with pytest.raises(DataError, match="cannot be reached for 'user/none'.*without HF_HUB_OFFLINE=1"):
+        open_records("hf:user/none")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     several = "Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']\nExample"
     for error, says in (
         (ConnectionError("https://host.example/ says no"), "The Hugging Face Hub cannot be reached"),
-        (datasets.exceptions.DatasetNotFoundError("'user/none'"), "There is no 'user/none' here, and no data set"),
+        (datasets.exceptions.DatasetNotFoundError("'user/none'"), "There is no data set 'user/none' on the Hub"),
         (ValueError(several), "has several configurations. Choose one of main, socratic as data.config."),
         (RuntimeError("https://host.example/ says no"), "."),
     ):
         monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=error))
         with pytest.raises(DataError) as raised:
-            open_records("user/none")
+            open_records("hf:user/none")
         assert says in str(raised.value) and "host.example" not in str(raised.value)
 
 
