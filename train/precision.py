@@ -89,8 +89,8 @@ def load_to_train(name: str, precision: Precision, device: str) -> Base:
             module.support_avx512bf16_for_cpu = False
     if base.device.type != "cpu":
         return base
-    # glibc keeps what a step frees for the next one, instead of returning it to the system: every step asks for the
-    # same memory again, and fetching its pages anew takes a twentieth of its time.
+    # glibc keeps what a step frees for the next one, which asks for the same memory again: fetching its pages anew
+    # takes a twentieth of a step's time.
     trim_threshold, mmap_threshold = -1, -3  # of mallopt
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         libc = ctypes.CDLL(None)

@@ -246,12 +246,18 @@ class _Coco(Shape):
 
 
 def _table(path: Path) -> Iterator[Item]:
-    """Each row as an object, by the names in the first line; without such a line, two columns are captions."""
+    """Each row as an object, by the names in the first line."""
     with opened(path) as file:
         lines: Iterator[str] = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="\n")
         first = next(lines, "")
-        separator = _separator(first)
-        tab = separator == "\t"
+        names = dict.fromkeys(cell.strip('" \r\n').lower() for cell in first.split(";"))
+        # Spreadsheets write semicolons where a comma is the decimal point.
+        tab, separator = "\t" in first, ";" if ";" in first and format_of(names) else ","
+        separator = "\t" if tab else separator
+        remedy = (
+            f"Separate the cells by one {_NAMES[separator]}; put a cell that holds one, a quote or a new line in "
+            "quotes, its own quotes doubled."
+        )
         columns: tuple[str, ...] = ()
         # Tabs need no quotes: a quote is part of a cell, unless a CSV writer quoted the whole cell.
         style = {"delimiter": separator, "skipinitialspace": not tab, "strict": True}
@@ -264,40 +270,18 @@ def _table(path: Path) -> Iterator[Item]:
             except StopIteration:
                 return
             except csv.Error as error:  # also of a cell of 131,072 characters
-                remedy = (
-                    f"Put a cell that holds a quote, {_NAMES[separator]} or new line in quotes, its own quotes "
-                    "doubled; write very long texts as JSONL."
-                )
                 yield where, DataError(f"{where}: this row cannot be read as CSV. {remedy}", str(error))
                 continue
             if len(cells) < 2 and not any(cell.strip() for cell in cells):
                 continue
             if not columns:
                 columns = tuple(cell.strip().lower() for cell in cells)
-                if format_of(dict.fromkeys(columns)):
-                    continue
-                if len(cells) != 2:
-                    raise DataError(
-                        f"{where}: {len(cells)} columns and no header of a known format. Name the columns in the "
-                        f"first line, or keep two: image, caption. {KNOWN}"
-                    )
-                columns = ("image", "caption")
+                continue
             if len(cells) == len(columns):
                 yield where, dict(zip(columns, cells, strict=True))
             else:
-                remedy = f"Separate the cells by one {_NAMES[separator]}; put a cell that holds one in quotes."
-                wrong = f"{where}: {len(cells)} cells where the first line has {len(columns)}. {remedy}"
-                yield where, DataError(wrong)
-
-
-def _separator(line: str) -> str:
-    """The character between the cells of a file with this first line; spreadsheets write semicolons where a comma
-    is the decimal point.
-    """
-    if "\t" in line:
-        return "\t"
-    names = dict.fromkeys(cell.strip('" \r\n').lower() for cell in line.split(";"))
-    return ";" if ";" in line and format_of(names) else ","
+                wrong = f"{len(cells)} cells where the first line has {len(columns)}"
+                yield where, DataError(f"{where}: {wrong}. {remedy}")
 
 
 def _unquoted(cell: str) -> str:

@@ -138,7 +138,7 @@ def test_any_csv_is_read_as_it_was_written(tmp_path_factory, rows, quoting, sepa
     ("name", "text"),
     [
         ("pairs.tsv", "\ufeffid\tImage\tCaption\r\n1\ta.jpg\tA cat, asleep.\r\n\r\n2\tsub/b.jpg\tA dog.\r\n"),
-        ("pairs.csv", 'a.jpg, "A cat, asleep."\nsub/b.jpg, A dog.\n'),
+        ("pairs.csv", 'image, caption\na.jpg, "A cat, asleep."\nsub/b.jpg, A dog.\n'),
         ("metadata.jsonl", '{"path": "a.jpg", "text": "A cat, asleep."}\n{"path": "sub/b.jpg", "text": "A dog."}'),
     ],
 )  # fmt: skip
