@@ -187,12 +187,9 @@ def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
         if key not in known:
             raise ConfigError(f"{where}: unknown key '{key}'{_nearest(str(key), known)}")
     # Sizes that follow from the encoder and the base; run_setup fills them in once both are loaded.
-    for group, sizes in (
-        ("vision", {"encoder": ENCODER, "feature_size": 1, "token_size": 1}),
-        ("tuning", {"intermediate_size": 1}),
-    ):
-        if isinstance(values.get(group), dict):
-            values[group] = {**sizes, **values[group]}
+    vision, tuning = {"encoder": ENCODER, "feature_size": 1, "token_size": 1}, {"intermediate_size": 1}
+    sizes: dict[str, dict[str, Any]] = {"vision": vision, "tuning": tuning}
+    values |= {key: {**sizes[key], **values[key]} for key in sizes if isinstance(values.get(key), dict)}
     if "data" in values:
         parts = values["data"] if isinstance(values["data"], list) else [values["data"]]
         values["data"] = [{"path": part} if isinstance(part, str) else part for part in parts]
@@ -251,13 +248,9 @@ def _sentence(error: ValidationError) -> str:
     problem = (unknown or problems)[0]
     if problem["type"] == "value_error":
         return f"{problem['ctx']['error']}."
-    keys: list[str] = []
-    for part in problem["loc"]:  # it ends in the member of a union that was tried
-        if isinstance(part, int):  # of the parts of a mixture
-            continue
-        keys.append(str(part))
-        if part not in _GROUPS:
-            break
+    place = [part for part in problem["loc"] if isinstance(part, str)]  # numbers are those of a mixture's parts
+    # It ends in the member of a union that was tried.
+    keys = place[: next((i for i, part in enumerate(place, 1) if part not in _GROUPS), None)]
     name = ".".join(key for key in keys if key != "train")
     if unknown:
         group = _GROUPS[keys[-2]] if len(keys) > 1 else RecipeFile
@@ -306,10 +299,8 @@ def _assign(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
 
 
 def _merge(defaults: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    merged = {**defaults, **own}
-    for group in ("vision", "tuning"):
-        if isinstance(defaults.get(group), dict) and isinstance(own.get(group), dict):
-            merged[group] = {**defaults[group], **own[group]}
+    groups = {key: defaults.get(key) for key, value in own.items() if isinstance(value, dict)}
+    merged = {**defaults, **own} | {key: {**(group or {}), **own[key]} for key, group in groups.items()}
     if ("steps" in own) != ("epochs" in own):  # one's own replace the preset's other ones
         merged.pop("epochs" if "steps" in own else "steps", None)
     return merged
