@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from reprlib import repr
 from typing import Any
 
 import torch
@@ -126,15 +127,8 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], group: str = 
         if isinstance(was, Mapping) and isinstance(is_now, Mapping):
             differences += _differences(was, is_now, f"{name}.")
         elif was != is_now and not (is_now in (None, "", 1) and (name in _LATER or group == "base.")):
-            differences.append(_CHANGED.get(name, f"{name} was {_shown(was)} and is {_shown(is_now)}"))
+            differences.append(_CHANGED.get(name, f"{name} was {repr(was)} and is {repr(is_now)}"))
     return differences
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "set"
-    text = "not set" if value is None else repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 @contextlib.contextmanager

@@ -27,9 +27,9 @@ _SATURATED_GATE = 2.65  # tanh of this is 0.99
 
 def check_tracker(name: str) -> None:
     """Raises TrainError if there is no such tracker, or if its package is not installed."""
-    if name not in (_NONE, *LOGGER_TYPE_TO_CLASS):
-        known = ", ".join([_NONE, *sorted(LOGGER_TYPE_TO_CLASS)])
-        raise TrainError(f"There is no tracker '{name}'. Choose one of: {known}.")
+    known = [_NONE, *sorted(LOGGER_TYPE_TO_CLASS)]
+    if name not in known:
+        raise TrainError(f"There is no tracker '{name}'. Choose one of: {', '.join(known)}.")
     if name != _NONE and not filter_trackers(name, logging_dir="."):
         raise TrainError(f"The tracker {name} is not installed here. Install it with: pip install {name}")
 
@@ -46,7 +46,6 @@ class MetricsWriter:
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         with contextlib.suppress(OSError), atomic_write(self._path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step))
-        check_tracker(config.tracker)
         if config.tracker == _NONE:
             return
         accelerator.project_configuration.set_directories(str(folder / config.tracker))

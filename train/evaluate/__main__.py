@@ -34,6 +34,8 @@ from train.evaluate.answerer import Answerer
 from train.evaluate.report import System, code_version, describe_device, format_table
 from train.evaluate.tasks import STRENGTHS, Task, unrelated_text
 from train.formats.dataset import open_records
+from train.formats.scienceqa import problems
+from train.formats.sources import read_text
 from train.input.examples import Example
 
 _EPILOG = """examples:
@@ -68,8 +70,8 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
     base, precision = _load(args)
     adapters: list[tuple[str, str | None, Adapter | None]] = [("bare base", None, None)]
     for folder in folders:
-        adapter = load_adapter(folder, base.fingerprint, base.device)
-        adapters.append((folder.resolve().name, adapter_digest(folder), adapter))
+        loaded = load_adapter(folder, base.fingerprint, base.device)
+        adapters.append((folder.resolve().name, adapter_digest(folder), loaded))
     print(f"{base.fingerprint.name}, {precision}", file=sys.stderr)
     notes, systems = list(task.notes), []
     for name, digest, adapter in adapters:
@@ -155,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add_task(
         "scienceqa",
-        lambda a: tasks.ScienceQA(tasks.read_problems(a.folder, a.split, a.limit), a.cue),
+        lambda a: tasks.ScienceQA(tasks.drawn(problems(a.folder, a.split), a.limit), a.cue),
         "ScienceQA's nine columns, by the likeliest letter",
     )
     command.add_argument("folder", type=Path, metavar="DIR", help="of problems.json, pid_splits.json and pictures")
@@ -184,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add_task(
         "forgetting",
-        lambda a: tasks.Perplexity(tasks.read_text(a.file) if a.file else unrelated_text(), a.limit, STRENGTHS),
+        lambda a: tasks.Perplexity(read_text(a.file) if a.file else unrelated_text(), a.limit, STRENGTHS),
         "perplexity of a text against the adapter's strength",
     )
     command.add_argument("file", type=Path, nargs="?", metavar="FILE", help="default: of Python's reference")

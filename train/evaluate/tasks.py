@@ -9,7 +9,6 @@ import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from adapter.base.llama import Base
@@ -19,7 +18,6 @@ from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure, mean, ratio, share
 from train.formats import scienceqa
 from train.formats.record import DataError
-from train.formats.sources import read_text as read_file
 from train.input.examples import Example
 from train.input.rows import IGNORED
 
@@ -56,27 +54,6 @@ def drawn(items: Sequence[T], limit: int | None) -> list[T]:
     count = len(items)
     wanted = count if limit is None else min(limit, count)
     return [items[i * count // wanted] for i in range(wanted)]
-
-
-def read_problems(folder: Path, split: str, limit: int | None) -> list[scienceqa.Problem]:
-    """ScienceQA's problems. Raises DataError for what is missing or broken."""
-    if not scienceqa.is_scienceqa(folder):
-        raise DataError(
-            f"'{folder.name}' holds no problems.json. Give the folder that ScienceQA's problems.json, "
-            "pid_splits.json and images/ are in.",
-            str(folder),
-        )
-    return drawn(scienceqa.problems(folder, split), limit)
-
-
-def read_text(path: Path) -> str:
-    """A text file in UTF-8. Raises DataError."""
-    if not path.is_file():
-        raise DataError(f"There is no file '{path.name}'. Check the path.", str(path))
-    text = read_file(path)
-    if not text.strip():
-        raise DataError(f"{path.name} is empty. Check that it is the right file.", str(path))
-    return text
 
 
 @dataclass(frozen=True)

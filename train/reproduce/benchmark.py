@@ -20,8 +20,8 @@ from adapter.base.template import Message, encode_answer, encode_prompt
 from adapter.errors import AdapterError, first_line
 from adapter.method.vision import VisualFeatures
 from train.evaluate.answerer import Answerer
-from train.evaluate.tasks import read_problems
-from train.formats.scienceqa import LETTERS, Problem, question_text
+from train.evaluate.tasks import drawn
+from train.formats.scienceqa import LETTERS, Problem, problems, question_text
 from train.input.examples import Example
 
 # What follows the problem: the options are written "(A)", so that the next token is the letter.
@@ -113,7 +113,7 @@ def open_benchmark(folder: Path, counts: Mapping[str, int]) -> Benchmark:
 
     Raises AdapterError for what is missing or broken.
     """
-    splits = {split: tuple(read_problems(folder, split, count)) for split, count in counts.items()}
+    splits = {split: tuple(drawn(problems(folder, split), count)) for split, count in counts.items()}
     if empty := [name for name, part in splits.items() if not part]:
         raise AdapterError(
             f"'{folder.name}' has no problems in split {', '.join(empty)}. Fetch pid_splits.json again.",

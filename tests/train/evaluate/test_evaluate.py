@@ -28,12 +28,10 @@ from train.evaluate.tasks import (
     ScienceQA,
     drawn,
     exact_match,
-    read_problems,
-    read_text,
     token_f1,
 )
 from train.formats.dataset import DataError
-from train.formats.scienceqa import COLUMNS, columns
+from train.formats.scienceqa import COLUMNS, columns, problems
 from train.input.rows import IGNORED
 
 VISION = VisionConfig(encoder="any", feature_size=6, hidden=5)
@@ -186,7 +184,7 @@ def test_any_adapter_scores_as_row_by_row(wide_base, adapter, strength, encoder,
 
 
 def test_the_right_letter_counts_among_the_problems_choices_only(drawn_folder):
-    task = ScienceQA(read_problems(drawn_folder, "test", 60))
+    task = ScienceQA(drawn(problems(drawn_folder, "test"), 60))
     answerer = bigrams({"D": 0.5, "B": 0.2, "A": 0.1})  # D is the likeliest where there is one
     figures = task.measure(answerer, 0).figures
     for column in COLUMNS:
@@ -200,14 +198,13 @@ def test_the_right_letter_counts_among_the_problems_choices_only(drawn_folder):
     assert drawn(range(10), 4) == [0, 2, 5, 7] and drawn("abc", None) == drawn("abc", 9) == [*"abc"]
 
 
-def test_perplexity_of_a_uniform_model_is_its_vocabulary(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("some words " * 100)
-    task = Perplexity(read_text(path))
+def test_perplexity_of_a_uniform_model_is_its_vocabulary():
+    text = "some words " * 100
+    task = Perplexity(text)
     figure = task.measure(bigrams({}), 0).figures["text"]["perplexity"]
     assert figure.value == pytest.approx(97, rel=1e-5) and figure.low == pytest.approx(97, rel=1e-5)
     assert figure.n == math.ceil(1100 / 256)
-    assert Perplexity(read_text(path), 2).measure(bigrams({}), 0).figures["text"]["perplexity"].n == 2
+    assert Perplexity(text, 2).measure(bigrams({}), 0).figures["text"]["perplexity"].n == 2
 
 
 def test_forgetting_begins_at_the_base(wide_base, tiny_fingerprint):
@@ -222,11 +219,10 @@ def test_forgetting_begins_at_the_base(wide_base, tiny_fingerprint):
     assert times == pytest.approx(perplexities[-1] / perplexities[0], rel=1e-6)
 
 
-def test_what_cannot_be_measured_is_said(tmp_path, wide_base, tiny_fingerprint, encoder):
-    with pytest.raises(DataError, match="holds no problems.json"):
-        read_problems(tmp_path, "test", None)
-    (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(DataError, match=r"empty.txt is empty"):
-        read_text(tmp_path / "empty.txt")
+def test_what_cannot_be_measured_is_said(tmp_path, wide_base):
+    with pytest.raises(DataError, match="'problems.json' cannot be read. Check the path"):
+        problems(tmp_path, "test")
+    with pytest.raises(DataError, match="The text has fewer than two tokens"):
+        Perplexity("").measure(Answerer(wide_base), 0)
     with pytest.raises(BadInput, match="Item 2: .* tokens"):
         Answerer(wide_base).generate([ASK, (Message("user", "x" * 5000),)])
