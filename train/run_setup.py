@@ -71,10 +71,7 @@ def _with_start(recipe: RecipeFile) -> RecipeFile:
     taken: dict[str, Any] = {key: getattr(start, key) for key in _TAKEN}
     if start.tuning is None:
         taken["tuning"] = config.tuning
-    if "description" not in recipe.stated:
-        taken["description"] = start.description
-    if "form" not in recipe.stated:
-        taken["form"] = start.form
+    taken |= {key: getattr(start, key) for key in ("description", "form") if key not in recipe.stated}
     if differences := _differences(recipe, start):
         raise ConfigError(
             f"The recipe states {'; '.join(differences)}. Leave it out: the adapter '{folder.name}' in start_from "
@@ -113,7 +110,7 @@ def check_pictures(recipe: RecipeFile, examples: FileExamples, log: Callable[[st
 
 
 def with_encoder(
-    config: TrainConfig, device: torch.device, starts_anew: bool = True
+    config: TrainConfig, device: torch.device, starts_anew: bool
 ) -> tuple[TrainConfig, VisualEncoder | None]:
     """The configuration with its encoder's sizes, and that encoder; None for a text adapter.
 
@@ -128,11 +125,8 @@ def with_encoder(
     if starts_anew:
         token_size = encoder.num_classes if vision.projected else encoder.token_size
         # An encoder without a head says so itself when it is to encode.
-        sizes: dict[str, Any] = {
-            "feature_size": encoder.feature_size,
-            "token_size": token_size or encoder.token_size,
-        }
-        vision = dataclasses.replace(vision, **sizes)
+        token_size = token_size or encoder.token_size
+        vision = dataclasses.replace(vision, feature_size=encoder.feature_size, token_size=token_size)
     return dataclasses.replace(config, vision=vision), encoder
 
 
@@ -144,12 +138,8 @@ def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapte
     """
     if recipe.start_from is None:
         return new_adapter(config, base)
-    folder = Path(recipe.start_from)
-    loaded = load_adapter(folder, base.fingerprint, base.device)
-    adapter_config = dataclasses.replace(loaded.config, description=config.description, form=config.form)
-    if config.tuning is None or loaded.config.tuning is not None:
-        loaded.config = adapter_config
-        return loaded
-    adapter = Adapter(dataclasses.replace(adapter_config, tuning=config.tuning)).to(base.device)
+    loaded = load_adapter(Path(recipe.start_from), base.fingerprint, base.device)
+    own = {"description": config.description, "form": config.form, "tuning": loaded.config.tuning or config.tuning}
+    adapter = Adapter(dataclasses.replace(loaded.config, **own)).to(base.device)
     adapter.load_state_dict({**adapter.state_dict(), **loaded.state_dict()})
     return adapter

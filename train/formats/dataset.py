@@ -117,8 +117,12 @@ def open_records(
         raise DataError(f"There is no folder of images '{folder.name}'. Check the path.", str(folder))
     if format not in ("auto", *FORMATS):
         raise DataError(f"'{format}' is no format. {KNOWN}")
-    identifier, given, path = hf_datasets.hub_id(str(path)), str(path), Path(path)
-    if identifier is None and not os.path.exists(path):
+    if (identifier := hf_datasets.hub_id(str(path))) is not None:
+        dataset = hf_datasets.open_dataset(str(path), split, config)
+        rows = hf_datasets.of_dataset(dataset, identifier)
+        return Records(Path(identifier), folder or Path(), format, rows, has_splits=True, dataset=dataset)
+    path = Path(path)
+    if not os.path.exists(path):
         raise DataError(f"There is no file or folder '{path.name}'. Check the path.", str(path))
     home = path if path.is_dir() else path.parent
     if format in ("auto", "scienceqa") and (path.name == "problems.json" or scienceqa.is_scienceqa(path)):
@@ -128,21 +132,17 @@ def open_records(
     if format == "scienceqa":
         raise DataError(f"'{path.name}' holds no problems.json. {KNOWN}", str(path))
     file = sources.caption_file(path) if path.is_dir() else path
-    with_text, without = sources.captioned(path) if file is None and identifier is None else ([], [])
-    from_library = identifier is not None or (file in (None, path) and not with_text and is_hf_dataset(path))
-    has_splits = identifier is not None or (file is None and not with_text)
+    with_text, without = sources.captioned(path) if file is None else ([], [])
+    has_splits = file is None and not with_text
     if split is not None and not has_splits:
         sentence = f"'{path.name}' has no splits, so there is no '{split}'. Name the file that holds it."
         raise DataError(sentence, str(path))
-    dataset = hf_datasets.open_dataset(given, split, config) if from_library else None
-    if dataset is not None:
-        found = hf_datasets.of_dataset(dataset, identifier or path.name)
-    elif file is not None:
-        found = sources.of_file(file)
-    elif with_text:
-        found = sources.of_pictures(path, with_text)
+    if file in (None, path) and not with_text and is_hf_dataset(path):
+        dataset = hf_datasets.open_dataset(str(path), split, config)
+        rows = hf_datasets.of_dataset(dataset, path.name)
+        return Records(path, folder or home, format, rows, has_splits, without, dataset)
+    if file is not None:
+        items = sources.of_file(file)
     else:
-        found = sources.of_shards(path, split)
-    if identifier is not None:
-        path, home = Path(identifier), Path()
-    return Records(path, folder or home, format, found, has_splits, without, dataset)
+        items = sources.of_pictures(path, with_text) if with_text else sources.of_shards(path, split)
+    return Records(path, folder or home, format, items, has_splits, without)
