@@ -23,10 +23,9 @@ _CARD = Path(__file__).with_name("card.md")
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores by measure of each system: the adapter first.
+    """Scores by measure of each system, the adapter first. served: the base's precision, and the processor.
 
-    served: what they were measured on: the base's precision, and the processor. sets: a sentence that names the
-    test sets' files and their digest.
+    sets: a sentence that names the test sets' files and their digest.
     """
 
     scores: dict[str, Scores]

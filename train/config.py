@@ -169,10 +169,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
-    """Reads a YAML recipe and applies `key=value` assignments (`data.path=x` sets a key of a group).
-
-    Raises ConfigError, which names the key and the nearest known one.
-    """
+    """Reads a YAML recipe and applies `key=value` assignments (`data.path=x`). Raises ConfigError."""
     where = path.name if path is not None else "the command line"
     values = _assign(_read_yaml(path) if path is not None else {}, assignments)
     stated = sorted(flatten(values))

@@ -73,11 +73,9 @@ class _Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with. loss: held-out, in nats a token, of the adapter after `step` of the `steps` that were
-    taken; NaN where there was nothing to measure on.
+    """What a run ended with. loss: held-out, in nats a token, of the adapter after `step` of `steps`, or NaN.
 
-    wall, processor: seconds by the clock, and of all threads of the first process, of this run and those that it
-    resumed.
+    wall, processor: seconds of the run and those that it resumed, by the clock and of the first process's threads.
     """
 
     loss: float
@@ -98,12 +96,10 @@ class _StepInput(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """A run that trains `adapter` in place.
+    """A run that trains `adapter` in place. Only the first process reads and writes its `folder`.
 
-    examples("train") is endless, examples("validation") finite. Every process makes the same, but for `folder`:
-    only the first process reads and writes its own. inputs: as in `run_identity`. finish: called in the first
-    process with the adapter and the outcome, to write what else belongs to the finished run; until it returns, the
-    run can be resumed.
+    examples("train") is endless, examples("validation") finite. inputs: as in `run_identity`. finish: called in
+    the first process with the adapter and the outcome; until it returns, the run can be resumed.
     """
 
     config: TrainConfig
@@ -228,10 +224,7 @@ class Job:
         progress.processor_seconds += self.counted[1] - processor
 
     def _try_to_save(self, save: Callable[[], None], required: bool) -> bool:
-        """Saves in the main process. A failure is only logged, as the next save tries again, unless `required`.
-
-        Returns whether it is saved, in all processes.
-        """
+        """Saves in the main process; all learn whether it did. A failure is only logged unless `required`."""
 
         def attempt() -> bool:
             try:
@@ -468,10 +461,7 @@ class Job:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in the list it yields, so that a run stops between two steps.
-
-    A second signal raises KeyboardInterrupt at once. Does nothing outside the main thread.
-    """
+    """Collects SIGINT and SIGTERM in a list, in the main thread; a second one raises KeyboardInterrupt at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

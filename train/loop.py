@@ -96,8 +96,7 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: nn.Linear | FrozenLinear, targets: Tensor) -> Tensor:
         """hidden: [P, hidden_size]; head: of [vocab_size, hidden_size].
 
-        targets: token ids [P], for their cross-entropy; or hidden states of the base [P, hidden_size], for the
-        divergence KL(base || hidden).
+        targets: token ids [P] for cross-entropy, or the base's states [P, hidden_size] for KL(base || hidden).
         """
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -165,10 +164,9 @@ def make_optimizer(
 
 
 def averaged(adapter: Adapter, decay: float) -> AveragedModel:
-    """An exponential moving average of the adapter's parameters.
+    """An exponential moving average of the adapter's parameters, whose decay is smaller early in a run.
 
-    Early in a run the decay is smaller, as in TensorFlow's ExponentialMovingAverage with num_updates: otherwise
-    the first values would weigh most for as long as a short run lasts.
+    As in TensorFlow's ExponentialMovingAverage with num_updates: the first values would weigh most in a short run.
     """
 
     def average_in(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
@@ -180,8 +178,7 @@ def averaged(adapter: Adapter, decay: float) -> AveragedModel:
 def rate_factor(step: int, steps: int, warmup: float) -> float:
     """The share of the learning rate at which step `step` of 0 to `steps` - 1 is taken.
 
-    It rises in equal parts over the warm-up, one of which the first step takes already, and falls as a cosine,
-    which is at 0 once all steps are taken.
+    It rises in equal parts, one of which the first step takes already, and falls as a cosine to 0 after the last.
     """
     rising = int(warmup * steps)
     if step < rising:

@@ -41,10 +41,7 @@ def machine_token() -> str:
 
 
 def push(folder: Path, repo: str, token: str, section: str = "") -> str:
-    """Sends the adapter in `folder` to `repo`, which is made if it is new. Returns its address.
-
-    section: added to its card. Raises PushError.
-    """
+    """Sends the adapter to `repo` and returns its address. section: for its card. Raises PushError."""
     try:
         api = HfApi(token=token)
         url = api.create_repo(repo, exist_ok=True)

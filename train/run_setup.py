@@ -28,10 +28,7 @@ _TAKEN = {"insertion_layers", *OF_ADAPTER} - {"description", "form"}
 
 
 def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callable[[str], None]) -> RecipeFile:
-    """The recipe with what follows from its preset, the adapter in `start_from` and the base, each told to `log`.
-
-    Raises ConfigError if the recipe asks for what the base or that adapter has not.
-    """
+    """The recipe with what follows from preset, `start_from` and base, each told to `log`. Raises ConfigError."""
     if recipe.preset is not None:
         log(describe_preset(recipe.preset))
     recipe = _with_start(recipe)
@@ -59,10 +56,9 @@ def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callabl
 
 
 def _with_start(recipe: RecipeFile) -> RecipeFile:
-    """The recipe with the settings of the adapter in `start_from`, if it names one.
+    """The recipe with the settings of the adapter in `start_from`, if it names one. Raises LoadError.
 
-    Raises ConfigError if the recipe itself states others; a preset's give way. A tuning is added to an adapter
-    that has none (V2's second stage). Raises LoadError if there is no adapter.
+    Raises ConfigError if the recipe itself states others; a preset's give way. V2's second stage adds a tuning.
     """
     if recipe.start_from is None:
         return recipe
@@ -112,10 +108,7 @@ def check_pictures(recipe: RecipeFile, examples: FileExamples, log: Callable[[st
 def with_encoder(
     config: TrainConfig, device: torch.device, starts_anew: bool
 ) -> tuple[TrainConfig, VisualEncoder | None]:
-    """The configuration with its encoder's sizes, and that encoder; None for a text adapter.
-
-    starts_anew: the adapter is a new one, so that its sizes are not known yet.
-    """
+    """The configuration with its encoder, if it has one, and that one's sizes if a new adapter starts."""
     vision = config.vision
     if vision is None:
         return config, None
@@ -131,10 +124,9 @@ def with_encoder(
 
 
 def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapter:
-    """The adapter to train: a new one, or the one in `start_from`.
+    """The adapter to train: a new one, or the one in `start_from`, with an untrained tuning if it lacks one.
 
-    config: the recipe's, after `complete`. If it has a tuning and the loaded adapter has none, an untrained one
-    is added. Raises LoadError if the loaded one is for another base.
+    config: the recipe's, after `complete`. Raises LoadError if the loaded one is for another base.
     """
     if recipe.start_from is None:
         return new_adapter(config, base)

@@ -91,7 +91,7 @@ class Answerer:
         prompts: Sequence[Sequence[int]] | None = None,
         stop: tuple[str, ...] = (),
     ) -> list[str]:
-        """The greedy answer to each conversation. pictures: files that the users show. prompts: their token ids.
+        """The greedy answer to each conversation. pictures: that the users show. prompts: their token ids.
 
         Raises BadInput for a file that is no picture, and for a prompt that the context cannot hold.
         """
@@ -141,10 +141,7 @@ class Answerer:
     def token_scores(
         self, ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], features: Features | None = None
     ) -> list[TokenScores]:
-        """Scores of the labelled tokens of each row, given those before them; a row's first token has none.
-
-        labels: as in TokenisedRow, -100 where a token is not scored.
-        """
+        """Scores of the tokens of each row that have a label, given those before them."""
         results = [TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool))] * len(ids)
         for chosen in _batches([len(row) for row in ids]):
             hidden = self._hidden([ids[i] for i in chosen], features and [features[i] for i in chosen])

@@ -1,7 +1,4 @@
-"""lm-evaluation-harness (EleutherAI's lm-eval) on a base with an adapter, as a model class of its own.
-
-Not over HTTP, as lm-eval's own `local-completions` asks a server (docs/api.md): a batch of rows is one pass here.
-"""
+"""EleutherAI's lm-eval on a base with an adapter, as a model class: a batch of rows is one pass, without HTTP."""
 
 from __future__ import annotations
 

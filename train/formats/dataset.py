@@ -22,11 +22,10 @@ __all__ = ["FORMATS", "DataError", "Record", "Records", "open_records"]
 
 
 class Records(Sequence[Record]):
-    """The records of one file or folder. Each is parsed on access, which raises DataError if it is broken.
+    """The records of one file or folder. Each is parsed on access, by any thread, or raises DataError.
 
     path: of the data. images: the folder that image paths are relative to. has_splits: whether `split` may be
-    another. uncaptioned: images in the folder that have no caption and so are no record. Holds an offset of each
-    record, and many threads may read.
+    another. uncaptioned: images in the folder that have no caption and so are no record.
     """
 
     def __init__(

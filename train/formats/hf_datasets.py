@@ -1,7 +1,4 @@
-"""Data sets that the library `datasets` reads: Parquet and Arrow files, folders of them, and ids on the Hub.
-
-Runs no code of a data set.
-"""
+"""Data sets of the library `datasets`: Parquet and Arrow files, folders, ids on the Hub. None is run as code."""
 
 from __future__ import annotations
 

@@ -22,10 +22,9 @@ class DataError(AdapterError):
 
 @dataclass(frozen=True)
 class EmbeddedPicture:
-    """A picture that is no file of its own but the content of one, in a column of a data set.
+    """A picture in a column of a data set. name: of the file that it was. dataset: as tables of Arrow.
 
-    place: the column, the row, and its number in a column of lists. name: of the file that it was, for messages.
-    dataset: that holds it, as tables of Arrow.
+    place: the column, the row, and its number in a column of lists.
     """
 
     place: tuple[Any, ...]
@@ -71,11 +70,9 @@ def _digest(picture: EmbeddedPicture) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """A conversation to learn from.
+    """A conversation to learn from, which ends in an assistant turn. image: the user's; a path may not exist.
 
-    messages: end in an assistant turn; assistant turns carry loss. image: the user's; a path may not exist.
-    where: the place in its file, such as "alpaca.jsonl, line 12", for messages. unlearnt: the numbers of assistant
-    turns without loss.
+    where: the place in its file, for messages. unlearnt: the numbers of assistant turns without loss.
     """
 
     messages: tuple[Message, ...]

@@ -70,11 +70,7 @@ def picture_folder(folder: Path) -> Path:
 
 
 def problems(folder: Path, split: str, images: Path | None = None) -> Sequence[Problem]:
-    """The problems of a split of pid_splits.json: train, val, trainval, test, minival, minitest.
-
-    images: the folder that holds train/, val/ and test/, by default picture_folder(folder).
-    Raises DataError if the files, the split or a problem of it are broken.
-    """
+    """The problems of a split. images: the folder that holds train/, val/ and test/. Raises DataError."""
     # Both files are one object each, 30 MB and 0.3 MB: loaded whole.
     parts = {"problems": "problems.json", "splits": "pid_splits.json"}
     files = check(_Files, {part: read_json(folder / name) for part, name in parts.items()}, folder.name)

@@ -1,7 +1,6 @@
-"""The raw records of files and folders, one after the other: JSON, tables, captions, and folders of them.
+"""The raw records of files and folders, as streams: JSON, tables, captions, and folders of them.
 
-Each is read once, as a stream. It comes as its place for messages, and its object or the DataError that says what
-is wrong with it.
+Each record is its place for messages, and its object or the DataError that says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -96,10 +95,7 @@ def of_pictures(folder: Path, pictures: list[str]) -> Iterator[Item]:
 
 
 def of_shards(folder: Path, split: str | None) -> Iterator[Item]:
-    """The files of records of one split in a folder, at any depth; files that name no split are for training.
-
-    Raises DataError.
-    """
+    """The files of a split, at any depth; those that name none are for training. Raises DataError."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.name.lower().endswith(_RECORDS))
     files = sorted(p for p in found if p.name not in _NOT_DATA and not any(n.startswith(".") for n in p.parts))
     if not files:

@@ -145,10 +145,9 @@ def collate(rows: Sequence[TokenisedRow], pad: int) -> Batch:
 
 
 class Prefetch(Iterator[T], Generic[T]):
-    """An iterator whose next items are made in a thread while the caller works on the present one.
+    """An iterator whose next items are made in a thread, until its context ends.
 
-    What making an item raises is raised where that item would be used; what lies beyond the last item used has no
-    effect. Leaving the context ends the thread.
+    What making an item raises is raised where that item would be used.
     """
 
     def __init__(self, make: Callable[[Callable[[], bool]], Iterator[T]]) -> None:

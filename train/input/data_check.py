@@ -26,8 +26,7 @@ class Report:
     """Statistics of a data set; `str(report)` is the text for people. Lengths are in tokens, untruncated.
 
     The lists name each fault; uncaptioned: images that are no record. truncated: records longer than max_length;
-    answerless: those of them whose answers lie wholly beyond it; supervised: tokens with loss, after truncation;
-    images: distinct files.
+    answerless: those that lose their whole answer; supervised: tokens with loss; images: distinct files.
     """
 
     records: int
@@ -78,10 +77,7 @@ def _listed(faults: Sequence[str], problem: str) -> list[str]:
 
 
 def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images: bool = True) -> Report:
-    """Reads every record, counts its tokens, and opens every image once unless `images` is False.
-
-    Shows progress on a terminal.
-    """
+    """Reads every record, with progress on a terminal. images: whether to open every image, once."""
     report = Report(len(records), max_length, images, records.uncaptioned)
     folder = records.path if records.path.is_dir() else records.path.parent
     seen: set[str] = set()

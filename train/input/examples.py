@@ -77,9 +77,7 @@ class SkippedExamples:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Records of one file to learn from. indices: [N], their numbers in the file; weight: how often each of them
-    comes in an epoch.
-    """
+    """Records of a file to learn from. indices: [N], their numbers; weight: how often each comes in an epoch."""
 
     records: Records
     indices: np.ndarray

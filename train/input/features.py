@@ -109,10 +109,9 @@ class FeatureStore:
 
 
 def open_store(encoder: str, fingerprint: str, log: Callable[[str], None] = print) -> FeatureStore | None:
-    """The store of the features of an encoder in the user's cache; None if nothing is to be kept.
+    """The store of an encoder's features in the user's cache; None if nothing is to be kept. Raises AdapterError.
 
-    fingerprint: of all that the features depend on beside the picture. Raises AdapterError if a variable of the
-    environment makes no sense.
+    fingerprint: of all that the features depend on beside the picture.
     """
     chosen, wanted = os.environ.get(FOLDER_VARIABLE), os.environ.get(SIZE_VARIABLE)
     try:
@@ -168,8 +167,7 @@ class FeatureCache:
     ) -> list[TokenisedRow]:
         """The rows with the features of their pictures; rows without one as they are.
 
-        A row whose picture cannot be read is left out and counted as skipped. Once `stopping` says so, nothing
-        more is encoded, and rows that would need it are left out.
+        Those whose picture cannot be read are skipped. Once `stopping` says so, those to encode are left out.
         """
         keys: list[bytes | None] = []  # b"" for no picture, None for one that cannot be read
         found: dict[bytes, VisualFeatures] = {}

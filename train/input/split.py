@@ -210,10 +210,9 @@ def _common_requests(scans: Sequence[_Scan]) -> np.ndarray:
 
 
 def _choose_groups(groups: np.ndarray, most: int, share: float, seed: int) -> np.ndarray:
-    """The groups to hold out, chosen by the seed: at most `most` of them, with at most `share` of the records.
+    """The groups to hold out, chosen by the seed: `most` of them, with `share` of the records, at most.
 
-    groups: [N], of each record. Where all are larger than that share, one of up to a quarter of the records is
-    chosen.
+    groups: [N]. Where all are larger than that share, one of up to a quarter of the records is chosen.
     """
     unique, first, counts = np.unique(groups, return_index=True, return_counts=True)
     room = int(share * len(groups))
