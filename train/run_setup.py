@@ -94,10 +94,7 @@ def _differences(recipe: RecipeFile, start: AdapterConfig) -> list[str]:
 
 
 def check_pictures(recipe: RecipeFile, examples: FileExamples, log: Callable[[str], None]) -> None:
-    """Raises ConfigError if the recipe is for pictures, and there are none.
-
-    An adapter that has learnt to see may go on with text alone, as V2's second stage does.
-    """
+    """Raises ConfigError if a recipe for pictures has none; V2's second stage goes on without."""
     config, pictures = recipe.train, examples.pictures
     if config.vision is None and pictures:
         log(f"the pictures of {pictures:,} records are left out: vision is not set")

@@ -102,13 +102,10 @@ def open_records(
     split: str | None = None,
     config: str | None = None,
 ) -> Records:
-    """Reads a file or folder of records, or a data set of the Hugging Face Hub.
+    """Reads a file or folder of records, or a data set of the Hugging Face Hub (`hf:user/name`).
 
-    path: a file, a folder, or the id of a data set on the Hub, as `hf:user/name`.
-    format: one of FORMATS, or "auto": recognised by the path and the first record.
-    images: the folder that image paths are relative to; by default the file's own (ScienceQA has its own layout).
-    split: of ScienceQA, of shards, or of a data set; by default train. Other formats have none.
-    config: the configuration of a data set that has several.
+    format: one of FORMATS, or "auto". images: the folder that image paths are relative to, else the file's own.
+    split: of ScienceQA, shards or a data set, by default train. config: of a data set that has several.
     Raises DataError if there are no records or the format is unknown; not for broken records or missing images.
     """
     folder = None if images is None else Path(images)

@@ -35,9 +35,8 @@ _COMMON_COUNT, _COMMON_SHARE = 20, 0.02  # above both
 class FileExamples:
     """The examples of a run on files: endless and shuffled by the seed for "train", once for "validation".
 
-    name: of its files. parts: what is learnt; held_out: the (records, index) that every evaluation uses.
-    digest: of the content of all records and of how they are split, in hexadecimal: with another one, a run cannot
-    be resumed. pictures: how many of the readable records have one. description: of how they are split.
+    name: of its files. parts: what is learnt; held_out: (records, index) for every evaluation. digest: of records
+    and split. pictures: how many records have one. description: of the split, a sentence.
     """
 
     def __init__(self, data: Sequence[DataConfig], config: TrainConfig, skipped: SkippedExamples) -> None:
@@ -149,11 +148,9 @@ class _Source:
 
 @dataclass(frozen=True, eq=False)
 class _Scan:
-    """What tells the records of a file apart; broken records are left out.
+    """What tells the N readable records of a file apart. indices: their numbers in the file. pictured: [N].
 
-    indices, requests, conversations: [N], of the readable records: their number in the file, a hash of the picture
-    or else of the first request, and one of the whole conversation. pictured: [N], whether there is a picture.
-    digest: of all records, in hexadecimal.
+    requests: hashes of the picture or else the first request; conversations: of everything. digest: of the file.
     """
 
     indices: np.ndarray
