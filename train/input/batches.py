@@ -73,8 +73,8 @@ class StreamPosition:
 class Batches:
     """Endless batches of rows of similar length, as lists of rows; `position` is that of the next one.
 
-    An epoch of n examples from files has ceil(n / batch_size) batches, whichever are passed over: the other ones
-    come once, in batches whose sizes differ by one at most, and a batch may be empty.
+    An epoch of n examples from files has ceil(n / batch_size) batches, which differ in size by one at most: each
+    example that can be used comes once.
     """
 
     def __init__(

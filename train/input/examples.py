@@ -24,9 +24,9 @@ _MOST_LOGGED = 20  # examples that cannot be used
 class Example:
     """A conversation that ends in a user turn, the answer to learn, and the image that the user showed.
 
-    features, picture: the image, either encoded or as a file. all_turns: earlier assistant turns carry loss too.
-    where: the record's place in its file, for messages. history: earlier exchanges that carry no loss and are left
-    out of rows that would be too long with them. unlearnt: the numbers of messages that carry no loss either.
+    features, picture: the image, encoded or as a file. all_turns: earlier assistant turns carry loss too, but not
+    those of `unlearnt`. where: the record's place, for messages. history: earlier exchanges without loss, which
+    are left out of rows that would be too long with them.
     """
 
     messages: tuple[Message, ...]
