@@ -308,7 +308,9 @@ class Job:
             rows = self.feature_cache.with_features(rows, stopping)
         size = -(-len(rows) // self.config.accumulate) or 1
         batches = [collate(rows[i : i + size], self.tokeniser.pad) for i in range(0, len(rows), size)]
-        return [batch.pin() for batch in batches] if self.base.device.type == "cuda" else batches
+        if self.base.device.type == "cuda":  # in pinned memory, from which a GPU copies while the CPU goes on
+            batches = [batch.map(torch.Tensor.pin_memory) for batch in batches]
+        return batches
 
     def _step(self, step_input: _StepInput, stop: bool) -> bool:
         """One update from the rows of all processes. Returns whether any process was asked to stop."""

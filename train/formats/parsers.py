@@ -99,17 +99,18 @@ class _Alpaca(_Pictured):
     output: Text
 
 
-class _Address(Shape):
-    url: _Named
+# Or {"url": name}, as OpenAI's API has it.
+_url = BeforeValidator(lambda value: value.get("url") if isinstance(value, dict) else value)
+_Shown = Annotated[_Named | None, _url]
 
 
 class _Block(Shape):
     type: Literal["text", "image", "image_url"]
     text: Text | None = None
-    image: _Named | None = None
-    path: _Named | None = None
-    url: _Named | None = None
-    image_url: _Named | _Address | None = None
+    image: _Shown = None
+    path: _Shown = None
+    url: _Shown = None
+    image_url: _Shown = None
 
     @model_validator(mode="after")
     def _check(self) -> _Block:
@@ -120,8 +121,7 @@ class _Block(Shape):
     def picture(self) -> str | EmbeddedPicture | None:
         """What names it, the first that is there."""
         names = (self.image, self.path, self.url, self.image_url)
-        name = next((name for name in names if name is not None), None)
-        return name.url if isinstance(name, _Address) else name
+        return next((name for name in names if name is not None), None)
 
 
 class _Turn(Shape):

@@ -45,13 +45,9 @@ class Batch:
     supervised: int  # positions with loss
 
     def to(self, device: torch.device) -> Batch:
-        return self._map(lambda t: t.to(device, non_blocking=True))
+        return self.map(lambda t: t.to(device, non_blocking=True))
 
-    def pin(self) -> Batch:
-        """In pinned memory, from which a GPU copies while the CPU goes on."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
             input_ids=change(self.input_ids),
