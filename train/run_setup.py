@@ -128,7 +128,7 @@ def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapte
     if recipe.start_from is None:
         return new_adapter(config, base)
     loaded = load_adapter(Path(recipe.start_from), base.fingerprint, base.device)
-    own = {"description": config.description, "form": config.form, "tuning": loaded.config.tuning or config.tuning}
-    adapter = Adapter(dataclasses.replace(loaded.config, **own)).to(base.device)
+    about = dataclasses.replace(loaded.config, description=config.description, form=config.form)
+    adapter = Adapter(dataclasses.replace(about, tuning=about.tuning or config.tuning)).to(base.device)
     adapter.load_state_dict({**adapter.state_dict(), **loaded.state_dict()})
     return adapter

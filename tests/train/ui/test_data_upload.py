@@ -79,7 +79,7 @@ LONG_LINE = (json.dumps({"instruction": "x" * 600, "output": "y" * 600}) + "\n")
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.csv", b"cat.png,a cat\ndog.png,a dog", "names pictures that did not come with it"),
+        ("a.csv", b"image,caption\ncat.png,a cat\ndog.png,a dog", "names pictures that did not come with it"),
         ("a.jsonl", LONG_LINE * 5, "5 longer than 512 tokens lose their end; 5 of them with the whole answer."),
     ],
 )
