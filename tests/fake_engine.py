@@ -92,7 +92,7 @@ class EchoMailbox(Mailbox):
 
     def __init__(self, engine: EchoEngine, message: str) -> None:
         super().__init__()
-        self.cancelled, self.begun, self.complete = False, False, True
+        self.cancelled, self.begun, self.last = False, False, AdapterError("none")
         self.events = self._generate(engine, message)
 
     def _generate(self, engine: EchoEngine, message: str) -> Iterator[GenerationEvent]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import app
-from adapter.serve.batch import DecodeBatch
+from adapter.serve.forward import DecodeBatch
 from adapter.serve.kv_cache import KVCache
 
 COUNT_EVERY_SECONDS = 0.05
@@ -32,7 +32,7 @@ def write_counts(file: Path) -> None:
         if (thread := engine_thread()) is not None:
             engine = thread._target.__self__  # type: ignore[attr-defined]
             new = file.with_name("counts.new")
-            new.write_text(json.dumps([len(engine._open), len(engine._batch)]))
+            new.write_text(json.dumps([len(engine._open), len(engine._batch.rows)]))
             os.replace(new, file)  # readers never see half of it
         time.sleep(COUNT_EVERY_SECONDS)
 

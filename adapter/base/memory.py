@@ -164,11 +164,11 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 5e8 else f"{count / 1e6:.0f} MB"
 
 
-def to_device(values: Sequence[object], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def to_device(values: Sequence[object], device: torch.device) -> Tensor:
     """Numbers of the host as a tensor on `device`: on a GPU a copy from pinned memory, which is queued.
 
     `torch.tensor(values, device="cuda")` waits until the GPU has done all its work.
     """
     if device.type != "cuda":
-        return torch.tensor(values, dtype=dtype, device=device)
-    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+        return torch.tensor(values, device=device)
+    return torch.tensor(values, pin_memory=True).to(device, non_blocking=True)

@@ -53,7 +53,7 @@ from adapter.serve.request import (
     GenerationRequest,
     RemoteAnswer,
 )
-from adapter.serve.scheduler import admit, find_displaced
+from adapter.serve.scheduler import admit, in_turn
 from adapter.serve.store import AdapterStore, stand_in
 
 log = logging.getLogger(__name__)
@@ -190,8 +190,8 @@ class RayEngine:
                 raise Busy(CLOSED)
             places = MAX_REQUESTS * max(1, len(replica_router.known))
             if len(self._open) >= places:
-                displaced = find_displaced(answer, self._open)
-                if displaced is None:
+                displaced = in_turn([*self._open, answer])[-1]
+                if displaced is answer:
                     raise queue_full(places)
                 self._stop_relay(self._open.pop(displaced))
                 displaced.end(queue_full(places))

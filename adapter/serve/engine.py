@@ -10,9 +10,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from itertools import starmap
 from queue import SimpleQueue
 from typing import Any
 from weakref import WeakValueDictionary
@@ -24,11 +25,10 @@ from adapter.base.threads import set_threads
 from adapter.errors import AdapterError, Busy, EngineBroken
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
-from adapter.serve.batch import DecodeBatch
 from adapter.serve.detokenizer import Detokenizer, TokenTexts
 from adapter.serve.drafts import MAX_DRAFT, Drafter
 from adapter.serve.form import NO_FORM
-from adapter.serve.forward import make_forward
+from adapter.serve.forward import DecodeBatch, make_forward
 from adapter.serve.inspection import CLOSED, TOP_LOGPROBS, Inspection, Inspector, token_logprobs
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks
 from adapter.serve.prompts import PromptKVBuilder, Prompts
@@ -48,7 +48,7 @@ from adapter.serve.scheduler import (
     Scheduler,
     Step,
     admit,
-    find_displaced,
+    in_turn,
     load_adapters,
 )
 
@@ -139,8 +139,8 @@ class Engine:
         with self._lock:
             self._check_serving()
             if len(self._open) >= MAX_REQUESTS:
-                displaced = find_displaced(row, self._open)
-                if displaced is None:
+                displaced = in_turn([*self._open, row])[-1]
+                if displaced is row:
                     raise queue_full(MAX_REQUESTS)
                 displaced.cancelled = True  # the scheduler takes it out
                 displaced.mailbox.put(queue_full(MAX_REQUESTS))
@@ -220,16 +220,14 @@ class Engine:
         request = row.request
         try:
             if not row.cancelled and self._refusal is None:
-                row.prompts = self.prompts.build(
-                    row.adapters, request.image, request.mute_layers, request.mute_heads, request.gates
-                )
+                row.prompts = self.prompts.build(row.adapters, request.image, request.gate_changes)
         except BaseException as error:  # whatever it is: the reader would wait for ever
             _log(error)
             self._end(row, _for_reader(error, request))
             return
         with self._lock:
             if row in self._open:
-                self._scheduler.add(row)
+                self._scheduler.waiting.append(row)
         self._wake.put(None)
 
     # In the worker's thread.
@@ -252,7 +250,11 @@ class Engine:
                 failure = None
                 while self._step():  # within the try: an exception from outside may come between two steps
                     pass
-                self._end_all()
+                with self._lock:
+                    rest = list(self._open)
+                for row in rest:
+                    assert self._refusal is not None
+                    self._end(row, copy(self._refusal))
                 return
             except BaseException as error:  # SystemExit and MemoryError too
                 failure = error
@@ -284,18 +286,13 @@ class Engine:
                 self._prefill(step.prefill)
             except Exception as error:  # the other rows' KV is untouched
                 self._fail(step.prefill, error)
-            self._done = replace(
-                done,
-                prefill_steps=done.prefill_steps + 1,
-                prefill_seconds=done.prefill_seconds + time.perf_counter() - began,
-            )
+            seconds = done.prefill_seconds + time.perf_counter() - began
+            self._done = replace(done, prefill_steps=done.prefill_steps + 1, prefill_seconds=seconds)
         elif rows := self._batch.rows:
             self._decode()
+            seconds, count = done.decode_seconds + time.perf_counter() - began, done.decode_rows + len(rows)
             self._done = replace(
-                done,
-                decode_steps=done.decode_steps + 1,
-                decode_seconds=done.decode_seconds + time.perf_counter() - began,
-                decode_rows=done.decode_rows + len(rows),
+                done, decode_steps=done.decode_steps + 1, decode_seconds=seconds, decode_rows=count
             )
         else:
             return True
@@ -307,7 +304,7 @@ class Engine:
         while not self._wake.empty():
             self._wake.get()  # before looking, so that what comes afterwards wakes the worker again
         with self._lock:
-            if self._refusal is not None or not self._scheduler.has_work:
+            if self._refusal is not None or not self._scheduler.rows:
                 return None
             return self._scheduler.schedule(time.perf_counter())
 
@@ -318,12 +315,10 @@ class Engine:
             row.prepared = self._prepare_prompts(row.prompts)
         scored = row.request.prompt_logprobs
         if row.computed_tokens == 0 and not scored:
-            kv = self._prefix_cache.longest_prefix(row.prefix_key(), row.token_ids)
-            if kv is not None:
-                self._cache.write(row.slot, kv)
-                row.computed_tokens = row.cached_tokens = kv.shape[3]
+            row.cached_tokens = self._load_prefix(row.prefix_key(), row.token_ids, row.slot)
+            row.computed_tokens = row.cached_tokens
         # With nobody's next token to delay, more at once: attention reads the earlier tokens fewer times.
-        count = PREFILL_CHUNK if scored else self._prefill_chunk * (1 if len(self._batch) else 4)
+        count = PREFILL_CHUNK if scored else self._prefill_chunk * (1 if len(self._batch.rows) else 4)
         start = row.computed_tokens
         chunk = row.token_ids[start : start + count]
         prompts = self._forward.stack([row.prepared])
@@ -331,23 +326,30 @@ class Engine:
         row.computed_tokens += len(chunk)
         given: tuple[TokenLogprobs, ...] = ()
         if scored:
-            check_finite(logits)
             following = row.token_ids[start + 1 : row.computed_tokens + 1]
             top = max(1, row.request.top_logprobs)
             given = token_logprobs(self._texts, logits[: len(following)], following, top)
             if start == 0:  # nothing gives the first one anything
                 given = (TokenLogprobs(self._texts.logprob(chunk[0], math.nan), ()), *given)
-        if row.computed_tokens < row.prompt_tokens:
+        unread = row.prompt_tokens - row.computed_tokens
+        if unread or given:
             check_finite(logits)  # or later requests would find it in the prefix cache
-            row.mailbox.put(GenerationEvent(progress=row.prefill_progress, prompt_logprobs=given))
+            progress = 1 - unread / (row.prompt_tokens - row.cached_tokens)
+            row.mailbox.put(GenerationEvent(progress=progress, prompt_logprobs=given))
+        if unread:
             return
-        if given:
-            row.mailbox.put(GenerationEvent(progress=1.0, prompt_logprobs=given))
         [sampled] = sample(logits[-1:], [row.sampler])
         if self._forward.reads_ragged:
             row.drafter = Drafter(row.token_ids)
         if self._postprocess(row, sampled):
             self._batch.join(row)
+
+    def _load_prefix(self, key: Hashable, ids: Sequence[int], slot: Slot) -> int:
+        """Write the cached KV of the longest common prefix into a slot; returns its length in tokens."""
+        if (kv := self._prefix_cache.longest_prefix(key, ids)) is None:
+            return 0
+        self._cache.write(slot, kv)
+        return kv.shape[3]
 
     def _prepare_prompts(self, prompts: Prompts | None) -> Any:
         """What the forward pass reads of the prompts: one copy for all running rows that have the same."""
@@ -366,7 +368,7 @@ class Engine:
         drafts = {}
         for row in self._batch.rows:
             try:
-                drafts[row] = _draft(row, len(self._batch))
+                drafts[row] = _draft(row, len(self._batch.rows))
             except Exception as error:
                 self._fail(row, error)
         if not drafts:
@@ -394,12 +396,8 @@ class Engine:
         assert row.base_slot is not None
         try:
             if row.base_tokens == 0:
-                kv = self._prefix_cache.longest_prefix(
-                    row.prefix_key(of_base=True), row.token_ids[: row.prompt_tokens]
-                )
-                if kv is not None:
-                    self._cache.write(row.base_slot, kv)
-                    row.base_tokens = kv.shape[3]
+                prompt = row.token_ids[: row.prompt_tokens]
+                row.base_tokens = self._load_prefix(row.prefix_key(of_base=True), prompt, row.base_slot)
             start, of_prompt = row.base_tokens, row.base_tokens < row.prompt_tokens - 1
             end = min(row.prompt_tokens - 1 if of_prompt else row.kv_tokens, start + self._prefill_chunk)
             nothing, ids = self._forward.stack([self._nothing]), [row.token_ids[start:end]]
@@ -416,13 +414,14 @@ class Engine:
             self._check_base()
             return ()
 
-    def _with_base(self, row: Row, event: GenerationEvent) -> GenerationEvent:
-        """The last event with the base's part of all tokens that lack it, unless the others would wait long."""
+    def _complete(self, row: Row, last: GenerationEvent) -> None:
+        """End a row. The base's part of all tokens that lack it comes too, unless the others would wait long."""
         found: tuple[TokenLogprobs, ...] = ()
         if row.prompt_tokens - row.base_tokens <= self._prefill_chunk:
             while row.base_behind > 0:
                 found += self._read_base(row)
-        return replace(event, base_logprobs=found)
+        self._end(row, replace(last, base_logprobs=found))
+        self._release(row)
 
     def _check_base(self) -> None:
         """Raises if the base cannot read a token: then a failure was not that of one row."""
@@ -444,8 +443,7 @@ class Engine:
                 return False
             if events[-1].finish_reason is not None:
                 row.mailbox.put(*events[:-1])
-                self._end(row, self._with_base(row, events[-1]))
-                self._release(row)
+                self._complete(row, events[-1])
                 return False
         row.mailbox.put(*events)
         return True
@@ -457,8 +455,8 @@ class Engine:
         token, logprob, ranked = sampled
         choices = None
         if ranked is not None:
-            chosen = self._texts.logprob(token, ranked.logprob)
-            choices = TokenLogprobs(chosen, tuple(map(self._texts.logprob, ranked.ids, ranked.logprobs)))
+            chosen, *top = starmap(self._texts.logprob, ranked)
+            choices = TokenLogprobs(chosen, tuple(top))
         with self._lock:
             reason = self._scheduler.postprocess(row, token)
         if row.drafter is not None:
@@ -480,14 +478,12 @@ class Engine:
     def _finish(self, row: Row, reason: FinishReason) -> None:
         """End a row between its tokens."""
         try:
-            event = GenerationEvent(
-                row.text + row.detokenizer.flush(), finish_reason=reason, stats=row.stats(time.perf_counter())
-            )
+            text = row.text + row.detokenizer.flush()
         except Exception as error:
             self._fail(row, error)
             return
-        self._end(row, self._with_base(row, event))
-        self._release(row)
+        stats = row.stats(time.perf_counter())
+        self._complete(row, GenerationEvent(text, finish_reason=reason, stats=stats))
 
     def _fail(self, row: Row, error: Exception) -> None:
         """End a row with what went wrong in it. Its KV is not kept: it may be what went wrong.
@@ -517,13 +513,6 @@ class Engine:
             with self._lock:
                 self._scheduler.remove(row)
             row.prompts = row.prepared = None  # the reader may keep its answer, and that the row
-
-    def _end_all(self) -> None:
-        assert self._refusal is not None
-        with self._lock:
-            rows = list(self._open)
-        for row in rows:
-            self._end(row, copy(self._refusal))
 
     # In any thread.
 

@@ -15,9 +15,8 @@ import shutil
 import subprocess
 import sys
 import threading
-import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +51,8 @@ _LIMITS = LLParserLimits(  # of the work that a form may be, at once and at each
     verbose_errors=False,
 )
 _MAX_COMPILED = 16  # forms of one base that are kept
-_vocabularies: weakref.WeakKeyDictionary[object, _Vocabulary] = weakref.WeakKeyDictionary()  # by tokenizer
-_lock = threading.Lock()  # of the dictionary
-# What is wrong with the forms that were checked last, as a sentence and its detail; ("", "") with those that can
-# be used.
+_vocabularies: LRU[Any, _Vocabulary] = LRU(2)  # by tokenizer
+# What is wrong with the forms that were checked last, as a sentence and its detail; "" where nothing is.
 _checked: LRU[str, tuple[str, str]] = LRU(256)
 _MESSAGE = re.compile(r"\bMESSAGE_WORDS\b")
 # Scripts that put no space between words: each of their characters is a word.
@@ -73,24 +70,17 @@ def json_schema_form(schema: Mapping[str, Any]) -> str:
 
     Nothing is fetched: a $ref may point into the schema itself only.
     """
-    for depth, key, value in _entries(schema):
+    unchecked: list[tuple[int, Any]] = [(1, schema)]  # without recursion
+    while unchecked:
+        depth, value = unchecked.pop()
         if depth > MAX_DEPTH:
             raise BadInput(f"The JSON schema has more than {MAX_DEPTH} levels. Make it flatter.")
-        if key == "$ref" and isinstance(value, str) and not value.startswith("#"):
+        target = value.get("$ref") if isinstance(value, Mapping) else None
+        if isinstance(target, str) and not target.startswith("#"):
             raise BadInput("A $ref may point into its own schema only, as in #/$defs/name: nothing is fetched.")
+        inner = value.values() if isinstance(value, Mapping) else value
+        unchecked += [(depth + 1, entry) for entry in inner if isinstance(entry, (Mapping, list))]
     return "start: %json " + json.dumps({**schema, "x-guidance": _SPACING}, ensure_ascii=False)
-
-
-def _entries(schema: Mapping[str, Any]) -> Iterator[tuple[int, str, Any]]:
-    """Level, key and value of everything in a schema, without recursion."""
-    open_values: list[tuple[int, Any]] = [(1, schema)]
-    while open_values:
-        depth, value = open_values.pop()
-        entries = value.items() if isinstance(value, Mapping) else [("", v) for v in value]
-        for key, entry in entries:
-            yield depth, key, entry
-            if isinstance(entry, (Mapping, list)):
-                open_values.append((depth + 1, entry))
 
 
 JSON_OBJECT = json_schema_form({"type": "object"})  # any
@@ -155,10 +145,7 @@ def _check_in_process(form: str) -> tuple[str, str]:
 
 def start_form(base: Base, form: str, message: str) -> FormState:
     """The beginning of an answer to `message` that has the form. Raises BadInput for one that cannot be used."""
-    with _lock:
-        vocabulary = _vocabularies.get(base.tokenizer)
-        if vocabulary is None:
-            vocabulary = _vocabularies[base.tokenizer] = _Vocabulary(base)
+    vocabulary = _vocabularies.compute(base.tokenizer, lambda: _Vocabulary(base))
     return FormState(vocabulary.matcher(form, message), base.fingerprint.vocab_size)
 
 
@@ -281,16 +268,11 @@ def _problem(form: str) -> str:
     return reason.rstrip(".: ")[:300]
 
 
-def _limit_process() -> None:
-    """Limit what this process may take, where the system can."""
+if __name__ == "__main__":
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_CPU, (_CHECK_SECONDS, _CHECK_SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (_CHECK_BYTES, _CHECK_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-if __name__ == "__main__":
-    _limit_process()
     print(json.dumps(_problem(json.loads(sys.stdin.read()))))

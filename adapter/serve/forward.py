@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from adapter.base.memory import to_device
 from adapter.errors import first_line
 from adapter.method.attention import PromptKV
 from adapter.serve.compiled.forward import CompiledForward
-from adapter.serve.kv_cache import KVCache, Slot, round_to_blocks
+from adapter.serve.kv_cache import KVCache, Slot, StepCache, round_to_blocks
+from adapter.serve.scheduler import Row
 
 log = logging.getLogger(__name__)
 
@@ -23,64 +24,26 @@ _PROMPT_MULTIPLE = 16
 _NO_PROMPTS = PromptKV({})
 
 
-class Forward(Protocol):
-    """The forward pass of one base for serving. A row's logits do not depend on the other rows."""
-
-    reads_ragged: bool  # whether each of several rows may have several new tokens
-
-    def prepare(self, prompts: PromptKV | None) -> Any:
-        """The prompts of one row in the form that the pass reads. In any thread."""
-
-    def stack(self, prepared: Sequence[Any]) -> Any:
-        """What `prepare` made of the rows in order, for the call. Raises if they do not fit together."""
-
-    def __call__(
-        self,
-        cache: KVCache,
-        ids: Sequence[Sequence[int]],
-        slots: Sequence[Slot],
-        starts: Sequence[int],
-        prompts: Any,
-        every: bool = False,
-    ) -> Tensor:
-        """Read the new tokens of each row; their KV goes into `cache`.
-
-        slots: of the rows, in ascending order; starts: how many tokens each slot holds; prompts: from `stack`.
-        Returns the logits after the last token of each row, or after every token, [rows or tokens, vocab_size] in
-        fp32.
-        """
-
-    def close(self) -> None: ...
-
-
-def make_forward(base: Base, threads: int) -> Forward:
-    """The fastest forward pass for a base; threads: at most so many on a CPU."""
-    if CompiledForward.suits(base):
-        try:
-            return CompiledForward(base, threads)
-        except Exception as error:  # numba and LLVM raise nearly anything where they cannot compile
-            log.warning("The layers cannot be compiled here, and torch computes them: %s", first_line(error))
-    return TorchForward(base)
-
-
 class TorchForward:
-    """Of any base on any device, by its own decoder layers. Several rows have one new token each.
+    """The forward pass of any base on any device, by its own decoder layers. Several rows have one new token each.
 
     A row's logits are the same whatever other rows are there: bit for bit on a CPU in bfloat16, up to the order of
     summation in fp32 and on CUDA.
     """
 
-    reads_ragged = False
+    reads_ragged = False  # whether each of several rows may have several new tokens
 
     def __init__(self, base: Base) -> None:
         self._base = base
         self._places = torch.arange(round_to_blocks(base.context_length), device=base.device)
         self._seen, self._hidden = torch.tensor([0.0, float("-inf")], dtype=base.model.dtype, device=base.device)
 
-    def prepare(self, prompts: PromptKV | None) -> PromptKV | None:
+    def prepare(self, prompts: PromptKV | None) -> Any:
+        """The prompts of one row in the form that the pass reads. In any thread."""
         return self.stack([prompts])
 
-    def stack(self, prepared: Sequence[PromptKV | None]) -> PromptKV | None:
+    def stack(self, prepared: Sequence[PromptKV | None]) -> Any:
+        """What `prepare` made of the rows in order, for the call. Raises if they do not fit together."""
         if all(p is None for p in prepared):
             return None
         return PromptKV.stack([p or _NO_PROMPTS for p in prepared], _PROMPT_MULTIPLE)
@@ -95,11 +58,17 @@ class TorchForward:
         prompts: PromptKV | None,
         every: bool = False,
     ) -> Tensor:
+        """Read the new tokens of each row; their KV goes into `cache`.
+
+        slots: of the rows, in ascending order; starts: how many tokens each slot holds; prompts: from `stack`.
+        Returns the logits after the last token of each row, or after every token, [rows or tokens, vocab_size] in
+        fp32.
+        """
         tokens = [token for new in ids for token in new]
         last = [start + i for start, new in zip(starts, ids, strict=True) for i in range(len(new))]
         rows, count = len(ids), len(tokens)
         assert rows in (1, count)
-        step = cache.step(slots, starts, count // rows)
+        step = StepCache(cache.data, slots, starts, count // rows)
         token_ids, positions = to_device([tokens, last], self._base.device)  # one copy, which waits for nothing
         # Rows of one token: tokens [N, 1], masks [N, 1, 1, span]. Tokens of one row: [1, N], [1, 1, N, span].
         as_rows = rows == count
@@ -118,4 +87,53 @@ class TorchForward:
         hidden = model.final_norm(hidden, prompts).view(count, -1)
         return self._base.model.lm_head(hidden if every else hidden[-rows:]).float()
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        pass
+
+
+Forward = CompiledForward | TorchForward
+
+
+def make_forward(base: Base, threads: int) -> Forward:
+    """The fastest forward pass for a base; threads: at most so many on a CPU."""
+    if CompiledForward.suits(base):
+        try:
+            return CompiledForward(base, threads)
+        except Exception as error:  # numba and LLVM raise nearly anything where they cannot compile
+            log.warning("The layers cannot be compiled here, and torch computes them: %s", first_line(error))
+    return TorchForward(base)
+
+
+class DecodeBatch:
+    """Rows that take decode steps together, each with its own slot of `cache` and its prepared prompts."""
+
+    def __init__(self, cache: KVCache, forward: Forward) -> None:
+        self._cache, self._forward = cache, forward
+        self.rows: list[Row] = []  # in the order of their slots, and of `step`
+        self._prompts: Any = None  # of all rows, from Forward.stack
+
+    def join(self, row: Row) -> None:
+        """Add a row. Raises if its prompts do not fit the others'."""
+        rows = sorted([*self.rows, row], key=lambda row: _slot(row).start)
+        # Here and not in the step, whose failure would be that of all rows.
+        self._prompts = self._forward.stack([row.prepared for row in rows])
+        self.rows = rows
+
+    def leave(self, row: Row) -> None:
+        # A new list: the engine may be going through the old one.
+        self.rows = [other for other in self.rows if other is not row]
+        self._prompts = None
+
+    def step(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+        """Read new tokens of each row; returns the logits behind each of them, [tokens, vocab_size].
+
+        starts: how many tokens of each row are in its slot and stay.
+        """
+        if self._prompts is None:
+            self._prompts = self._forward.stack([row.prepared for row in self.rows])
+        return self._forward(self._cache, tokens, list(map(_slot, self.rows)), starts, self._prompts, every=True)
+
+
+def _slot(row: Row) -> Slot:
+    assert row.slot is not None, "a row that runs has one"
+    return row.slot

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,7 +93,7 @@ def _as_tensor(tokens: Sequence[TokenLogprobs]) -> Tensor:
 
 
 class Inspector:
-    """Inspects answers one at a time in a thread of its own, beside the engine's worker.
+    """Inspects answers one at a time in its callers' threads, beside the engine's worker.
 
     Two threads may use one base at once, because adapters, image and recorder are arguments of the passes. One
     inspection at a time and a bounded queue limit what they cost the running requests.
@@ -103,8 +102,9 @@ class Inspector:
     def __init__(self, base: Base, prompts: PromptKVBuilder) -> None:
         self._base, self._prompts = base, prompts
         self._places = threading.BoundedSemaphore(MAX_WAITING)
-        self._thread = ThreadPoolExecutor(1, "inspector")
-        self._building = threading.Lock()
+        # Two, because closing waits for what runs, and not for an encoder that is downloaded.
+        self._building, self._running = threading.Lock(), threading.Lock()
+        self._closed = False
 
     def inspect(
         self,
@@ -117,15 +117,15 @@ class Inspector:
 
         Raises BadInput, or Busy if too many wait or this is closed.
         """
-        if (count := len(prompt_ids) + len(answer_ids)) > MAX_TOKENS:
+        limit = min(MAX_TOKENS, self._base.context_length)
+        if (count := len(prompt_ids) + len(answer_ids)) > limit:
             raise BadInput(
-                f"Conversation and answer have {count} tokens; answers within {MAX_TOKENS} can be looked into. "
+                f"Conversation and answer have {count} tokens; answers within {limit} can be looked into. "
                 "Start a new conversation."
             )
 
         def prompts(image: Image.Image | None) -> PromptKV:
-            changes = request.mute_layers, request.mute_heads, request.gates
-            built = self._prompts.build(adapters, image, *changes)
+            built = self._prompts.build(adapters, image, request.gate_changes)
             if built is None:
                 raise BadInput("The frozen base has no prompts to look into. Ask with an adapter.")
             return built.mixed()
@@ -133,24 +133,23 @@ class Inspector:
         if not self._places.acquire(blocking=False):
             raise Busy(f"{MAX_WAITING} answers are being looked into already. Try again in a minute.")
         try:
-            with self._building:  # not in the thread, for whose end closing waits: an encoder may be downloaded
+            with self._building:
                 whole = prompts(request.image)
                 no_image = None if request.image is None else prompts(None)
             names = [adapter for adapter, _ in adapters]
             top = request.top_logprobs or TOP_LOGPROBS
-            given = (names, prompt_ids, answer_ids, whole, no_image, top)
-            work = self._thread.submit(inspect_answer, self._base, *given)
-            return work.result()
-        except (CancelledError, RuntimeError) as error:
-            if isinstance(error, CancelledError) or "shutdown" in str(error):
-                raise Busy(CLOSED) from None
-            raise
+            with self._running:
+                if self._closed:
+                    raise Busy(CLOSED)
+                return inspect_answer(self._base, names, prompt_ids, answer_ids, whole, no_image, top)
         finally:
             self._places.release()
 
     def close(self) -> None:
         """Wait for the running inspection; the waiting ones end with Busy."""
-        self._thread.shutdown(cancel_futures=True)
+        self._closed = True
+        with self._running:
+            pass
 
 
 def inspect_answer(
@@ -218,7 +217,8 @@ class _Recorder:
     ) -> None:
         """query: [1, H, tokens, head_dim]; attended, the attention over the words: [1, tokens, H, head_dim]."""
         query = query[:, :, -self._length :].float()  # [1, H, T, head_dim]
-        terms = tuple(_in_fp32(term) for term in terms)
+        # One entry, which has no mask.
+        terms = tuple(LayerPrompts(t.keys.float(), t.values.float(), t.gates.float()) for t in terms)
         for owner, term in zip(self._owners[layer], terms, strict=False):  # the last terms may belong to none
             identity = torch.eye(term.keys.shape[2], device=query.device).expand(*term.keys.shape[:2], -1, -1)
             softmax = attend(query, term.keys, identity, term.score_mask, scaling)
@@ -233,11 +233,6 @@ class _Recorder:
         )  # [T, H]
         total = added_norm + words[0].norm(dim=-1)
         self.shares[layer] = (added_norm / total.clamp(min=torch.finfo(total.dtype).tiny)).cpu()
-
-
-def _in_fp32(term: LayerPrompts) -> LayerPrompts:
-    mask = None if term.mask is None else term.mask.float()
-    return LayerPrompts(term.keys.float(), term.values.float(), term.gates.float(), mask)
 
 
 @torch.no_grad()
@@ -256,8 +251,6 @@ def _logits(
         raise BadInput("There is no answer to look into. Ask something first.")
     if not all(0 <= i < vocabulary for i in ids):
         raise BadInput(f"Token ids must be numbers from 0 to {vocabulary - 1}.")
-    if len(ids) > base.context_length:
-        raise BadInput(f"Prompt and answer have {len(ids)} tokens and this base reads {base.context_length}.")
     tokens = torch.tensor([ids], device=base.device)
     output = base.model.model(input_ids=tokens[:, :-1], use_cache=False, prompt_kv=prompt_kv)
     hidden = output.last_hidden_state[0, -length:]  # [T, hidden_size]

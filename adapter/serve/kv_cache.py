@@ -6,8 +6,9 @@ Both have a fixed size, so that serving never takes more memory than it was give
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -93,17 +94,16 @@ class SlotAllocator:
         self.capacity = capacity // BLOCK * BLOCK
         self._taken: list[Slot] = []
 
-    def __len__(self) -> int:
-        return len(self._taken)
-
     def take(self, tokens: int) -> Slot | None:
         """The lowest slot for `tokens` tokens, or None if there is no room now.
 
         Starts are multiples of a power of two where possible, so that rows of similar length lie equally spaced.
         """
         size = round_to_blocks(tokens)
+        starts = [0, *(slot.end for slot in self._taken)]
+        ends = [*(slot.start for slot in self._taken), self.capacity]
         for alignment in (max(_MIN_SPACING, 1 << (size - 1).bit_length()), BLOCK):
-            for start, end in self._gaps():
+            for start, end in zip(starts, ends, strict=True):
                 start = -(-start // alignment) * alignment
                 if start + size <= end:
                     slot = Slot(start, size)
@@ -122,13 +122,6 @@ class SlotAllocator:
     def clear(self) -> None:
         self._taken.clear()
 
-    def _gaps(self) -> Iterator[tuple[int, int]]:
-        start = 0
-        for slot in self._taken:
-            yield start, slot.start
-            start = slot.end
-        yield start, self.capacity
-
 
 class KVCache:
     """Keys and values of all running rows in one pool, `data`: [layers, 2, Hkv, capacity, head_dim].
@@ -143,17 +136,6 @@ class KVCache:
         shape = (f.num_hidden_layers, 2, f.num_key_value_heads, round_to_blocks(capacity), f.head_dim)
         self.data = torch.empty(shape, dtype=base.model.dtype, device=base.device)
 
-    def step(self, slots: Sequence[Slot], starts: Sequence[int], count: int) -> StepCache:
-        """This cache for a pass that reads `count` new tokens of each row behind the `starts` it holds of it.
-
-        slots: of the rows, in ascending order. See StepCache for the runs.
-        """
-        runs = _runs(slots, [start + count for start in starts])
-        for run in runs:
-            for slot in run.slots:
-                self._zero(slot, run.span)
-        return StepCache(self.data, runs, [slot.start + n for slot, n in zip(slots, starts, strict=True)], count)
-
     def read(self, slot: Slot, tokens: int) -> Tensor:
         """A view of the first `tokens` keys and values of a row: [layers, 2, Hkv, tokens, head_dim]."""
         return self.data[:, :, :, slot.start : slot.start + tokens]
@@ -165,84 +147,45 @@ class KVCache:
         self.read(slot, tokens).copy_(kv)
         slot.finite = tokens
 
-    def _zero(self, slot: Slot, end: int) -> None:
-        """Zero what has not been written up to `end`."""
-        assert end <= slot.tokens, "the row has outgrown its slot"
-        if slot.finite < end:
-            self.data[:, :, :, slot.start + slot.finite : slot.start + end] = 0
-            slot.finite = end
-
-
-@dataclass
-class _Run:
-    """Neighbouring rows that one call of attention reads, see StepCache. shortest, longest: tokens of a row."""
-
-    slots: list[Slot]
-    shortest: int
-    longest: int
-
-    @property
-    def span(self) -> int:
-        """Tokens that each slot is read up to."""
-        return round_to_blocks(self.longest)
-
-    @property
-    def spacing(self) -> int:
-        """Tokens from one slot to the next; 0 for a single one."""
-        return self.slots[1].start - self.slots[0].start if len(self.slots) > 1 else 0
-
-    def add(self, slot: Slot, length: int) -> bool:
-        """Add the next row if it lies and is as long as these; returns whether it does."""
-        shortest, longest = min(self.shortest, length), max(self.longest, length)
-        regular = self.spacing in (0, slot.start - self.slots[-1].start)
-        similar = longest <= max(_SHORT, 2 * shortest)
-        within = round_to_blocks(longest) <= min(other.tokens for other in (slot, *self.slots))
-        if not (regular and similar and within):
-            return False
-        self.slots.append(slot)
-        self.shortest, self.longest = shortest, longest
-        return True
-
-
-def _runs(slots: Sequence[Slot], lengths: Sequence[int]) -> list[_Run]:
-    """The rows in order, in as few runs as `_Run.add` makes of them."""
-    runs: list[_Run] = []
-    for slot, length in zip(slots, lengths, strict=True):
-        if not runs or not runs[-1].add(slot, length):
-            runs.append(_Run([slot], length, length))
-    return runs
-
 
 class StepCache:
     """A KVCache as the layers of one forward pass see it: takes the new tokens in, returns all up to them.
 
     The pass reads one new token for each of several rows, in the order of their slots, or several for one row.
-    Several rows are read in runs: neighbours whose slots are equally spaced and whose lengths are similar. Thus
-    short rows are not read as far as a long one. spans: tokens that each run is read up to; sizes: its rows.
+    Several rows are read in runs, see _is_run. spans: tokens that each run is read up to; sizes: its rows.
     """
 
-    def __init__(self, data: Tensor, runs: Sequence[_Run], places: Sequence[int], count: int) -> None:
-        """data: the pool; places: where the new tokens of each row begin in it."""
-        self.spans, self.sizes = [run.span for run in runs], [len(run.slots) for run in runs]
+    def __init__(self, data: Tensor, slots: Sequence[Slot], starts: Sequence[int], count: int) -> None:
+        """data: the pool; starts: how many tokens each row has; count: how many new ones it gets."""
+        runs: list[list[tuple[Slot, int]]] = []
+        for slot, start in zip(slots, starts, strict=True):
+            if runs and _is_run([*runs[-1], (slot, start + count)]):
+                runs[-1].append((slot, start + count))
+            else:
+                runs.append([(slot, start + count)])
+        self.spans = [round_to_blocks(max(length for _, length in run)) for run in runs]
+        self.sizes = list(map(len, runs))
         keys, values = [], []
         layers, _, heads, _, head_dim = data.shape
         layer, side, head, token, _ = data.stride()
-        for run in runs:
+        for run, span in zip(runs, self.spans, strict=True):
+            for slot, _ in run:
+                assert span <= slot.tokens, "the row has outgrown its slot"
+                if slot.finite < span:
+                    data[:, :, :, slot.start + slot.finite : slot.start + span] = 0
+                    slot.finite = span
+            spacing = run[1][0].start - run[0][0].start if len(run) > 1 else 0
             view = data.as_strided(
-                (layers, 2, len(run.slots), heads, run.span, head_dim),
-                (layer, side, run.spacing * token, head, token, 1),
-                run.slots[0].start * token,
+                (layers, 2, len(run), heads, span, head_dim),
+                (layer, side, spacing * token, head, token, 1),
+                run[0][0].start * token,
             )
             # Views by layer, made here at once: indexing in every layer costs a hundred microseconds a step.
             keys.append(view[:, 0].unbind())
             values.append(view[:, 1].unbind())
         self._keys, self._values = list(zip(*keys, strict=True)), list(zip(*values, strict=True))
-        self._places = None
-        if len(places) == 1:
-            self._targets = data[:, :, :, places[0] : places[0] + count].unbind()  # [2, Hkv, N, head_dim]
-        else:
-            self._targets = data.unbind()  # [2, Hkv, capacity, head_dim]
-            self._places = to_device(places, data.device)
+        places = [slot.start + start + i for slot, start in zip(slots, starts, strict=True) for i in range(count)]
+        self._pool, self._places = data.unbind(), to_device(places, data.device)
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Write keys and values of N new tokens, [N, Hkv, 1, head_dim] or, of one row, [1, Hkv, N, head_dim].
@@ -251,14 +194,23 @@ class StepCache:
         """
         if key.shape[0] > 1:
             key, value = key.transpose(0, 2), value.transpose(0, 2)  # [1, Hkv, N, head_dim]
-        if self._places is None:
-            torch.stack((key[0], value[0]), out=self._targets[layer])
-        else:
-            self._targets[layer].index_copy_(2, self._places, torch.cat((key, value)))
+        self._pool[layer].index_copy_(2, self._places, torch.cat((key, value)))
         return self._keys[layer], self._values[layer]
 
 
-class PrefixCache:
+def _is_run(rows: Sequence[tuple[Slot, int]]) -> bool:
+    """Whether one call of attention reads these neighbours: their slots are equally spaced, their lengths similar.
+
+    So short rows are not read as far as a long one.
+    """
+    slots, lengths = zip(*rows, strict=True)
+    shortest, longest = min(lengths), max(lengths)
+    spacings = {after.start - before.start for before, after in pairwise(slots)}
+    within = round_to_blocks(longest) <= min(slot.tokens for slot in slots)
+    return len(spacings) <= 1 and longest <= max(_SHORT, 2 * shortest) and within
+
+
+class PrefixCache(LRU[tuple[Hashable, tuple[int, ...]], Tensor]):
     """KV of rows that have ended, reused by later requests with a common prefix. Evicts the least recently used.
 
     Keys and values depend on the prompts that the tokens were read with: `key` identifies them, and only entries
@@ -266,41 +218,34 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._entries: LRU[tuple[Hashable, tuple[int, ...]], Tensor] = LRU(max_bytes, lambda kv: kv.nbytes)
+        super().__init__(max_bytes, lambda kv: kv.nbytes)
         self._reserved = 0
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def bytes(self) -> int:
-        return self._entries.size
 
     def reserve(self, size: int) -> None:
         """Leave so many bytes of the limit to others, until the next call."""
-        self._reserved = min(size, self._entries.limit)
-        self._entries.make_room(self._reserved)
+        self._reserved = min(size, self.limit)
+        self.make_room(self._reserved)
 
     def add(self, key: Hashable, ids: Sequence[int], kv: Tensor) -> None:
         """Store a copy of the KV of these tokens, [layers, 2, Hkv, len(ids), head_dim], if it fits.
 
         It is made once there is room, so that entries and copy never exceed the limit together.
         """
-        if kv.nbytes + self._reserved > self._entries.limit:
+        if kv.nbytes + self._reserved > self.limit:
             return
-        for other in self._entries:
+        for other in self:
             if other[0] == key and tuple(ids[: len(other[1])]) == other[1]:
-                self._entries.pop(other)  # the new entry contains it
-        self._entries.make_room(kv.nbytes + self._reserved)
-        self._entries.put((key, tuple(ids)), kv.clone())
+                self.pop(other)  # the new entry contains it
+        self.make_room(kv.nbytes + self._reserved)
+        self.put((key, tuple(ids)), kv.clone())
 
     def longest_prefix(self, key: Hashable, ids: Sequence[int]) -> Tensor | None:
         """The cached KV of the longest common prefix with `ids`; never of the last token, which must be read."""
         best, length = None, 0
-        for entry in self._entries:
+        for entry in self:
             if entry[0] == key and (common := _common_prefix_length(entry[1], ids[:-1])) > length:
                 best, length = entry, common
-        kv = None if best is None else self._entries.get(best)
+        kv = None if best is None else self.get(best)
         return None if kv is None else kv[:, :, :, :length]
 
 

@@ -1,4 +1,4 @@
-"""Prompt keys and values for the rows of a batch: from adapters, an image and mutes to one PromptKV entry."""
+"""Prompt keys and values of rows: from adapters, an image and changed gates to one PromptKV entry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import cached_property
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base
@@ -19,25 +18,25 @@ from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
 from adapter.method.deltas import Deltas
 from adapter.method.vision import VisualEncoder, VisualFeatures
+from adapter.serve.request import GateChanges
 
 _MAX_ENCODERS = 4
 _MAX_FEATURES = 32  # pictures
 _MAX_BYTES = 2**28  # of prompt keys and values
 _BLANK = Image.new("RGB", (224, 224), (128, 128, 128))
+_UNCHANGED = GateChanges()
 
 
 @dataclass(frozen=True)
 class Prompts:
     """The prompts and deltas of one row: those of each adapter and picture, which rows share, with strengths.
 
-    key: equal for rows with equal prompts. mute_layers, mute_heads, gates: as in GenerationRequest.
+    key: equal for rows with equal prompts.
     """
 
     parts: tuple[tuple[PromptKV, float], ...]
+    changes: GateChanges
     key: Hashable
-    mute_layers: tuple[int, ...] = ()
-    mute_heads: tuple[int, ...] = ()
-    gates: tuple[tuple[int, int, float], ...] = ()
 
     @cached_property
     def bytes(self) -> int:
@@ -48,8 +47,7 @@ class Prompts:
     def mixed(self) -> PromptKV:
         """One entry with all gated terms. Raises BadInput for a layer or head that has nothing to mute."""
         mixed = PromptKV.mixed([kv.scaled(strength) for kv, strength in self.parts])
-        mixed = mute(mixed, self.mute_layers, self.mute_heads) if self.mute_layers or self.mute_heads else mixed
-        return scale_gates(mixed, self.gates) if self.gates else mixed
+        return _change_gates(mixed, self.changes) if any(self.changes) else mixed
 
 
 class PromptKVBuilder:
@@ -74,14 +72,11 @@ class PromptKVBuilder:
         self,
         adapters: Sequence[tuple[Adapter, float]],
         image: Image.Image | None = None,
-        mute_layers: tuple[int, ...] = (),
-        mute_heads: tuple[int, ...] = (),
-        gates: tuple[tuple[int, int, float], ...] = (),
+        changes: GateChanges = _UNCHANGED,
     ) -> Prompts | None:
         """The prompts of all adapters at their strengths; None for the frozen base.
 
-        Visual adapters get the image; mute_layers, mute_heads and gates are as in GenerationRequest. Raises
-        BadInput for a layer or head that has nothing to mute.
+        Visual adapters get the image. Raises BadInput for a layer or head that has nothing to mute.
 
         A mix sums the terms, which are those of `adapters` in order. A visual adapter brings not only what it sees
         but how it answers, and drowns the voice of the others. So its terms with a blank picture are taken off,
@@ -106,9 +101,8 @@ class PromptKVBuilder:
                 parts.append((PromptKV({}, kv.size, kv.deltas), strength * (1 - text_strength)))
             blank = replace(self._project(adapter, _BLANK, hash_image(_BLANK)), deltas=None)
             blanks.append((blank, -strength * text_strength))
-        whole_key = (*key, mute_layers, mute_heads, gates)
-        prompts = Prompts((*parts, *blanks), whole_key, mute_layers, mute_heads, gates)
-        if mute_layers or mute_heads or gates:
+        prompts = Prompts((*parts, *blanks), changes, (*key, changes))
+        if any(changes):
             prompts.mixed()  # raises now what would be raised later
         return prompts
 
@@ -147,42 +141,29 @@ def hash_image(image: Image.Image) -> bytes:
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
 
 
-def mute(kv: PromptKV, layers: Collection[int] = (), heads: Collection[int] = ()) -> PromptKV:
-    """The same prompts with all gates of some layers and of some heads at zero.
+def _change_gates(kv: PromptKV, changes: GateChanges) -> PromptKV:
+    """The same prompts with some gates at zero and some multiplied.
 
-    layers: indices of the base's layers; what else a V2 adapter changes in them is removed too, and its final norm
-    with layer -1. With every layer muted the answer is the frozen base's, bit for bit. Raises BadInput for a layer
-    or head that the prompts do not have.
+    What else a V2 adapter changes in a muted layer is removed too, and its final norm with layer -1. With every
+    layer muted the answer is the frozen base's, bit for bit. Raises BadInput for a layer or head that the prompts
+    do not have.
     """
-    deltas = kv.deltas
-    tuned = {layer for layer, _ in (*deltas.linears, *deltas.norms)} if deltas is not None else set()
-    _check_known("layer", layers, {*kv.layers, *tuned})
-    _check_known("head", heads, range(next((p.gates.shape[1] for terms in kv.layers.values() for p in terms), 0)))
-
-    def muted(layer: int, gates: Tensor) -> Tensor:  # [U, H]
-        if layer in layers:
-            return torch.zeros_like(gates)
-        return gates.index_fill(1, torch.tensor(sorted(heads), device=gates.device), 0.0) if heads else gates
-
-    prompts = {i: tuple(replace(p, gates=muted(i, p.gates)) for p in terms) for i, terms in kv.layers.items()}
-    if deltas is not None:
-        linears = {key: delta for key, delta in deltas.linears.items() if key[0] not in layers}
-        norms = {key: delta for key, delta in deltas.norms.items() if key[0] not in layers}
-        deltas = Deltas(linears, norms, deltas.size) if linears or norms else None
-    return PromptKV(prompts, kv.size, deltas)
-
-
-def scale_gates(kv: PromptKV, factors: Sequence[tuple[int, int, float]]) -> PromptKV:
-    """The same prompts with single gates multiplied, by (layer, head, factor). Raises as `mute`."""
-    _check_known("layer", {layer for layer, _, _ in factors}, kv.layers)
-    tables = {layer: torch.ones_like(kv.layers[layer][0].gates[0]) for layer, _, _ in factors}  # [H]
-    _check_known("head", {head for _, head, _ in factors}, range(min(map(len, tables.values()))))
+    linears, norms = ({}, {}) if kv.deltas is None else (kv.deltas.linears, kv.deltas.norms)
+    tuned = {layer for layer, _ in (*linears, *norms)}
+    tables = {layer: torch.ones_like(terms[0].gates[0]) for layer, terms in kv.layers.items()}  # [H]
+    muted, heads, factors = changes
+    _check_known("layer", muted, {*tables, *tuned})
+    _check_known("layer", [layer for layer, _, _ in factors], tables)
+    some_heads = range(max(map(len, tables.values()), default=0))
+    _check_known("head", [*heads, *(head for _, head, _ in factors)], some_heads)
     for layer, head, factor in factors:
         tables[layer][head] = factor
-    layers = dict(kv.layers)
     for layer, table in tables.items():
-        layers[layer] = tuple(replace(p, gates=p.gates * table) for p in layers[layer])
-    return replace(kv, layers=layers)
+        table[range(len(table)) if layer in muted else list(heads)] = 0
+    layers = {i: tuple(replace(p, gates=p.gates * tables[i]) for p in terms) for i, terms in kv.layers.items()}
+    linears = {key: delta for key, delta in linears.items() if key[0] not in muted}
+    norms = {key: delta for key, delta in norms.items() if key[0] not in muted}
+    return PromptKV(layers, kv.size, Deltas(linears, norms, kv.size) if linears or norms else None)
 
 
 def _check_known(what: str, requested: Collection[int], known: Collection[int]) -> None:

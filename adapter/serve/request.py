@@ -98,8 +98,17 @@ class SamplingParams:
         if len(self.logit_bias) > MAX_BIASES or not all(-100 <= bias <= 100 for _, bias in self.logit_bias):
             raise BadInput(f"Biases of tokens lie between -100 and 100, at most {MAX_BIASES} of them.")
 
-    def without_penalties(self) -> SamplingParams:
-        return replace(self, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
+
+class GateChanges(NamedTuple):
+    """What a request changes of the gates of all its adapters.
+
+    mute_layers, mute_heads: where they are set to zero; indices of the base's layers, and of the heads in every
+    layer. gates: factors from 0 to 2 of single ones, as (layer, head, factor).
+    """
+
+    mute_layers: tuple[int, ...] = ()
+    mute_heads: tuple[int, ...] = ()
+    gates: tuple[tuple[int, int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,13 +124,11 @@ class GenerationRequest:
 
     mix: further adapters with their strengths; their gated terms are added to those of `adapter`, which chooses
     the template. Every visual adapter gets the image, and beside text adapters says only what it changes (see
-    PromptKVBuilder.build). mute_layers, mute_heads: where the gates of all adapters are set to zero; indices of
-    the base's layers, and of the heads in every layer. gates: factors from 0 to 2 of single gates of all adapters,
-    as (layer, head, factor). stop: strings that end the answer and are not part of it. form: a grammar that the
-    answer belongs to (see `serve.form`); None: that of the adapter, if only one has a strength above 0; NO_FORM:
-    none. end_repetition: whether an answer ends as soon as it goes in circles (see `scheduler.repeats`).
-    max_seconds: wall-clock limit from the start of prefill. base_logprobs: let the frozen base read the answer
-    too, and send what it gives each token, where an adapter answers and the KV cache has room for both.
+    PromptKVBuilder.build). mute_layers, mute_heads, gates: see GateChanges. stop: strings that end the answer and
+    are not part of it. form: a grammar of the answer (see `serve.form`); None: the adapter's, if only one has a
+    strength above 0; NO_FORM: none. end_repetition: whether an answer ends as soon as it goes in circles (see
+    `scheduler.repeats`). max_seconds: wall-clock limit from the start of prefill. base_logprobs: let the frozen
+    base read the answer too, and send what it gives each token, where an adapter answers and the cache has room.
     top_logprobs: how many of the likeliest tokens come with each token of the answer, from 0 to 20, with the
     log-probabilities by which it was chosen: behind penalties, biases and form, before the temperature; the frozen
     base names as many. prompt_logprobs: send what the model gives each token of the prompt, and as many
@@ -170,6 +177,10 @@ class GenerationRequest:
     def parts(self) -> tuple[tuple[str, float], ...]:
         """All adapters of the request with their strengths: `adapter` first, then `mix`."""
         return (*(() if self.adapter is None else ((self.adapter, self.strength),)), *self.mix)
+
+    @property
+    def gate_changes(self) -> GateChanges:
+        return GateChanges(self.mute_layers, self.mute_heads, self.gates)
 
 
 @dataclass(frozen=True)
@@ -267,27 +278,23 @@ class Mailbox:
     """The queue of one request's events, filled by the engine from any thread. Does not keep the Answer alive.
 
     wake: what a reader wants to be called with the last event and, as long as `waiting` is set, with any other.
-    complete: whether the last event is in the queue, or has been taken out of it.
-
-    An observer learns how the answer has ended, whether or not anybody reads it.
+    last: the last event, as soon as it is there. Observers learn it, whether or not anybody reads it.
     """
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[GenerationEvent | AdapterError] = queue.SimpleQueue()
         self.wake: Callable[[], object] | None = None
         self.waiting = False
-        self.complete = False
-        self._last: GenerationEvent | AdapterError | None = None
+        self.last: GenerationEvent | AdapterError | None = None
         self._observers: deque[Callable[[GenerationEvent | AdapterError], object]] = deque()
 
     def put(self, *events: GenerationEvent | AdapterError) -> None:
         last = next(filter(_is_last, events), None)
-        if self._last is None and last is not None:
-            self._last = last
+        if self.last is None and last is not None:
+            self.last = last
             self._tell_observers()  # before the reader, who may ask for the figures next
         for event in events:
             self._events.put(event)
-        self.complete = self.complete or last is not None
         if (wake := self.wake) is not None and (self.waiting or last is not None):
             with contextlib.suppress(RuntimeError):  # the reader's event loop has been closed
                 wake()
@@ -301,12 +308,12 @@ class Mailbox:
         self._tell_observers()
 
     def _tell_observers(self) -> None:
-        while self._last is not None:
+        while self.last is not None:
             try:  # of two threads that come here at once, one gets it
                 tell = self._observers.popleft()
             except IndexError:
                 return
-            tell(self._last)
+            tell(self.last)
 
     def get(self) -> GenerationEvent | AdapterError:
         """The next event; waits for it."""
@@ -334,13 +341,9 @@ class Answer:
     """
 
     def __init__(self, mailbox: Mailbox, cancel: Callable[[], None]) -> None:
-        """cancel: the garbage collector may call it, in any thread, whatever locks that thread holds.
-
-        ended: whether the last event has been read, or the reader has left.
-        """
-        self.mailbox = mailbox
-        self._cancel = cancel
-        self.ended = False
+        """cancel: the garbage collector may call it, in any thread, whatever locks that thread holds."""
+        self.mailbox, self._cancel = mailbox, cancel
+        self.ended = False  # whether the last event has been read, or the reader has left
 
     def cancel(self) -> None:
         """Cancel the request; its last event then has finish_reason "cancelled"."""
@@ -382,7 +385,7 @@ class Answer:
                     await arrived.wait()
                     arrived.clear()
                 mailbox.waiting = False
-                while (rest := due - time.monotonic()) > 0 and not mailbox.complete:
+                while (rest := due - time.monotonic()) > 0 and mailbox.last is None:
                     timer = loop.call_later(rest, arrived.set)
                     await arrived.wait()
                     timer.cancel()
@@ -470,7 +473,7 @@ def read_together(
                 woken.get()
             for mailbox in mailboxes:
                 mailbox.waiting = False
-            while (rest := due - time.monotonic()) > 0 and not any(mailbox.complete for mailbox in mailboxes):
+            while (rest := due - time.monotonic()) > 0 and all(mailbox.last is None for mailbox in mailboxes):
                 with contextlib.suppress(queue.Empty):
                     woken.get(timeout=rest)
             due = next_due()

@@ -6,11 +6,11 @@ postprocess`.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, Generic, Protocol, TypeVar
+from operator import attrgetter
+from typing import Any, Protocol, TypeVar
 
 from adapter.base.llama import Base
 from adapter.base.template import default_template, encode_prompt
@@ -22,14 +22,13 @@ from adapter.serve.form import NO_FORM, FormState, check_form, start_form
 from adapter.serve.kv_cache import Slot, SlotAllocator
 from adapter.serve.others import as_read
 from adapter.serve.prompts import Prompts
-from adapter.serve.request import Client, FinishReason, GenerationRequest, GenerationStats, Mailbox
+from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox
 from adapter.serve.sampling import Sampler
 from adapter.serve.settings import BASE_ONLY
 
 MAX_ROWS = 16  # rows that run at once
 
 WeightedAdapters = list[tuple[Adapter, float]]  # adapters with their strengths
-T = TypeVar("T")
 
 
 # Admission: what can be checked in the caller's thread, before the request waits for its turn.
@@ -62,23 +61,21 @@ def admit(
     BadInput or LoadError for a request that cannot be served, Busy if its form cannot be checked now.
     """
     adapters = load_adapters(request, load)
-    if request.image is not None and not any_visual(adapters):
+    if request.image is not None and not any(adapter.config.is_visual for adapter, _ in adapters):
         which = f"Adapter '{request.adapter}'" if request.adapter else "The frozen base"
         raise BadInput(f"{which} reads text only. Choose an adapter that reads images.")
     ids = _tokenize(request, base, adapters)
     tokens = len(ids) + len(request.answer_ids)
-    room = base.context_length - tokens
+    room = min(base.context_length, cache_tokens or base.context_length) - tokens
     if room < 1:
+        limit, remedy = f"this base reads {base.context_length}", ""
+        if tokens < base.context_length:
+            limit = f"this server has memory for {cache_tokens}"
+            remedy = "; whoever runs the server can give it more (--cache-gb)"
         raise BadInput(
-            f"The conversation has {tokens} tokens and this base reads {base.context_length}. "
-            "Shorten the message or start a new conversation."
+            f"The conversation has {tokens} tokens and {limit}. Shorten the message or start a new conversation"
+            f"{remedy}."
         )
-    if cache_tokens is not None and tokens >= cache_tokens:
-        raise BadInput(
-            f"The conversation has {tokens} tokens and this server has memory for {cache_tokens}. Shorten the "
-            "message or start a new conversation; whoever runs the server can give it more (--cache-gb)."
-        )
-    room = min(room, (cache_tokens or room + tokens) - tokens)
     active = [(adapter, strength) for adapter, strength in adapters if strength > 0]
     return Admitted(active, ids, min(room, request.sampling.max_new_tokens), _form(request, base, active, ids))
 
@@ -86,10 +83,6 @@ def admit(
 def load_adapters(request: GenerationRequest, load: Callable[[str], Adapter]) -> WeightedAdapters:
     """All adapters of the request with their strengths. Raises LoadError."""
     return [(load(name), strength) for name, strength in request.parts]
-
-
-def any_visual(adapters: WeightedAdapters) -> bool:
-    return any(adapter.config.is_visual for adapter, _ in adapters)
 
 
 def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters) -> list[int]:
@@ -114,14 +107,11 @@ def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters
 
 def _form(request: GenerationRequest, base: Base, active: WeightedAdapters, ids: list[int]) -> FormState | None:
     """The form of the answer: the request's, or that of the only adapter that takes part."""
-    if request.form is not None:
-        form = request.form
-        if form != NO_FORM:
-            check_form(form)
-    else:
-        form = (active[0][0].config.form if len(active) == 1 else None) or NO_FORM
+    own = active[0][0].config.form if len(active) == 1 else None
+    form = (own or NO_FORM) if request.form is None else request.form
     if form == NO_FORM:
         return None
+    check_form(form)
     asked = next((message.full_text for message in reversed(request.messages) if message.role == "user"), None)
     state = start_form(base, form, base.tokenizer.decode(ids) if asked is None else asked)
     for token in request.answer_ids:
@@ -129,68 +119,38 @@ def _form(request: GenerationRequest, base: Base, active: WeightedAdapters, ids:
     return state
 
 
-# The waiting queue.
+# Whose turn it is.
 
 
-class FairQueue(Generic[T]):
-    """Items of several clients. Networks take turns, and in a network's turn its sessions take turns.
+class Queued(Protocol):
+    """A request in a queue: started_at is None while it waits."""
 
-    A client chooses the name of its session but not its network, so that opening more sessions gives it no more
-    turns. The items of one session stay in order. Not thread-safe.
+    request: GenerationRequest
+    submitted_at: float
+    started_at: float | None
+
+
+AnyQueued = TypeVar("AnyQueued", bound=Queued)
+
+
+def in_turn(rows: Iterable[AnyQueued]) -> list[AnyQueued]:
+    """The waiting ones of `rows` in order: first those whose network has the fewest, running and before them.
+
+    In a network the sessions take turns by the same rule. A client chooses the name of its session but not its
+    network, so that opening more sessions gives it no more turns. Where all places are taken, the last one gives
+    up its own: nobody can keep others out by asking much.
     """
-
-    def __init__(self) -> None:
-        self._networks: OrderedDict[str, OrderedDict[str, deque[T]]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return sum(len(items) for sessions in self._networks.values() for items in sessions.values())
-
-    def __iter__(self) -> Iterator[T]:
-        """All items in the order of their turns."""
-        return _round_robin([_round_robin(sessions.values()) for sessions in self._networks.values()])
-
-    def put(self, item: T, client: Client) -> None:
-        sessions = self._networks.setdefault(client.network, OrderedDict())
-        sessions.setdefault(client.session, deque()).append(item)
-
-    def take(self, item: T) -> None:
-        """Remove an item that has its turn: its session and its network have theirs last now."""
-        network, session = next(
-            (network, session)
-            for network, sessions in self._networks.items()
-            for session, items in sessions.items()
-            if item in items
-        )
-        self._networks.move_to_end(network)
-        self._networks[network].move_to_end(session)
-        self.remove(item)
-
-    def remove(self, item: T) -> bool:
-        """Remove an item; returns False if it is not in the queue."""
-        for network, sessions in self._networks.items():
-            for session, items in sessions.items():
-                if item in items:
-                    items.remove(item)
-                    self._prune(network, session)
-                    return True
-        return False
-
-    def _prune(self, network: str, session: str) -> None:
-        sessions = self._networks[network]
-        if not sessions[session]:
-            del sessions[session]
-        if not sessions:
-            del self._networks[network]
-
-
-def _round_robin(groups: Iterable[Iterable[T]]) -> Iterator[T]:
-    """One item of each group in turn, until all are empty."""
-    pending = deque(map(iter, groups))
-    while pending:
-        group = pending.popleft()
-        for item in islice(group, 1):
-            yield item
-            pending.append(group)
+    rows = list(rows)
+    waiting = sorted((row for row in rows if row.started_at is None), key=lambda row: row.submitted_at)
+    for whose in (attrgetter("network", "session"), attrgetter("network")):
+        places = Counter(whose(row.request.client) for row in rows if row.started_at is not None)
+        ranks = {}
+        for row in waiting:
+            owner = whose(row.request.client)
+            ranks[row] = places[owner]
+            places[owner] += 1
+        waiting.sort(key=ranks.__getitem__)
+    return waiting
 
 
 # Scheduling.
@@ -230,7 +190,6 @@ class Row:
         begun, top = self.request.answer_ids, self.request.top_logprobs
         prompt = self.token_ids[: self.prompt_tokens - len(begun)]
         self.sampler = Sampler(self.request.sampling, self.form, prompt, self.stop_ids, begun, top)
-        self.sampler.use(len(begun))
         self.text = "".join(map(self.detokenizer.push, begun))
 
     @property
@@ -260,11 +219,6 @@ class Row:
         prompts = None if of_base or self.prompts is None else self.prompts.key
         return (self.request.client.network, self.request.client.session, prompts)
 
-    @property
-    def prefill_progress(self) -> float:
-        """The share of the prompt that is read, of what the prefix cache did not have."""
-        return (self.computed_tokens - self.cached_tokens) / (self.prompt_tokens - self.cached_tokens)
-
     def stats(self, now: float) -> GenerationStats:
         started = self.submitted_at if self.started_at is None else self.started_at
         first = now if self.first_token_at is None else self.first_token_at
@@ -276,33 +230,6 @@ class Row:
             decode_s=now - first,
             cached_tokens=self.cached_tokens,
         )
-
-
-class Queued(Protocol):
-    """A request in a queue: started_at is None while it waits."""
-
-    request: GenerationRequest
-    submitted_at: float
-    started_at: float | None
-
-
-QueuedRow = TypeVar("QueuedRow", bound=Queued)
-
-
-def find_displaced(row: QueuedRow, others: Iterable[QueuedRow]) -> QueuedRow | None:
-    """The waiting row that gives up its place for `row` where all places are taken, or None if there is none.
-
-    It is the latest of the network that has the most places, if that keeps more than the network of `row` gets. So
-    nobody can keep others out by asking much.
-    """
-    places: dict[str, list[QueuedRow]] = {}
-    for other in others:
-        places.setdefault(other.request.client.network, []).append(other)
-    most = max(places.values(), key=len, default=[])
-    waiting = [other for other in most if other.started_at is None]
-    if not waiting or len(most) <= len(places.get(row.request.client.network, ())) + 1:
-        return None
-    return max(waiting, key=lambda other: other.submitted_at)
 
 
 def repeats(tokens: Sequence[int], new: int) -> bool:
@@ -345,18 +272,14 @@ class Scheduler:
         """most_prompt_bytes: of the prompts of all running rows, unless one row's alone are larger."""
         self._slots = slots
         self._most_prompt_bytes = most_prompt_bytes
-        self.waiting: FairQueue[Row] = FairQueue()
+        self.waiting: list[Row] = []
         self.prefilling: list[Row] = []  # in order of arrival
         self.decoding: list[Row] = []
         self._decode_next = self._oldest_next = False
 
     @property
-    def has_work(self) -> bool:
-        return bool(self.waiting or self.prefilling or self.decoding)
-
-    def add(self, row: Row) -> None:
-        """Let a row wait for its turn among its client's rows."""
-        self.waiting.put(row, row.request.client)
+    def rows(self) -> list[Row]:
+        return [*self.waiting, *self.prefilling, *self.decoding]
 
     def schedule(self, now: float) -> Step:
         """Start waiting rows while there is room, and choose the next step.
@@ -365,31 +288,29 @@ class Scheduler:
         stop their prompts: every other chunk is one of the prompt that is read soonest, the rest are the oldest's.
         """
         finished: list[tuple[Row, FinishReason]] = []
-        for row in [*self.waiting, *self.prefilling, *self.decoding]:
+        for row in self.rows:
             late = row.started_at is not None and now - row.started_at > row.request.max_seconds
             if row.cancelled or late:
                 finished.append((row, "cancelled" if row.cancelled else "time"))
                 self._stop(row)  # its slot is freed by `remove`, when its KV has been read
         self._start_rows(now)
         moved = []
-        for position, row in enumerate(self.waiting):
+        for position, row in enumerate(in_turn(self.rows)):
             if row.position != position:
                 row.position = position
                 moved.append(row)
-        prefill = bool(self.prefilling) and not (self._decode_next and self.decoding)
-        self._decode_next = prefill
-        return Step(finished, moved, self._next_prefill() if prefill else None)
-
-    def _next_prefill(self) -> Row:
-        self._oldest_next = not self._oldest_next
-        if not self._oldest_next:
-            return self.prefilling[0]
-        return min(self.prefilling, key=lambda row: row.prompt_tokens - row.computed_tokens)
+        prefill = None
+        if self.prefilling and not (self._decode_next and self.decoding):
+            self._oldest_next = not self._oldest_next
+            soonest = min(self.prefilling, key=lambda row: row.prompt_tokens - row.computed_tokens)
+            prefill = soonest if self._oldest_next else self.prefilling[0]
+        self._decode_next = prefill is not None
+        return Step(finished, moved, prefill)
 
     def _start_rows(self, now: float) -> None:
         """Start waiting rows in turn. A row that finds no room lets others pass, but not for ever."""
         passed: list[Row] = []
-        for row in list(self.waiting):
+        for row in in_turn(self.rows):
             if len(self.prefilling) + len(self.decoding) == MAX_ROWS:
                 return
             if not self._has_share(row):
@@ -400,7 +321,7 @@ class Scheduler:
                 passed.append(row)
                 continue
             row.started_at = now  # before the row leaves the queue: a row that has started is ended by a failure
-            self.waiting.take(row)
+            self.waiting.remove(row)
             self.prefilling.append(row)
             for other in passed:
                 other.overtaken += 1
@@ -434,11 +355,9 @@ class Scheduler:
         A quarter of the rows and of the cache, because rows may run for minutes and are not interrupted.
         """
         client = row.request.client
-        if client.is_local:
-            return True
         running = (*self.prefilling, *self.decoding)
         own = [other for other in running if other.request.client.network == client.network]
-        if not own:
+        if client.is_local or not own:
             return True
         tokens = sum(other.most_tokens * (1 + other.reads_base) for other in (row, *own))
         return len(own) < MAX_ROWS * 3 // 4 and tokens <= self._slots.capacity * 3 // 4
@@ -463,14 +382,12 @@ class Scheduler:
 
     def reset(self) -> None:
         """Forget all rows that have started, after a failure. Waiting rows keep their places."""
-        for row in [row for row in self.waiting if row.started_at is not None]:
-            self.waiting.remove(row)
+        self.waiting = [row for row in self.waiting if row.started_at is None]
         self.prefilling.clear()
         self.decoding.clear()
         self._slots.clear()
 
     def _stop(self, row: Row) -> None:
-        self.waiting.remove(row)
-        for rows in (self.prefilling, self.decoding):
+        for rows in (self.waiting, self.prefilling, self.decoding):
             if row in rows:
                 rows.remove(row)

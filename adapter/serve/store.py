@@ -69,7 +69,7 @@ class AdapterStore:
     def folder(self, name: str) -> Path:
         """The folder of adapter `name`. Raises LoadError for an unknown name."""
         for folder in self.folders:
-            if _is_adapter(folder, name):
+            if _list_names(folder, name):  # a name that is listed is no path
                 return folder / name
         known = ", ".join(self.names()) or "none"
         raise LoadError(f"There is no adapter '{name}'. Choose one of: {known}.")
@@ -134,23 +134,14 @@ def strip_control_characters(text: str, keep: str = "") -> str:
     return "".join(c for c in text if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Zl", "Zp"))
 
 
-def _list_names(folder: Path) -> list[str]:
+def _list_names(folder: Path, only: str | None = None) -> list[str]:
     """Sub-folders that hold an adapter, without names that a page cannot show (surrogates, line breaks)."""
-    names = [name for name in _listed(folder) if name.isprintable() and name[0] != "."]
-    return [name for name in names if os.path.isfile(os.path.join(folder, name, CONFIG))]
-
-
-def _is_adapter(folder: Path, name: str) -> bool:
-    """Whether `_list_names` has it, without looking into all of them. A name that is listed is no path."""
-    listed = name in _listed(folder) and name.isprintable() and name[0] != "."
-    return listed and os.path.isfile(os.path.join(folder, name, CONFIG))
-
-
-def _listed(folder: Path) -> list[str]:
     try:
-        return os.listdir(folder)
+        names = os.listdir(folder)
     except OSError:  # the folder does not exist yet, or is being removed
         return []
+    names = [name for name in names if only in (None, name) and name.isprintable() and name[0] != "."]
+    return [name for name in names if os.path.isfile(os.path.join(folder, name, CONFIG))]
 
 
 def _file_version(folder: Path) -> FileVersion:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from adapter.base.packed.quantize import quantize_linears
 from adapter.method.checkpoint import save_adapter
-from adapter.serve.batch import DecodeBatch
 from adapter.serve.drafts import MAX_DRAFT
 from adapter.serve.engine import Engine
+from adapter.serve.forward import DecodeBatch
 from adapter.serve.request import GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.app_process import wait_until
@@ -80,9 +80,9 @@ def without_drafts(monkeypatch, engine, requests):
     with monkeypatch.context() as patch:
         patch.setattr("adapter.serve.engine.MAX_DRAFT", 0)
         found = [seen(engine.submit(request)) for request in requests]
-    wait_until(lambda: not engine._scheduler.has_work)  # a row is released behind its last event
-    for key in engine._prefix_cache._entries:
-        engine._prefix_cache._entries.pop(key)
+    wait_until(lambda: not engine._scheduler.rows)  # a row is released behind its last event
+    for key in engine._prefix_cache:
+        engine._prefix_cache.pop(key)
     return found
 
 

@@ -21,8 +21,8 @@ from adapter.base.template import Message
 from adapter.errors import BadInput, Busy, LoadError
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
-from adapter.serve.batch import DecodeBatch
 from adapter.serve.engine import Engine
+from adapter.serve.forward import DecodeBatch
 from adapter.serve.request import Client, GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.app_process import wait_until
@@ -155,7 +155,7 @@ def test_who_asks_for_little_gets_a_place_of_whoever_has_many(engine, monkeypatc
         with pytest.raises(Busy, match="6 requests"):
             list(answer)
     assert len({tuple(token_ids(e for e in a if e.is_output)) for a in (*many[:3], *few)}) == 1
-    wait_until(lambda: not engine._open and not engine._scheduler.has_work)
+    wait_until(lambda: not engine._open and not engine._scheduler.rows)
 
 
 # Batches and caches: the law that each row gets what it gets alone.
@@ -279,12 +279,12 @@ def test_rows_that_find_no_room_wait_and_the_cache_never_grows(engine, tiny_base
         place, running = small._cache.data.data_ptr(), []
         answers = [small.submit(request) for request in requests]
         while small._open:
-            running.append(len(small._batch) + len(small._scheduler.prefilling))
+            running.append(len(small._batch.rows) + len(small._scheduler.prefilling))
             time.sleep(0.001)
         assert [[e.token_id for e in answer if e.is_output] for answer in answers] == expected
         assert max(running) == 2
         assert small._cache.data.data_ptr() == place and small._cache.data.shape[3] == 256
-        assert small._prefix_cache.bytes <= small.cache_budget.prefix_bytes
+        assert small._prefix_cache.size <= small.cache_budget.prefix_bytes
 
 
 def test_a_conversation_that_the_cache_never_holds_is_refused(tiny_base, engine):

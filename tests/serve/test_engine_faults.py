@@ -106,8 +106,8 @@ def check_honest(engine, alone):
             except AdapterError as error:
                 ends[index] = error
         assert [tokens_of(engine.submit(request)) for request in HONEST] == alone
-        wait_until(lambda: not engine._open and not engine._scheduler.has_work)
-        assert engine.failure is None and not len(engine._batch) and not len(engine._scheduler._slots)
+        wait_until(lambda: not engine._open and not engine._scheduler.rows)
+        assert engine.failure is None and not len(engine._batch.rows) and not engine._scheduler._slots.tokens
         return ends
 
     return check
@@ -125,7 +125,7 @@ def run_in_thread(work):
 
 
 def cached_kv(engine):
-    return [engine._prefix_cache._entries.get(key) for key in engine._prefix_cache._entries]
+    return [engine._prefix_cache.get(key) for key in engine._prefix_cache]
 
 
 @pytest.mark.parametrize("served_base", ["tiny_base", "packed_base"], indirect=True)
@@ -157,7 +157,7 @@ MARKED = replace(ENDLESS, stop=("~mark~",), sampling=replace(ENDLESS.sampling, s
 CALLS = itertools.count()
 TEXT = Detokenizer, "push", lambda detokenizer, _: detokenizer._stop
 # Every third time, so in a decode step too.
-SAMPLING = Sampler, "inputs", lambda sampler, *_: sampler.params.seed == 77 and next(CALLS) % 3 == 2
+SAMPLING = Sampler, "sample", lambda sampler, _: sampler.params.seed == 77 and next(CALLS) % 3 == 2
 DRAFT = engine_module, "_draft", lambda row, rows: row.request.stop and row.new_tokens == 2
 PREFILL = Engine, "_prefill", lambda engine, row: row.request.stop
 
@@ -259,7 +259,7 @@ def test_an_answer_may_be_freed_in_a_thread_that_holds_the_engines_lock(engine, 
 
     run_in_thread(free)
     assert tokens_of(kept.pop())
-    wait_until(lambda: not engine._open and not engine._scheduler.has_work)
+    wait_until(lambda: not engine._open and not engine._scheduler.rows)
 
 
 def test_a_cancelled_answer_frees_its_place_before_its_picture_is_encoded(engine, monkeypatch):

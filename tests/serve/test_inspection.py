@@ -272,7 +272,7 @@ def test_law_the_base_reads_along_what_a_pass_over_the_whole_answer_gives(engine
         tokens = len(prompt_ids) + len(ids) - 1
         assert sum(read) == (tokens if turn == 0 else len(ids)), "the prompt is not read again"
         read.clear()
-    wait_until(lambda: len(engine._slots) == 0)
+    wait_until(lambda: engine._slots.tokens == 0)
 
 
 # Factors of single gates.

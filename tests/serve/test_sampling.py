@@ -1,4 +1,4 @@
-"""Sampling of the next tokens, on a CPU and as on other devices. Ranges of the parameters: test_settings."""
+"""Sampling of the next tokens. Ranges of the parameters: test_settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import math
 import random
 
-import numpy as np
 import pytest
 import torch
 from transformers.generation.logits_process import (
@@ -18,46 +17,37 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from adapter.serve import sampling
-from adapter.serve.sampling import Inputs, Sampler, SamplingParams, sample
+from adapter.serve.sampling import Sampler, SamplingParams, sample
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0])
-NOTHING = np.empty(0, int)
 HIGHEST = 1 - 2.0**-24  # of the random numbers
 
 
-def on_cpu(logits, params, numbers, seen=NOTHING, **inputs):
+def sample_rows(logits, params, numbers, **sampler):
+    """A token for each row by a random number; None where a logit is not finite."""
+
     def one(row, number):
+        row_sampler = Sampler(params, **sampler)
+        row_sampler._next_number = lambda: number
         try:
-            return sampling._sample_on_cpu(row, Inputs(params, number, None, seen, **inputs))
+            return row_sampler.sample(row)
         except FloatingPointError:
             return None
 
     return [one(row, number) for row, number in zip(logits, numbers, strict=True)]
 
 
-def on_device(logits, params, numbers, seen=NOTHING, **inputs):
-    """Needs no GPU, so that it is tested where there is none."""
-    rows = [Inputs(params, number, None, seen, **inputs) for number in numbers]
-    found = sampling._sample_on_device(logits, rows)
-    return [None if isinstance(token, FloatingPointError) else token for token in found]
-
-
-both_paths = pytest.mark.parametrize("sample_rows", [on_cpu, on_device])
-
-
-def token_of(sample_rows, logits, params, number=0.5):
+def token_of(logits, params, number=0.5):
     [sampled] = sample_rows(logits[None], params, [number])
     return sampled[0]
 
 
-@both_paths
 @pytest.mark.parametrize("seed", range(3))
-def test_penalty_top_k_top_p_and_min_p_are_those_of_transformers(sample_rows, seed):
+def test_penalty_top_k_top_p_and_min_p_are_those_of_transformers(seed):
     rng = random.Random(seed)
     logits = 3 * torch.randn(1000, generator=torch.Generator().manual_seed(seed))
     logits[:3] += 8  # some of the likeliest are penalised
-    seen = np.array([*range(0, 1000, 3), 0, 3])  # tokens may come twice
+    seen = [*range(0, 1000, 3), 0, 3]  # tokens may come twice
     params = SamplingParams(
         temperature=rng.choice([0.3, 0.8, 1.5]),
         top_p=rng.choice([0.6, 0.9, 1.0]),
@@ -74,17 +64,17 @@ def test_penalty_top_k_top_p_and_min_p_are_those_of_transformers(sample_rows, se
             *([MinPLogitsWarper(params.min_p)] if params.min_p else []),
         ]
     )
-    expected = warpers(torch.from_numpy(seen)[None], logits[None].clone())[0].softmax(-1)
+    expected = warpers(torch.tensor([seen]), logits[None].clone())[0].softmax(-1)
     numbers = [(i + 0.5) / 500 for i in range(500)]
-    sampled = sample_rows(logits.expand(500, -1), params, numbers, seen)
+    sampled = sample_rows(logits.expand(500, -1), params, numbers, prompt=seen)
     found = torch.bincount(torch.tensor([one.token for one in sampled]), minlength=1000) / 500
     assert torch.allclose(found, expected, atol=0.0041)
     assert not found[expected == 0].any()
     for token, logprob, _ in sampled[::100]:  # of the unchanged logits
         assert logprob == pytest.approx(logits.log_softmax(-1)[token].item(), abs=1e-5)
     greedy = SamplingParams(temperature=0, repetition_penalty=params.repetition_penalty)
-    penalised = warpers[0](torch.from_numpy(seen)[None], logits[None].clone())[0]
-    [one] = sample_rows(logits[None], greedy, [0.0], seen)
+    penalised = warpers[0](torch.tensor([seen]), logits[None].clone())[0]
+    [one] = sample_rows(logits[None], greedy, [0.0], prompt=seen)
     assert one.token == penalised.argmax()
 
 
@@ -96,8 +86,7 @@ def test_a_penalty_is_on_the_prompt_and_on_what_was_sampled():
     assert sample(logits, [Sampler(params, None, [1, 1], stop_ids={1})])[0][0][0] == 1  # it ends each turn
 
 
-@both_paths
-def test_biases_and_penalties_are_those_of_openai(sample_rows):
+def test_biases_and_penalties_are_those_of_openai():
     """The likeliest tokens are those of the changed logits, the log-probability of a token is the model's."""
     logits = 3 * torch.randn(5000, generator=torch.Generator().manual_seed(0))
     params = SamplingParams(
@@ -106,10 +95,11 @@ def test_biases_and_penalties_are_those_of_openai(sample_rows):
     expected = logits.clone()
     expected[9] += 30 - 1.5 - 3 * 0.7
     expected[4] += 5 - 1.5 - 0.7
-    [one] = sample_rows(logits[None], params, [0.0], written=np.array([9, 4, 9, 9]), top=20)
+    [one] = sample_rows(logits[None], params, [0.0], begun=[9, 4, 9, 9], top=20)
     best = expected.log_softmax(-1).topk(20)
-    assert one.token == 9 and one.ranked.ids == best.indices.tolist()
-    assert one.ranked.logprobs == pytest.approx(best.values.tolist(), abs=1e-4)
+    ids, logprobs = zip(*one.ranked, strict=True)
+    assert one.token == ids[0] == 9 and ids[1:] == tuple(best.indices.tolist())
+    assert logprobs[1:] == pytest.approx(best.values.tolist(), abs=1e-4)
     assert one.logprob == pytest.approx(logits.log_softmax(-1)[9].item(), abs=1e-4)
 
 
@@ -125,27 +115,6 @@ def mixed_params(rng: random.Random) -> SamplingParams:
         logit_bias=rng.choice([(), ((5, 3.0), (6, -100.0))]),
         seed=rng.randrange(2**63),
     )
-
-
-def test_both_paths_take_the_same_tokens():
-    rng = random.Random(0)
-    logits = 3 * torch.randn(200, 1000, generator=torch.Generator().manual_seed(0))
-    params = [mixed_params(rng) for _ in logits]
-    seen = [rng.choices(range(1000), k=100) for _ in params]
-    inputs = [
-        Inputs(p, rng.random(), None, np.array(s if p.repetition_penalty > 1 else [], int), np.array(s, int), top)
-        for p, s, top in zip(params, seen, itertools.cycle([0, 5, 20]), strict=False)
-    ]
-    left = [sampling._sample_on_cpu(*row) for row in zip(logits, inputs, strict=True)]
-    right = sampling._sample_on_device(logits, inputs)
-    assert [one.token for one in left] == [one.token for one in right]
-    assert [one.logprob for one in left] == pytest.approx([one.logprob for one in right], abs=1e-5)
-    for one, other, asked in zip(left, right, inputs, strict=True):
-        assert (one.ranked is None) == (other.ranked is None) == (asked.top == 0)
-        if asked.top:
-            assert one.ranked.ids == other.ranked.ids and len(one.ranked.ids) == asked.top
-            assert one.ranked.logprobs == pytest.approx(other.ranked.logprobs, abs=1e-5)
-            assert one.ranked.logprob == pytest.approx(other.ranked.logprob, abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -164,9 +133,8 @@ def test_law_a_rows_token_and_the_bits_of_its_logprob_do_not_depend_on_the_other
     assert together == backwards[::-1]
 
 
-@both_paths
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_that_is_not_finite_fails_alone(sample_rows, temperature):
+def test_a_row_that_is_not_finite_fails_alone(temperature):
     params, numbers = SamplingParams(temperature=temperature), [0.1, 0.3, 0.5, 0.7, 0.9]
     logits = torch.randn(5, 100, generator=torch.Generator().manual_seed(0))
     expected = sample_rows(logits, params, numbers)
@@ -177,14 +145,13 @@ def test_a_row_that_is_not_finite_fails_alone(sample_rows, temperature):
     assert sample_rows(logits, params, numbers) == [None] * 5
 
 
-@both_paths
-def test_the_lowest_temperatures_and_top_p_take_the_most_likely_token(sample_rows):
+def test_the_lowest_temperatures_and_top_p_take_the_most_likely_token():
     for lowest, scale in itertools.product((6e-38, 1e-45, 5e-324), (1.0, 1e38)):
         params = SamplingParams(temperature=lowest, top_p=1.0)
-        assert token_of(sample_rows, LOGITS * scale, params) == 1
+        assert token_of(LOGITS * scale, params) == 1
         equal = torch.tensor([0.0, 2.0, 1.0, 2.0]) * scale
-        assert [token_of(sample_rows, equal, params, number) for number in (0.2, 0.4, 0.6, 0.8)] == [1, 1, 3, 3]
-        assert token_of(sample_rows, LOGITS, SamplingParams(temperature=1.0, top_p=lowest), HIGHEST) == 1
+        assert [token_of(equal, params, number) for number in (0.2, 0.4, 0.6, 0.8)] == [1, 1, 3, 3]
+        assert token_of(LOGITS, SamplingParams(temperature=1.0, top_p=lowest), HIGHEST) == 1
 
 
 # Drafts.
@@ -195,15 +162,12 @@ def without_drafts(logits, sampler):
     return [sample(row[None], [sampler])[0][0] for row in logits]
 
 
-@pytest.mark.parametrize("by_row", [True, False])
 @pytest.mark.parametrize("right", [0, 2, 4])
 @pytest.mark.parametrize(("temperature", "penalty"), [(0.0, 1.5), (0.8, 1.0), (0.8, 1.5)])
-def test_law_drafts_change_no_token_logprob_or_later_random_number(
-    monkeypatch, by_row, right, temperature, penalty
-):
+def test_law_drafts_change_no_token_logprob_or_later_random_number(right, temperature, penalty):
     """`right` drafts of four are what is sampled; afterwards the request goes on as if there had been none."""
-    monkeypatch.setattr(sampling, "_is_on_cpu", lambda logits: by_row)
-    params = SamplingParams(temperature=temperature, top_p=0.95, seed=7, repetition_penalty=penalty)
+    penalties = {"repetition_penalty": penalty, "frequency_penalty": penalty - 1}
+    params = SamplingParams(temperature=temperature, top_p=0.95, seed=7, **penalties)
     logits = torch.randn(12, 300, generator=torch.Generator().manual_seed(1))
     if penalty > 1:  # the tokens of the draft are what the next ones would be
         logits[1:] = logits[0] + 0.1 * logits[1:]

@@ -1,4 +1,4 @@
-"""The fair queue and the scheduler, without a model."""
+"""Turns and the scheduler, without a model."""
 
 from __future__ import annotations
 
@@ -13,42 +13,9 @@ from adapter.serve import scheduler as scheduler_module
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.kv_cache import BLOCK, SlotAllocator
 from adapter.serve.request import Client, GenerationRequest
-from adapter.serve.scheduler import FairQueue, Row, Scheduler, repeats
+from adapter.serve.scheduler import Row, Scheduler, in_turn, repeats
 
 END = 9  # the stop id
-
-
-def make_queue(*items: str) -> FairQueue[str]:
-    """Items "network session number", such as "Ax1"."""
-    queue: FairQueue[str] = FairQueue()
-    for item in items:
-        queue.put(item, client_of(item))
-    return queue
-
-
-def take_next(queue: FairQueue[str]) -> str:
-    item = next(iter(queue))
-    queue.take(item)
-    return item
-
-
-def client_of(item: str) -> Client:
-    return Client(item[0], item[1])
-
-
-@pytest.mark.parametrize(
-    "put, expected",
-    [
-        ("Ax1 Ax2 Ax3 Bx1 Cx1 Cx2", "Ax1 Bx1 Cx1 Ax2 Cx2 Ax3"),  # networks take turns
-        ("Ax1 Ax2 Ax3 Ay1 Az1 Az2", "Ax1 Ay1 Az1 Ax2 Az2 Ax3"),  # sessions of one network take turns
-        ("Aa1 Ab1 Ac1 Ad1 Bx1 Bx2", "Aa1 Bx1 Ab1 Bx2 Ac1 Ad1"),  # many sessions are no more turns
-    ],
-)
-def test_networks_take_turns_and_so_do_their_sessions(put, expected):
-    queue = make_queue(*put.split())
-    assert list(queue) == expected.split() and len(queue) == len(expected.split())
-    assert [take_next(queue) for _ in expected.split()] == expected.split()
-    assert len(queue) == 0
 
 
 @pytest.fixture
@@ -66,13 +33,33 @@ def scheduler() -> Scheduler:
     return Scheduler(SlotAllocator(16 * 1024), 2**20)
 
 
+@pytest.mark.parametrize(
+    "put, expected",
+    [
+        ("Ax1 Ax2 Ax3 Bx1 Cx1 Cx2", "Ax1 Bx1 Cx1 Ax2 Cx2 Ax3"),  # networks take turns
+        ("Ax1 Ax2 Ax3 Ay1 Az1 Az2", "Ax1 Ay1 Az1 Ax2 Az2 Ax3"),  # sessions of one network take turns
+        ("Aa1 Ab1 Ac1 Ad1 Bx1 Bx2", "Aa1 Bx1 Ab1 Bx2 Ac1 Ad1"),  # many sessions are no more turns
+    ],
+)
+def test_networks_take_turns_and_so_do_their_sessions(make_row, put, expected):
+    """Rows "network session number", such as "Ax1". The last in turn gives up its place for another network."""
+    names = {make_row(client=Client(name[0], name[1])): name for name in put.split()}
+    assert [names[row] for row in in_turn(names)] == expected.split()
+    for client, last in ((Client("D"), expected.split()[-1]), (Client("A", "x"), None)):
+        assert names.get(in_turn([*names, make_row(client=client)])[-1]) == last
+    for name in expected.split():
+        row = in_turn(names)[0]
+        assert names[row] == name
+        row.started_at = 0.0
+
+
 def test_a_long_prompt_and_short_ones_are_read_side_by_side(scheduler, make_row):
     long = make_row(prompt_tokens=9000)
-    scheduler.add(long)
+    scheduler.waiting.append(long)
     read = [scheduler.schedule(0.0).prefill]
     for _ in range(20):  # always another short one
         if scheduler.prefilling == [long]:
-            scheduler.add(make_row(max_new_tokens=1))
+            scheduler.waiting.append(make_row(max_new_tokens=1))
         row = scheduler.schedule(0.0).prefill
         read.append(row)
         if row is not long:  # its only chunk
@@ -85,26 +72,26 @@ def test_waiting_rows_are_told_their_position_when_it_changes(scheduler, make_ro
     monkeypatch.setattr(scheduler_module, "MAX_ROWS", 1)
     running, second, third = (make_row(client=Client(session="a")) for _ in range(3))
     other = make_row(client=Client(address="b"))
-    scheduler.add(running)
+    scheduler.waiting.append(running)
     scheduler.schedule(0.0)
     for row in (second, third, other):
-        scheduler.add(row)
-    # The other client has one request only: it comes before the third of client a.
-    assert scheduler.schedule(0.0).moved == [second, other, third]
+        scheduler.waiting.append(row)
+    # The other client has no other request: it comes before those of client a, of which one runs.
+    assert scheduler.schedule(0.0).moved == [other, second, third]
     assert scheduler.schedule(0.0).moved == []
     second.cancelled = True
     step = scheduler.schedule(0.0)
     assert step.finished == [(second, "cancelled")]
-    assert [(row, row.position) for row in step.moved] == [(third, 0)]  # the other client keeps 1
+    assert [(row, row.position) for row in step.moved] == [(third, 1)]  # the other client keeps 0
 
 
 def test_rows_start_while_the_cache_has_room_and_short_ones_pass_a_long_one_for_a_while(make_row):
     scheduler = Scheduler(SlotAllocator(1024), 2**20)
     first, long, *short = make_row(500), make_row(1000), *(make_row(60) for _ in range(40))
-    scheduler.add(first)
+    scheduler.waiting.append(first)
     scheduler.schedule(0.0)
     for row in (long, *short):
-        scheduler.add(row)
+        scheduler.waiting.append(row)
     scheduler.schedule(0.0)
     started = [row for row in short if row.started_at is not None]
     assert first.slot and not long.slot and len(started) == 8  # 512 + 8 * 64 tokens
@@ -128,7 +115,7 @@ def test_rows_start_while_there_is_room_for_their_prompts_and_the_largest_alone(
     sizes = [("a", 60), ("a", 60), ("b", 50), ("c", 40), (None, 0), ("d", 500)]
     for row, (key, size) in zip(rows, sizes, strict=True):
         row.prompts = SimpleNamespace(key=key, bytes=size) if key else None
-        scheduler.add(row)
+        scheduler.waiting.append(row)
 
     def started():
         scheduler.schedule(0.0)
@@ -160,7 +147,7 @@ def test_one_network_leaves_rows_and_cache_to_others(make_row, tokens, rows, sta
     scheduler = Scheduler(SlotAllocator(tokens), 2**20)
     made = [make_row(new, client=Client(address, str(i))) for i, (address, new) in enumerate(rows)]
     for row in made:
-        scheduler.add(row)
+        scheduler.waiting.append(row)
     scheduler.schedule(0.0)
     assert len(scheduler.prefilling) == started
     assert {row.request.client.address for row in scheduler.prefilling} == {address for address, _ in rows}

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from adapter.base.template import Message
 from adapter.errors import AdapterError
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter, save_adapter
-from adapter.serve.batch import DecodeBatch
 from adapter.serve.engine import Engine
+from adapter.serve.forward import DecodeBatch
 from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from adapter.base.packed.integer_product import GROUP, whole_blocks, whole_group
 from adapter.base.packed.native import SCORES_BYTES
 from adapter.base.packed.quantize import PackedLinear
 from adapter.errors import LoadError
-from adapter.method.attention import LayerPrompts, PromptKV
+from adapter.method.attention import PromptKV
 from adapter.method.deltas import FINAL_NORM, LINEARS, NORMS, Deltas, linear_sizes
 from adapter.serve.compiled.layers import ENTRY, LAYER, PLAN, TERM, TOKEN, compile_work
 from adapter.serve.kv_cache import KVCache, Slot
@@ -36,49 +37,46 @@ class Entry:
         self._kept: list[Any] = []  # whose addresses are in the table
         if prompts is None:
             return
-        self._sizes, self._intermediate_size = base.fingerprint, base.model.config.intermediate_size
-        self._layers = range(self._sizes.num_hidden_layers)
-        if prompts.size != 1:
-            raise _misfit("prompts of several entries")
-        table = np.zeros(len(self._layers) + 1, ENTRY)
+        sizes, deltas = base.fingerprint, prompts.deltas or Deltas({}, {})
+        used = {*prompts.layers, *(layer for layer, _ in deltas.linears)}
+        used |= {layer for layer, name in deltas.norms if name in NORMS}
+        if prompts.size != 1 or used - set(range(sizes.num_hidden_layers)):
+            raise _misfit(f"{prompts.size} entries, for layers {sorted(used)}")
+        table = np.zeros(sizes.num_hidden_layers + 1, ENTRY)
         for layer, terms in prompts.layers.items():
-            if layer not in self._layers:
-                raise _misfit(f"prompts in layer {layer}")
-            records = np.array([self._term(term) for term in terms], TERM)
+            records = np.zeros(len(terms), TERM)
+            for record, term in zip(records, terms, strict=True):
+                length = term.keys.shape[2]
+                if length == 0 or term.mask is not None:
+                    raise _misfit("no prompts, or masked ones")
+                shape = (sizes.num_key_value_heads, length, sizes.head_dim)
+                record["length"] = length
+                record["keys"] = self._keep(term.keys, torch.bfloat16, *shape)
+                record["values"] = self._keep(term.values, torch.bfloat16, *shape)
+                record["gates"] = self._keep(term.gates, torch.float32, sizes.num_attention_heads)
             self._kept.append(records)
             table[layer]["terms"], table[layer]["first_term"] = len(records), records.ctypes.data
-        if prompts.deltas is not None:
-            self._fill_deltas(table, prompts.deltas)
-        self._kept.append(table)
-        self.address = table.ctypes.data
-
-    def _term(self, term: LayerPrompts) -> tuple[int, int, int, int]:
-        length = term.keys.shape[2]
-        if length == 0 or term.mask is not None:
-            raise _misfit("no prompts, or masked ones")
-        shape = (self._sizes.num_key_value_heads, length, self._sizes.head_dim)
-        keys, values = (self._keep(t, torch.bfloat16, *shape) for t in (term.keys, term.values))
-        return length, keys, values, self._keep(term.gates, torch.float32, self._sizes.num_attention_heads)
-
-    def _fill_deltas(self, table: np.ndarray, deltas: Deltas) -> None:
         for (layer, name), norm in deltas.norms.items():
-            if layer not in (self._layers if name in NORMS else [-1]):
-                raise _misfit(f"a change of {name} in layer {layer}")
-            column = NORMS[0] if name == FINAL_NORM else name
-            table[layer][column] = self._keep(norm, torch.float32, self._sizes.hidden_size)
-        sizes = linear_sizes(self._sizes, self._intermediate_size)
+            address = self._keep(norm, torch.float32, sizes.hidden_size)
+            if name == FINAL_NORM:
+                table[-1][NORMS[0]] = address
+            else:
+                table[layer][name] = address
+        linears = linear_sizes(sizes, base.model.config.intermediate_size)
         for (layer, name), delta in deltas.linears.items():
-            if layer not in self._layers or (delta.down is None) != (delta.up is None):
-                raise _misfit(f"half a LoRA, or a change in layer {layer}")
-            (outputs, inputs), record = sizes[name], table[layer]["linears"][LINEARS.index(name)]
+            (outputs, inputs), record = linears[name], table[layer]["linears"][LINEARS.index(name)]
             if delta.bias is not None:
                 record["bias"] = self._keep(delta.bias, torch.float32, outputs)
             if delta.scale is not None:
                 record["scale"] = self._keep(delta.scale, torch.float32, outputs)
-            if delta.down is not None and delta.up is not None:
+            if delta.down is not None or delta.up is not None:
+                if delta.down is None or delta.up is None:
+                    raise _misfit("half a LoRA")
                 record["rank"] = rank = delta.down.shape[1]
                 record["down"] = self._keep(delta.down, torch.float32, rank, inputs)
                 record["up"] = self._keep(delta.up.transpose(1, 2), torch.float32, rank, outputs)
+        self._kept.append(table)
+        self.address = table.ctypes.data
 
     def _keep(self, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
         """The address of a tensor of one entry, [1, *shape], contiguous and in `dtype`."""
@@ -154,10 +152,10 @@ class CompiledForward:
         for helper in self._helpers:
             helper.close()
 
-    def prepare(self, prompts: PromptKV | None) -> Entry:
+    def prepare(self, prompts: PromptKV | None) -> Any:
         return Entry(prompts, self._base)
 
-    def stack(self, prepared: Sequence[Entry]) -> Sequence[Entry]:
+    def stack(self, prepared: Sequence[Entry]) -> Any:
         return list(prepared)
 
     def __call__(
@@ -174,8 +172,10 @@ class CompiledForward:
         is_laid_out = pool.dtype == torch.bfloat16 and pool.is_contiguous() and rows["place"].max() < capacity
         if not is_laid_out or (*pool.shape[:3], pool.shape[4]) != self._pool_shape:
             raise ValueError("the KV cache is not of this base, or a token has no place in it")
-        if tokens > self._capacity:
-            self._allocate(tokens)
+        if tokens > self._capacity:  # what pads a row to whole groups stays zero
+            self._buffers = {name: torch.zeros(tokens, width) for name, width in self._widths.items()}
+            self._fill(**{name: buffer.data_ptr() for name, buffer in self._buffers.items()})
+            self._capacity = tokens
         embedded = self._embedding(torch.tensor([token for new in ids for token in new])).float()
         self._buffers["stream"][:tokens] = embedded
         positions = torch.from_numpy(rows["place"] - rows["start"])
@@ -222,12 +222,6 @@ class CompiledForward:
         self._kept.append(tensor)
         return tensor.data_ptr()
 
-    def _allocate(self, tokens: int) -> None:
-        """Buffers for a pass of so many tokens. What pads a row to whole groups stays zero."""
-        self._buffers = {name: torch.zeros(tokens, width) for name, width in self._widths.items()}
-        self._fill(**{name: buffer.data_ptr() for name, buffer in self._buffers.items()})
-        self._capacity = tokens
-
 
 def _token_records(
     ids: Sequence[Sequence[int]],
@@ -237,20 +231,16 @@ def _token_records(
     every: bool,
 ) -> np.ndarray:
     """A TOKEN for each new token of the rows. It attends to the places from its row's first to its own."""
-    places: list[int] = []
-    first: list[int] = []
-    addresses: list[int] = []
-    last: list[int] = []
-    for new, slot, start, entry in zip(ids, slots, starts, entries, strict=True):
-        if start + len(new) > slot.tokens:  # compiled code would write into another row's slot
-            raise RuntimeError("the row has outgrown its slot")
-        places += range(slot.start + start, slot.start + start + len(new))
-        first += [slot.start] * len(new)
-        addresses += [entry.address] * len(new)
-        last.append(len(places) - 1)
-    records = np.empty(len(places), TOKEN)
-    records["place"], records["start"], records["entry"], records["output"] = places, first, addresses, -1
-    outputs = range(len(places)) if every else last
+    rows = list(zip(ids, slots, starts, entries, strict=True))
+    if any(start + len(new) > slot.tokens for new, slot, start, _ in rows):  # it would be another row's slot
+        raise RuntimeError("the row has outgrown its slot")
+    tokens = [
+        (slot.start + place, slot.start, entry.address, -1)
+        for new, slot, start, entry in rows
+        for place in range(start, start + len(new))
+    ]
+    records = np.array(tokens, TOKEN)
+    outputs = range(len(tokens)) if every else [end - 1 for end in accumulate(map(len, ids))]
     records["output"][outputs] = range(len(outputs))
     return records
 

@@ -277,19 +277,26 @@ def _qkv_width(plan):
 
 
 @njit(error_model="numpy")
-def _norm_1(plan, layer, token):
-    """The rest of the layer before, then the norm before attention, or before the head behind the last layer."""
-    hidden, row = plan.hidden, _token(plan, token)
+def _norm_token(plan, kind, layer, token):
+    """The last product's output joins the stream; then the norm before attention, the MLP or the head."""
+    hidden, queries, row, second = plan.hidden, plan.heads * plan.head_dim, _token(plan, token), kind == NORM_2
     stream, normed = plan.stream + 4 * token * hidden, plan.normed + 4 * token * _padded(hidden)
-    if layer > 0:
-        projected = plan.projected + 4 * token * _part_width(hidden)
+    projected = plan.projected + 4 * token * _part_width(hidden)
+    if second:
+        attended = plan.attended + 4 * token * _padded(queries)
+        _change(row.entry, layer, _O, projected, hidden, attended, queries)
+    elif layer > 0:
         activated = plan.activated + 4 * token * _padded(plan.mlp)
         _change(row.entry, layer - 1, _DOWN, projected, hidden, activated, plan.mlp)
+    if second or layer > 0:
         _add(stream, projected, hidden)
     if layer == plan.layers and row.output < 0:
         return
-    delta = _entry(row.entry, layer).attention_norm if row.entry else 0
-    _norm(plan, stream, _layer(plan, layer).attention_norm, delta, normed)
+    weights, delta = _layer(plan, layer), 0
+    if row.entry:
+        entry = _entry(row.entry, layer)
+        delta = entry.mlp_norm if second else entry.attention_norm
+    _norm(plan, stream, weights.mlp_norm if second else weights.attention_norm, delta, normed)
     if layer < plan.layers:
         _quantize(plan, token, normed, hidden)
     else:
@@ -321,20 +328,6 @@ def _store_heads(plan, layer, token):
 
 
 @njit(error_model="numpy")
-def _norm_2(plan, layer, token):
-    """Attention's output joins the stream, then the norm before the MLP."""
-    hidden, queries, row = plan.hidden, plan.heads * plan.head_dim, _token(plan, token)
-    stream, normed = plan.stream + 4 * token * hidden, plan.normed + 4 * token * _padded(hidden)
-    projected = plan.projected + 4 * token * _part_width(hidden)
-    attended = plan.attended + 4 * token * _padded(queries)
-    _change(row.entry, layer, _O, projected, hidden, attended, queries)
-    _add(stream, projected, hidden)
-    delta = _entry(row.entry, layer).mlp_norm if row.entry else 0
-    _norm(plan, stream, _layer(plan, layer).mlp_norm, delta, normed)
-    _quantize(plan, token, normed, hidden)
-
-
-@njit(error_model="numpy")
 def _activate(plan, layer, token):
     """The MLP's gated unit."""
     hidden, mlp, row = plan.hidden, plan.mlp, _token(plan, token)
@@ -348,32 +341,10 @@ def _activate(plan, layer, token):
 
 
 @njit(error_model="numpy")
-def _between_products(plan, kind, layer, token):
-    """An operation on one token."""
-    if kind == NORM_1:
-        _norm_1(plan, layer, token)
-    elif kind == ROTATE:
-        _store_heads(plan, layer, token)
-    elif kind == QUANTIZE:
-        queries = plan.heads * plan.head_dim
-        _quantize(plan, token, plan.attended + 4 * token * _padded(queries), queries)
-    elif kind == NORM_2:
-        _norm_2(plan, layer, token)
-    elif kind == ACTIVATE:
-        _activate(plan, layer, token)
-
-
-@njit(error_model="numpy")
 def _quantize(plan, token, x, columns):
     """Quantise a row of a buffer, the input of the next product. What pads it is zero."""
     columns = _padded(columns)
     quantize(x, columns, plan.integers + token * columns, plan.scales + token * (columns // GROUP) * 8)
-
-
-@njit(error_model="numpy")
-def _share(count, pieces, piece):
-    """The first of `count` things that belong to a piece."""
-    return count * piece // pieces
 
 
 @njit(error_model="numpy")
@@ -388,26 +359,26 @@ def _product(plan, weight, outputs, inputs, out, width, offset, first, last):
 
 
 @njit(error_model="numpy")
-def _blocks(plan, kind):
-    """Blocks of outputs of a product."""
+def _units(plan, kind):
+    """What an operation can be cut into: blocks of a product's outputs, KV heads of tokens, or tokens."""
     if kind == QUERY_KEY_VALUE:
         return _qkv_width(plan) // BLOCK
     if kind == MLP_IN:
         return 2 * _part_width(plan.mlp) // BLOCK
     if kind == HEAD:
         return _part_width(plan.vocabulary) // BLOCK
-    return _part_width(plan.hidden) // BLOCK
+    if kind in (OUT, MLP_OUT):
+        return _part_width(plan.hidden) // BLOCK
+    return plan.tokens * (plan.kv_heads if kind == ATTEND else 1)
 
 
 @njit(error_model="numpy")
 def _pieces(plan, kind):
     """Into how many pieces an operation is cut."""
-    threads, tokens = plan.threads, plan.tokens
-    if kind == ATTEND:
-        return min(tokens * plan.kv_heads, 8 * threads)
-    if kind in (QUERY_KEY_VALUE, OUT, MLP_IN, MLP_OUT, HEAD):
-        return min(_blocks(plan, kind), 4 * threads)
-    return 1 if tokens <= FEW else min(tokens, 4 * threads)
+    units = _units(plan, kind)
+    if kind in (NORM_1, ROTATE, QUANTIZE, NORM_2, ACTIVATE) and units <= FEW:
+        return 1
+    return min(units, (8 if kind == ATTEND else 4) * plan.threads)
 
 
 @njit(error_model="numpy")
@@ -437,18 +408,24 @@ def _run_product(plan, kind, layer, first, last):
 @njit(error_model="numpy")
 def _run(plan, kind, layer, piece, thread):
     """One piece of an operation."""
-    pieces = _pieces(plan, kind)
+    units, pieces = _units(plan, kind), _pieces(plan, kind)
+    first, last = units * piece // pieces, units * (piece + 1) // pieces
     if kind in (QUERY_KEY_VALUE, OUT, MLP_IN, MLP_OUT, HEAD):
-        blocks = _blocks(plan, kind)
-        _run_product(plan, kind, layer, _share(blocks, pieces, piece), _share(blocks, pieces, piece + 1))
-    elif kind == ATTEND:
-        units, kv_heads, scratch = plan.tokens * plan.kv_heads, plan.kv_heads, plan.scratch
-        for unit in range(_share(units, pieces, piece), _share(units, pieces, piece + 1)):
-            _attend(plan, unit // kv_heads, unit % kv_heads, layer, scratch + thread * plan.scratch_bytes)
-    else:
-        tokens = plan.tokens
-        for token in range(_share(tokens, pieces, piece), _share(tokens, pieces, piece + 1)):
-            _between_products(plan, kind, layer, token)
+        _run_product(plan, kind, layer, first, last)
+        return
+    for unit in range(first, last):
+        if kind == ATTEND:
+            scratch = plan.scratch + thread * plan.scratch_bytes
+            _attend(plan, unit // plan.kv_heads, unit % plan.kv_heads, layer, scratch)
+        elif kind in (NORM_1, NORM_2):
+            _norm_token(plan, kind, layer, unit)
+        elif kind == ROTATE:
+            _store_heads(plan, layer, unit)
+        elif kind == QUANTIZE:
+            queries = plan.heads * plan.head_dim
+            _quantize(plan, unit, plan.attended + 4 * unit * _padded(queries), queries)
+        else:
+            _activate(plan, layer, unit)
 
 
 @njit(error_model="numpy")
