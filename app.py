@@ -52,12 +52,12 @@ from adapter.server.deployment import (
     parse,
     runs_folder,
     set_up_logs,
+    upload_folder,
 )
 from adapter.server.generation import AdapterCatalog, EngineProvider, ServingEngine, import_libraries
 from adapter.server.limits import Limits
 from adapter.server.metrics import CountedEngine, Metrics, routes
 from adapter.server.request_guard import ADAPTER_BYTES, EXCEPTION_HANDLERS, UPLOAD_BYTES, RequestGuard
-from adapter.server.upload_folder import upload_folder
 from adapter.ui import theme
 from adapter.ui.chat.tab import chat_tab
 from adapter.ui.compare.tab import compare_tab
@@ -129,7 +129,7 @@ def make_loader(
         from adapter.serve.store import SHIPPED, AdapterStore
 
         runs = runs_folder()
-        adapters = AdapterStore(*(arguments.adapters or ()), runs, SHIPPED, incoming=runs)
+        adapters = AdapterStore(*arguments.adapters, runs, SHIPPED, incoming=runs)
         store.bind(adapters)
         name = arguments.base or embedded.BASE
         if name == embedded.BASE:
@@ -236,7 +236,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     try:
         set_up_logs()
         print(f"Open {url} (Ctrl+C stops it)", flush=True)
-        for folder in arguments.adapters or ():
+        for folder in arguments.adapters:
             if not folder.is_dir():
                 print(f"There is no folder {folder} yet; its adapters appear once there is.", file=sys.stderr)
         print(describe_access(place), flush=True)

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ from adapter.base.llama import QUANTIZATIONS, base_config, load_base
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, first_line, with_detail
 from adapter.formats.convert import CONVERTIBLE, FORMATS, OURS, Options, convert, open_source
-from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.config import GATE_ACTIVATIONS, TEMPLATES, base_label
 from adapter.serve.engine import Engine
@@ -39,6 +38,7 @@ from adapter.serve.request import GenerationEvent, GenerationRequest, SamplingPa
 from adapter.serve.settings import MAX_STRENGTH, Others, Settings
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import transcript
+from adapter.server.deployment import add_adapters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,12 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character of the answer
     try:
-        for folder in args.adapters or ():
-            if folder.is_file():
-                raise BadInput(
-                    f"--adapters '{folder.name}' is a file. Name the folder that the adapters are in.", str(folder)
-                )
-        args.command(args, AdapterStore(*(args.adapters or ()), SHIPPED))
+        args.command(args, AdapterStore(*args.adapters, SHIPPED))
         sys.stdout.flush()
     except AdapterError as error:
         print(f"error: {with_detail(error)}", file=sys.stderr)
@@ -62,11 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141  # as of a program that SIGPIPE ends
     except OSError as error:
         _discard_output()
-        what = f"'{error.filename}'" if error.filename else "The output"
-        print(
-            f"error: {what} cannot be read or written ({error.strerror}). Check the room and the rights there.",
-            file=sys.stderr,
-        )
+        what = f"'{error.filename}' cannot" if error.filename else "The output cannot"
+        print(f"error: {what} be read or written ({error.strerror}). Check the room there.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -84,7 +76,7 @@ def _discard_output() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m adapter", description="Adapters for a frozen LLaMA.")
-    parser.add_argument("--adapters", type=Path, action="append", metavar="DIR", help="another adapter folder")
+    add_adapters(parser, "another adapter folder")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add_command(name: str, function: Any, help: str, **options: Any) -> argparse.ArgumentParser:
@@ -99,35 +91,27 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(add_command("inspect", inspect, "answer, and say what each token came from", allow_abbrev=False))
     base = add_command("base", _base, "the memory that bases take in each quantisation")
     base.add_argument("name", nargs="?", help="name, Hugging Face id, folder or GGUF file; default: usual shapes")
-    _add_convert(add_command("convert", _convert, "another program's adapter into ours, or ours into theirs"))
+    add = add_command("convert", _convert, "another program's adapter into ours, or ours into theirs").add_argument
+    add("source", metavar="SOURCE", help=f"{CONVERTIBLE}, or user/repo[@revision] on the Hub")
+    add("--to", type=Path, required=True, metavar="DIR", help="a new folder")
+    add("--to-format", choices=FORMATS, default=OURS)
+    add("--base", help=f"that it was made for: name, Hugging Face id or folder (default {BASE})")
+    add("--gate-activation", choices=GATE_ACTIVATIONS, help="of the source, where its format leaves it open")
+    add("--template", choices=TEMPLATES, help="that it was trained with")
+    add("--layers", type=int, metavar="L", help="insertion layers of an official V1 file")
     return parser
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    add, defaults = parser.add_argument, Settings()
+    add, defaults, fields = parser.add_argument, Settings(), Settings.model_fields
     add("prompt", nargs="?", metavar="PROMPT")
-    add("--prompt-ids", type=_token_ids, metavar="1,2,3", help="token ids instead of PROMPT")
-    add(
-        "--messages",
-        type=Path,
-        metavar="FILE",
-        help="a conversation that the page exported, instead of PROMPT: answers its newest message anew",
-    )
-    add(
-        "--others",
-        choices=get_args(Others),
-        default=defaults.others,
-        help=Settings.model_fields["others"].description,
-    )
+    add("--prompt-ids", type=token_ids, metavar="1,2,3", help="token ids instead of PROMPT")
+    help = "a conversation that the page exported, instead of PROMPT: answers its newest message anew"
+    add("--messages", type=Path, metavar="FILE", help=help)
+    add("--others", choices=get_args(Others), default=defaults.others, help=fields["others"].description)
     add("--adapter", metavar="NAME", help="or user/repo[@revision] on the Hub; default: the frozen base")
-    add(
-        "--mix",
-        type=_name_and_strength,
-        action="append",
-        default=[],
-        metavar="NAME=STRENGTH",
-        help="add another adapter's terms",
-    )
+    help = "add another adapter's terms"
+    add("--mix", type=name_and_strength, action="append", default=[], metavar="NAME=STRENGTH", help=help)
     add("--image", type=Path, metavar="FILE")
     add("--strength", type=float, default=defaults.strength, help=f"0 (the base) to {MAX_STRENGTH:g}")
     for what in ("layer", "head"):
@@ -136,54 +120,35 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
     add("--top-p", type=float, default=defaults.top_p)
     for name in ("top_k", "min_p", "repetition_penalty"):
-        field = Settings.model_fields[name]
-        add(f"--{name.replace('_', '-')}", type=type(field.default), default=field.default, help=field.description)
+        default, about = fields[name].default, fields[name].description
+        add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=about)
     add("--max-new-tokens", type=int, default=defaults.max_tokens)
     add("--seed", type=int)
     add("--stop", action="append", default=[], metavar="TEXT", help="end the answer before it")
-    add("--system", default="", metavar="TEXT", help=Settings.model_fields["system"].description)
+    add("--system", default="", metavar="TEXT", help=fields["system"].description)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--schema", type=Path, metavar="FILE", help="a JSON schema that the answer belongs to")
     form.add_argument("--no-form", action="store_true", help="do not hold the answer to the adapter's form")
     add("--raw", action="store_true", help="no chat template around PROMPT")
     add("--json", action="store_true", help="one JSON object instead of a stream")
     add("--logprobs", action="store_true", help="with --json: of each token")
-    add(
-        "--top-logprobs",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of each token (with --json) and of the N likeliest",
-    )
+    help = "of each token (with --json) and of the N likeliest"
+    add("--top-logprobs", type=int, default=0, metavar="N", help=help)
     add("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
     add("--quantization", choices=QUANTIZATIONS, default="auto")
     add("--device", default="auto")
 
 
-def _add_convert(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("source", metavar="SOURCE", help=f"{CONVERTIBLE}, or user/repo[@revision] on the Hub")
-    add("--to", type=Path, required=True, metavar="DIR", help="a new folder")
-    add("--to-format", choices=FORMATS, default=OURS)
-    add("--base", help=f"that it was made for: name, Hugging Face id or folder (default {BASE})")
-    add("--gate-activation", choices=GATE_ACTIVATIONS, help="of the source, where its format leaves it open")
-    add("--template", choices=TEMPLATES, help="that it was trained with")
-    add("--layers", type=int, metavar="L", help="insertion layers of an official V1 file")
+# What argparse makes of a value; it names the function where one is wrong.
 
 
-def _token_ids(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers like 1,2,3, got {text!r}") from None
+def token_ids(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
-def _name_and_strength(text: str) -> tuple[str, float]:
+def name_and_strength(text: str) -> tuple[str, float]:
     name, _, strength = text.partition("=")
-    try:
-        return name, float(strength)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected NAME=STRENGTH like pirate=0.6, got {text!r}") from None
+    return name, float(strength)
 
 
 # list, show, convert.
@@ -214,16 +179,11 @@ def _show(args: argparse.Namespace, store: AdapterStore) -> None:
     if config.vision is not None:
         vision = config.vision
         print(f"vision       {vision.encoder}, {vision.projection} projection, {vision.channels}")
-    print(f"\n{_gate_table(adapter)}\n\n{store.card_text(args.name)}")
-
-
-def _gate_table(adapter: Adapter) -> str:
-    """The activated gates in hundredths: a line for each layer, a column for each head."""
-    gates = adapter.activated_gates() * 100
-    lines = ["act(g) x 100  " + "".join(f"{f'h{head}':>5}" for head in range(gates.shape[1]))]
-    for layer, row in zip(adapter.config.layers, gates.tolist(), strict=True):
-        lines.append(f"layer {layer:<8}" + "".join(f"{value:5.0f}" for value in row))
-    return "\n".join(lines)
+    gates = adapter.activated_gates() * 100  # a line for each layer, a column for each head
+    print("\nact(g) x 100  " + "".join(f"{f'h{head}':>5}" for head in range(gates.shape[1])))
+    for layer, row in zip(config.layers, gates.tolist(), strict=True):
+        print(f"layer {layer:<8}" + "".join(f"{value:5.0f}" for value in row))
+    print(f"\n{store.card_text(args.name)}")
 
 
 def _convert(args: argparse.Namespace, _: AdapterStore) -> None:
@@ -254,56 +214,41 @@ def _base(args: argparse.Namespace, _: AdapterStore) -> None:
 # generate.
 
 
-@contextlib.contextmanager
-def _resolve_adapter(
-    source: str | None, base: str, store: AdapterStore
-) -> Iterator[tuple[str | None, AdapterStore]]:
-    """An adapter's name and a store that has it: a folder or `user/repo` is converted for this run."""
-    if source is None or "/" not in source:
-        yield source, store
-        return
-    opened = open_source(source, Options(base=base))
-    print(f"adapter: {opened.name}, {opened.format} format", file=sys.stderr)
-    for row, why in opened.assumed.items():
-        print(f"note: {row} (assumed): {why}", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        name = opened.name.replace("/", "--")
-        save_adapter(opened.adapter, Path(folder, name))
-        yield name, AdapterStore(Path(folder), *store.folders)
-
-
 def _generate(args: argparse.Namespace, store: AdapterStore, inspect: bool = False) -> None:
     if [args.prompt, args.prompt_ids, args.messages].count(None) != 2:
         raise AdapterError("Give either PROMPT or --prompt-ids or --messages.")
-    with _resolve_adapter(args.adapter, args.base, store) as (args.adapter, store):
+    with contextlib.ExitStack() as until_end:
+        if args.adapter is not None and "/" in args.adapter:  # a folder or `user/repo`, converted for this run
+            opened = open_source(args.adapter, Options(base=args.base))
+            print(f"adapter: {opened.name}, {opened.format} format", file=sys.stderr)
+            for row, why in opened.assumed.items():
+                print(f"note: {row} (assumed): {why}", file=sys.stderr)
+            folder = Path(until_end.enter_context(tempfile.TemporaryDirectory()))
+            args.adapter = opened.name.replace("/", "--")
+            save_adapter(opened.adapter, folder / args.adapter)
+            store = AdapterStore(folder, *store.folders)
         request = _request(args, store)
         for name, _ in request.parts:
             store.folder(name)  # raises for one that is not there, before the base is loaded
         base = load_base(args.base, args.quantization, args.device)
         print(base.describe(), file=sys.stderr)
-        with closing(Engine(base, store)) as engine:
-            events = []
-            for event in engine.submit(request):
-                events.append(event)
-                if not args.json:
-                    print(event.text, end="", flush=True)
-            print(json.dumps(_to_dict(events, args.logprobs), ensure_ascii=False) if args.json else "")
-            if inspect:
-                ids = [event.token_id for event in events if event.token_id is not None]
-                print("", format_table(engine.inspect(request, ids)), sep="\n")
+        engine = until_end.enter_context(closing(Engine(base, store)))
+        events = []
+        for event in engine.submit(request):
+            events.append(event)
+            if not args.json:
+                print(event.text, end="", flush=True)
+        print(json.dumps(_to_dict(events, args.logprobs), ensure_ascii=False) if args.json else "")
+        if inspect:
+            ids = [event.token_id for event in events if event.token_id is not None]
+            print("", format_table(engine.inspect(request, ids)), sep="\n")
 
 
 def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest:
     messages: tuple[Message, ...] = () if args.prompt is None else (Message("user", args.prompt),)
     image: Path | bytes | None = args.image
     if args.messages is not None:
-        try:
-            read = transcript.read(args.messages.read_bytes())
-        except OSError as error:
-            raise BadInput(
-                f"'{args.messages.name}' cannot be read. Check the path and its rights.",
-                f"{args.messages}: {first_line(error)}",
-            ) from error
+        read = transcript.read(_read(args.messages))
         if read.dropped:
             print(f"note: left out, for a conversation holds no more: {read.dropped}", file=sys.stderr)
         messages, picture = read.to_answer()
@@ -312,20 +257,13 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
             image = picture
     if args.system:
         messages = (Message("system", args.system), *messages)
+    sampling = ("temperature", "top_p", "max_new_tokens", "seed", "top_k", "min_p", "repetition_penalty")
     return GenerationRequest(
         messages=messages,
         adapter=args.adapter,
         image=None if image is None else open_image(image),
         strength=args.strength,
-        sampling=SamplingParams(
-            args.temperature,
-            args.top_p,
-            args.max_new_tokens,
-            args.seed,
-            args.top_k,
-            args.min_p,
-            args.repetition_penalty,
-        ),
+        sampling=SamplingParams(**{name: getattr(args, name) for name in sampling}),
         raw=args.raw,
         prompt_ids=args.prompt_ids,
         mix=tuple(args.mix),
@@ -338,14 +276,20 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
     )
 
 
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        what = f"'{file.name}' cannot be read. Check the path and its rights."
+        raise BadInput(what, f"{file}: {first_line(error)}") from error
+
+
 def _schema_form(file: Path) -> str:
     try:
-        schema = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(
-            f"'{file.name}' is not JSON that can be read. Give a file with a JSON schema.",
-            f"{file}: {first_line(error)}",
-        ) from error
+        schema = json.loads(_read(file))
+    except (ValueError, RecursionError) as error:
+        what = f"'{file.name}' is not JSON that can be read. Give a file with a JSON schema."
+        raise BadInput(what, f"{file}: {first_line(error)}") from error
     if not isinstance(schema, dict):
         raise BadInput(f'\'{file.name}\' is no JSON schema: it must be an object, such as {{"type": "object"}}.')
     return json_schema_form(schema)
@@ -355,21 +299,19 @@ def _to_dict(events: list[GenerationEvent], logprobs: bool) -> dict[str, object]
     stats = events[-1].stats
     assert stats is not None
     steps = [event for event in events if event.token_id is not None]
+    chosen = [event.choices for event in steps if event.choices]
     answer: dict[str, object] = {
         "text": "".join(event.text for event in events),
         "token_ids": [event.token_id for event in steps],
         "finish_reason": events[-1].finish_reason,
-        "prompt_tokens": stats.prompt_tokens,
-        "cached_tokens": stats.cached_tokens,
-        "new_tokens": stats.new_tokens,
+        **{name: getattr(stats, name) for name in ("prompt_tokens", "cached_tokens", "new_tokens")},
         "prefill_s": round(stats.prefill_s, 4),
         "decode_s": round(stats.decode_s, 4),
         "tokens_per_s": round(stats.tokens_per_s, 2),
     }
     if logprobs:
         answer["logprobs"] = [event.logprob for event in steps]
-    if any(event.choices for event in steps):
-        chosen = [event.choices for event in steps if event.choices]
+    if chosen:
         answer["top_logprobs"] = [
             {**one.token._asdict(), "top": [token._asdict() for token in one.top]} for one in chosen
         ]

@@ -2,10 +2,8 @@
 
 
 class AdapterError(Exception):
-    """Base of everything below; `app.py` shows it as a toast, the command line as one line on stderr.
-
-    Its text is a sentence for anybody, whatever browser it is shown in: no folder of this machine and no other
-    exception's text is in it. detail: those, for whoever runs the program; only the command line and logs show it.
+    """Base of everything below. Its text is a sentence for anybody, without a folder of this machine or another
+    exception's text. detail: those, which only the command line and logs show.
     """
 
     def __init__(self, sentence: str, detail: str = "") -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-_MISSING: Any = object()
 
 
 class LRU(Generic[K, V]):
@@ -34,10 +33,9 @@ class LRU(Generic[K, V]):
 
     def get(self, key: K) -> V | None:
         with self._lock:
-            if key not in self._values:
-                return None
-            self._values.move_to_end(key)
-            return self._values[key]
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
 
     def put(self, key: K, value: V) -> None:
         """Keep a value, unless it is larger than the limit: then the others stay."""
@@ -51,8 +49,8 @@ class LRU(Generic[K, V]):
     def pop(self, key: K) -> None:
         """Forget a value, if it is there."""
         with self._lock:
-            value = self._values.pop(key, _MISSING)
-            self.size -= 0 if value is _MISSING else self._size_of(value)
+            if key in self._values:
+                self.size -= self._size_of(self._values.pop(key))
 
     def make_room(self, size: int) -> bool:
         """Forget values until `size` more fit; False, without forgetting any, if they never would."""

@@ -84,7 +84,7 @@ def test_an_output_that_breaks_or_lacks_a_character(tmp_path, tiny_fingerprint, 
 def test_the_page_refuses_a_file_as_adapter_folder(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         parse(["--adapters", __file__])
-    assert ended.value.code == 2 and f"--adapters {__file__} is a file" in capsys.readouterr().err
+    assert ended.value.code == 2 and f"--adapters: {__file__} is a file" in capsys.readouterr().err
     assert parse(["--adapters", str(tmp_path / "later")]).adapters == [tmp_path / "later"]
 
 

@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -37,8 +37,8 @@ from ray.serve.schema import ApplicationStatus
 from safetensors.torch import save
 
 from adapter.base.llama import Base
-from adapter.cluster import router as replica_router
-from adapter.cluster.replica import APP, STATUS_SECONDS, BaseDescription, References, build
+from adapter.cluster import replica as replicas_module
+from adapter.cluster.replica import APP, STATUS_SECONDS, References, build
 from adapter.errors import AdapterError, Busy, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.config import base_label
@@ -85,22 +85,25 @@ def connect(
         _join(address, starter)
         found = serve.status().applications.get(APP)
         if found is None or found.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING):
-            deploy(build(base, quantization, cache_bytes, replicas, *_share(address == "local", replicas[1])))
+            share = _share(address == "local", replicas[1])
+            application = build(base, quantization, cache_bytes, replicas, *share)
+            target = serve.RunTarget(application, name=APP, route_prefix=None)
+            serve.run_many([target], wait_for_applications_running=False)
         handle = serve.get_app_handle(APP)
-        description = _wait_for_replica(handle)
+        served = _wait_for_replica(handle)
     except Exception as error:  # Ray raises bare ones too
         _leave(starter)
         raise LoadError(
             "The cluster cannot be reached, or no replica came up: `ray status` and `serve status` say more.",
             f"{type(error).__name__}: {error}",
         ) from error
-    if description.fingerprint.name != base_label(base):
+    if served.fingerprint.name != base_label(base):
         _leave(starter)
         raise LoadError(
-            f"The cluster serves {description.fingerprint.name}, not {base_label(base)}. Ask for that base, or "
+            f"The cluster serves {served.fingerprint.name}, not {base_label(base)}. Ask for that base, or "
             "end what is there by `serve shutdown`."
         )
-    return RayEngine(handle, description.without_weights(), store, starter)
+    return RayEngine(handle, served, store, starter)
 
 
 def _join(address: str, starter: ThreadPoolExecutor) -> None:
@@ -108,25 +111,15 @@ def _join(address: str, starter: ThreadPoolExecutor) -> None:
     if (place := re.fullmatch(r"(.+):(\d+)", address)) is not None:
         # Ray itself would try for minutes.
         socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
-    dashboard = False if address == "local" else None
-    options: dict[str, Any] = {
-        "include_dashboard": dashboard,
-        "log_to_driver": False,
-        "logging_level": logging.WARNING,
-    }
-    starter.submit(ray.init, address, **options).result()
+    dashboard: Any = False if address == "local" else None
+    about = {"include_dashboard": dashboard, "log_to_driver": False, "logging_level": logging.WARNING}
+    starter.submit(ray.init, address, **about).result()
     # Visitors come to the page, so Serve needs no server of its own.
     serve.start(proxy_location="Disabled")
 
 
-def deploy(application: serve.Application) -> None:
-    """Deploys the replicas, in place of those that are there; does not wait for them."""
-    target = serve.RunTarget(application, name=APP, route_prefix=None)
-    serve.run_many([target], wait_for_applications_running=False)
-
-
-def _wait_for_replica(handle: DeploymentHandle) -> BaseDescription:
-    """What the first one that is up says of its base."""
+def _wait_for_replica(handle: DeploymentHandle) -> Base:
+    """The base of the first one that is up."""
     answer, deadline = handle.describe.remote(), time.monotonic() + _START_SECONDS
     while True:
         try:
@@ -166,7 +159,7 @@ class RayEngine:
         self._cpu_base = stand_in(base)
         # Whatever changes _open holds the lock. The garbage collector's `_cancel` changes nothing by itself.
         self._lock = threading.Lock()
-        self._open: dict[RemoteAnswer, asyncio.Task[None] | None] = {}  # in the order in which they were asked
+        self._open: dict[RemoteAnswer, Future[None]] = {}  # in the order in which they were asked
         self._closed = False
         self._references: weakref.WeakKeyDictionary[Adapter, tuple[str, Any]] = weakref.WeakKeyDictionary()
         self._loop = asyncio.new_event_loop()
@@ -177,7 +170,7 @@ class RayEngine:
     @property
     def failure(self) -> str | None:
         """That no replica is up, which may pass: requests wait for one."""
-        return None if replica_router.known else NO_REPLICA
+        return None if replicas_module.known else NO_REPLICA
 
     def submit(self, request: GenerationRequest) -> Answer:
         """As Engine.submit."""
@@ -188,21 +181,20 @@ class RayEngine:
         with self._lock:
             if self._closed:
                 raise Busy(CLOSED)
-            places = MAX_REQUESTS * max(1, len(replica_router.known))
+            places = MAX_REQUESTS * max(1, len(replicas_module.known))
             if len(self._open) >= places:
                 displaced = in_turn([*self._open, answer])[-1]
                 if displaced is answer:
                     raise queue_full(places)
-                self._stop_relay(self._open.pop(displaced))
+                self._open.pop(displaced).cancel()
                 displaced.end(queue_full(places))
-            self._open[answer] = None
-        self._loop.call_soon_threadsafe(self._start, answer, adapters)
+            self._open[answer] = asyncio.run_coroutine_threadsafe(self._relay(answer, adapters), self._loop)
         return Answer(answer.mailbox, lambda: self._cancel(answer))
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
         """As Engine.inspect."""
-        ids = admit(replace(request, form=NO_FORM), self.base, self._load).prompt_ids
-        request = replace(request, prompt_ids=tuple(ids))
+        request = replace(request, form=NO_FORM)
+        request = replace(request, prompt_ids=tuple(admit(request, self.base, self._load).prompt_ids))
         handle: Any = self._handle.options(session_id=_conversation(request))
         try:
             response = handle.inspect.remote(request, answer_ids, self._refer(request))
@@ -218,7 +210,7 @@ class RayEngine:
 
     def replicas(self) -> Mapping[str, EngineStatistics]:
         """What each replica counts, by the number of its machine and the end of its name."""
-        known = replica_router.known
+        known = replicas_module.known
         machines = sorted({replica.node_id for replica in known.values()})
         return {
             f"machine {machines.index(replica.node_id) + 1}/{name}": replica.routing_stats["statistics"]
@@ -230,7 +222,7 @@ class RayEngine:
         """One line: the base, and what runs where."""
         rows = "; ".join(f"{name}: {found.running}" for name, found in sorted(self.replicas().items()))
         running = f" (running {rows})" * bool(rows)
-        about, count = f"{self.base.fingerprint.name}: {self.base.quantization}", len(replica_router.known)
+        about, count = f"{self.base.fingerprint.name}: {self.base.quantization}", len(replicas_module.known)
         return f"{about}, {count or 'no'} replica{'s' * (count > 1)}{running or ' is up' * (not count)}"
 
     def close(self) -> None:
@@ -273,19 +265,10 @@ class RayEngine:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, answer: RemoteAnswer, adapters: References) -> None:
-        with self._lock:
-            if answer in self._open:
-                self._open[answer] = self._loop.create_task(self._relay(answer, adapters))
-
     def _leave_queue(self, answer: RemoteAnswer) -> None:
         with self._lock:
-            task = self._open.pop(answer, None)
-        self._stop_relay(task)
-
-    def _stop_relay(self, task: asyncio.Task[None] | None) -> None:
-        if task is not None:
-            self._loop.call_soon_threadsafe(task.cancel)
+            if (relay := self._open.pop(answer, None)) is not None:
+                relay.cancel()
 
     async def _relay(self, answer: RemoteAnswer, adapters: References) -> None:
         """Asks for an answer and passes on its events; again elsewhere if the replica is lost before the first."""
@@ -350,4 +333,4 @@ def _digest(adapter: Adapter) -> str:
 
 def _lost(error: BaseException) -> AdapterError:
     log.warning("A replica was lost: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
-    return Busy(LOST if replica_router.known else NO_REPLICA)
+    return Busy(LOST if replicas_module.known else NO_REPLICA)

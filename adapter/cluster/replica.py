@@ -1,24 +1,24 @@
-"""A replica of `Engine` in Ray Serve, and its deployment. Needs the extra `cluster`."""
+"""A replica of `Engine` in Ray Serve, its deployment, and which ones a page knows. Needs the extra `cluster`."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
 import torch
 from ray import serve
 from ray.serve.config import AutoscalingConfig
-from transformers import LlamaConfig
+from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
+from ray.serve.request_router import RunningReplica
 
 from adapter.base import embedded
 from adapter.base.llama import AdaptedLlama, Base, load_base
 from adapter.errors import AdapterError, Busy
 from adapter.lru import LRU
 from adapter.method.adapter import Adapter
-from adapter.method.config import BaseFingerprint
 from adapter.serve.engine import Engine
 from adapter.serve.inspection import Inspection
 from adapter.serve.request import MAX_SECONDS, GenerationEvent, GenerationRequest
@@ -29,42 +29,31 @@ STATUS_SECONDS = 1.0  # between a replica's reports to the pages
 _EVENT_SECONDS = 0.02  # between the lists of an answer's events
 _CACHED_ADAPTERS = 32  # of a replica; a row keeps its own alive
 
+known: Mapping[str, RunningReplica] = {}  # the replicas that are up, by the ends of their names
 # Adapters by name: the digest of each, and where it is in Ray's object store.
 References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
 
 
-@dataclass(frozen=True)
-class BaseDescription:
-    """What the page needs of a base that lies on other machines. eos: ids in its generation config."""
+class Replica:
+    """The deployment: an engine that gets its adapters with the requests, and keeps those used lately.
 
-    config: LlamaConfig
-    eos: int | list[int] | None
-    tokenizer: Any
-    fingerprint: BaseFingerprint
-    quantization: str
-    memory_bytes: int
+    They are known by name and content. The replica is the engine's store.
+    """
 
-    def without_weights(self) -> Base:
-        """A base that tokenises and knows its sizes."""
-        with torch.device("meta"):
-            model = AdaptedLlama(self.config)
-        model.generation_config.eos_token_id = self.eos
-        return Base(model, self.tokenizer, self.fingerprint, self.quantization, self.memory_bytes)
-
-
-class _ReplicaAdapters:
-    """The adapters of a replica, as Engine's store: those that came with requests lately, by name and content."""
-
-    def __init__(self) -> None:
+    def __init__(self, base: str, quantization: str = "auto", cache_bytes: int | None = None) -> None:
+        if base == embedded.BASE:
+            embedded.base_folder()
+        self._base = load_base(base, quantization)
         self._adapters: LRU[str, Adapter] = LRU(_CACHED_ADAPTERS)
+        self._engine = Engine(self._base, self, cache_bytes=cache_bytes)
 
-    async def fetch(self, request: GenerationRequest, references: References, base: Base) -> GenerationRequest:
-        """Gets what is missing. Returns the request with the names of the adapters in this cache."""
+    async def _fetch(self, request: GenerationRequest, references: References) -> GenerationRequest:
+        """Gets the adapters that are missing. Returns the request with the names that they have here."""
         names: dict[str | None, str | None] = {None: None}
         for name, (digest, reference) in references.items():
             names[name] = key = f"{name} ({digest[:12]})"
             if self._adapters.get(key) is None:
-                self._adapters.put(key, (await reference).to(base.device).requires_grad_(False).eval())
+                self._adapters.put(key, (await reference).to(self._base.device).requires_grad_(False).eval())
         mix = tuple((str(names[name]), strength) for name, strength in request.mix)
         return replace(request, adapter=names[request.adapter], mix=mix)
 
@@ -73,31 +62,19 @@ class _ReplicaAdapters:
             raise Busy("Too many adapters are asked for at once. Try again.")
         return adapter
 
-
-class Replica:
-    """The deployment: an engine that gets its adapters with the requests, and keeps those used lately."""
-
-    def __init__(self, base: str, quantization: str = "auto", cache_bytes: int | None = None) -> None:
-        if base == embedded.BASE:
-            embedded.base_folder()
-        self._base = load_base(base, quantization)
-        self._adapters = _ReplicaAdapters()
-        self._engine = Engine(self._base, self._adapters, cache_bytes=cache_bytes)
-
-    def describe(self) -> BaseDescription:
-        """The base, without its weights."""
-        base, model = self._base, self._base.model
-        eos = None if model.generation_config is None else model.generation_config.eos_token_id
-        return BaseDescription(
-            model.config, eos, base.tokenizer, base.fingerprint, base.quantization, base.memory_bytes
-        )
+    def describe(self) -> Base:
+        """The base without its weights: it tokenises and knows its sizes."""
+        with torch.device("meta"):
+            model = AdaptedLlama(self._base.model.config)
+        model.generation_config = self._base.model.generation_config
+        return replace(self._base, model=model)
 
     async def answer(
         self, request: GenerationRequest, adapters: References
     ) -> AsyncIterator[list[GenerationEvent | AdapterError]]:
         """Yields an empty list once the request is accepted, then lists of events; an error ends the answer."""
         try:
-            request = await self._adapters.fetch(request, adapters, self._base)
+            request = await self._fetch(request, adapters)
             answer = await asyncio.to_thread(self._engine.submit, request)
             yield []
             async for events in answer.async_event_lists(_EVENT_SECONDS):
@@ -110,7 +87,7 @@ class Replica:
     ) -> Inspection | AdapterError:
         """As Engine.inspect; an error is returned."""
         try:
-            request = await self._adapters.fetch(request, adapters, self._base)
+            request = await self._fetch(request, adapters)
             return await asyncio.to_thread(self._engine.inspect, request, answer_ids)
         except AdapterError as error:
             return error
@@ -123,6 +100,17 @@ class Replica:
         """Called by Serve, which replaces a replica that raises."""
         if self._engine.failure is not None:
             raise RuntimeError(self._engine.failure)
+
+
+class Router(ConsistentHashRouter):
+    """Keeps a conversation on a replica. Ray makes it in the process that asks."""
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        # By its name: Ray passes the class on with a copy of the module's variables.
+        from adapter.cluster import replica as module
+
+        super().update_replicas(replicas)
+        module.known = {replica.replica_id.unique_id: replica for replica in replicas}
 
 
 def build(
@@ -152,7 +140,7 @@ def build(
         graceful_shutdown_wait_loop_s=1.0,
         health_check_period_s=5.0,
         request_router_config={
-            "request_router_class": "adapter.cluster.router:Router",
+            "request_router_class": "adapter.cluster.replica:Router",
             "request_routing_stats_period_s": STATUS_SECONDS,
             "request_routing_stats_timeout_s": 10.0,
         },
@@ -163,6 +151,4 @@ def build(
 
 def app(args: dict[str, Any]) -> serve.Application:
     """The application of a Serve config file, whose `args` are those of `build`. See docs/cluster.md."""
-    if "replicas" in args:
-        args = {**args, "replicas": tuple(args["replicas"])}
-    return build(**args)
+    return build(**{**args, "replicas": tuple(args.get("replicas", (1, 1)))})

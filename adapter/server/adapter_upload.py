@@ -1,7 +1,5 @@
 """Adapters of visitors: an upload is checked in a staging folder, then moved into the store in one step; what was
-uploaded or trained here can be renamed, deleted and put back.
-
-Knows files, the store and the base's fingerprint; knows no Gradio. Files that can hold code are never opened.
+uploaded or trained here can be renamed, deleted and put back. Files that can hold code are never opened.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ ZIP_LIMITS = ArchiveLimits(
     500, MAX_BYTES, MAX_BYTES, endings=(".json", ".safetensors", ".md", *hub.PICKLES), kind="adapter"
 )
 FOLDER_ADAPTERS, FOLDER_BYTES = 500, 8 * 2**30  # of the store's folder for new ones, in which runs lie too
-_MAX_CARD, _MAX_CONFIG = 200_000, 100_000  # bytes
+_FILES = {CONFIG: 100_000, WEIGHTS: MAX_BYTES, CARD: 200_000}  # of an adapter, and the bytes that each may have
 _STALE_SECONDS = 3600
 DELETED, DELETED_SECONDS = ".deleted", 86_400  # a folder beside the adapters, and how long it keeps one at least
 _UNFINISHED, _RUN_LOCK = "state.pt", ".lock"  # of a training run, see train/run_folder.py
@@ -62,16 +60,24 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
         raise BadInput(f"Drop an adapter first. {_NEEDED}")
     if sum(file.stat().st_size for file in files) > MAX_BYTES:
         raise BadInput(f"An adapter may have {MAX_BYTES // 2**20} MB; this is more.")
+    into = store.incoming
     try:
-        into = store.incoming
-        with _staging_folder(into) as staging:
-            source, own_name = _unpack(files, staging / ".unpacked")  # no adapter has such a name
-            chosen_name = check_name(
-                name.strip() or re.sub(r"[^A-Za-z0-9_-]+", "-", own_name).strip("-_"), taken=()
-            )
-            folder = staging / chosen_name  # errors name the folder
+        into.mkdir(parents=True, exist_ok=True)
+        for stale in into.glob(".incoming-*"):  # left by a server that was killed
+            with contextlib.suppress(OSError):
+                if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(stale, ignore_errors=True)
+        # Hidden beside the adapters: stores do not see it, and a rename from it is atomic.
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=into, ignore_cleanup_errors=True) as staging:
+            source, own_name = _unpack(files, Path(staging, ".unpacked"))  # no adapter has such a name
+            folder = Path(staging, check_name(name.strip() or _to_name(own_name)))  # errors name the folder
             _take_files(source, folder)
-            _check(folder, store, base)
+            config = load_adapter(folder, base).config  # as strictly as for an answer
+            if config.form is not None:
+                check_form(config.form)
+            if config.vision is not None and config.vision.encoder not in _known_encoders(store):
+                seen = f"sees through the encoder '{_printable(config.vision.encoder)}', which is not here"
+                raise BadInput(f"Adapter '{folder.name}' {seen}. Bring one that uses {embedded.ENCODER}.")
             with names_lock(into):
                 return _move_into_store(folder, into, store)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
@@ -93,23 +99,12 @@ def add_from_hub(name: str, store: AdapterStore, base: BaseFingerprint, token: s
         files = hub.download(*repository, (CONFIG, WEIGHTS, CARD), Path(folder), MAX_BYTES, token)
         if not files:
             raise BadInput(f"'{repository[0]}' holds no adapter of this program.")
-        own_name = re.sub(r"[^A-Za-z0-9_-]+", "-", repository[0].partition("/")[2])
-        return add_adapter(files, own_name.strip("-_")[:MAX_NAME_LENGTH], store, base)
+        own_name = _to_name(repository[0].partition("/")[2])
+        return add_adapter(files, own_name[:MAX_NAME_LENGTH], store, base)
 
 
-@contextlib.contextmanager
-def _staging_folder(into: Path) -> Iterator[Path]:
-    """A hidden folder beside the adapters: stores do not see it, and a rename from it is atomic."""
-    into.mkdir(parents=True, exist_ok=True)
-    for stale in into.glob(".incoming-*"):  # left by a server that was killed
-        with contextlib.suppress(OSError):
-            if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(stale, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=".incoming-", dir=into))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _to_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")
 
 
 def _unpack(files: Sequence[Path], folder: Path) -> tuple[Path, str]:
@@ -119,7 +114,7 @@ def _unpack(files: Sequence[Path], folder: Path) -> tuple[Path, str]:
     if not zips:
         for file in files:
             _refuse_pickle(file.name)
-            if file.name not in (CONFIG, WEIGHTS, CARD):
+            if file.name not in _FILES:
                 raise BadInput(f"'{_printable(file.name)}' is no part of an adapter. {_NEEDED}")
             shutil.copyfile(file, folder / file.name)
         return folder, ""
@@ -143,25 +138,11 @@ def _take_files(source: Path, folder: Path) -> None:
     folder.mkdir()
     if not (source / WEIGHTS).is_file():
         raise BadInput(f"{WEIGHTS} is missing. {_NEEDED}")
-    for name in (CONFIG, WEIGHTS, CARD):
+    for name, most in _FILES.items():
         if (source / name).is_file():
+            if (source / name).stat().st_size > most:
+                raise BadInput(f"{name} has more than {most // 1000} kB. Shorten it.")
             os.replace(source / name, folder / name)
-    for name, longest in ((CONFIG, _MAX_CONFIG), (CARD, _MAX_CARD)):
-        if (folder / name).is_file() and (folder / name).stat().st_size > longest:
-            raise BadInput(f"{name} has more than {longest // 1000} kB. Shorten it.")
-
-
-def _check(folder: Path, store: AdapterStore, base: BaseFingerprint) -> None:
-    """Loads it as strictly as for an answer. Raises LoadError or BadInput."""
-    config = load_adapter(folder, base).config
-    if config.form is not None:
-        check_form(config.form)
-    vision = config.vision
-    if vision is not None and vision.encoder not in _known_encoders(store):
-        raise BadInput(
-            f"Adapter '{folder.name}' sees through the encoder '{_printable(vision.encoder)}', which is not here. "
-            f"Bring one that uses {embedded.ENCODER}."
-        )
 
 
 def _known_encoders(store: AdapterStore) -> set[str]:
@@ -242,14 +223,12 @@ def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> UploadedA
     # In any case of its letters: some systems tell no cases apart, and people hardly. Runs have their names too.
     names = {*store.names(), *(path.name for path in into.iterdir())}
     name = next((known for known in sorted(names) if known.lower() == folder.name.lower()), None)
-    if name is not None and name not in store.names():
-        raise _taken(name)
     if name is not None:
-        there = store.folder(name)
-        same, _, _ = filecmp.cmpfiles(folder, there, [CONFIG, WEIGHTS], shallow=False)
-        if len(same) == 2:
-            return UploadedAdapter(name, new=False)
-        raise _taken(name)
+        files = [CONFIG, WEIGHTS]
+        there = store.folder(name) if name in store.names() else None
+        if there is None or filecmp.cmpfiles(folder, there, files, shallow=False)[0] != files:
+            raise _taken(name)
+        return UploadedAdapter(name, new=False)
     weights = [path.stat().st_size for path in (*into.glob(f"*/{WEIGHTS}"), folder / WEIGHTS)]
     if len(weights) > FOLDER_ADAPTERS or sum(weights) > FOLDER_BYTES:
         raise BadInput("The server has no place for more adapters. Somebody there has to delete some first.")

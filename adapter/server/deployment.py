@@ -1,15 +1,20 @@
-"""Where the page is served and what follows: address, password, what visitors may do; the server's log."""
+"""Where the page is served and what follows: address, password, what visitors may do, uploads; the log."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import logging
 import os
 import re
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from adapter.errors import printable
 from adapter.server.limits import ANSWERS_AT_ONCE, ANSWERS_PER_MINUTE, UPLOADS_PER_HOUR
@@ -25,6 +30,8 @@ QUANTIZATIONS = ("auto", "packed-int8", "packed-int4", "nf4", "int8", "none")
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 # Visitors of a Space come through proxies of its own network, which alone are believed about addresses.
 PROXIES_OF_A_SPACE = "127.0.0.1,::1,10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7"
+_PREFIX = "llama-adapter-"
+_LOCK = ".lock-of-llama-adapter"  # marks a folder of uploads as made here
 
 
 @dataclass(frozen=True)
@@ -47,64 +54,32 @@ class Place:
     frames: str
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="app.py", description="Chat with a frozen LLaMA through swappable adapters."
-    )
-    parser.add_argument("--host", help="address to listen on (default 127.0.0.1: this machine only)")
-    parser.add_argument("--port", type=int, help=f"port (default: the first free one from {FIRST_PORT})")
-    parser.add_argument(
-        "--base", metavar="NAME", help="Hugging Face id or folder of a LLaMA (default: the embedded one)"
-    )
-    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
-    parser.add_argument(
-        "--adapters",
-        metavar="DIR",
-        type=Path,
-        action="append",
-        help="another folder of adapters, looked into before assets/adapters; may be repeated",
-    )
-    parser.add_argument(
-        "--cache-gb",
-        metavar="N",
-        type=float,
-        help="gigabytes for the keys and values of running and earlier conversations (default: a third of the "
-        "memory that is free once the base is loaded, or what 16 whole conversations take if that is less)",
-    )
-    parser.add_argument(
-        "--cluster",
-        metavar="ADDRESS",
-        help="answer by replicas on Ray: `local` starts them here, `auto` or an address joins a cluster",
-    )
-    parser.add_argument(
-        "--replicas",
-        metavar="N",
-        type=_replicas,
-        help="replicas of the base (default 1); `1-4` starts more of them where many wait. With --cluster",
-    )
-    parser.add_argument("--share", action="store_true", help="open a public link through gradio.live")
-    parser.add_argument(
-        "--public",
-        action="store_true",
-        help="others may ask, through a proxy on this machine for example; implied by --share and another --host",
-    )
-    parser.add_argument(
-        "--auth",
-        metavar="USER:PASS",
-        default=os.environ.get(AUTH_VARIABLE) or None,
-        help=f"ask for this name and password; {AUTH_VARIABLE} in the environment is not seen by other users",
-    )
-    parser.add_argument(
-        "--train",
-        action=argparse.BooleanOptionalAction,
-        help="whether visitors may train adapters and bring their own (default: if only this machine may ask)",
-    )
-    return parser
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of app.py, checked; ends the program with a sentence where they are wrong."""
-    parser = _parser()
+    parser = argparse.ArgumentParser("app.py", description="Chat with a frozen LLaMA through swappable adapters.")
+    add, password = parser.add_argument, os.environ.get(AUTH_VARIABLE) or None
+    add("--host", help="address to listen on (default 127.0.0.1: this machine only)")
+    add("--port", type=int, help=f"port (default: the first free one from {FIRST_PORT})")
+    add("--base", metavar="NAME", help="Hugging Face id or folder of a LLaMA (default: the embedded one)")
+    add("--quantization", choices=QUANTIZATIONS, default="auto")
+    add_adapters(parser, "another folder of adapters, looked into before assets/adapters; may be repeated")
+    what = (
+        "gigabytes for the keys and values of running and earlier conversations (default: a third of the memory "
+    )
+    what += "that is free once the base is loaded, or what 16 whole conversations take if that is less)"
+    add("--cache-gb", metavar="N", type=float, help=what)
+    what = "answer by replicas on Ray: `local` starts them here, `auto` or an address joins a cluster"
+    add("--cluster", metavar="ADDRESS", help=what)
+    what = "replicas of the base (default 1); `1-4` starts more of them where many wait. With --cluster"
+    add("--replicas", metavar="N", type=_replicas, help=what)
+    add("--share", action="store_true", help="open a public link through gradio.live")
+    what = "others may ask, through a proxy on this machine for example; implied by --share and another --host"
+    add("--public", action="store_true", help=what)
+    what = f"ask for this name and password; {AUTH_VARIABLE} in the environment is not seen by other users"
+    add("--auth", metavar="USER:PASS", default=password, help=what)
+    what = "whether visitors may train adapters and bring their own (default: if only this machine may ask)"
+    add("--train", action=argparse.BooleanOptionalAction, help=what)
+
     arguments = parser.parse_args(argv)
     if arguments.auth is not None and not all(arguments.auth.partition(":")):
         parser.error(f"--auth and {AUTH_VARIABLE} need USER:PASS, both parts non-empty")
@@ -116,10 +91,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--replicas needs --cluster: local for this machine")
     arguments.replicas = arguments.replicas or (1, 1)
     arguments.cache_bytes = None if arguments.cache_gb is None else int(arguments.cache_gb * 1e9)
-    for folder in arguments.adapters or ():
-        if folder.is_file():
-            parser.error(f"--adapters {folder} is a file; name the folder that the adapters are in")
     return arguments
+
+
+def add_adapters(parser: argparse.ArgumentParser, help: str) -> None:
+    """Adds --adapters, which takes folders only; one that is not there yet may come."""
+
+    def folder(text: str) -> Path:
+        if Path(text).is_file():
+            raise argparse.ArgumentTypeError(f"{text} is a file; name the folder that the adapters are in")
+        return Path(text)
+
+    parser.add_argument("--adapters", metavar="DIR", type=folder, action="append", default=[], help=help)
 
 
 def _replicas(text: str) -> tuple[int, int]:
@@ -141,6 +124,11 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
         port = int(given) if given.isdecimal() else FIRST_PORT
     share = arguments.share and not space  # a Space has its public address
     public = arguments.public or space or share or host not in LOCAL
+    # Not for strangers by default: training takes the machine for minutes, and an upload is their file.
+    training = arguments.train
+    if training is None:
+        variable = environment.get(TRAIN_VARIABLE, "").lower()
+        training = variable in ("1", "true", "yes", "on") if variable else not public
     return Place(
         host=host,
         port=port,
@@ -151,18 +139,9 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
         and importlib.util.find_spec("spaces") is not None,
         auth=arguments.auth,
         public=public,
-        training=_may_train(arguments.train, environment.get(TRAIN_VARIABLE, ""), public),
+        training=training,
         frames=" ".join(environment.get(FRAMES_VARIABLE, "https://huggingface.co" if space else "").split()),
     )
-
-
-def _may_train(asked: bool | None, variable: str, public: bool) -> bool:
-    """Not for strangers by default: training takes the machine for minutes, and an upload is their file."""
-    if asked is not None:
-        return asked
-    if variable:
-        return variable.lower() in ("1", "true", "yes", "on")
-    return not public
 
 
 def describe_access(place: Place) -> str:
@@ -179,6 +158,34 @@ def describe_access(place: Place) -> str:
 def runs_folder() -> Path:
     """The folder of adapters that are trained or uploaded here. May not exist yet."""
     return Path(os.environ.get(RUNS_VARIABLE) or Path(__file__).parents[2] / "runs").expanduser().absolute()
+
+
+@contextlib.contextmanager
+def upload_folder(parent: str | None) -> Iterator[Path]:
+    """A new folder in `parent`, or in the system's temporary folder, that only this user can read.
+
+    It is deleted when the block ends, and those of this user's servers that were killed are deleted now. Nothing
+    else in `parent` is touched. Raises OSError if the folder cannot be made.
+    """
+    below = Path(parent or tempfile.gettempdir())
+    below.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for old in below.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, Timeout):  # it is in use, or somebody else deletes it too
+            own = not hasattr(os, "geteuid") or old.lstat().st_uid == os.geteuid()
+            mark = old / _LOCK
+            if own and mark.is_file() and not (old.is_symlink() or mark.is_symlink()):
+                with FileLock(mark, timeout=0):
+                    shutil.rmtree(old, ignore_errors=True)
+    # Nobody can guess its name and put a link there: mkdtemp makes it, with rights for its owner alone. It gets a
+    # name of its own once it is locked: another server that starts now would take it for a leftover.
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=below)).resolve()
+    folder = new.with_name(f"{_PREFIX}{new.name.removeprefix('.new-')}")
+    with FileLock(new / _LOCK):  # which the system drops when its owner dies, however it dies
+        new.rename(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 # What visitors send can neither begin a line of the log nor steer a terminal.

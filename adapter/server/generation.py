@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _IMPORT_LOCK = threading.Lock()
+FAILED = "Something went wrong on the server; its log has the details. Try again."
+DEFAULT_QUESTION = "What is in this picture?"  # of a picture that comes without a word
 MAX_CHARACTERS = 20_000  # of one message
 STATUS_SECONDS = 0.25  # between the status lines of who waits for the model
 # Neither host.docker.internal nor 0.0.0.0: browsers do not say Sec-Fetch-Site to them, so a GET that a page

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from adapter.errors import Busy
+from adapter.lru import LRU
 from adapter.serve.request import Client
 
 ANSWERS_PER_MINUTE, ANSWERS_AT_ONCE = 30, 24  # the engine's other slots are left to other addresses
@@ -50,32 +51,21 @@ class RateLimited(Busy):
 
 
 class TokenBuckets:
-    """A token bucket for each key: `size` tokens, refilled within `seconds`. Thread-safe, of bounded size.
-
-    Not the package `limits`: it has windows without a steady refill, and keeps every key until a timer expires it.
-    """
+    """A token bucket for each key: `size` tokens, refilled within `seconds`. Thread-safe, of bounded size."""
 
     def __init__(self, size: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.size, self._rate, self._clock = size, size / seconds, clock
         self._lock = threading.Lock()
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when that was
-
-    def __len__(self) -> int:
-        return len(self._buckets)
+        self._buckets: LRU[str, tuple[float, float]] = LRU(_MAX_ADDRESSES)  # tokens, and when that was
 
     def take(self, key: str, count: int = 1) -> float:
         """Take `count` tokens and return 0; or take none, and return the seconds until there is one."""
         with self._lock:
             now = self._clock()
-            tokens, then = self._buckets.pop(key, (float(self.size), now))
+            tokens, then = self._buckets.get(key) or (float(self.size), now)
             tokens = min(self.size, tokens + (now - then) * self._rate)
             wait = max(0.0, (1 - tokens) / self._rate)
-            self._buckets[key] = (tokens - count * (not wait), now)  # now the most recently used
-            while self._buckets:
-                tokens, then = next(iter(self._buckets.values()))
-                if tokens + (now - then) * self._rate < self.size and len(self._buckets) <= _MAX_ADDRESSES:
-                    break
-                self._buckets.popitem(last=False)  # full again, like one that was never used
+            self._buckets.put(key, (tokens - count * (not wait), now))
             return wait
 
 
@@ -88,20 +78,18 @@ class Slots:
     def __init__(self, size: int) -> None:
         self.size = size
         self._lock = threading.Lock()
-        self._taken: dict[str, int] = {}
+        self._taken: Counter[str] = Counter()
         self._released: deque[str] = deque()
 
     def acquire(self, key: str) -> bool:
         """Whether there was a slot left."""
         with self._lock:
             while self._released:
-                released = self._released.popleft()
-                self._taken[released] -= 1
-                if not self._taken[released]:
-                    del self._taken[released]
-            if self._taken.get(key, 0) >= self.size:
+                self._taken[self._released.popleft()] -= 1
+            self._taken = +self._taken  # without those that hold none
+            if self._taken[key] >= self.size:
                 return False
-            self._taken[key] = self._taken.get(key, 0) + 1
+            self._taken[key] += 1
             return True
 
     def release(self, key: str) -> None:

@@ -20,7 +20,6 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from adapter.errors import BadInput, Busy
-from adapter.server import texts
 from adapter.server.generation import AdapterCatalog, EngineProvider, ServingEngine, client_of, is_local
 from adapter.server.limits import Limits
 from adapter.server.openai_api import NO_KEY, find_key, shows_key
@@ -68,7 +67,8 @@ def routes(provider: EngineProvider, metrics: Metrics, auth: str | None) -> list
         may_read = here and is_local(request.scope, request.headers)
         if not may_read and not (key is not None and shows_key(request, key)):
             if key is None or "authorization" not in request.headers:
-                return PlainTextResponse(texts.METRICS_NOT_FOR_ALL, 403)
+                text = "The figures of this server are for its own machine, or for who shows the key of /v1."
+                return PlainTextResponse(text, 403)
             return PlainTextResponse(NO_KEY, 401, {"WWW-Authenticate": "Bearer"})  # counted as a guess
         content = await asyncio.to_thread(metrics.render, provider)
         return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})

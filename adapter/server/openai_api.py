@@ -22,11 +22,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from adapter.errors import AdapterError, BadForm, BadInput, Busy, EngineBroken, LoadError
-from adapter.server import texts
-from adapter.server.generation import AdapterCatalog, EngineProvider, browser_text, client_of
+from adapter.server.generation import FAILED, AdapterCatalog, EngineProvider, browser_text, client_of
 from adapter.server.openai_schema import (
     BASE,
     ApiError,
@@ -71,7 +70,7 @@ def mount(
     The key that a client must show is LLAMA_ADAPTER_API_KEY, or else the page's USER:PASS; without both none is.
     prepare: called with each request in the context in which the engine is asked.
     """
-    return Mount("/v1", _Guard(create_app(provider, store, prepare), find_key(auth)))
+    return Mount("/v1", _Api(provider, store, find_key(auth), prepare))
 
 
 def find_key(auth: str | None) -> bytes | None:
@@ -86,68 +85,75 @@ def shows_key(request: Request, key: bytes) -> bool:
     return scheme.lower() == "bearer" and hmac.compare_digest(shown.encode("latin-1").strip(), key)
 
 
-def create_app(
-    provider: EngineProvider, store: AdapterCatalog, prepare: Callable[[Request], None] = lambda request: None
-) -> FastAPI:
-    """The routes; errors have OpenAI's shape. The schema is at /openapi.json."""
-    # Without the pages of documentation, which load their scripts from elsewhere.
-    api = FastAPI(title="LLaMA-Adapter", docs_url=None, redoc_url=None)
-    requests = _Requests(provider, store, prepare)
+class _Api:
+    """An ASGI application: admits requests by key and number before anything of them is read, and asks the engine.
 
-    def add_completions(path: str, kind: type[Body]) -> None:
+    In threads: the page shares the event loop. There is one for each request: words wait neither for pictures that
+    are decoded nor for forms that are tried. Errors have OpenAI's shape. The schema is at /openapi.json.
+    """
+
+    def __init__(
+        self,
+        provider: EngineProvider,
+        store: AdapterCatalog,
+        key: bytes | None,
+        prepare: Callable[[Request], None],
+    ) -> None:
+        self._provider, self._store, self._key, self._prepare = provider, store, key, prepare
+        self._pool = ThreadPoolExecutor(MAX_OPEN, "openai-api")
+        self._open = 0  # requests
+        self._bytes = 0  # of the bodies that are read or parsed
+        self._since = int(time.time())
+        # Without the pages of documentation, which load their scripts from elsewhere.
+        self._routes = FastAPI(title="LLaMA-Adapter", docs_url=None, redoc_url=None)
+        self._add_completions("/chat/completions", ChatCompletionRequest)
+        self._add_completions("/completions", CompletionRequest)
+
+        @self._routes.get("/models")
+        @self._routes.get("/models/{name:path}")
+        async def models(name: str = "") -> Response:
+            engine = self._engine()
+            return _json(await self._in_thread(lambda: self._models(engine, name.strip("/"))))
+
+        async def answer_error(request: Request, error: Exception) -> Response:
+            return error_response(error)
+
+        for kind in (ApiError, AdapterError, HTTPException, Exception):
+            self._routes.add_exception_handler(kind, answer_error)
+
+    def _add_completions(self, path: str, kind: type[Body]) -> None:
         # The body is read by hand: within a limit of bytes and seconds, and parsed in a thread.
         documented = {"content": {"application/json": {"schema": kind.model_json_schema()}}}
 
-        @api.post(path, openapi_extra={"requestBody": {**documented, "required": True}})
+        @self._routes.post(path, openapi_extra={"requestBody": {**documented, "required": True}})
         async def completions(request: Request) -> Response:
-            completion, stream = await requests.begin(request, kind)
-            if not stream:
+            engine = self._engine()
+            async with self._read(request) as raw:  # it is in memory no longer than this
+                completion = await self._in_thread(lambda: self._submit(request, parse(raw, kind), engine))
+            if not completion.body.stream:
                 return _json(await _until_disconnect(request, completion.whole()))
             chunks = completion.chunks()
             # What fails before the first chunk still gets a status of its own.
             first = await _until_disconnect(request, anext(chunks))
             return EventSourceResponse(_chain(first, chunks), headers={"Cache-Control": "no-cache"}, sep="\n")
 
-    add_completions("/chat/completions", ChatCompletionRequest)
-    add_completions("/completions", CompletionRequest)
-
-    @api.get("/models")
-    @api.get("/models/{name:path}")
-    async def models(name: str = "") -> Response:
-        return _json(await requests.models(name.strip("/")))
-
-    async def answer_error(request: Request, error: Exception) -> Response:
-        return error_response(error)
-
-    for kind in (ApiError, AdapterError, HTTPException, Exception):
-        api.add_exception_handler(kind, answer_error)
-    return api
-
-
-class _Requests:
-    """Reads requests and gives them to the engine, in threads: the page shares the event loop.
-
-    There is a thread for each: words wait neither for pictures that are decoded nor for forms that are tried.
-    """
-
-    def __init__(
-        self, provider: EngineProvider, store: AdapterCatalog, prepare: Callable[[Request], None]
-    ) -> None:
-        self._provider, self._store, self._prepare = provider, store, prepare
-        self._pool = ThreadPoolExecutor(MAX_OPEN, "openai-api")
-        self._bytes = 0  # of the bodies that are read or parsed
-        self._since = int(time.time())
-
-    async def begin(self, request: Request, kind: type[Body]) -> tuple[_Completion, bool]:
-        """Submits a request; tells whether it is to be streamed. The body is in memory only until it returns."""
-        engine = self._engine()
-        async with self._read(request) as raw:
-            return await self._in_thread(lambda: self._submit(request, parse(raw, kind), engine))
-
-    async def models(self, wanted: str) -> dict[str, Any]:
-        """As `_models`."""
-        engine = self._engine()
-        return await self._in_thread(lambda: _models(engine, self._store, self._since, wanted))
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._open += 1
+        try:
+            if self._key is not None and not shows_key(Request(scope), self._key):
+                raise ApiError(401, NO_KEY, code="invalid_api_key")
+            if self._open > MAX_OPEN:
+                raise Busy(f"{MAX_OPEN} requests are open already. Try again in a minute.")
+            await self._routes(scope, receive, send)
+        except (ApiError, Busy) as error:
+            await error_response(error)(scope, receive, send)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            # FastAPI has answered it already, and raises it once more.
+            log.error("A request to /v1 failed", exc_info=error)
+        finally:
+            self._open -= 1
 
     def _engine(self) -> ServingEngine:
         if (engine := self._provider.engine()) is not None:
@@ -180,46 +186,38 @@ class _Requests:
         run = contextvars.copy_context().run
         return await asyncio.get_running_loop().run_in_executor(self._pool, run, work)
 
-    def _submit(self, request: Request, body: Body, engine: ServingEngine) -> tuple[_Completion, bool]:
+    def _submit(self, request: Request, body: Body, engine: ServingEngine) -> _Completion:
         self._prepare(request)
         requests = body.to_requests(self._store.names(), engine.base, client_of(request))
         try:
-            return _Completion(body, requests, engine), body.stream
+            return _Completion(body, requests, engine)
         except TemplateError:  # some bases' templates want user and assistant to take turns
             said = "The base's chat template refuses these roles in this order."
             raise ApiError(400, said, "messages") from None
         except BadForm as error:
             raise ApiError(400, browser_text(error), body.form_field) from error
 
+    def _models(self, engine: ServingEngine, wanted: str) -> dict[str, Any]:
+        """The list of models, or the wanted one. Raises ApiError if there is none of that name.
 
-class _Guard:
-    """ASGI middleware: admits requests by key and number, before anything of them is read."""
+        OpenAI's fields, and in `adapter` what is ours.
+        """
+        base = engine.base.fingerprint
+        about = {"object": "model", "created": self._since, "owned_by": "llama-adapter", "root": base.name}
 
-    def __init__(self, app: ASGIApp, key: bytes | None) -> None:
-        self._app = app
-        self._key = key
-        self._open = 0
+        def model(name: str, kind: str, description: str, size: int, fingerprint: object) -> dict[str, Any]:
+            given = {"kind": kind, "description": description, "bytes": size, "fingerprint": vars(fingerprint)}
+            return {"id": name, **about, "adapter": given}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._open += 1
-        try:
-            self._admit(Request(scope))
-            await self._app(scope, receive, send)
-        except (ApiError, Busy) as error:
-            await error_response(error)(scope, receive, send)
-        except ClientDisconnect:
-            pass
-        except Exception as error:
-            # FastAPI has answered it already, and raises it once more.
-            log.error("A request to /v1 failed", exc_info=error)
-        finally:
-            self._open -= 1
-
-    def _admit(self, request: Request) -> None:
-        if self._key is not None and not shows_key(request, self._key):
-            raise ApiError(401, NO_KEY, code="invalid_api_key")
-        if self._open > MAX_OPEN:
-            raise Busy(f"{MAX_OPEN} requests are open already. Try again in a minute.")
+        models = {BASE: model(BASE, "base", f"The frozen base, {base.name}", engine.base.memory_bytes, base)}
+        for name in self._store.names():
+            with suppress(LoadError):  # it cannot be used either
+                card = self._store.card(name)
+                kind = "visual" if card.is_visual else "text"
+                models.setdefault(name, model(name, kind, card.description, card.bytes, card.config.base))
+        if not wanted:
+            return {"object": "list", "data": list(models.values())}
+        return models[find_model(wanted, models, base.name) or BASE]
 
 
 class _Completion:
@@ -227,7 +225,7 @@ class _Completion:
 
     def __init__(self, body: Body, requests: list[GenerationRequest], engine: ServingEngine) -> None:
         """Starts all answers, or none."""
-        self._body, self._base = body, engine.base
+        self.body, self._base = body, engine.base
         self._ended: dict[int, GenerationStats] = {}
         with ExitStack() as begun:
             self._answers = [begun.enter_context(closing(engine.submit(request))) for request in requests]
@@ -246,18 +244,18 @@ class _Completion:
             async for index, events in self._events:
                 found[index] += events
                 self._count(index, events)
-        choices = [self._body.choice(index, events, self._base) for index, events in enumerate(found)]
+        choices = [self.body.choice(index, events, self._base) for index, events in enumerate(found)]
         return {**self._about, "object": self._name, "choices": choices, "usage": self._usage()}
 
     async def chunks(self) -> AsyncIterator[dict[str, str]]:
         """Server-sent events. An error is raised in place of the first one; after it, it is the last one."""
         begun: set[int] = set()
-        include_usage = self._body.stream_options.include_usage
+        include_usage = self.body.stream_options.include_usage
         with self._open:
             try:
                 async for index, events in self._events:
                     self._count(index, events)
-                    for choice in self._body.chunks(index, events, self._base, index not in begun):
+                    for choice in self.body.chunks(index, events, self._base, index not in begun):
                         begun.add(index)
                         yield self._data(choices=[choice], **({"usage": None} if include_usage else {}))
                 if include_usage:
@@ -278,7 +276,7 @@ class _Completion:
 
     def _usage(self) -> dict[str, Any]:
         """A prompt counts once, however many choices it has."""
-        prompts = [self._ended[index] for index in range(0, len(self._ended), self._body.n)]
+        prompts = [self._ended[index] for index in range(0, len(self._ended), self.body.n)]
         prompt, new = sum(s.prompt_tokens for s in prompts), sum(s.new_tokens for s in self._ended.values())
         cached = {"cached_tokens": sum(s.cached_tokens for s in prompts)}
         total = {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
@@ -313,32 +311,6 @@ async def _merged(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[in
             task.cancel()
 
 
-def _models(engine: ServingEngine, store: AdapterCatalog, since: int, wanted: str) -> dict[str, Any]:
-    """The list of models, or the wanted one. Raises ApiError if there is none of that name.
-
-    OpenAI's fields, and in `adapter` what is ours.
-    """
-    base = engine.base.fingerprint
-    about = {"object": "model", "created": since, "owned_by": "llama-adapter", "root": base.name}
-
-    def model(name: str, kind: str, description: str, size: int, fingerprint: object) -> dict[str, Any]:
-        given = {"kind": kind, "description": description, "bytes": size, "fingerprint": vars(fingerprint)}
-        return {"id": name, **about, "adapter": given}
-
-    models = [model(BASE, "base", f"The frozen base, {base.name}", engine.base.memory_bytes, base)]
-    for name in store.names():
-        try:
-            card = store.card(name)
-        except LoadError:
-            continue  # it cannot be used either
-        kind = "visual" if card.is_visual else "text"
-        models.append(model(name, kind, card.description, card.bytes, card.config.base))
-    if not wanted:
-        return {"object": "list", "data": models}
-    name = find_model(wanted, [each["id"] for each in models], base.name) or BASE
-    return next(each for each in models if each["id"] == name)
-
-
 async def _until_disconnect(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`. Raises ClientDisconnect, with `work` cancelled, if the client leaves before."""
 
@@ -360,7 +332,7 @@ async def _until_disconnect(request: Request, work: Awaitable[T]) -> T:
 
 def _public(error: Exception) -> tuple[int, dict[str, Any]]:
     """Status and body of an error, without anything of this machine in it."""
-    status, text, param, code = 500, texts.FAILED, None, None
+    status, text, param, code = 500, FAILED, None, None
     if isinstance(error, ApiError):  # written here, and the addresses in it are the API's
         status, text, param, code = error.status, str(error), error.param, error.code
     elif isinstance(error, AdapterError):

@@ -46,8 +46,7 @@ from adapter.serve.settings import (
     TopK,
     TopP,
 )
-from adapter.server.generation import check_length
-from adapter.server.texts import DEFAULT_QUESTION
+from adapter.server.generation import DEFAULT_QUESTION, check_length
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,10 +60,7 @@ MAX_CHOICES = 16  # answers to one request
 MAX_PROMPT_IDS = 100_000
 _PENALTIES = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}  # with what is none of them
 _FINISH_REASONS: dict[str | None, str] = {"stop": "stop", "length": "length", "time": "length"}
-_ROLES: dict[str, Role] = {
-    "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
-    "tool": "user",
-}  # fmt: skip
+_ROLES: dict[str, Any] = {"developer": "system", "tool": "user"}  # of those that no template knows
 _DATA_URL = re.compile("data:[^,]{0,150};base64,", re.IGNORECASE)
 _DEFAULT = Settings()
 
@@ -141,9 +137,7 @@ class StreamOptions(_Body):
 
 
 class JsonSchema(_Body):
-    name: str = ""
-    json_schema: dict[str, Any] = Field(alias="schema")
-    strict: StrictBool = True  # the answer is held to the schema either way
+    json_schema: dict[str, Any] = Field(alias="schema", description="held to, strict or not")
 
 
 class ResponseFormat(_OfType):
@@ -193,30 +187,37 @@ class _Completion(_Body):
     strength: Strength = _DEFAULT.strength
     mix: dict[str, Strength] = Field({}, max_length=MAX_MIX, description="further adapters with their strengths")
 
-    def sampling(self, choice: int, max_tokens: int) -> SamplingParams:
-        """Of one of several choices, of which each has the next seed."""
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        return SamplingParams(
-            **{name: getattr(self, name) for name in (*names, "presence_penalty", "frequency_penalty")},
-            max_new_tokens=max_tokens,
-            seed=None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1),
-            logit_bias=tuple((int(token), bias) for token, bias in self.logit_bias.items()),
-        )
+    def to_requests(self, adapters: Collection[str], base: Base, client: Client) -> list[GenerationRequest]:
+        """The engine's requests: for each prompt its choices. adapters: the names that there are.
 
-    def about_adapters(self, adapters: Collection[str], base: str) -> dict[str, Any]:
-        """The part of an engine's request that names adapters. Raises ApiError."""
+        Raises ApiError, and BadInput for a picture that cannot be read or a message that is too long.
+        """
+        base_name = base.fingerprint.name
+        adapter = find_model(self.model, adapters, base_name)
         if self.stream_options.include_usage and not self.stream:
             raise ApiError(400, "stream_options needs stream: true.", "stream_options")
         for name in self.mix:
             if name not in adapters:
                 there = ", ".join(sorted(adapters)) or "none"
                 raise ApiError(400, f"There is no adapter '{name[:100]}' to mix in. Choose from: {there}.", "mix")
-        return {
-            "adapter": find_model(self.model, adapters, base),
-            "strength": self.strength,
-            "mix": tuple(self.mix.items()),
-            "stop": tuple(self.stop),
-        }
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        sampling = SamplingParams(
+            **{name: getattr(self, name) for name in (*names, "presence_penalty", "frequency_penalty")},
+            max_new_tokens=getattr(self, "max_completion_tokens", None) or max(1, self.max_tokens),
+            logit_bias=tuple((int(token), bias) for token, bias in self.logit_bias.items()),
+        )
+        about: dict[str, Any] = {"adapter": adapter, "strength": self.strength, "client": client}
+        about |= {"mix": tuple(self.mix.items()), "stop": tuple(self.stop)}
+        seeds = [None if self.seed is None else (self.seed + i) % (MAX_SEED + 1) for i in range(self.n)]
+        return [
+            GenerationRequest(**about, **prompt, sampling=replace(sampling, seed=seed))
+            for prompt in self.prompts((BASE, base_name))
+            for seed in seeds
+        ]
+
+    def prompts(self, base_names: Collection[str]) -> list[dict[str, Any]]:
+        """What a GenerationRequest has of each prompt. Raises as `to_requests`."""
+        raise NotImplementedError
 
 
 class ChatCompletionRequest(_Completion):
@@ -278,35 +279,22 @@ class ChatCompletionRequest(_Completion):
                 raise ApiError(400, f"An answer with a form has no '{name}'. Leave one of them out.", name)
         if self.grammar is not None:
             return self.grammar
-        schema = self.tool.parameters if self.tool else None
-        if self.response_format and self.response_format.json_schema:
-            schema = self.response_format.json_schema.json_schema
+        given = self.response_format.json_schema if self.response_format else None
+        schema = self.tool.parameters if self.tool else given.json_schema if given else None
         try:
             return JSON_OBJECT if schema is None else json_schema_form(schema)
         except BadInput as error:
             raise ApiError(400, str(error), field) from error
 
-    def to_requests(self, adapters: Collection[str], base: Base, client: Client) -> list[GenerationRequest]:
-        """The engine's requests, one for each choice. adapters: the names that there are.
-
-        Raises ApiError, and BadInput for a picture that cannot be read or a message that is too long.
-        """
-        name = base.fingerprint.name
-        about = self.about_adapters(adapters, name)
-        messages, picture = _conversation(self.messages, (BASE, name))
+    def prompts(self, base_names: Collection[str]) -> list[dict[str, Any]]:
+        """The conversation, with its form and its newest picture."""
+        messages, picture = _conversation(self.messages, base_names)
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
-        request = GenerationRequest(
-            messages=messages,
-            image=None if picture is None else _decode_picture(picture),
-            others=self.others,
-            form=self.form(),
-            client=client,
-            top_logprobs=max(1, self.top_logprobs) if self.logprobs else 0,
-            **about,
-        )
-        most = self.max_completion_tokens or self.max_tokens
-        return [replace(request, sampling=self.sampling(choice, most)) for choice in range(self.n)]
+        top = max(1, self.top_logprobs) if self.logprobs else 0
+        image = None if picture is None else _decode_picture(picture)
+        about = {"others": self.others, "form": self.form(), "top_logprobs": top}
+        return [{"messages": messages, "image": image, **about}]
 
     def choice(self, index: int, events: Sequence[GenerationEvent], base: Base) -> dict[str, Any]:
         """A whole answer."""
@@ -378,32 +366,27 @@ class CompletionRequest(_Completion):
     suffix: Literal[""] = ""
     form_field: ClassVar = None
 
-    def to_requests(self, adapters: Collection[str], base: Base, client: Client) -> list[GenerationRequest]:
-        """The engine's requests: for each prompt its choices. Raises as of ChatCompletionRequest."""
+    def prompts(self, base_names: Collection[str]) -> list[dict[str, Any]]:
         from adapter.serve.form import NO_FORM
 
-        about = self.about_adapters(adapters, base.fingerprint.name)
         if not self.max_tokens and not self.echo:
             raise ApiError(400, "'max_tokens' may be 0 with echo: true only.", "max_tokens")
         if len(self.prompt) * self.n > MAX_CHOICES:
             raise ApiError(400, f"{MAX_CHOICES} prompts times 'n' are the most at once.", "n")
-        requests = []
+        about = {
+            "raw": True,
+            "form": NO_FORM,
+            "top_logprobs": 0 if self.logprobs is None else max(1, self.logprobs),
+            "prompt_logprobs": self.echo and self.logprobs is not None,
+        }
+        found: list[dict[str, Any]] = []
         for prompt in self.prompt:
             if isinstance(prompt, str):
                 check_length(prompt)
-            request = GenerationRequest(
-                messages=(Message("user", prompt),) if isinstance(prompt, str) else (),
-                prompt_ids=None if isinstance(prompt, str) else tuple(prompt),
-                raw=True,
-                form=NO_FORM,
-                client=client,
-                top_logprobs=0 if self.logprobs is None else max(1, self.logprobs),
-                prompt_logprobs=self.echo and self.logprobs is not None,
-                **about,
-            )
-            for choice in range(self.n):
-                requests.append(replace(request, sampling=self.sampling(choice, max(1, self.max_tokens))))
-        return requests
+                found.append({**about, "messages": (Message("user", prompt),)})
+            else:
+                found.append({**about, "prompt_ids": tuple(prompt)})
+        return found
 
     def choice(self, index: int, events: Sequence[GenerationEvent], base: Base) -> dict[str, Any]:
         """A whole answer, behind its prompt with `echo`."""
@@ -522,7 +505,7 @@ def _conversation(
             if not urls:
                 continue
             text = ""  # a neighbour may have the words
-        role = _ROLES[message.role]
+        role: Role = _ROLES.get(message.role, message.role)
         name = message.name if role == "assistant" else None
         name = BASE_ONLY if name in base_names else name
         if joined and (joined[-1].role, joined[-1].name) == (role, name):

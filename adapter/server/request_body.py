@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,13 +11,12 @@ import anyio
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
-from adapter.server import texts
 from adapter.server.limits import VALUES_AT_ONCE
 from adapter.server.openai_schema import ApiError
 
 BODY_SECONDS, BODY_BYTES_PER_SECOND = 30.0, 2**15  # a body may take so long, and more by what has arrived of it
 FOLDER_BYTES, FOLDER_FILES = 4 * 2**30, 20_000  # of a day's uploads
-_FOLDER_SECONDS = 10.0
+SEND_LESS = "Start a new conversation, or send less."
 
 
 class RequestRefused(ApiError, HTTPException):
@@ -53,7 +50,8 @@ def bounded(receive: Receive, most: int, too_long: str) -> Receive:
             with anyio.fail_after(deadline - anyio.current_time()):
                 message = await receive()
         except TimeoutError:
-            raise RequestRefused(408, texts.REQUEST_TOO_SLOW) from None
+            said = "The request took too long to arrive. Send it again, or send less."
+            raise RequestRefused(408, said) from None
         size += len(message.get("body", b""))
         if size > most:
             raise RequestRefused(413, too_long)
@@ -76,9 +74,7 @@ def counting_values(receive: Receive, count_all: Callable[[int], None]) -> Recei
         if message["type"] == "http.request":
             count += sum(map(message.get("body", b"").count, b"[{,"))
             if count > VALUES_AT_ONCE:
-                raise RequestRefused(
-                    413, f"The request has more than {VALUES_AT_ONCE:,} values. {texts.SEND_LESS}"
-                )
+                raise RequestRefused(413, f"A request may have {VALUES_AT_ONCE:,} values. {SEND_LESS}")
             if not message.get("more_body", False):
                 count_all(count)
         return message
@@ -86,30 +82,12 @@ def counting_values(receive: Receive, count_all: Callable[[int], None]) -> Recei
     return receive_counting
 
 
-class FolderSize:
-    """Bytes and files in the folder of uploads, measured anew every few seconds."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._bytes = self._files = 0
-        self._due = 0.0
-
-    async def is_full(self, more: int) -> bool:
-        """Whether `more` bytes do not fit; if they do, they count from now on."""
-        if (now := time.monotonic()) >= self._due:
-            self._due = now + _FOLDER_SECONDS
-            self._bytes, self._files = await asyncio.to_thread(self._measure)
-        if self._bytes + more > FOLDER_BYTES or self._files >= FOLDER_FILES:
-            return True
-        self._bytes += more
-        self._files += 1
-        return False
-
-    def _measure(self) -> tuple[int, int]:
-        total = count = 0
-        for root, _, names in os.walk(self._path):
-            for name in names:
-                with contextlib.suppress(OSError):  # just deleted
-                    total += os.lstat(os.path.join(root, name)).st_size
-                    count += 1
-        return total, count
+def is_full(folder: Path, more: int) -> bool:
+    """Whether `more` bytes do not fit into the folder of uploads."""
+    total = count = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # just deleted
+                total += os.lstat(os.path.join(root, name)).st_size
+                count += 1
+    return total + more > FOLDER_BYTES or count >= FOLDER_FILES

@@ -4,6 +4,7 @@ and what the page may load.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -23,11 +24,10 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import compile_path, get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapter.server import texts
-from adapter.server.generation import client_of, is_local
+from adapter.server.generation import FAILED, client_of, is_local
 from adapter.server.limits import Limits, RateLimited
 from adapter.server.openai_api import error_response
-from adapter.server.request_body import FolderSize, RequestRefused, bounded, counting_values
+from adapter.server.request_body import SEND_LESS, RequestRefused, bounded, counting_values, is_full
 
 log = logging.getLogger(__name__)
 Kind = Literal["page", "body", "login", "upload", "stream", "file", "v1", "figures", "health"]
@@ -37,22 +37,26 @@ UPLOAD_BYTES = 40 * 2**20
 ADAPTER_BYTES = 256 * 2**20  # of an upload where visitors may upload adapters
 _FORM_BYTES = 2**16  # around an uploaded file
 _NAME_BYTES = 255  # of a file; the system raises where a longer one is looked for
+_WITHOUT_LENGTH = "A request must say how long it is."
+FOR_THIS_MACHINE_ONLY = (
+    "This page was started for its own machine only, and this request comes from elsewhere or through a proxy. "
+    "Whoever runs it can let others in by starting it with --public."
+)
 
 
 @dataclass(frozen=True)
 class Rule:
     """What requests of one kind are limited by; the names are those of Limits.
 
-    place: what each holds until it is answered; body: whether it has to state its body's length; act: what such a
-    body counts as; values: whether those of its JSON count; key: whether wrong keys count as guesses.
+    rate: of a program's requests wrong keys count as guesses; place: what each holds until it is answered, "body"
+    for one that has to state its body's length; act: what such a body counts as; values: whether those of its JSON
+    count.
     """
 
-    rate: str
+    rate: Literal["request", "program"]
     place: str | None = None
-    body: bool = False
     act: str | None = None
     values: bool = False
-    key: bool = False
 
 
 # None for health: it costs nothing, and a probe that is refused would have the server started again.
@@ -60,11 +64,11 @@ RULES: dict[Kind, Rule | None] = {
     "page": Rule("request"),
     "file": Rule("request"),
     "stream": Rule("request", "stream"),
-    "body": Rule("request", "body", body=True, values=True),
-    "login": Rule("request", "body", body=True, act="login"),
-    "upload": Rule("request", "body", body=True, act="upload"),
-    "v1": Rule("program", "call", values=True, key=True),
-    "figures": Rule("program", key=True),  # which are shown to who has the key of /v1
+    "body": Rule("request", "body", values=True),
+    "login": Rule("request", "body", act="login"),
+    "upload": Rule("request", "body", act="upload"),
+    "v1": Rule("program", "call", values=True),
+    "figures": Rule("program"),  # which are shown to who has the key of /v1
     "health": None,
 }
 
@@ -134,23 +138,9 @@ _POLICY = (
 )
 
 
-def find_route(scope: Scope) -> Route | None:
-    """The allowed route of a request, matched as Starlette's router does; None if there is none.
-
-    But for a path that ends in a line break, to which the router's patterns are blind.
-    """
-    path = get_route_path(scope)
-    if any(len(name.encode("utf-8", "replace")) > _NAME_BYTES for name in path.split("/")):
-        return None
-    for route in ROUTES:
-        if (not route.methods or scope["method"] in route.methods) and route.pattern.fullmatch(path):
-            return route
-    return None
-
-
 async def not_understood(*_: object) -> JSONResponse:
     # FastAPI's own response repeats the body, and fails where that cannot be JSON: NaN, half characters, bytes.
-    return JSONResponse({"detail": texts.NOT_UNDERSTOOD}, 422)
+    return JSONResponse({"detail": "This request is none that is known at this address."}, 422)
 
 
 async def _perhaps_not_understood(request: Request, error: Exception) -> JSONResponse:
@@ -165,7 +155,7 @@ EXCEPTION_HANDLERS: dict[type[Exception], Callable[..., Any]] = {
     RequestValidationError: not_understood,
     TypeError: _perhaps_not_understood,
     AttributeError: _perhaps_not_understood,
-    Exception: lambda *_: JSONResponse({"detail": texts.FAILED}, 500),  # the server's log has the error
+    Exception: lambda *_: JSONResponse({"detail": FAILED}, 500),  # the server's log has the error
 }
 
 
@@ -195,7 +185,6 @@ class RequestGuard:
         self._policy = (_POLICY + frames).strip()
         self._preload = preload
         self._folders = {Path(os.path.abspath(uploads)), Path(os.path.realpath(uploads))}
-        self._folder_size = FolderSize(uploads)
         self._uploading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -229,26 +218,32 @@ class RequestGuard:
                 await response(scope, receive, send_with_policy)
 
     def _find_allowed(self, scope: Scope) -> Route:
-        """The route of a request that may be made at all. Raises RequestRefused."""
-        headers, path = Headers(scope=scope), get_route_path(scope)
-        refused, route = _is_of_another_page(headers), find_route(scope)
+        """The route of a request that may be made at all, as Starlette's router finds it. Raises RequestRefused.
+
+        There is none for a path that ends in a line break, to which the router's patterns are blind.
+        """
+        headers, path, method = Headers(scope=scope), get_route_path(scope), scope["method"]
+        matching = (r for r in ROUTES if method in (r.methods or (method,)) and r.pattern.fullmatch(path))
+        refused, route = _is_of_another_page(headers), next(matching, None)
         if self._limits.public:
             # With an origin even GET: its page wants to read the answer, which Gradio would allow to any (6.31).
-            refused &= scope["method"] not in _READING or route is _LOGOUT or "origin" in headers
+            refused &= method not in _READING or route is _LOGOUT or "origin" in headers
         elif not is_local(scope, headers):
-            raise RequestRefused(403, texts.FOR_THIS_MACHINE_ONLY)
+            raise RequestRefused(403, FOR_THIS_MACHINE_ONLY)
         else:
             # A link elsewhere that was followed, into a tab and not into a frame of the other page.
             opens = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
-            refused &= not (opens and scope["method"] == "GET" and path == "/")
+            refused &= not (opens and method == "GET" and path == "/")
         if refused:
-            raise RequestRefused(403, texts.OF_ANOTHER_PAGE)
-        if route is not None and route.kind == "file":
+            text = "A web page of another address sent this request. Open this page itself, in a tab of its own."
+            raise RequestRefused(403, text)
+        nothing_here = RequestRefused(404, "There is nothing at this address.")
+        if route is None or max(map(len, path.encode("utf-8", "replace").split(b"/"))) > _NAME_BYTES:
+            raise nothing_here
+        if route.kind == "file":
             named = path.partition("file=")[2]
             if "\0" in named or not any(Path(os.path.abspath(named)).is_relative_to(f) for f in self._folders):
-                route = None
-        if route is None:
-            raise RequestRefused(404, texts.NOTHING_HERE)
+                raise nothing_here
         return route
 
     async def _limit(
@@ -275,30 +270,30 @@ class RequestGuard:
         self._limits.count(rule.rate, address)
         if rule.place is not None:
             held.callback(self._limits.hold(rule.place, address))
-        if rule.key:
+        if rule.rate == "program":
             self._limits.count("login", address, 0)
-        if rule.body:
-            length = await self._check_length(rule, scope, address)
-            receive = bounded(receive, length, texts.REQUEST_WITHOUT_LENGTH)
+        if rule.place == "body":
+            receive = bounded(receive, await self._check_length(rule, scope, address), _WITHOUT_LENGTH)
         if rule.values:
             receive = counting_values(receive, count_values)
-        return receive, send_counting if rule.key else send
+        return receive, send_counting if rule.rate == "program" else send
 
     async def _check_length(self, rule: Rule, scope: Scope, address: str) -> int:
         """The body's length as the request states it, if it may be so long."""
         stated = Headers(scope=scope).get("content-length", "")
         if not stated.isdecimal():
-            raise RequestRefused(411, texts.REQUEST_WITHOUT_LENGTH)
+            raise RequestRefused(411, _WITHOUT_LENGTH)
         length, is_upload = int(stated), rule.act == "upload"
         if is_upload and length > self._most + _FORM_BYTES:
             most = f"The upload is larger than {self._most // 2**20} MB."
             raise RequestRefused(413, f"{most} Make it smaller, or send one file at a time.")
         if not is_upload and length > MESSAGE_BYTES:
-            raise RequestRefused(413, f"The request is larger than {MESSAGE_BYTES // 2**20} MB. {texts.SEND_LESS}")
+            raise RequestRefused(413, f"The request is larger than {MESSAGE_BYTES // 2**20} MB. {SEND_LESS}")
         if rule.act is not None:
             self._limits.count(rule.act, address)
-        if is_upload and await self._folder_size.is_full(length):
-            raise RequestRefused(507, texts.UPLOADS_FULL)
+        if is_upload and await asyncio.to_thread(is_full, self._uploads, length):
+            text = "There is no room for more uploads at the moment. Try again later, or send words only."
+            raise RequestRefused(507, text)
         return length
 
     async def _pass_on(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
@@ -319,7 +314,10 @@ class RequestGuard:
             if route.kind != "upload":
                 raise
             log.error("An upload cannot be kept: %s", error.strerror or error)
-            raise RequestRefused(507, texts.UPLOAD_NOT_KEPT) from None
+            text = (
+                "The server could not keep this file: its disk may be full. Send words only, or try again later."
+            )
+            raise RequestRefused(507, text) from None
         finally:
             self._uploading -= route.kind == "upload"
             if route.kind == "upload" and not self._uploading:

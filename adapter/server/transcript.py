@@ -13,8 +13,8 @@ import binascii
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -184,32 +184,21 @@ def _remark(text: str) -> dict[str, Any]:
 
 
 def read(text: str | bytes, limits: Limits = FILE) -> Transcript:
-    """Parse the text of a conversation file. Raises BadInput that says what is wrong, for any text."""
+    """Parse the text of a conversation file. Raises BadInput that says what is wrong, for any text.
+
+    The values of two large texts are in memory at a time.
+    """
     if len(text) > MAX_BYTES:
         raise BadInput(f"The file has {len(text) / 2**20:.0f} MB; {MAX_BYTES // 2**20} MB are the limit.")
-    with parsing(len(text)):
+    with _large_texts if len(text) > 2**20 else nullcontext():
         try:
-            document = parse(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
-        except ValueError:
+            decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+            if sum(map(decoded.count, "[{,")) > _MAX_VALUES:
+                raise ValueError("more values than a conversation has")
+            document = json.loads(decoded, parse_constant=_reject_constant)
+        except (ValueError, RecursionError):
             raise BadInput("The file is not JSON of a conversation. Choose one that was exported here.") from None
         return check(document, limits)
-
-
-@contextmanager
-def parsing(size: int) -> Iterator[None]:
-    """Holds the values of a JSON text of `size`: those of two large texts are in memory at a time."""
-    with _large_texts if size > 2**20 else nullcontext():
-        yield
-
-
-def parse(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError for any other, and for more values than a conversation has."""
-    if sum(map(text.count, "[{,")) > _MAX_VALUES:
-        raise ValueError("more values than a conversation has")
-    try:
-        return json.loads(text, parse_constant=_reject_constant)
-    except RecursionError:
-        raise ValueError("nested more deeply than a conversation") from None
 
 
 def _displayable(text: Any) -> Any:

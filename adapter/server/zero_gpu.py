@@ -39,7 +39,7 @@ from adapter.serve.request import (
 )
 from adapter.serve.scheduler import admit
 from adapter.serve.store import AdapterStore, stand_in
-from adapter.server import texts
+from adapter.server.generation import FAILED
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ START_SECONDS, TOKENS_PER_SECOND, MAX_SECONDS = 15, 15, 60
 INSPECTION_SECONDS = 20
 _MARGIN_SECONDS = 4  # between the end of the answer and that of its worker
 _CLOSING_SECONDS = 3.0
+_CLOSED = "The server is going down. Ask again in a minute."
+_TAKEN_AWAY = "The GPU was taken away before the answer was complete. Ask again, or for fewer max tokens."
 # The title of an error of the worker; all others of `spaces` are about getting a GPU.
 _WORKER_ERROR = "ZeroGPU worker error"
 
@@ -104,7 +106,7 @@ class ZeroGpuEngine:
         if isinstance(last, AdapterError):
             raise last
         if pending.inspection is None:
-            raise Busy(texts.GPU_CLOSED)
+            raise Busy(_CLOSED)
         return pending.inspection
 
     def replicas(self) -> Mapping[str, EngineStatistics]:
@@ -117,7 +119,7 @@ class ZeroGpuEngine:
             self._closed = True
             rest = list(self._open)
         for pending in rest:
-            pending.end(Busy(texts.GPU_CLOSED))
+            pending.end(Busy(_CLOSED))
         for worker in multiprocessing.active_children():
             worker.kill()
         deadline = time.monotonic() + _CLOSING_SECONDS
@@ -144,7 +146,7 @@ class ZeroGpuEngine:
         job = pickle.dumps((request, {name: load(name) for name, _ in request.parts}, answer_ids))
         with self._lock:
             if self._closed:
-                raise Busy(texts.GPU_CLOSED)
+                raise Busy(_CLOSED)
             if len(self._open) >= MAX_REQUESTS:
                 raise queue_full(MAX_REQUESTS)
             self._open.add(pending)
@@ -164,16 +166,16 @@ class ZeroGpuEngine:
                     if pending.ended:
                         break
                     pending.receive(item)
-            pending.end(Busy(texts.GPU_CLOSED))
+            pending.end(Busy(_CLOSED))
         except self._gpu_error as error:
             if getattr(error, "title", "") == _WORKER_ERROR:
-                pending.end(AdapterError(texts.GPU_WORKER_ENDED))
+                pending.end(AdapterError(_TAKEN_AWAY))
             else:  # the message of a gr.Error, which spaces writes for people
                 reason = str(getattr(error, "message", "")).strip()
                 pending.end(Busy(f"There is no GPU for this answer now. {reason}"))
         except Exception as error:
             log.error("A worker of ZeroGPU failed", exc_info=error)
-            pending.end(AdapterError(texts.FAILED))
+            pending.end(AdapterError(FAILED))
         finally:
             with self._lock:
                 self._open.discard(pending)
@@ -221,7 +223,7 @@ def _worker_task(base: Base, encoders: Mapping[str, VisualEncoder]) -> Callable[
             yield error
         except Exception:
             log.exception("A worker of ZeroGPU failed")
-            yield AdapterError(texts.FAILED)
+            yield AdapterError(FAILED)
         finally:
             engine.close()
 

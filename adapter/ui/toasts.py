@@ -13,8 +13,7 @@ from contextlib import contextmanager
 import gradio as gr
 
 from adapter.errors import AdapterError
-from adapter.server.generation import browser_text
-from adapter.server.texts import FAILED
+from adapter.server.generation import FAILED, browser_text
 
 log = logging.getLogger(__name__)
 

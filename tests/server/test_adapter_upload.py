@@ -270,6 +270,10 @@ def test_zips_with_outside_paths_or_links_are_refused(folder, refused, tmp_path,
 
 def test_zip_bombs_and_too_many_files_are_refused(folder, refused, tmp_path):
     refused(zipped(folder, tmp_path / "p.zip", **{"bomb.json": b"\0" * 50_000_000}), kind=BadInput)
+    # One that states another size: no more than that is unpacked.
+    said, real = (size.to_bytes(4, "little") for size in (9, 50_000_000))
+    (tmp_path / "liar.zip").write_bytes((tmp_path / "p.zip").read_bytes().replace(real, said))
+    assert "cannot be read" in refused(tmp_path / "liar.zip", kind=BadInput)
     many = {f"{i}.json": b"{}" for i in range(1000)}
     assert "500" in refused(zipped(folder, tmp_path / "p.zip", **many), kind=BadInput)
 

@@ -15,8 +15,7 @@ import httpx
 import pytest
 
 import app
-from adapter.server.generation import AdapterCatalog
-from adapter.server.texts import FAILED
+from adapter.server.generation import FAILED, AdapterCatalog
 from adapter.server.transcript import FORMAT, VERSION
 from tests.app_process import ROOT, AppProcess, tiny_app_process
 from tests.fake_engine import EchoEngine, ReadyProvider

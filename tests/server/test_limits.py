@@ -241,8 +241,8 @@ def test_uploads_are_refused_when_the_folder_is_full(tmp_path: Path, monkeypatch
     monkeypatch.setattr(request_body, "FOLDER_BYTES", 100)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_bytes(b"x" * 85)
-    upload = ("POST", UPLOAD, {"content": b"x" * 10})
-    first, second = sent(page_behind_guard(tmp_path), upload, upload)
+    upload, larger = (("POST", UPLOAD, {"content": b"x" * size}) for size in (10, 20))
+    first, second = sent(page_behind_guard(tmp_path), upload, larger)
     assert first.status_code == 200 and second.status_code == 507 and "no room" in second.text
     monkeypatch.setattr(request_body, "FOLDER_FILES", 1)
     assert sent(page_behind_guard(tmp_path), upload)[0].status_code == 507

@@ -28,8 +28,8 @@ from adapter.errors import AdapterError, BadForm, Busy, EngineBroken, LoadError
 from adapter.serve.form import check_form
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
 from adapter.serve.sampling import SamplingParams
-from adapter.server import openai_api, openai_schema, texts
-from adapter.server.generation import LoadStatus
+from adapter.server import openai_api, openai_schema
+from adapter.server.generation import DEFAULT_QUESTION, LoadStatus
 from adapter.server.limits import Limits
 from adapter.server.metrics import CountedEngine, Metrics
 from adapter.server.openai_schema import ChatCompletionRequest, CompletionRequest
@@ -253,7 +253,7 @@ def test_words_do_not_wait_for_pictures_and_forms(
 
 
 ALONE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url()}}]}
-WHITE, QUESTION = {"role": "assistant", "content": "white", "name": "x"}, ("user", texts.DEFAULT_QUESTION)
+WHITE, QUESTION = {"role": "assistant", "content": "white", "name": "x"}, ("user", DEFAULT_QUESTION)
 TWO = shown("two", data_url((4, 3)))
 
 

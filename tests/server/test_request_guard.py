@@ -17,9 +17,8 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import app
-from adapter.server import texts
 from adapter.server.limits import Limits, TokenBuckets
-from adapter.server.request_guard import ROUTES, RequestGuard
+from adapter.server.request_guard import FOR_THIS_MACHINE_ONLY, ROUTES, RequestGuard
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 from tests.served_routes import served_routes
 from tests.server.asgi import LOCAL, NAMED, STRANGER, send
@@ -186,7 +185,7 @@ def test_through_a_proxy_or_by_a_rebound_name_nobody_may_ask(private: Page, head
     before = len(private.reached)
     for method, path in [("GET", "/"), ("GET", "/config"), ("POST", JOIN), ("POST", "/gradio_api/upload")]:
         response = private.ask(method, path, headers)
-        assert response.status_code == 403 and response.text == texts.FOR_THIS_MACHINE_ONLY, (method, path)
+        assert response.status_code == 403 and response.text == FOR_THIS_MACHINE_ONLY, (method, path)
     assert "--public" in private.ask("GET", "/v1/models", headers).json()["error"]["message"]
     assert len(private.reached) == before
 

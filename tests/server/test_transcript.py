@@ -73,12 +73,12 @@ def test_a_remark_stands_in_place_of_what_is_malformed(message: dict[str, Any], 
 
 
 def test_the_values_of_two_large_texts_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    happened, real = [], transcript.parse
+    happened, real = [], json.loads
     text = json.dumps(RIGHT)
     large = text + " " * 2**20
-    monkeypatch.setattr(transcript, "parse", lambda text: happened.append(len(text)) or real(text))
+    monkeypatch.setattr(transcript.json, "loads", lambda text, **_: happened.append(len(text)) or real(text))
     with ThreadPoolExecutor(1) as pool:
-        with transcript.parsing(len(large)), transcript.parsing(len(large)):
+        with transcript._large_texts, transcript._large_texts:
             third = pool.submit(transcript.read, large)
             for _ in range(200):  # small ones do not wait
                 transcript.read(text)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from adapter.server import upload_folder as module
-from adapter.server.upload_folder import upload_folder
+from adapter.server import deployment as module
+from adapter.server.deployment import upload_folder
 from tests.app_process import PATIENCE, ROOT
 
 PROGRAM = """
 import sys
-from adapter.server.upload_folder import upload_folder
+from adapter.server.deployment import upload_folder
 with upload_folder(sys.argv[1]) as folder:
     print(folder, flush=True)
     sys.stdin.read()

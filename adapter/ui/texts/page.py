@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapter.server.texts import DEFAULT_QUESTION, FAILED
+from adapter.server.generation import DEFAULT_QUESTION, FAILED
 from adapter.ui.texts import read
 
 __all__ = ["DEFAULT_QUESTION", "FAILED"]
