@@ -54,29 +54,19 @@ def build_request(
         raise BadInput(texts.mixed_with_itself(settings.mix))
     if settings.system:
         messages = (Message("system", settings.system), *messages)
+    sampled = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"}
+    shared = {"strength", "mute_layers", "mute_heads", "stop", "others"}
     return GenerationRequest(
         messages=messages,
         adapter=settings.adapter or None,
         image=image,
-        strength=settings.strength,
-        sampling=SamplingParams(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_new_tokens=settings.max_tokens,
-            seed=settings.seed,
-            top_k=settings.top_k,
-            min_p=settings.min_p,
-            repetition_penalty=settings.repetition_penalty,
-        ),
+        sampling=SamplingParams(max_new_tokens=settings.max_tokens, **settings.model_dump(include=sampled)),
         mix=((settings.mix, settings.mix_strength),) if settings.mix else (),
-        mute_layers=settings.mute_layers,
-        mute_heads=settings.mute_heads,
-        stop=settings.stop,
-        others=settings.others,
         end_repetition=True,
         client=client,
         base_logprobs=xray,
         top_logprobs=CHOICES if xray else 0,
+        **settings.model_dump(include=shared),
     )
 
 

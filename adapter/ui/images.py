@@ -92,13 +92,11 @@ def upload_folder() -> Path:
 
 def read_upload(path: str) -> bytes:
     """The bytes of a file that a browser named. Raises BadPicture if it is not an upload, or deleted."""
-    try:
+    with suppress(OSError, ValueError):
         file = Path(path).resolve()
         if file.is_relative_to(upload_folder()) and file.is_file():
             with open(file, "rb") as opened:
                 return opened.read(FILE_BYTES + 1)  # one more than is decoded
-    except (OSError, ValueError):
-        pass
     raise BadPicture(texts.PICTURE_GONE)
 
 

@@ -120,13 +120,13 @@ class Conversations:
     def open(self, session: str | None, id: str, history: History) -> Conversation:
         """Shows a conversation in place of the page's: as the server has it, or else `history`."""
         with self._changed:
-            before = self._by_id.get(self._leave(session))
+            before = self._by_id.get(self.close(session))
             shown = self._by_id.setdefault(id, Conversation(id, history))
             shown.left = time.monotonic() if session is None else None
             if session is not None:  # what a program sends without one is nobody's
                 self._shown[session] = id
             if len(self._shown) > 10 * MAX_SESSIONS:
-                self._leave(next(iter(self._shown)))
+                self.close(next(iter(self._shown)))
             if before is not None:
                 self._changed.wait_for(
                     lambda: (c := before.change) is None or c.session != session, RELEASE_SECONDS
@@ -136,10 +136,13 @@ class Conversations:
         self._weigh(shown)
         return shown
 
-    def close(self, session: str | None) -> None:
-        """Forgets a page. Its conversation stays for a while: the page may be reloading."""
+    def close(self, session: str | None) -> str:
+        """Forgets a page. Its conversation, whose id it returns, stays for a while: the page may be reloading."""
         with self._changed:
-            self._leave(session)
+            id = self._shown.pop(session, "")
+            if id in self._by_id and id not in self._shown.values():
+                self._by_id[id].left = time.monotonic()
+            return id
 
     def shows(self, session: str | None, id: str) -> bool:
         return self._shown.get(session) == id
@@ -204,13 +207,6 @@ class Conversations:
             raise Forgotten
         self._by_id.move_to_end(id)
         return shown
-
-    def _leave(self, session: str | None) -> str:
-        """Returns the id of what the page showed."""
-        id = self._shown.pop(session, "")
-        if id in self._by_id and id not in self._shown.values():
-            self._by_id[id].left = time.monotonic()
-        return id
 
     def _release(self, change: Change) -> None:
         """Ends a change; an answer that is unread only if no other page takes it over in time."""

@@ -31,12 +31,8 @@ _UNSAFE = re.compile(
 )
 _ESCAPED = re.compile(rf"([<&!\\`$]){WORD_JOINER}")
 # Not `$`, which is mostly money. Each delimiter has two characters.
-LATEX: list[dict[str, str | bool]] = [
-    {"left": "$$", "right": "$$", "display": True},
-    {"left": r"\[", "right": r"\]", "display": True},
-    {"left": r"\(", "right": r"\)", "display": False},
-]
 _CLOSING = {"$$": "$$", r"\[": r"\]", r"\(": r"\)"}
+LATEX = [{"left": left, "right": right, "display": left != r"\("} for left, right in _CLOSING.items()]
 _OPENING = re.compile(r"`+|~~~+|\$\$|\\[\[(]")  # of code, or of LaTeX
 
 

@@ -59,26 +59,18 @@ def _adapter_folders(settings: Settings, catalog: AdapterCatalog) -> list[str]:
     return [word for name in folders for word in ("--adapters", name)]
 
 
-# The options of settings that are left out where they are the default.
-_OPTIONS = {
-    "top_k": "--top-k",
-    "min_p": "--min-p",
-    "repetition_penalty": "--repetition-penalty",
-    "others": "--others",
-    "stop": "--stop",
-    "system": "--system",
-    "mute_layers": "--mute-layer",
-    "mute_heads": "--mute-head",
-}
+# The options that are called otherwise than their settings.
+_OPTIONS = {"max_tokens": "--max-new-tokens", "mute_layers": "--mute-layer", "mute_heads": "--mute-head"}
 
 
 def _settings_options(settings: Settings) -> list[str]:
-    options = ["--adapter", settings.adapter, "--strength", f"{settings.strength}"] if settings.adapter else []
-    options += ["--mix", f"{settings.mix}={settings.mix_strength}"] if settings.mix else []
-    options += ["--temperature", f"{settings.temperature}", "--top-p", f"{settings.top_p}"]
-    options += ["--max-new-tokens", f"{settings.max_tokens}", "--seed", f"{settings.seed}"]
-    for name, option in _OPTIONS.items():
-        value = getattr(settings, name)
-        if value != Settings.model_fields[name].get_default(call_default_factory=True):
-            options += [f"{option}={one}" for one in (value if isinstance(value, tuple) else (value,))]
+    """Of what differs from the defaults, which are the command line's too."""
+    options, default = [], Settings()
+    for name, value in settings:
+        if value == getattr(default, name) or name == "mix_strength":
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        if name == "mix":
+            values = (f"{settings.mix}={settings.mix_strength}",)
+        options += [f"{_OPTIONS.get(name, '--' + name.replace('_', '-'))}={one}" for one in values]
     return options

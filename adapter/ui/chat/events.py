@@ -99,20 +99,13 @@ class ChatEvents:
             ask = partial(_edited, row=index, value=value, before=data["previous_value"], known=known)
         elif "token" in data:
             ask = partial(self._branch, index=index, token=data["token"])
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and "text" in value:
             ask = partial(self._example, index=index)
+        elif isinstance(value, str) and value.startswith(" "):  # no message begins so
+            ask = partial(_chosen, choice=value)
         else:
-            ask = partial(_chosen, choice=str(value))
+            ask = _retried
         yield from self._turn(ask, id, request, settings, None if data else message)
-
-    def retry(self, id: str, request: gr.Request, **settings: Any) -> Iterator[Updates]:
-        def ask(shown: Conversation) -> Asked:
-            if conversation.last_turn(shown.history) is None:
-                return None
-            asked = conversation.without_last_answer(shown.history)
-            return Turn(asked, variants=conversation.variants(shown.history))
-
-        yield from self._turn(ask, id, request, settings)
 
     def _branch(self, shown: Conversation, index: object, token: object) -> Asked:
         """Writes the newest answer anew up to a word, with another word there, as a further variant."""
@@ -299,6 +292,11 @@ class ChatEvents:
         names = self.catalog.names()
         before = {name: settings[name] if settings.get(name) in names else BASE_ONLY for name in switched}
         return {"box": gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), **before}
+
+
+def _retried(shown: Conversation) -> Asked:
+    asked = conversation.without_last_answer(shown.history)
+    return Turn(asked, variants=conversation.variants(shown.history)) if asked else None
 
 
 def _edited(shown: Conversation, row: object, value: object, before: object, known: object) -> Asked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def chat_tab(
     js = "window.chatPage.connect({ open: data => trigger('open', data), act: data => trigger('act', data) })"
     listed = gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False, js_on_load=js)
     with gr.Row(equal_height=False, elem_id="room"):
-        with gr.Column(elem_id="talk"):
+        with gr.Column(elem_id="talk") as talk:
             chat = _chatbot(examples, catalog)
             corrections = corrections_panel(page)
             with gr.Column(elem_id="dock"):
@@ -79,7 +80,7 @@ def chat_tab(
                         pickers.append(Picker(settings["mix"], texts.NO_MIX))
                         store = ConversationStore(provider, catalog)
                         if uploads:
-                            adapter_upload_panel(provider, catalog, pickers, corrections.around, public)
+                            adapter_upload_panel(provider, catalog, pickers, talk, public)
                 settings["xray"], drawing = _about_line()
                 box = message_box(texts.PLACEHOLDER, "box")
                 context = gr.HTML(elem_id="context", padding=False)
@@ -94,14 +95,11 @@ def chat_tab(
     add_api_endpoints(provider, catalog)
 
     def describe(name: str) -> Sequence[Any]:
-        card = theme.model_card(catalog, name), gr.update(interactive=bool(name))
-        if not own:
-            return card
-        try:
+        is_own = False
+        with suppress(AdapterError):
             is_own = bool(name) and catalog.card(name).own
-        except AdapterError:
-            is_own = False
-        return *card, gr.update(visible=is_own), name
+        actions = [gr.update(visible=is_own), name] if own else []
+        return theme.model_card(catalog, name), gr.update(interactive=bool(name)), *actions
 
     chosen = [about, settings["strength"], *own]
     parts = pickers, box, chosen, describe, corrections
@@ -244,9 +242,8 @@ def _connect(events: ChatEvents, store: ConversationStore, opened: Any, settings
     # a word (6.31). Of two events of one conversation the second is refused.
     options = {"show_progress": "hidden", "trigger_mode": "multiple", **MODEL, **PRIVATE}
     turn = {"inputs_kwargs": settings, "outputs": store.outputs, **options}
-    pressed = (chat.edit, chat.option_select, chat.example_select, drawing.submit)
+    pressed = (chat.retry, chat.edit, chat.option_select, chat.example_select, drawing.submit)
     gr.on([box.submit, *pressed], events.send, [box, store.id, known], **turn)
-    chat.retry(events.retry, store.id, **turn)
     names = json.dumps([name for name in settings if name != "xray"])  # which comes last
     js = f"(id, ...values) => window.chatPage.opened(id, {names}, values)"
     opened.then(events.follow, store.id, js=js, **turn)

@@ -38,6 +38,19 @@ def test_each_conversation_has_its_words_pictures_and_settings(visit: Callable[.
     assert visitor.loaded_picture() == picture
 
 
+def test_an_adapter_of_the_hub_that_a_link_names_is_asked_about_first(
+    visit: Callable[..., Visitor], url: str
+) -> None:
+    visitor = visit()
+    page, question = visitor.page, visitor.page.locator("#hub-link")
+    assert not question.is_visible()
+    page.goto(f"{url}#adapter=me/pirate")
+    question.get_by_text("me/pirate").wait_for()
+    question.get_by_role("button", name=texts.HUB_LEAVE).click()
+    question.wait_for(state="hidden")
+    assert "#" not in page.url
+
+
 def test_search_rename_delete_and_undo(visit: Callable[..., Visitor]) -> None:
     visitor = visit(390, 844)  # a sheet, on a phone
     page = visitor.page
