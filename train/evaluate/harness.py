@@ -84,9 +84,8 @@ class HarnessModel(TemplateLM):
         for i, request in enumerate(requests):
             options = request.args[1]
             until = options.get("until") or ()
-            stop = (until,) if isinstance(until, str) else tuple(until)
-            most = int(options.get("max_gen_toks", _MAX_NEW_TOKENS))
-            groups.setdefault((tuple(s for s in stop if s), most), []).append(i)
+            stop = tuple(filter(None, [until] if isinstance(until, str) else until))
+            groups.setdefault((stop, int(options.get("max_gen_toks", _MAX_NEW_TOKENS))), []).append(i)
         for (stop, most), members in groups.items():
             room = self.answerer.base.context_length - most
             prompts = [self.tok_encode(requests[i].args[0])[-max(1, room) :] for i in members]
