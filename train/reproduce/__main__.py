@@ -21,13 +21,23 @@ from adapter.errors import AdapterError, with_detail
 from train.evaluate.tasks import unrelated_text
 from train.reproduce.benchmark import drawn_benchmark, open_benchmark
 from train.reproduce.page import write_report
-from train.reproduce.runs import FULL, PLANS, QUICK, finished, perform_all, planned_runs
+from train.reproduce.runs import FULL, PLANS, QUICK, Study, planned_runs
 from train.reproduce.tables import Figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    args = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        "python -m train.reproduce",
+        description="Try the claims of LLaMA-Adapter, on a drawn benchmark or on ScienceQA.",
+    )
+    add = parser.add_argument
+    add("--out", type=Path, help="folder of all files (default: runs/reproduce, or runs/quick)")
+    add("--quick", action="store_true", help="a few steps of each run, in minutes; the figures mean nothing")
+    add("--scienceqa", type=Path, metavar="DIR", help="use the real data: problems.json and images/")
+    add("--base", default=BASE, help=f"folder of another frozen base (default: {BASE})")
+    add("--report", action="store_true", help="perform no run: write the report of those that are finished")
+    args = parser.parse_args(arguments)
     try:
         print(reproduce(args, sys.argv[1:] if arguments is None else arguments))
     except (AdapterError, OSError) as error:
@@ -39,39 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m train.reproduce",
-        description="Try the claims of LLaMA-Adapter, on a drawn benchmark or on ScienceQA.",
-    )
-    parser.add_argument("--out", type=Path, help="folder of all files (default: runs/reproduce, or runs/quick)")
-    parser.add_argument(
-        "--quick", action="store_true", help="a few steps of each run, in minutes; the figures mean nothing"
-    )
-    parser.add_argument(
-        "--scienceqa", type=Path, metavar="DIR", help="use the real data: problems.json and images/"
-    )
-    parser.add_argument("--base", default=BASE, help=f"folder of another frozen base (default: {BASE})")
-    parser.add_argument(
-        "--report", action="store_true", help="perform no run: write the report of those that are finished"
-    )
-    return parser
-
-
 def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
     """Does everything that the parsed arguments ask for and returns the report. given: the arguments as typed."""
     plan = QUICK if args.quick else FULL
     out: Path = args.out or Path("runs") / ("quick" if args.quick else "reproduce")
     layers = int(base_config(args.base).num_hidden_layers)
-    folder = drawn_benchmark(out / "benchmark") if args.scienceqa is None else args.scienceqa
-    benchmark = open_benchmark(folder, plan.counts)
-    text = unrelated_text()[: plan.text]
+    benchmark = open_benchmark(args.scienceqa or drawn_benchmark(out / "benchmark"), plan.counts)
+    study = Study(benchmark, out, unrelated_text()[: plan.text], args.base)
     runs = planned_runs(plan, layers)
     if not args.report:
         torch.set_num_threads(1)  # a run's time on the processor then means the same beside another process
         print(f"{len(runs)} runs; the same command in a second shell shares the work", flush=True)
-        perform_all(runs, benchmark, out, text, args.base)
-    results = finished(runs, benchmark, out, args.base)
+        study.perform_all(runs)
+    results = study.finished(runs)
     if not results:
         raise AdapterError(f"No run of '{out.name}' is finished. Leave out --report to perform them.", str(out))
     return write_report(

@@ -53,20 +53,16 @@ class Benchmark:
         lines = [f"{p.id} {prompt(p)} {p.letter} {p.has_image}" for part in self.splits.values() for p in part]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
-    def picture(self, problem: Problem, shown: bool) -> VisualFeatures | None:
-        return self.features.get(problem.id) if shown else None
-
     def examples(self, shown: bool, count: int, seed: int) -> Iterator[Example]:
         """`count` training problems, 0 for all, in an endless order that is drawn anew each epoch.
 
         shown: with their pictures.
         """
-        chosen = self.splits["train"][: count or None]
+        chosen, features = self.splits["train"][: count or None], self.features if shown else {}
         generator = torch.Generator().manual_seed(seed)
         while True:
             for i in torch.randperm(len(chosen), generator=generator).tolist():
-                problem = chosen[i]
-                yield Example((prompt(problem),), problem.letter, self.picture(problem, shown))
+                yield Example((prompt(chosen[i]),), chosen[i].letter, features.get(chosen[i].id))
 
 
 def prompt(problem: Problem) -> Message:
@@ -81,10 +77,10 @@ def answer(
 
     Returns for each problem whether the answer is right, and the right letter's negative log-likelihood in nats.
     """
-    tokenizer = answerer.base.tokenizer
+    tokenizer, features = answerer.base.tokenizer, benchmark.features if shown else {}
     letters = [encode_answer(tokenizer, letter)[0] for letter in LETTERS]
     prompts = [encode_prompt(tokenizer, [prompt(p)], TEMPLATE) for p in problems]
-    logs = answerer.next_logprobs(prompts, letters, [benchmark.picture(p, shown) for p in problems])
+    logs = answerer.next_logprobs(prompts, letters, [features.get(p.id) for p in problems])
     pairs = list(zip(logs, problems, strict=True))
     return {
         "right": [int(int(row[: len(p.choices)].argmax()) == p.answer) for row, p in pairs],
@@ -101,10 +97,8 @@ def drawn_benchmark(folder: Path) -> Path:
             shutil.unpack_archive(_DRAWN, partial)
             partial.rename(folder)
     except OSError as error:
-        raise AdapterError(
-            f"The benchmark cannot be written to '{folder.name}'. Give another folder.",
-            f"{folder}: {first_line(error)}",
-        ) from error
+        sentence = f"The benchmark cannot be written to '{folder.name}'. Give another folder."
+        raise AdapterError(sentence, f"{folder}: {first_line(error)}") from error
     return folder
 
 
@@ -114,13 +108,9 @@ def open_benchmark(folder: Path, counts: Mapping[str, int]) -> Benchmark:
     Raises AdapterError for what is missing or broken.
     """
     splits = {split: tuple(drawn(problems(folder, split), count)) for split, count in counts.items()}
-    if empty := [name for name, part in splits.items() if not part]:
+    if not all(splits.values()) or all(p.has_image for p in splits["test"]):
         raise AdapterError(
-            f"'{folder.name}' has no problems in split {', '.join(empty)}. Fetch pid_splits.json again.",
+            f"'{folder.name}' needs problems in each of {', '.join(counts)}, and test problems without pictures.",
             str(folder),
-        )
-    if all(p.has_image for p in splits["test"]):
-        raise AdapterError(
-            f"All test problems taken from '{folder.name}' have pictures; the tables need both kinds.", str(folder)
         )
     return Benchmark(folder, splits)

@@ -4,53 +4,51 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from adapter.base.embedded import ENCODER
 from train.evaluate.report import markdown_table
 from train.reproduce.runs import PLANS, STRENGTHS
-from train.reproduce.tables import Figures, claims, perplexity, smoothed
+from train.reproduce.tables import Figures, perplexity, smoothed
 
 _NAME = "reproduce"  # of the report and of the folder beside it: docs/ holds both as they are
-_PAGE = Path(__file__).with_name("page.md")
 
 
 def write_report(
-    figures: Figures,
-    out: Path,
-    *,
-    command: str,
-    base: str,
-    data: str,
-    sizes: dict[str, int],
-    missing: Sequence[str],
+    figures: Figures, out: Path, command: str, base: str, data: str, sizes: dict[str, int], missing: Sequence[str]
 ) -> str:
     """Writes reproduce.md and its plots, in reproduce/, into `out`, and returns the report's text.
 
     command: that the user gave. data: a sentence on where the problems come from. sizes: problems by split.
     missing: names of runs that have not been performed, whose rows are left out.
     """
-    tables, files = figures.tables(), out / _NAME
+    files = out / _NAME
     files.mkdir(exist_ok=True)
     pictures = {path.stem: f"{_NAME}/{path.name}" for path in plot(figures, files)}
-    plan, results = figures.plan, figures.results.values()
-    parts = []
-    for table in tables:
-        parts.append(table.markdown())
-        below = (name for name in pictures if PLANS["plots"][name]["below"] == table.name)
-        parts += [f"![{name}]({pictures[name]})\n" for name in below]
-    rows = [c.row for c in claims(figures)]
-    text = _PAGE.read_text(encoding="utf-8").format(
+    plan, results, parts = figures.plan, list(figures.results.values()), []
+    for table, text in figures.tables().items():
+        below = (name for name in pictures if PLANS["plots"][name]["below"] == table)
+        parts += [text, *(f"![{name}]({pictures[name]})\n" for name in below)]
+    times = sorted(result["time"] for result in results)
+    used = {
+        name: _listed(result[name] for result in results) for name in ("commit", "processor", "torch", "precision")
+    }
+    hours = sum(result["total_seconds"] for result in results) / 3600
+    provenance = (
+        f"{len(results)} runs, begun from {times[0]} to {times[-1]} UTC; {hours:.1f} hours of one core in all. Commit "
+        f"{used['commit']}; {used['processor']}; Python {platform.python_version()}, torch {used['torch']}."
+    )
+    page = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
+    text = page.format(
         command=command,
-        provenance=_provenance(results),
+        provenance=provenance,
         missing=f"**Not all runs are finished.** Missing: {', '.join(missing)}.\n\n" if missing else "",
         data=data,
-        claims=markdown_table(("held", "claim", "measured, and its 95 % interval"), rows),
+        claims=markdown_table(("held", "claim", "measured, and its 95 % interval"), figures.claims()),
         tables="\n".join(parts),
         base=base,
-        precision=_listed(result["precision"] for result in results),
+        precision=used["precision"],
         encoder=ENCODER,
         seeds=_listed(map(str, plan.seeds)),
         steps=plan.steps,
@@ -61,19 +59,6 @@ def write_report(
     )
     (out / f"{_NAME}.md").write_text(text, encoding="utf-8")
     return text
-
-
-def _provenance(results: Iterable[Mapping[str, Any]]) -> str:
-    """What the runs were performed with, when, and what they cost."""
-    results = list(results)
-    times = sorted(result["time"] for result in results)
-    values = {name: _listed(result[name] for result in results) for name in ("commit", "processor", "torch")}
-    hours = sum(result["total_seconds"] for result in results) / 3600
-    return (
-        f"{len(results)} runs, begun from {times[0]} to {times[-1]} UTC; {hours:.1f} hours of one core in all. "
-        f"Commit {values['commit']}; {values['processor']}; Python {platform.python_version()}, "
-        f"torch {values['torch']}."
-    )
 
 
 def _listed(values: Iterable[str]) -> str:

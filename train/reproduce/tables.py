@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from train.evaluate.intervals import Interval, difference, log_ratio, over_seeds
@@ -15,7 +14,7 @@ from train.reproduce.runs import PLANS, STRENGTHS, Plan
 
 Result = Mapping[str, Any]
 Cell = str | float | int | Interval | None
-LEARNT = 0.4  # nats a token: most questions without a picture are answered by then
+_LEARNT = 0.4  # nats a token: most questions without a picture are answered by then
 
 
 def smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:
@@ -27,9 +26,9 @@ def smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:
     return means
 
 
-def steps_until_learnt(losses: Sequence[float]) -> int:
-    """Steps until the smoothed loss is below LEARNT; all of them if it never is."""
-    return next((step for step, loss in enumerate(smoothed(losses), 1) if loss < LEARNT), len(losses))
+def _steps_until_learnt(losses: Sequence[float]) -> int:
+    """Steps until the smoothed loss is below _LEARNT; all of them if it never is."""
+    return next((step for step, loss in enumerate(smoothed(losses), 1) if loss < _LEARNT), len(losses))
 
 
 def perplexity(run: Result, strength: float = 1.0) -> float:
@@ -38,14 +37,14 @@ def perplexity(run: Result, strength: float = 1.0) -> float:
 
 
 # What a run's results say, by the names that plan.yaml uses; those of one run are the same for every seed.
-OF_ONE: dict[str, Callable[[Result], Cell]] = {
+_OF_ONE: dict[str, Callable[[Result], float]] = {
     "parameters": lambda run: run["parameters"],
     "megabytes": lambda run: run["bytes"] / 1e6,
 }
-MEASURES: dict[str, Callable[[Result], float]] = {
+_MEASURES: dict[str, Callable[[Result], float]] = {
     "seconds": lambda run: run["seconds"],
     "speed": lambda run: run["tokens"] / run["seconds"],
-    "learning": lambda run: steps_until_learnt(run["losses"]),
+    "learning": lambda run: _steps_until_learnt(run["losses"]),
     "last loss": lambda run: statistics.fmean(run["losses"][-max(1, len(run["losses"]) // 10) :]),
     "validation loss": lambda run: statistics.fmean(run["val"]["loss"]),
     "validation": lambda run: 100 * statistics.fmean(run["val"]["right"]),
@@ -54,28 +53,13 @@ MEASURES: dict[str, Callable[[Result], float]] = {
 }
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells under a heading."""
-
-    name: str
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    def markdown(self) -> str:
-        return f"{self.title}\n\n{markdown_table(self.head, [map(_format_cell, row) for row in self.rows])}\n"
-
-
 def _format_cell(cell: Cell) -> str:
-    if cell is None:
-        return "-"
     if isinstance(cell, Interval):
         digits = 1 if abs(cell.mean) >= 10 else 2
         return f"{cell.mean:.{digits}f}" + ("" if cell.half is None else f" ± {cell.half:.{digits}f}")
     if isinstance(cell, float):
         return f"{cell:.1f}" if abs(cell) >= 10 else f"{cell:.2f}"
-    return f"{cell:,}" if isinstance(cell, int) else cell
+    return "-" if cell is None else f"{cell:,}" if isinstance(cell, int) else cell
 
 
 class Figures:
@@ -91,7 +75,7 @@ class Figures:
         epochs = [round(steps * plan.batch_size / plan.few) for steps in plan.long]
         # For names in plan.yaml.
         self._names = {
-            "layers": layers, "third": layers // 3, "two_thirds": 2 * layers // 3, "learnt": LEARNT,
+            "layers": layers, "third": layers // 3, "two_thirds": 2 * layers // 3, "learnt": _LEARNT,
             "few": plan.few, "short_epochs": epochs[0], "long_epochs": epochs[1],
         }  # fmt: skip
 
@@ -99,7 +83,49 @@ class Figures:
         """The results of the group's finished runs, by seed."""
         return [self.results[name] for seed in self.plan.seeds if (name := f"{group}-{seed}") in self.results]
 
-    def right(self, group: str, column: str) -> list[list[float]]:
+    def tables(self) -> dict[str, str]:
+        """The Markdown of each table by name. Rows of runs that have not been performed are left out."""
+        found = {}
+        for name, spec in PLANS["tables"].items():
+            head, rows = [spec["first"]], []
+            for title, measure in spec["columns"].items():
+                head += [f"{title} {s}" for s in self.plan.seeds] if measure == "each seed" else [title]
+            for group, label in spec["rows"].items():
+                if self.runs(group) or group == "chance":
+                    cells = [cell for measure in spec["columns"].values() for cell in self._cells(group, measure)]
+                    rows.append([label, *map(_format_cell, cells)])
+            found[name] = self._markdown(spec["title"], head, rows)
+        seed = self.plan.seeds[0]
+        runs = {name: self.results.get(f"{group}-{seed}") for group, name in PLANS["strengths"].items()}
+        done = {name: run for name, run in runs.items() if run is not None}
+        head = ["strength", *(f"{name}: {what}" for name in done for what in ("perplexity", "accuracy, %"))]
+        rows = []
+        for s in STRENGTHS if done else ():
+            cells = [cell for run in done.values() for cell in (perplexity(run, s), run["accuracy"][str(s)])]
+            rows.append([f"{s:g}", *map(_format_cell, cells)])
+        found["strengths"] = self._markdown(f"The same at other strengths (seed {seed})", head, rows)
+        return {name: text for name, text in found.items() if text}
+
+    def _markdown(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        """Empty without rows."""
+        return f"{title}\n\n{markdown_table(head, rows)}\n".format(**self._names) if rows else ""
+
+    def _cells(self, group: str, measure: str) -> list[Cell]:
+        """A measure of a group's runs, in as many cells as it has columns; None if no problem counts there."""
+        runs = self.runs(group)
+        if measure in _OF_ONE:
+            return [_OF_ONE[measure](runs[0])]
+        if measure in _MEASURES:
+            return [over_seeds([_MEASURES[measure](run) for run in runs])]
+        if measure == "each seed":
+            by_seed = (self.results.get(f"{group}-{seed}") for seed in self.plan.seeds)
+            return [None if run is None else 100 * statistics.fmean(run["test"]["right"]) for run in by_seed]
+        if group == "chance":
+            return [chance(self.problems).get(measure)]
+        found = self._right(group, measure)
+        return [over_seeds([statistics.fmean(values) for values in found]) if found and found[0] else None]
+
+    def _right(self, group: str, column: str) -> list[list[float]]:
         """By seed and question, 100 where the answer is right.
 
         column: of ScienceQA's table, or "blind": the test's questions without a picture.
@@ -110,116 +136,48 @@ class Figures:
             for run in self.runs(group)
         ]
 
-    def cell(self, group: str, measure: str) -> Cell:
-        """A measure of a group's runs; None if no problem counts there."""
-        if measure in OF_ONE:
-            return OF_ONE[measure](self.runs(group)[0])
-        if measure in MEASURES:
-            return over_seeds([MEASURES[measure](run) for run in self.runs(group)])
-        if group == "chance":
-            return chance(self.problems).get(measure)
-        found = self.right(group, measure)
-        return over_seeds([statistics.fmean(values) for values in found]) if found and found[0] else None
+    def claims(self) -> list[tuple[str, str, str]]:
+        """The paper's claims, and this project's of `keep`: whether each held, what it says, what was measured."""
+        found = []
+        for row in PLANS["claims"]:
+            # Of each trained group two seeds are needed: one tells nothing of the spread.
+            lacking = [group for group in row["of"] if len(self.runs(group)) < (1 if group == "base" else 2)]
+            few = f"too few runs of {' and '.join(lacking)}", None
+            measured, held = few if lacking else self._measured(row["kind"], row["of"], row["by"], row["bound"])
+            found.append(({True: "yes", False: "NO", None: "not decided"}[held], row["claim"], measured))
+        return found
 
-    def tables(self) -> list[Table]:
-        """Rows of runs that have not been performed are left out."""
-        tables = [self._table(name, spec) for name, spec in PLANS["tables"].items()]
-        return [table for table in (*tables, self._strengths()) if table.rows]
-
-    def _table(self, name: str, spec: Mapping[str, Any]) -> Table:
-        named = spec["columns"].items()
-        seeds = self.plan.seeds
-        head = [
-            h for title, m in named for h in ([f"{title} {s}" for s in seeds] if m == "each seed" else [title])
-        ]
-        rows = []
-        for group, label in spec["rows"].items():
-            if not (self.runs(group) or group == "chance"):
-                continue
-            cells: list[Cell] = [label.format(**self._names)]
-            for _, measure in named:
-                if measure == "each seed":
-                    runs = (self.results.get(f"{group}-{seed}") for seed in seeds)
-                    cells += [
-                        None if run is None else 100 * statistics.fmean(run["test"]["right"]) for run in runs
-                    ]
-                else:
-                    cells.append(self.cell(group, measure))
-            rows.append(tuple(cells))
-        titles = tuple(title.format(**self._names) for title in (spec["first"], *head))
-        return Table(name, spec["title"].format(**self._names), titles, tuple(rows))
-
-    def _strengths(self) -> Table:
-        found = self.by_strength()
-        head = ["strength", *(f"{name}: {what}" for name in found for what in ("perplexity", "accuracy, %"))]
-        rows = [
-            (f"{s:g}", *(cell for run in found.values() for cell in (perplexity(run, s), run["accuracy"][str(s)])))
-            for s in STRENGTHS
-        ]
-        title = f"The same at other strengths (seed {self.plan.seeds[0]})"
-        return Table("strengths", title, tuple(head), tuple(rows if found else ()))
-
-    def by_strength(self) -> dict[str, Result]:
-        """Runs that were measured at each strength, by a name for people."""
-        runs = {name: f"{group}-{self.plan.seeds[0]}" for group, name in PLANS["strengths"].items()}
-        return {name: self.results[run] for name, run in runs.items() if run in self.results}
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What is claimed, what was measured, and whether that supports the claim; None: it leaves the claim open."""
-
-    text: str
-    measured: str
-    held: bool | None
-
-    @property
-    def row(self) -> tuple[str, str, str]:
-        return {True: "yes", False: "NO", None: "not decided"}[self.held], self.text, self.measured
-
-
-def claims(figures: Figures) -> list[Claim]:
-    """The paper's claims, and this project's of `keep`, in the order of the tables."""
-    found = []
-    for row in PLANS["claims"]:
-        # Of each trained group two seeds are needed: one tells nothing of the spread.
-        lacking = [group for group in row["of"] if len(figures.runs(group)) < (1 if group == "base" else 2)]
-        few = f"too few runs of {' and '.join(lacking)}", None
-        measured, held = few if lacking else _measured(figures, row["kind"], row["of"], row["by"], row["bound"])
-        found.append(Claim(row["claim"], measured, held))
-    return found
-
-
-def _measured(figures: Figures, kind: str, of: Sequence[str], on: str, bound: float) -> tuple[str, bool | None]:
-    """What was measured, for a person, and whether the claim holds; `plan.yaml` says what the kinds are."""
-    if kind == "points":
-        right = [figures.right(group, on) for group in of]
-        if not right[0][0]:
-            return "no such questions", None
-        found = difference(*right)
-        means = [statistics.fmean(map(statistics.fmean, side)) for side in right]
-        return f"{means[0]:.1f} against {means[1]:.1f} %: {_range(found, '+.1f')} points", found.exceeds(bound)
-    if kind == "rise":
-        found = difference(*([run["val"]["loss"] for run in figures.runs(group)] for group in of))
-        return f"by {_range(found, '+.2f')} nats", found.exceeds(bound)
-    if kind == "size":
-        ours, theirs = (OF_ONE[on](figures.runs(group)[0]) for group in of)
-        assert isinstance(ours, float) and isinstance(theirs, float)
-        return f"{ours:.1f} MB against {theirs:.1f} MB", ours <= theirs * bound
-    if kind == "exact":
-        base = figures.runs("base")[0]
-        runs = [run for group in of if group != "base" for run in figures.runs(group)]
-        values = [perplexity(run, 0.0) for run in runs]
-        measured = f"perplexity {min(values):.4f} to {max(values):.4f}, of the base {perplexity(base):.4f}"
-        return measured, all(run["unrelated"]["0.0"] == base["unrelated"]["1.0"] for run in runs)
-    first, second = (statistics.fmean(MEASURES[on](run) for run in figures.runs(group)) for group in of)
-    if kind == "least":
-        found = log_ratio(*([MEASURES[on](run) for run in figures.runs(group)] for group in of))
-        measured = f"{first:.0f} against {second:.0f} s on the processor: {_times(found)}"
-        return measured, found.exceeds(math.log(bound))
-    found = difference(*([run["unrelated"]["1.0"] for run in figures.runs(group)] for group in of))
-    less = Interval(-found.mean, found.half).exceeds(-math.log(bound))
-    return f"{on} {first:.1f} against {second:.1f}: {_times(found)}", less
+    def _measured(self, kind: str, of: Sequence[str], on: str, bound: float) -> tuple[str, bool | None]:
+        """What was measured, for a person, and whether the claim holds; `plan.yaml` says what the kinds are."""
+        runs = [self.runs(group) for group in of]
+        if kind == "points":
+            right = [self._right(group, on) for group in of]
+            if not right[0][0]:
+                return "no such questions", None
+            found = difference(*right)
+            means = [statistics.fmean(map(statistics.fmean, side)) for side in right]
+            return f"{means[0]:.1f} against {means[1]:.1f} %: {_range(found, '+.1f')} points", found.exceeds(bound)
+        if kind == "rise":
+            found = difference(*([run["val"]["loss"] for run in side] for side in runs))
+            return f"by {_range(found, '+.2f')} nats", found.exceeds(bound)
+        if kind == "size":
+            ours, theirs = (_OF_ONE[on](side[0]) for side in runs)
+            return f"{ours:.1f} MB against {theirs:.1f} MB", ours <= theirs * bound
+        if kind == "exact":
+            *adapted, (base,) = runs
+            back = [perplexity(run, 0.0) for side in adapted for run in side]
+            measured = f"perplexity {min(back):.4f} to {max(back):.4f}, of the base {perplexity(base):.4f}"
+            losses = base["unrelated"]["1.0"]
+            return measured, all(run["unrelated"]["0.0"] == losses for side in adapted for run in side)
+        values = [[_MEASURES[on](run) for run in side] for side in runs]
+        first, second = map(statistics.fmean, values)
+        if kind == "least":
+            found = log_ratio(*values)
+            measured = f"{first:.0f} against {second:.0f} s on the processor: {_times(found)}"
+            return measured, found.exceeds(math.log(bound))
+        found = difference(*([run["unrelated"]["1.0"] for run in side] for side in runs))
+        less = Interval(-found.mean, found.half).exceeds(-math.log(bound))
+        return f"{on} {first:.1f} against {second:.1f}: {_times(found)}", less
 
 
 def _times(found: Interval) -> str:

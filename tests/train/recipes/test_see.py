@@ -24,7 +24,7 @@ from train.recipes.see.concepts import Name
 from train.recipes.see.pictures import Package, Photo
 from train.recipes.see.scores import Question
 
-HERE = Photo(Path("0.png"), ("cat", "mouse"))
+HERE = Photo(Path("0.png"), ["cat", "mouse"])
 
 
 def test_the_sealed_sets_are_whole_and_apart_from_training_and_development() -> None:
@@ -66,7 +66,7 @@ def test_the_first_word_that_could_be_an_answer_counts(kind: str, accepted: str,
     ],
 )
 def test_a_photograph_is_named_by_whole_words_that_are_not_denied(answer: str, named: bool) -> None:
-    assert HERE.named_in(answer) is named
+    assert concepts.is_named(HERE.words, answer) is named
 
 
 def test_see_sentences_say_no_more_than_the_encoder_knows():

@@ -15,17 +15,12 @@ from tests.tiny_models import endless_base
 from train.evaluate.answerer import Answerer
 from train.formats.scienceqa import COLUMNS, LETTERS, Problem, chance, question_text, table_row
 from train.formats.scienceqa import problems as read_problems
-from train.reproduce import runs
 from train.reproduce.__main__ import main
-from train.reproduce.baselines import Baseline
-from train.reproduce.benchmark import (
-    Benchmark,
-    answer,
-    prompt,
-)
+from train.reproduce.baselines import train_baseline
+from train.reproduce.benchmark import Benchmark, answer, prompt
 from train.reproduce.page import plot, write_report
-from train.reproduce.runs import FULL, STRENGTHS, planned_runs
-from train.reproduce.tables import Figures, claims
+from train.reproduce.runs import FULL, STRENGTHS, Study, planned_runs
+from train.reproduce.tables import Figures
 
 LAYERS = 30  # of the embedded base
 
@@ -104,17 +99,21 @@ def test_the_likeliest_of_a_problems_letters_is_its_answer(tiny_base, problems, 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_baselines_train_every_parameter_of_theirs(method, tiny_folder, problems, tmp_path):
     base = load_base(str(tiny_folder), quantization="none", device="cpu", dtype=torch.float32)
-    baseline = Baseline(method, base, 0)
     before = {name: p.clone() for name, p in base.model.named_parameters()}
     examples = Benchmark(tmp_path, {"train": tuple(problems)}).examples(False, 0, 0)
-    losses, _, tokens = baseline.train(examples, steps=3, batch_size=2, seed=0)
-    assert len(losses) == 3 and tokens > 0
-    for name, parameter in base.model.named_parameters():
-        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+    found = train_baseline(method, base, examples, steps=3, batch_size=2, seed=0)
+    assert len(found["losses"]) == 3 and found["tokens"] > 0
+    after = dict(base.model.named_parameters())
+    assert sum(p.numel() for p in after.values() if p.requires_grad) == found["parameters"]
+    for name, parameter in before.items():
+        now = after.get(name, after.get(name.replace(".weight", ".base_layer.weight")))  # where PEFT puts it
+        assert torch.equal(parameter, now) != now.requires_grad, name
+    moved = [p for name, p in after.items() if "lora_B" in name]  # begins at zero
+    assert all(p.abs().max() > 0 for p in moved) and bool(moved) == (method == "lora")
 
 
 def test_claims_follow_from_the_figures(figures):
-    assert [c.text for c in claims(figures) if c.held is not True] == []
+    assert [claim for held, claim, _ in figures.claims() if held != "yes"] == []
 
 
 def test_rows_and_claims_of_runs_that_are_missing_are_left_out(figures, tmp_path):
@@ -124,7 +123,7 @@ def test_rows_and_claims_of_runs_that_are_missing_are_left_out(figures, tmp_path
         partial, tmp_path, command="it", base="tiny", data="Drawn.", sizes=FULL.counts, missing=["full-0"]
     )
     assert "**Not all runs are finished.** Missing: full-0." in report
-    assert not any(claim.held for claim in claims(partial))  # one seed tells nothing of the spread
+    assert not any(held == "yes" for held, *_ in partial.claims())  # one seed tells nothing of the spread
     assert "| text-only adapter | 50.0 |" in report and "\n| full fine-tuning |" not in report
     assert "## What held" in report and "\nTable 6" not in report
 
@@ -170,7 +169,7 @@ def test_the_command_performs_every_run_once(tiny_folder, tmp_path, capsys, monk
     assert "| yes | at strength 0 the base is back, exactly |" in report
 
     # A second call performs no run; without its file a run is missing, and the report says so.
-    monkeypatch.setattr(runs, "perform", None)
+    monkeypatch.setattr(Study, "perform", None)
     assert main(command) == 0
     assert "Not all runs are finished" not in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in results} == results

@@ -18,16 +18,9 @@ from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, ratio
 from train.formats.dataset import open_records
 from train.input.history import with_unseen_history
+from train.recipes import sealed_sets
 from train.recipes.recipe import MeasuredSets, Recipe, recipe_of
-from train.recipes.sealed_sets import (
-    SEALED,
-    after_others,
-    conversation_of,
-    off_task_scores,
-    percent,
-    read_yaml,
-    some,
-)
+from train.recipes.sealed_sets import after_others, conversation_of, off_task_scores, percent, some
 
 _FIELDS = {
     "person": ("name", "role", "company", "city", "email", "phone"),
@@ -41,14 +34,6 @@ class ObjectTest(NamedTuple):
 
     messages: Conversation
     fields: dict[str, str | int]
-
-
-class Mark(NamedTuple):
-    """Of an answer: whether it is the whole object, how many expected fields are right, and out of how many."""
-
-    whole: bool
-    right: int
-    expected: int
 
 
 def recipe(_: Any) -> Recipe:
@@ -65,24 +50,22 @@ def development_tests(part: str) -> list[ObjectTest]:
 
 def sealed_tests(part: str) -> list[ObjectTest]:
     """The 200 "generated" messages, or the 100 "hand_written" ones, that are sealed."""
-    tests = read_yaml(SEALED / f"extract_{part}.yaml")
+    tests = sealed_sets.read_yaml(sealed_sets.SEALED / f"extract_{part}.yaml")
     return [ObjectTest(conversation_of(test["text"]), test["fields"]) for test in tests]
 
 
 def development(answerer: Answerer) -> dict[str, Figure]:
     """Whole objects and single fields of both development sets, without a form."""
-    answerer = replace(answerer, form=NO_FORM)
-    generated, by_hand = map(development_tests, ("generated", "hand_written"))
-    late = [
-        ObjectTest(c, test.fields) for c, test in zip(with_unseen_history(_asked(by_hand)), by_hand, strict=True)
-    ]
-    figures: dict[str, Figure] = {}
-    for where, tests in {
-        "generated": generated,
-        "hand-written": by_hand,
-        "hand-written, after other talk": late,
-    }.items():
-        figures |= _object_scores(where, _marks(answerer.generate(_asked(tests)), tests))
+    answerer, figures = replace(answerer, form=NO_FORM), {}
+    for where, part, other_talk in (
+        ("generated", "generated", False),
+        ("hand-written", "hand_written", False),
+        ("hand-written, after other talk", "hand_written", True),
+    ):
+        tests = development_tests(part)
+        asked = [test.messages for test in tests]
+        answers = answerer.generate(with_unseen_history(asked) if other_talk else asked)
+        figures |= _object_scores(where, answers, tests)
     return figures
 
 
@@ -92,43 +75,35 @@ def scores(answerer: Answerer) -> dict[str, Figure]:
     An adapter with a form is measured as it is served, and without its form, which is its own merit.
     """
     generated, by_hand = map(sealed_tests, ("generated", "hand_written"))
-    late = some([*generated, *by_hand])
-    after = after_others(answerer.base, "extract", _asked(late))
+    tests, late = [*generated, *by_hand], some([*generated, *by_hand])
+    after = after_others(answerer.base, "extract", [test.messages for test in late])
     measured = {"": answerer}
     if answerer.adapter is not None and answerer.adapter.config.form is not None:
         measured[", without its form"] = replace(answerer, form=NO_FORM)
     figures: dict[str, Figure] = {}
     for form, one in measured.items():
-        marks = _marks(one.generate(_asked([*generated, *by_hand])), [*generated, *by_hand])
-        answers = one.generate(after)
+        answers, later = one.generate([test.messages for test in tests]), one.generate(after)
         figures |= {
-            **_object_scores(f"all{form}", marks),
-            **_object_scores(f"generated{form}", marks[: len(generated)]),
-            **_object_scores(f"hand-written{form}", marks[len(generated) :]),
-            **percent(f"an object of a known type, after other adapters{form}", [*map(is_object, answers)]),
-            **_object_scores(f"after other adapters{form}", _marks(answers, late)),
+            **_object_scores(f"all{form}", answers, tests),
+            **_object_scores(f"generated{form}", answers[: len(generated)], generated),
+            **_object_scores(f"hand-written{form}", answers[len(generated) :], by_hand),
+            **percent(f"an object of a known type, after other adapters{form}", [*map(is_object, later)]),
+            **_object_scores(f"after other adapters{form}", later, late),
             **off_task_scores(one, form),
         }
     return figures
 
 
-def _asked(tests: Sequence[ObjectTest]) -> list[Conversation]:
-    return [test.messages for test in tests]
-
-
-def _marks(answers: Sequence[str], tests: Sequence[ObjectTest]) -> list[Mark]:
-    return [score_answer(answer, test.fields) for answer, test in zip(answers, tests, strict=True)]
-
-
-def _object_scores(where: str, marks: Sequence[Mark]) -> dict[str, Figure]:
+def _object_scores(where: str, answers: Sequence[str], tests: Sequence[ObjectTest]) -> dict[str, Figure]:
     """Of whole objects and of single fields, in percent."""
+    marks = [score_answer(answer, test.fields) for answer, test in zip(answers, tests, strict=True)]
     whole, right, expected = zip(*marks, strict=True)
     single = ratio(right, expected, 0, lambda part: 100 * part)
     return {**percent(f"whole objects, {where}", whole), f"single fields, {where} ({len(marks)}), %": single}
 
 
-def score_answer(answer: str, expected: dict[str, str | int]) -> Mark:
-    """Compares an answer with the expected object.
+def score_answer(answer: str, expected: dict[str, str | int]) -> tuple[bool, int, int]:
+    """Whether an answer is the whole object, how many expected fields are right, and out of how many.
 
     Values are compared after `strip`, with case; a number also when written as a string of digits is wrong. A field
     too many spoils the whole object but no single field; "type" counts as a field.
@@ -141,7 +116,7 @@ def score_answer(answer: str, expected: dict[str, str | int]) -> Mark:
 
     found = _object_in(answer)
     right = sum(name in found and same(found[name], value) for name, value in expected.items())
-    return Mark(right == len(expected) == len(found), right, len(expected))
+    return right == len(expected) == len(found), right, len(expected)
 
 
 def is_object(answer: str) -> bool:

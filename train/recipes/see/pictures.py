@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from adapter.errors import AdapterError
 from train.recipes.sealed_sets import SEALED, read_table
-from train.recipes.see.concepts import FOLDER, is_named
+from train.recipes.see.concepts import FOLDER
 
 UNPACKED = Path("runs/photos")
 USES = ("drawings", "development", "sealed")
@@ -97,27 +97,22 @@ def _run(command: list[str], folder: str) -> None:
     subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
 
 
-@dataclass(frozen=True)
-class Photo:
+class Photo(NamedTuple):
     """An answer names what the photograph shows if it holds one of `words`."""
 
     file: Path
-    words: tuple[str, ...]
-
-    def named_in(self, text: str) -> bool:
-        """Whether `text` names it."""
-        return is_named(self.words, text)
+    words: list[str]
 
 
 def development_photos() -> list[Photo]:
     """The photographs that the recipe is developed on."""
     rows = read_table(FOLDER / "photos.tsv")
-    return [Photo(find_unpacked(path), tuple(words.split(", "))) for path, words in rows]
+    return [Photo(find_unpacked(path), words.split(", ")) for path, words in rows]
 
 
 def sealed_photos() -> list[Photo]:
     """221 photographs that decide nothing."""
-    return [Photo(file, tuple(words.split(", "))) for file, words in sealed("photos")]
+    return [Photo(file, words.split(", ")) for file, words in sealed("photos")]
 
 
 def sealed(name: str) -> list[tuple[Any, ...]]:
