@@ -20,9 +20,8 @@ from adapter.base.llama import base_config
 from adapter.errors import AdapterError, with_detail
 from train.evaluate.tasks import unrelated_text
 from train.reproduce.benchmark import drawn_benchmark, open_benchmark
-from train.reproduce.page import write_report
+from train.reproduce.report import Figures, write_report
 from train.reproduce.runs import FULL, PLANS, QUICK, Study, planned_runs
-from train.reproduce.tables import Figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

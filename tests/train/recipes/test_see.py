@@ -63,6 +63,12 @@ def test_the_first_word_that_could_be_an_answer_counts(kind: str, accepted: str,
         ("The picture shows two Cats.", True),
         ("A catfish in a category.", False),
         ("It is not a dog but a cat.", True),
+        ("The picture shows a cat, a kind of animal.", True),
+        ("The picture shows a lion, a kind of cat.", False),
+        ("The picture shows a pet, perhaps a cat.", False),
+        ("I am not sure, perhaps a cat or a fox.", False),
+        ("It is a cat or a fox.", False),
+        ("It is a dog. Dogs and cats are pets.", False),
     ],
 )
 def test_a_photograph_is_named_by_whole_words_that_are_not_denied(answer: str, named: bool) -> None:

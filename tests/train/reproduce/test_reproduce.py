@@ -18,9 +18,8 @@ from train.formats.scienceqa import problems as read_problems
 from train.reproduce.__main__ import main
 from train.reproduce.baselines import train_baseline
 from train.reproduce.benchmark import Benchmark, answer, prompt
-from train.reproduce.page import plot, write_report
+from train.reproduce.report import Figures, plot, write_report
 from train.reproduce.runs import FULL, STRENGTHS, Study, planned_runs
-from train.reproduce.tables import Figures
 
 LAYERS = 30  # of the embedded base
 

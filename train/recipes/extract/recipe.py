@@ -56,7 +56,8 @@ def sealed_tests(part: str) -> list[ObjectTest]:
 
 def development(answerer: Answerer) -> dict[str, Figure]:
     """Whole objects and single fields of both development sets, without a form."""
-    answerer, figures = replace(answerer, form=NO_FORM), {}
+    answerer = replace(answerer, form=NO_FORM)
+    figures: dict[str, Figure] = {}
     for where, part, other_talk in (
         ("generated", "generated", False),
         ("hand-written", "hand_written", False),

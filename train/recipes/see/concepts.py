@@ -35,6 +35,8 @@ _DENIED = re.compile(
     r"\b(?:not|no|never|isn't|aren't)\b(?! sure\b| certain\b| only\b)[^,;.:!?]*?(?=[,;.:!?]|\bbut\b|$)", re.I
 )
 
+_FURTHER = re.compile(r"\b(?:a kind of|perhaps)\b.*", re.I)
+
 
 class Name(NamedTuple):
     """What something is called: `text` with its article, and the kind of thing or ""."""
@@ -63,9 +65,15 @@ def kinds() -> dict[str, Kind]:
 
 
 def is_named(words: Collection[str], text: str) -> bool:
-    """Whether `text` holds one of the words, as a whole word or its regular plural, and not as what it is not."""
-    said = _DENIED.sub("", text)
-    return any(re.search(rf"\b{re.escape(word)}(e?s)?\b", said, re.IGNORECASE) for word in words)
+    """Whether `text` makes one guess, and it holds one of the words, as a whole word or its regular plural.
+
+    The guess is in the first sentence, before "a kind of" and "perhaps"; "A or B" are two; what is denied is none.
+    """
+    first = _DENIED.sub("", re.split(r"(?<=[.!?])\s", text)[0])
+    said = _FURTHER.sub("", first)
+    return " or " not in first and any(
+        re.search(rf"\b{re.escape(word)}(e?s)?\b", said, re.IGNORECASE) for word in words
+    )
 
 
 def drawing_sentence(name: str) -> str:

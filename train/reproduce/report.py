@@ -1,12 +1,15 @@
-"""The paper's tables from the results of runs, and its claims as inequalities over the figures."""
+"""The report: the paper's tables and plots from the results of runs, and its claims as inequalities over them."""
 
 from __future__ import annotations
 
 import math
+import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from adapter.base.embedded import ENCODER
 from train.evaluate.intervals import Interval, difference, log_ratio, over_seeds
 from train.evaluate.report import markdown_table
 from train.formats.scienceqa import Problem, chance, columns
@@ -14,10 +17,11 @@ from train.reproduce.runs import PLANS, STRENGTHS, Plan
 
 Result = Mapping[str, Any]
 Cell = str | float | int | Interval | None
+_NAME = "reproduce"  # of the report and of the folder beside it: docs/ holds both as they are
 _LEARNT = 0.4  # nats a token: most questions without a picture are answered by then
 
 
-def smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:
+def _smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:
     """Running means over about ten steps."""
     means, running = [], losses[0]
     for loss in losses:
@@ -28,10 +32,10 @@ def smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:
 
 def _steps_until_learnt(losses: Sequence[float]) -> int:
     """Steps until the smoothed loss is below _LEARNT; all of them if it never is."""
-    return next((step for step, loss in enumerate(smoothed(losses), 1) if loss < _LEARNT), len(losses))
+    return next((step for step, loss in enumerate(_smoothed(losses), 1) if loss < _LEARNT), len(losses))
 
 
-def perplexity(run: Result, strength: float = 1.0) -> float:
+def _perplexity(run: Result, strength: float = 1.0) -> float:
     """Of unrelated text: exp of the mean loss of its windows."""
     return math.exp(statistics.fmean(run["unrelated"][str(strength)]))
 
@@ -49,7 +53,7 @@ _MEASURES: dict[str, Callable[[Result], float]] = {
     "validation loss": lambda run: statistics.fmean(run["val"]["loss"]),
     "validation": lambda run: 100 * statistics.fmean(run["val"]["right"]),
     "seen": lambda run: 100 * statistics.fmean(run["seen"]["right"]),
-    "perplexity": perplexity,
+    "perplexity": _perplexity,
 }
 
 
@@ -101,7 +105,7 @@ class Figures:
         head = ["strength", *(f"{name}: {what}" for name in done for what in ("perplexity", "accuracy, %"))]
         rows = []
         for s in STRENGTHS if done else ():
-            cells = [cell for run in done.values() for cell in (perplexity(run, s), run["accuracy"][str(s)])]
+            cells = [cell for run in done.values() for cell in (_perplexity(run, s), run["accuracy"][str(s)])]
             rows.append([f"{s:g}", *map(_format_cell, cells)])
         found["strengths"] = self._markdown(f"The same at other strengths (seed {seed})", head, rows)
         return {name: text for name, text in found.items() if text}
@@ -165,8 +169,8 @@ class Figures:
             return f"{ours:.1f} MB against {theirs:.1f} MB", ours <= theirs * bound
         if kind == "exact":
             *adapted, (base,) = runs
-            back = [perplexity(run, 0.0) for side in adapted for run in side]
-            measured = f"perplexity {min(back):.4f} to {max(back):.4f}, of the base {perplexity(base):.4f}"
+            back = [_perplexity(run, 0.0) for side in adapted for run in side]
+            measured = f"perplexity {min(back):.4f} to {max(back):.4f}, of the base {_perplexity(base):.4f}"
             losses = base["unrelated"]["1.0"]
             return measured, all(run["unrelated"]["0.0"] == losses for side in adapted for run in side)
         values = [[_MEASURES[on](run) for run in side] for side in runs]
@@ -188,3 +192,87 @@ def _times(found: Interval) -> str:
 
 def _range(found: Interval, form: str) -> str:
     return f"{found.mean:{form}} ({found.low:{form}} to {found.high:{form}})"
+
+
+def write_report(
+    figures: Figures, out: Path, command: str, base: str, data: str, sizes: dict[str, int], missing: Sequence[str]
+) -> str:
+    """Writes reproduce.md and its plots, in reproduce/, into `out`, and returns the report's text.
+
+    command: that the user gave. data: a sentence on where the problems come from. sizes: problems by split.
+    missing: names of runs that have not been performed, whose rows are left out.
+    """
+    files = out / _NAME
+    files.mkdir(exist_ok=True)
+    pictures = {path.stem: f"{_NAME}/{path.name}" for path in plot(figures, files)}
+    plan, results, parts = figures.plan, list(figures.results.values()), []
+    for table, text in figures.tables().items():
+        below = (name for name in pictures if PLANS["plots"][name]["below"] == table)
+        parts += [text, *(f"![{name}]({pictures[name]})\n" for name in below)]
+    times = sorted(result["time"] for result in results)
+    used = {
+        name: _listed(result[name] for result in results) for name in ("commit", "processor", "torch", "precision")
+    }
+    hours = sum(result["total_seconds"] for result in results) / 3600
+    provenance = (
+        f"{len(results)} runs, begun from {times[0]} to {times[-1]} UTC; {hours:.1f} hours of one core in all. "
+        f"Commit {used['commit']}; {used['processor']}; Python {platform.python_version()}, torch {used['torch']}."
+    )
+    page = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
+    text = page.format(
+        command=command,
+        provenance=provenance,
+        missing=f"**Not all runs are finished.** Missing: {', '.join(missing)}.\n\n" if missing else "",
+        data=data,
+        claims=markdown_table(("held", "claim", "measured, and its 95 % interval"), figures.claims()),
+        tables="\n".join(parts),
+        base=base,
+        precision=used["precision"],
+        encoder=ENCODER,
+        seeds=_listed(map(str, plan.seeds)),
+        steps=plan.steps,
+        batch_size=plan.batch_size,
+        few=plan.few,
+        keep=PLANS["runs"]["keep"]["keep"],
+        **sizes,
+    )
+    (out / f"{_NAME}.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _listed(values: Iterable[str]) -> str:
+    *others, last = sorted(set(values))
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def plot(figures: Figures, out: Path) -> list[Path]:
+    """Writes the plots of plan.yaml whose runs are finished into `out`, and returns their paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    written = []
+    for name, spec in PLANS["plots"].items():
+        beside = spec.get("beside", {})
+        if not all(figures.runs(group) for group in {**spec["runs"], **beside}):
+            continue
+        canvas, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+        for number, (group, label) in enumerate(spec["runs"].items()):
+            if spec["kind"] == "losses":
+                lines = [_smoothed(run["losses"]) for run in figures.runs(group)]
+                x: Sequence[float] = range(1, len(lines[0]) + 1)
+            else:
+                lines, x = [[_perplexity(figures.runs(group)[0], s) for s in STRENGTHS]], STRENGTHS
+            for seed, line in enumerate(lines):
+                axes.plot(x, line, f"C{number}", alpha=0.8, label=None if seed else label)
+        for (group, label), style in zip(beside.items(), ("--", ":"), strict=False):
+            value = statistics.fmean(map(_perplexity, figures.runs(group)))
+            axes.axhline(value, color="black", linestyle=style, label=label)
+            axes.set_yscale("log")
+        axes.set(title=spec["title"], xlabel=spec["x"], ylabel=spec["y"])
+        axes.legend(frameon=False)
+        written.append(out / f"{name}.png")
+        canvas.savefig(written[-1], dpi=130)
+        pyplot.close(canvas)
+    return written
