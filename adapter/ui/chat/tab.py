@@ -47,7 +47,6 @@ class TabParts(NamedTuple):
     chosen: Sequence[Any] = ()
     describe: Callable[[str], Sequence[Any]] = lambda name: ()
     corrections: CorrectionsPanel | None = None
-    view: gr.Radio | None = None
     chat: gr.Chatbot | None = None
     conversations: Conversations | None = None
     store: ConversationStore | None = None

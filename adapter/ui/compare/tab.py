@@ -265,4 +265,4 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
     chat.chat.option_select(events.film_of_chat, None, [tabs, view, film_adapter, *shown], **options)
     box.stop(events.stop, None, box, **UNQUEUED)
     pickers = [Picker(part, texts.FROZEN_BASE) for part in (*(pane.name for pane in panes), film_adapter)]
-    return TabParts(pickers, box, view=view)
+    return TabParts(pickers, box)
