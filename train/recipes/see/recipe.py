@@ -100,7 +100,7 @@ class _Made:
         features = store.get(key) if store else None
         if features is None:
             for drawing in {drawing.style: drawing for drawing in shown}.values():
-                assert replace(drawing).image  # what is missing is told before minutes of encoding
+                drawing.draw()  # what is missing is told before minutes of encoding
             parts: list[list[VisualFeatures]] = [[] for _ in range(_VIEWS)]
             rngs = [random.Random(view) for view in range(_VIEWS)]
             for start in tqdm(range(0, len(shown), _CHUNK), "drawings", disable=None):
