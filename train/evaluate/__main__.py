@@ -31,7 +31,7 @@ from adapter.method.checkpoint import CONFIG, adapter_digest, load_adapter
 from adapter.serve.store import SHIPPED, AdapterStore
 from train.evaluate import tasks
 from train.evaluate.answerer import Answerer
-from train.evaluate.report import System, code_version, describe_device, format_table
+from train.evaluate.report import code_version, describe_device, format_table
 from train.evaluate.tasks import STRENGTHS, Task, unrelated_text
 from train.formats.dataset import open_records
 from train.formats.scienceqa import problems
@@ -80,7 +80,7 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
         measured = task.measure(answerer, args.seed)
         if adapter is not None and adapter.config.base.weights not in ("", base.fingerprint.weights):
             notes.append(f"{name} was trained on other weights of this shape: {adapter.config.base.name}")
-        systems.append(System(name, answerer.template, digest, measured.figures, measured.answers))
+        systems.append(dataclasses.replace(measured, name=name, template=answerer.template, digest=digest))
     templates = ", ".join(f"{system.name} {system.template}" for system in systems)
     kinds = {figure.interval for s in systems for row in s.figures.values() for figure in row.values()}
     notes += [f"templates: {templates}", f"±: half of the 95 % interval ({', '.join(sorted(kinds))})"]

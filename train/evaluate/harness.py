@@ -12,7 +12,7 @@ from adapter.base.template import Message, encode_prompt
 from adapter.errors import AdapterError, first_line
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
-from train.evaluate.tasks import Result
+from train.evaluate.report import Result
 from train.input.rows import IGNORED
 
 try:

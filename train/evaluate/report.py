@@ -14,17 +14,20 @@ from train.precision import processor_name
 
 
 @dataclass(frozen=True)
-class System:
-    """One line's subject: an adapter, or the bare base, and what it reached."""
+class Result:
+    """What an adapter, or the bare base, reached. figures: by the table's rows and columns; answers: its texts.
 
-    name: str
-    template: str
-    digest: str | None  # of the adapter's files
+    name, template, digest: of the adapter, for the report.
+    """
+
     figures: Mapping[str, Mapping[str, Figure]]
     answers: tuple[str, ...] = ()
+    name: str = ""
+    template: str = ""
+    digest: str | None = None
 
 
-def format_table(systems: Sequence[System]) -> str:
+def format_table(systems: Sequence[Result]) -> str:
     """In Markdown: a line for each row and system, `value ± half of its 95 % interval`, and the item count."""
     columns = list(dict.fromkeys(c for s in systems for row in s.figures.values() for c in row))
     lines = [["", "", *columns, "n"]]

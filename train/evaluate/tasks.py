@@ -7,7 +7,7 @@ import pydoc_data.topics
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from adapter.base.template import Message, encode_answer
 from adapter.errors import BadInput
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure, mean, ratio, share
+from train.evaluate.report import Result
 from train.formats import scienceqa
 from train.formats.record import DataError
 from train.input.examples import Example
@@ -29,14 +30,6 @@ _UNRELATED_TOPICS = (
     "assignment", "class", "conversions", "dynamic-features", "exceptions", "execmodel", "import", "try",
 )  # fmt: skip
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one Answerer reached. figures: by the rows and columns of the table; answers: its texts."""
-
-    figures: Mapping[str, Mapping[str, Figure]]
-    answers: tuple[str, ...] = ()
 
 
 class Task(Protocol):
