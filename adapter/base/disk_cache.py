@@ -1,7 +1,4 @@
-"""Folders that are built once and then only read.
-
-A kill, a second process or a damaged disk never leaves half of a folder in its place.
-"""
+"""Folders that are built once and then only read; a kill or a second process leaves none of them half built."""
 
 from __future__ import annotations
 

@@ -64,10 +64,7 @@ _ENCODER_SOURCE = _Source(
 
 
 def base_folder() -> Path:
-    """Folder of the embedded base in Hugging Face's format: bf16 `model.safetensors`, config, tokenizer.
-
-    The first call fetches and converts: 10 seconds, 300 MB. Raises LoadError if that fails.
-    """
+    """Folder of the embedded base in Hugging Face's format, fetched and converted once. Raises LoadError."""
     return _prepare(BASE, _BASE_SOURCE, _convert_base)
 
 

@@ -166,12 +166,10 @@ class GgufBase:
         )
 
     def _dtype(self) -> torch.dtype:
-        """That of the converted weights: what is not quantised keeps its own.
-
-        The minimum of a group of Q4_K may be many steps from zero, for which bf16 has too few bits.
-        """
+        """That of the converted weights: what is not quantised keeps its own."""
         kinds = {name: tensor.tensor_type.name for name, tensor in self._stored.items()}
         embedding = kinds.get("token_embd.weight")
+        # The minimum of a group of Q4_K may be many steps from zero, for which bf16 has too few bits.
         if "Q4_K" in kinds.values() or embedding == "F16":
             return torch.float16
         return torch.float32 if embedding == "F32" else torch.bfloat16

@@ -1,7 +1,4 @@
-"""Memory that a base needs in each quantisation, and memory that this machine has. Loads nothing.
-
-The need follows from the config: linear layers in few bits, the rest in 16, and the KV cache of a conversation.
-"""
+"""Memory that a base needs in each quantisation, and memory that this machine has. Loads nothing."""
 
 from __future__ import annotations
 
@@ -165,10 +162,7 @@ def _gigabytes(count: int) -> str:
 
 
 def to_device(values: Sequence[object], device: torch.device) -> Tensor:
-    """Numbers of the host as a tensor on `device`: on a GPU a copy from pinned memory, which is queued.
-
-    `torch.tensor(values, device="cuda")` waits until the GPU has done all its work.
-    """
+    """Numbers of the host as a tensor on `device`; to a GPU a queued copy, which waits for none of its work."""
     if device.type != "cuda":
         return torch.tensor(values, device=device)
     return torch.tensor(values, pin_memory=True).to(device, non_blocking=True)

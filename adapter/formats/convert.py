@@ -24,10 +24,10 @@ from adapter.base.llama import base_config, base_fingerprint, base_weight
 from adapter.errors import LoadError
 from adapter.files import atomic_write
 from adapter.formats import hub, official_v1, official_v2, peft_adapter
-from adapter.formats.tensors import ForeignAdapter, read_tensors, sanitize
+from adapter.formats.tensors import read_tensors, sanitize
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
-from adapter.method.config import AdapterConfig, BaseFingerprint
+from adapter.method.config import AdapterConfig
 
 OURS = "llama-adapter"
 WRITERS: Mapping[str, ModuleType] = {m.FORMAT: m for m in (peft_adapter, official_v1)}
@@ -139,7 +139,15 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
         foreign = official_v1.read(file, tensors, extras, options.layers)
     else:
         foreign = peft_adapter.read(file, tensors, config)
-    if problems := _mismatches(foreign, base):
+    hidden, heads, layers = foreign.prompts.shape[2], foreign.gates.shape[1], foreign.layers
+    problems = []
+    if hidden != base.hidden_size:
+        problems.append(f"hidden_size {hidden} instead of {base.hidden_size}")
+    if heads not in (1, base.num_attention_heads):
+        problems.append(f"{heads} gates a layer instead of one for each of {base.num_attention_heads} heads")
+    if layers[-1] != base.num_hidden_layers - 1:
+        problems.append(f"layers {layers[0]} to {layers[-1]} instead of the topmost of {base.num_hidden_layers}")
+    if problems:
         suggestion = f"It names {foreign.base}" if foreign.base else "For example huggyllama/llama-7b"
         default = "" if options.base else " (the default)"
         raise LoadError(
@@ -208,19 +216,6 @@ def _make_adapter(config: AdapterConfig, state: dict[str, Tensor]) -> Adapter:
         adapter = Adapter(config)
     adapter.load_state_dict(state, assign=True)
     return adapter.requires_grad_(False).eval()
-
-
-def _mismatches(foreign: ForeignAdapter, base: BaseFingerprint) -> list[str]:
-    """Why `foreign` cannot run on `base`, with the sizes of both."""
-    hidden, heads, layers = foreign.prompts.shape[2], foreign.gates.shape[1], foreign.layers
-    problems = []
-    if hidden != base.hidden_size:
-        problems.append(f"hidden_size {hidden} instead of {base.hidden_size}")
-    if heads not in (1, base.num_attention_heads):
-        problems.append(f"{heads} gates a layer instead of one for each of {base.num_attention_heads} heads")
-    if layers[-1] != base.num_hidden_layers - 1:
-        problems.append(f"layers {layers[0]} to {layers[-1]} instead of the topmost of {base.num_hidden_layers}")
-    return problems
 
 
 def _read_licence(path: Path) -> str:

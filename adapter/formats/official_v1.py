@@ -80,9 +80,7 @@ def incompatibility(adapter: Adapter) -> str:
     """Why `adapter` cannot be written in this format; empty if it can."""
     base = adapter.config.base
     if base.num_key_value_heads != base.num_attention_heads:
-        return (
-            f"its base shares {base.num_key_value_heads} key heads, and the official V1 code has one for each head"
-        )
+        return f"its base shares {base.num_key_value_heads} key heads, and official V1 has one for each head"
     return ""
 
 

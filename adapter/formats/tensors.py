@@ -99,9 +99,7 @@ def _unpickle(path: Path, head: bytes) -> Any:
 def _find_state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors at the top level of the file, or under `model` or `state_dict`."""
     if not isinstance(content, Mapping):
-        raise LoadError(
-            f"'{path.name}' holds a {type(content).__name__}, not named tensors. Give an adapter's file."
-        )
+        raise LoadError(f"'{path.name}' holds a {type(content).__name__}, no tensors. Give an adapter's file.")
     extras: dict[str, Any] = {}
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), Mapping):

@@ -1,7 +1,4 @@
-"""The adapter: adaption prompts, gates and, for images, a visual projection. Only these are ever trained.
-
-Sections 3.1 and 3.2 of arXiv 2303.16199; equation 10 for images.
-"""
+"""The adapter (sections 3.1, 3.2 of arXiv 2303.16199, equation 10 for images): all that is ever trained."""
 
 from __future__ import annotations
 

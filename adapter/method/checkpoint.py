@@ -78,10 +78,7 @@ def check_base(config: AdapterConfig, name: str, base: BaseFingerprint) -> None:
 
 
 def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torch.device | str = "cpu") -> Adapter:
-    """The adapter in `folder`, frozen, in eval mode. Raises LoadError that says what is wrong.
-
-    base: the loaded base's fingerprint; an adapter for another one is refused.
-    """
+    """The adapter in `folder`, frozen, in eval mode. Raises LoadError if it is wrong, or for another base."""
     config = read_config(folder)
     if base is not None:
         check_base(config, folder.name, base)

@@ -137,10 +137,7 @@ def stack_entries(
     length: int = 0,
     fill: float = 0.0,
 ) -> Any:
-    """Concatenates entries along dim 0, padded along `axis` to the longest, or to `length`; zeros for None.
-
-    sizes: how many entries each value has. None if all are None.
-    """
+    """Entries along dim 0, padded along `axis` to the longest or `length`; zeros for None, unless all are."""
     present = [value for value in values if value is not None]
     if not present:
         return None

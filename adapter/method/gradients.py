@@ -39,18 +39,14 @@ class CausalAttention(torch.autograd.Function):
             weights.append(scores.softmax(-1))
             attended = torch.bmm(weights[-1], values[:, :end]).view(batch, kv_heads, groups, -1, head_dim)
             outs[:, start:end] = attended.permute(0, 3, 1, 2, 4)
-        ctx.save_for_backward(query, key, value, *weights)
+        ctx.save_for_backward(queries, keys, values, *weights)
         ctx.scaling = scaling
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, *weights = ctx.saved_tensors
-        batch, heads, length, head_dim = query.shape
-        kv_heads = key.shape[1]
-        groups = heads // kv_heads
-        queries = query.reshape(batch, kv_heads, groups, length, head_dim)
-        keys, values = (t.reshape(batch * kv_heads, length, head_dim) for t in (key, value))
+        queries, keys, values, *weights = ctx.saved_tensors
+        batch, kv_heads, groups, length, head_dim = queries.shape
         query_grad = torch.empty_like(queries)
         key_grad, value_grad = keys.new_zeros(keys.shape), values.new_zeros(values.shape)
         outs = grads[0].view(batch, length, kv_heads, groups, head_dim)
@@ -63,7 +59,8 @@ class CausalAttention(torch.autograd.Function):
             block_grad = torch.bmm(scores_grad, keys[:, :end]).mul_(ctx.scaling)
             query_grad[:, :, :, start:end] = block_grad.view(batch, kv_heads, groups, -1, head_dim)
             key_grad[:, :end].baddbmm_(scores_grad.transpose(1, 2), block, alpha=ctx.scaling)
-        return query_grad.view_as(query), key_grad.view_as(key), value_grad.view_as(value), None
+        key_grad, value_grad = (t.view(batch, kv_heads, length, head_dim) for t in (key_grad, value_grad))
+        return query_grad.view(batch, -1, length, head_dim), key_grad, value_grad, None
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:

@@ -119,7 +119,7 @@ class VisualEncoder:
     def fingerprint(self) -> str:
         """Changes with whatever features depend on beside the picture and the arguments of `encode`.
 
-        Reads all weights: a second for a gigabyte. On a CPU and on a GPU it differs, as the bits of features do.
+        Reads all weights: a second for a gigabyte. On a CPU and on a GPU it differs, as features do.
         """
         transform = (self._size, self._crop, self._resample, self._mean.tolist(), self._std.tolist(), self._stages)
         digest = hashlib.sha256(repr((_VERSION, self.device.type, self._dtype, *transform)).encode())

@@ -186,10 +186,7 @@ def _codes(values: Tensor, ends: Tensor, scales: Tensor) -> tuple[Tensor, Tensor
 
 
 def pack(weight: Tensor, bits: int = 8, name: str = "") -> PackedLinear:
-    """`weight`, [out, in], in four bits if they hold it exactly, else rounded to `bits`, or to 8 by its name.
-
-    name: of the layer, by its path in the model.
-    """
+    """`weight`, [out, in], in four bits if they hold it exactly, else in `bits`, or in 8 by its layer's `name`."""
     sensitive = name.endswith(_HEAD) or (name.endswith(_SMALL) and len(weight) < weight.shape[1])
     rounded_to = 8 if sensitive else bits
     packed = PackedLinear.pack(weight, 4) or PackedLinear.pack(weight, rounded_to, search=True)
