@@ -90,24 +90,22 @@ def build_page(
 ) -> gr.Blocks:
     """The whole page over an engine that may still be loading and a store of adapters.
 
-    training: whether visitors may train adapters here and upload their own; runs: what they train; base: its name.
+    training: whether visitors may train adapters here and upload their own; runs: what they train; base: its name;
     public: whether others than this machine may ask.
     """
-    # Uploads older than a day are deleted, looked for every hour.
-    with StrictBlocks(
-        title=texts.TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
-    ) as page:
+    daily = {"delete_cache": (3600, 86400)}  # uploads older than a day are deleted, looked for every hour
+    with StrictBlocks(title=texts.TITLE, analytics_enabled=False, fill_width=True, **daily) as page:
         status = header(provider)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(texts.CHAT, id="chat"):
                 chat = chat_tab(page, provider, store, uploads=training, public=public)
             with gr.Tab(texts.COMPARE, id="compare"):
-                compare = compare_tab(provider, store, tabs, chat)
+                comparing = compare_tab(provider, store, tabs, chat)
             if training:
                 with gr.Tab(texts.TRAIN, id="train"):
                     runs = runs or TrainingRuns(runs_folder())
                     train_tab(page, tabs, provider, runs, store, chat, base, public=public)
-        pickers = [*chat.pickers, *compare.pickers]
+        pickers = [*chat.pickers, *comparing]
         refresh_periodically(provider, store, status, pickers, chat.chosen, chat.describe)
         page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
@@ -138,7 +136,12 @@ def make_loader(
         if arguments.cluster:
             report(f"Starting replicas of {base_label(name)}")
             settings = arguments.quantization, arguments.cache_bytes, arguments.replicas
-            return import_cluster()(arguments.cluster, name, *settings, adapters)
+            try:
+                from adapter.cluster.engine import connect
+            except ImportError as error:
+                needs = "--cluster needs Ray: pip install '.[cluster]' in the folder of this program."
+                raise LoadError(needs, str(error)) from error
+            return connect(arguments.cluster, name, *settings, adapters)
         report(f"Loading {base_label(name)}")
         if place.zero_gpu:
             from adapter.server.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
@@ -159,23 +162,8 @@ def make_loader(
     return EngineProvider(load_lean)
 
 
-def import_cluster() -> Callable[..., ServingEngine]:
-    """adapter.cluster.engine.connect. Raises LoadError where Ray is not installed."""
-    try:
-        from adapter.cluster.engine import connect
-    except ImportError as error:
-        raise LoadError(
-            "--cluster needs Ray, which is not installed: pip install '.[cluster]' in the folder of this program.",
-            str(error),
-        ) from error
-    return connect
-
-
 def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middleware: list[Middleware]) -> str:
-    """Serves the page and the program's own routes; returns the address to open. most: bytes of an upload.
-
-    Raises OSError or UnicodeError where that cannot be listened on.
-    """
+    """Serves the page and the program's own routes; returns the address. most: bytes of an upload."""
     _, url, shared = page.launch(
         server_name=place.host,
         server_port=place.port,

@@ -7,15 +7,14 @@ import html
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
-from adapter.server.generation import EngineProvider, browser_text, wait_for
+from adapter.server.generation import browser_text
 from adapter.server.limits import ANSWERS_PER_MINUTE, RateLimited
-from adapter.ui import theme
 from adapter.ui.answer_stream import AnswerProgress
 from adapter.ui.json_table import differing_fields, read_object, table_html
 from adapter.ui.session import Change
@@ -24,6 +23,7 @@ from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
     from adapter.serve.request import GenerationEvent, GenerationRequest
+    from adapter.server.loader import ServingEngine
 
 log = logging.getLogger(__name__)
 
@@ -51,51 +51,32 @@ class Pane(AnswerProgress):
 
     def to_html(self) -> str:
         line = self.stats_line() if self.tokens else ""
+        stats = f'<div class="stats">{html.escape(line)}</div>' if line else ""
         if not self.text.strip():
-            return theme.pane_html(html.escape(self.message), line, muted=True)
-        body = table_html(self.text) or html.escape(self.text.strip())
-        return theme.pane_html(body if self.marked_html is None else self.marked_html, line)
+            return f'<div class="answer-text muted">{html.escape(self.message)}</div>{stats}'
+        body = self.marked_html or table_html(self.text) or html.escape(self.text.strip())
+        return f'<div class="answer-text">{body}</div>{stats}'
 
 
 def answer_together(
-    provider: EngineProvider,
-    change: Change,
-    panes: Sequence[Pane],
-    make_requests: Callable[[], list[GenerationRequest]],
-    *,
-    all_or_none: bool = False,
+    engine: ServingEngine, change: Change, panes: Sequence[Pane], requests: Sequence[GenerationRequest]
 ) -> Iterator[None]:
     """Adds the answers to the panes until all have ended; yields whenever there is something new to show.
 
-    make_requests: returns one for each pane, called when the model is loaded. all_or_none: whether one that is
-    refused ends the others too; otherwise its pane says why, and only if all are refused this raises.
+    One that is refused has its reason in its pane. Raises if all are, or if the address may not have so many now.
     """
-    for status in wait_for(provider):
-        for pane in panes:
-            pane.message = texts.waiting_for_model(status)
-        if change.stopped:
-            break
-        yield
-    if change.stopped:
-        for pane in panes:
-            pane.message = texts.STOPPED_BEFORE_TEXT
-        return
-    engine = provider.engine()
-    assert engine is not None
-    requests = make_requests()
     with ExitStack() as stack:
         answers, errors = {}, []
         for index, request in enumerate(requests):
             try:
                 answers[index] = stack.enter_context(closing(engine.submit(request)))
-            except AdapterError as error:
-                if all_or_none:
-                    raise _refuse_all(error, len(requests)) from error
-                errors.append(error)
-                panes[index].add(error)
-            except Exception:
-                log.exception("an answer could not be begun")
-                errors.append(AdapterError(texts.FAILED))
+            except RateLimited as error:  # an address that waits so long may begin all of them
+                wait = max(error.retry_after, math.ceil(60 * len(requests) / ANSWERS_PER_MINUTE))
+                raise RateLimited(texts.all_refused(len(requests), wait), wait) from error
+            except Exception as error:
+                if not isinstance(error, AdapterError):
+                    log.exception("an answer could not be begun")
+                errors.append(error if isinstance(error, AdapterError) else AdapterError(texts.FAILED))
                 panes[index].add(errors[-1])
         if not answers:
             raise errors[0]
@@ -116,14 +97,6 @@ def answer_together(
             yield
 
 
-def _refuse_all(error: AdapterError, count: int) -> AdapterError:
-    """The error of one of `count` answers as that of all. An address that waits so long may begin all of them."""
-    if not isinstance(error, RateLimited):
-        return error
-    wait = max(error.retry_after, math.ceil(60 * count / ANSWERS_PER_MINUTE))
-    return RateLimited(texts.all_refused(count, wait), wait)
-
-
 def mark(pane: Pane, other: Pane, where: str) -> None:
     """Marks in `pane` the words that differ from `other`; of a JSON object the values, if `other` has one too.
 
@@ -134,11 +107,11 @@ def mark(pane: Pane, other: Pane, where: str) -> None:
         return
     if (fields := read_object(pane.text)) is None:
         pane.marked_html, changed, words = mark_differences(other.text, pane.text)
-        pane.notes.append(texts.changed_words(changed, words, where))
+        pane.notes.append(texts.differences(changed, words, "word", where))
     elif (others := read_object(other.text)) is not None:
         differing = differing_fields(fields, others)
         pane.marked_html = table_html(pane.text, differing)
-        pane.notes.append(texts.changed_fields(len(differing), len(fields.pairs), where))
+        pane.notes.append(texts.differences(len(differing), len(fields.pairs), "field", where))
 
 
 def mark_differences(first: str, other: str) -> tuple[str, int, int]:

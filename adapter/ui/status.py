@@ -12,6 +12,7 @@ import gradio as gr
 from adapter.serve.settings import BASE_ONLY
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import theme
+from adapter.ui.texts import page as texts
 
 # Options of event listeners.
 PRIVATE = {"api_visibility": "private"}
@@ -49,7 +50,8 @@ def header(provider: EngineProvider) -> gr.HTML:
     with gr.Row(elem_id="top"):
         gr.HTML(theme.header_html(), elem_id="head", padding=False)
         status = gr.HTML(_status(provider), elem_id="status", padding=False)
-        gr.HTML(theme.server_gone_html(), elem_id="server-gone", padding=False)
+        gone = theme.status_html("failed", texts.SERVER_GONE, 'role="alert"')
+        gr.HTML(gone, elem_id="server-gone", padding=False)
         return status
 
 
@@ -102,4 +104,4 @@ def refresh_periodically(
 
 def _status(provider: EngineProvider) -> str:
     status = provider.status()
-    return theme.status_html(status, status.text)
+    return theme.status_html(status.state, status.text)

@@ -122,4 +122,4 @@ def test_of_two_objects_the_values_that_differ_are_marked():
     for value in ("&#60;York&#62;", "1", "555"):
         assert f"<td><mark>{value}</mark></td>" in other.to_html()
     assert "<td>Maria</td>" in other.to_html() and "3 of 4 fields not as in pane 1" in other.to_html()
-    assert "1 of 1 word not in pane 1" in prose.to_html()
+    assert "1 of 1 word not as in pane 1" in prose.to_html()

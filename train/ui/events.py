@@ -1,4 +1,4 @@
-"""The event handlers of the Train tab and of training on corrections: inputs in, updates of components out.
+"""The event handlers of the Train tab: inputs in, updates of components out.
 
 All lasting state is in the runs' folders, so that every visitor and every reload sees the same.
 """
@@ -11,40 +11,43 @@ import logging
 import os
 import secrets
 import tempfile
+import threading
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from adapter.base.image_file import open_image
+from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
 from adapter.files import atomic_write
 from adapter.method.config import check_name
-from adapter.serve.settings import BASE_ONLY
+from adapter.serve.request import Client
+from adapter.serve.settings import BASE_ONLY, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, browser_text, client_of
+from adapter.ui.answer_stream import build_request, whole_answer
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.corrections import FILE_NAME, Correction, checked
 from adapter.ui.status import FRAME_SECONDS
 from adapter.ui.texts import page as page_texts
 from adapter.ui.toasts import errors_as_toasts, refusal, toast
 from train.config import RecipeFile
-from train.publish import PUBLISHED
 from train.ui import texts
 from train.ui.charts import run_html
-from train.ui.data_upload import open_data
 from train.ui.plan import RunPlan, free_name, samples
-from train.ui.preview import make_preview, notice_html
-from train.ui.runs import DEFAULT_FOLDER, RunRecord, TrainingRun, TrainingRuns
-from train.ui.watch import Watch
+from train.ui.preview import make_preview, notice_html, open_data
+from train.ui.runs import DEFAULT_FOLDER, RunRecord, TrainingRun, TrainingRuns, WatchedAnswer
 
 log = logging.getLogger(__name__)
 
 TICK, SLOW_TICK = 1.0, 4.0  # seconds between two updates while a run is running, and otherwise
 LEAST = 8  # corrections
 SHORT_QUESTION = 3  # words: a question of no more needs what was said before it
+MAX_TOKENS = 48  # of a watched answer
 _HIDDEN = gr.update(visible=False)
 Updates = tuple[Any, ...]
 
@@ -67,27 +70,26 @@ class TrainEvents:
         can_publish: bool = True,
     ) -> None:
         self.runs, self.store, self.public, self.can_publish = runs, store, public, can_publish
-        self._watch = Watch(runs, provider)
+        self.provider = provider
         # The trainer runs in another working directory than the server.
         self.base = os.path.abspath(base) if os.path.exists(base) else base
         self.samples = samples()
+        self._asking: set[str] = set()  # runs whose question is being answered
 
     # 1. Data. Updates of (sample, upload, preview, plan, the settings, command, start).
 
-    def choose_sample(self, name: str, plan: RunPlan | None, *typed: str | None) -> Updates:
-        sample = self.samples.get(name) if isinstance(name, str) else None
-        if sample is None:
+    def choose_sample(self, name: str) -> Updates:
+        if (plan := self.samples.get(str(name))) is None:
             raise refusal(texts.NO_DATA)
-        chosen = replace(sample.plan, name=free_name(sample.plan.name, self._taken()))
-        return gr.skip(), None, *self._preview(chosen, plan, typed)
+        return gr.skip(), None, *self._preview(plan)
 
-    def choose_upload(self, upload: str | None, plan: RunPlan | None, *typed: str | None) -> Updates:
+    def choose_upload(self, upload: str | None) -> Updates:
         if not upload:
-            return gr.skip(), gr.skip(), notice_html(texts.NO_DATA), *_without_data(_typed(plan, typed))
-        chosen = self._of_file(Path(upload), Path(upload).stem)
-        return None, gr.skip(), *self._preview(chosen, plan, typed)
+            return gr.skip(), gr.skip(), *_without_data(texts.NO_DATA)
+        path = Path(upload)
+        return None, gr.skip(), *self._preview(_plan_of(path, path.stem))
 
-    def use_rows(self, rows: str | None, plan: RunPlan | None, *typed: str | None) -> Updates:
+    def use_rows(self, rows: str | None) -> Updates:
         """Of rows that were typed: `question => answer`, or with a tab between, as a table is copied."""
         if not (rows or "").strip():
             raise refusal(texts.NO_ROWS)
@@ -97,36 +99,39 @@ class TrainEvents:
             pair = {"question": question.strip(), "answer": answer.strip()}
             records.append(json.dumps({key: text for key, text in pair.items() if text}) if line.strip() else "")
         path = write_rows(records, texts.TYPED_NAME)
-        return None, path, *self.choose_upload(path, plan, *typed)[2:]
+        return None, str(path), *self._preview(_plan_of(path, path.stem))
 
-    def _of_file(self, path: Path, name: str) -> RunPlan:
-        return RunPlan(path, path.name, name=free_name(name, self._taken()), question=texts.WATCHED_QUESTION)
+    def use_corrections(self, known: object) -> Updates:
+        """Of the corrections that the chat has collected; first an update of the tabs."""
+        rows = [json.dumps(last_turn(row)) for row in checked(known)]
+        if len(rows) < LEAST:
+            raise refusal(texts.train_on_these(LEAST - len(rows)))
+        path = write_rows(rows, FILE_NAME)
+        # One of eight is held out: where it is no longer answered better, the run ends early.
+        plan = _plan_of(path, texts.TAUGHT_NAME, preset="voice", data={"validation": 0.13})
+        return gr.Tabs(selected="train"), None, str(path), *self._preview(replace(plan, description=texts.TAUGHT))
 
-    def _preview(self, chosen: RunPlan, before: RunPlan | None, typed: Sequence[str | None]) -> Updates:
-        """before: the plan whose proposals are in the settings, as far as the visitor has not typed other ones."""
-        own = _typed(before, typed)
+    def count_corrections(self, known: object) -> Any:
+        """An update of the button that trains on them."""
+        missing = LEAST - len(checked(known))
+        return gr.update(interactive=missing <= 0, value=texts.train_on_these(missing))
+
+    def _preview(self, chosen: RunPlan) -> Updates:
         try:
-            chosen, shown = self._read(chosen)
+            with tempfile.TemporaryDirectory() as folder:
+                data = open_data(chosen.source, Path(folder))
+                shown, template = make_preview(data, self.base)
         except Exception as error:
             if not isinstance(error, AdapterError):
                 log.exception("training data could not be previewed")
                 error = AdapterError(page_texts.FAILED)
-            return notice_html(browser_text(error), "error"), *_without_data(own)
-        proposed = chosen.name, chosen.description, chosen.question
-        default = chosen.recipe(Path("x")).train
-        settings = *[mine or theirs for mine, theirs in zip(own, proposed, strict=True)], default.steps, default.lr
-        return shown, chosen, *settings, *self.describe(chosen, *settings)
-
-    def _read(self, plan: RunPlan) -> tuple[RunPlan, str]:
-        """The plan with the facts about its data, and these as HTML. Raises AdapterError."""
-        with tempfile.TemporaryDirectory() as folder:
-            data = open_data(plan.source, Path(folder))
-            preview = make_preview(data, self.base)
-            plan = replace(plan, pictures=data.pictures, template=preview.template, base=self.base)
-            return replace(plan, question=plan.question if plan.picture or not data.pictures else ""), preview.html
-
-    def _taken(self) -> list[str]:
-        return [*self.store.names(), *self.runs.taken()]
+            return _without_data(browser_text(error), "error")
+        name = free_name(chosen.name, [*self.store.names(), *self.runs.taken()])
+        question = chosen.question if chosen.picture or not data.pictures else ""
+        plan = replace(chosen, pictures=data.pictures, template=template, base=self.base)
+        default = plan.recipe(Path("x")).train
+        settings = name, chosen.description, question, default.steps, default.lr
+        return shown, plan, *settings, *self.describe(plan, *settings)
 
     # 2. The settings.
 
@@ -136,7 +141,7 @@ class TrainEvents:
             return texts.NO_COMMAND, self._start_button(None)
         try:
             plan = plan.with_settings(*values)
-            check_name(plan.name, self._taken())
+            check_name(plan.name, [*self.store.names(), *self.runs.taken()])
             own_folder = self.runs.folder != DEFAULT_FOLDER
             command = plan.command(f"{self.runs.folder.name}/{plan.name}" if own_folder else "")
         except AdapterError as error:
@@ -146,114 +151,144 @@ class TrainEvents:
     def _start_button(self, plan: RunPlan | None) -> Any:
         """It starts a run as soon as none is running and there are data."""
         if (running := self.runs.running()) is not None:
-            return gr.update(interactive=False, value=texts.RUNNING.format(running))
+            return gr.update(interactive=False, value=texts.running(running))
         return gr.update(interactive=plan is not None, value=texts.START)
 
-    # 3. The run.
+    # 3. The run. Updates of (its picker, how it is, its buttons, start, timer).
 
-    def start(self, owner: str, plan: RunPlan | None, *values: Any) -> str:
-        """Starts a run; returns the visitor's secret."""
+    def start(self, owner: str, plan: RunPlan | None, request: gr.Request, *values: Any) -> Updates:
+        """First an update of the visitor's secret."""
         owner = owner or secrets.token_urlsafe(16)
         with errors_as_toasts("the start of a training run"):
             if plan is None:
                 raise BadInput(texts.NO_DATA)
-            self._launch(plan.with_settings(*values), RunRecord(owner=_digest(owner)))
-        return owner
+            planned = plan.with_settings(*values)
 
-    def _launch(self, plan: RunPlan, record: RunRecord) -> None:
-        def prepare(folder: Path) -> tuple[RecipeFile, RunRecord]:
-            picture = str(plan.picture or "")
-            data = open_data(plan.source, folder)
-            return plan.recipe(data.path), replace(record, question=plan.question, picture=picture)
+            def prepare(folder: Path) -> tuple[RecipeFile, RunRecord]:
+                picture, secret = str(planned.picture or ""), _digest(owner)
+                recipe = planned.recipe(open_data(planned.source, folder).path)
+                return recipe, RunRecord(question=planned.question, picture=picture, owner=secret)
 
-        self.runs.start(plan.name, self.store.names(), prepare)
+            self.runs.start(planned.name, self.store.names(), prepare)
+        return owner, *self.panel(None, owner, plan, request)
 
-    def stop(self, name: str | None, owner: str) -> None:
-        with errors_as_toasts("the stop of a training run"):
-            self.runs.stop(self.own(name, owner))
-
-    def resume(self, name: str | None, owner: str) -> None:
-        with errors_as_toasts("the continuation of a training run"):
-            self.runs.resume(self.own(name, owner))
+    def stop_or_go_on(
+        self, pressed: str, name: str | None, owner: str, plan: RunPlan | None, request: gr.Request
+    ) -> Updates:
+        """pressed: the label of the button, which says what its visitor wants."""
+        with errors_as_toasts("a change of a training run"):
+            act = self.runs.stop if pressed == texts.STOP else self.runs.resume
+            act(self.own(name, owner))
+        return self.panel(name, owner, plan, request)
 
     def own(self, name: str | None, owner: str) -> str:
         """The name of a run that this visitor may change. Raises BadInput for another's."""
         record = self.runs.record(name or "")
-        if record is not None and not self.may_change(record, owner):
+        if record is not None and not self._may_change(record, owner):
             raise BadInput(texts.NOT_YOURS)
         return name or ""
 
-    def may_change(self, record: RunRecord, owner: str) -> bool:
+    def _may_change(self, record: RunRecord, owner: str) -> bool:
         return not self.public or bool(owner and record.owner == _digest(owner))
 
     def panel(self, name: str | None, owner: str, plan: RunPlan | None, request: gr.Request) -> Updates:
-        """Updates of (run picker, the run's view, start, timer). name: None for the run that is running."""
+        """name: None for the run that is running."""
         names, running = self.runs.names(), self.runs.running()
         shown = name if name in names else running or next(iter(names), None)
-        picker = gr.update(choices=names, value=shown, visible=len(names) > 1)
+        # An update would close the picker.
+        picker = gr.skip() if name == shown else gr.update(choices=names, value=shown, visible=len(names) > 1)
         timer = gr.Timer(TICK if running else SLOW_TICK, active=True)
-        return picker, *self._view(shown, owner, request), self._start_button(plan), timer
-
-    def tick(self, name: str | None, owner: str, plan: RunPlan | None, request: gr.Request) -> Updates:
-        """As `panel`, which would close the picker of runs each time."""
-        picker, *others = self.panel(name, owner, plan, request)
-        return gr.skip() if picker["value"] == name else picker, *others
-
-    def newest(self, owner: str, plan: RunPlan | None, request: gr.Request) -> Updates:
-        return self.panel(None, owner, plan, request)
-
-    def _view(self, name: str | None, owner: str, request: gr.Request) -> Updates:
-        """Updates of a RunView."""
-        run = self.runs.get(name or "")
+        run = self.runs.get(shown or "")
         if run is None:
-            return notice_html(texts.NOTHING_YET), *[_HIDDEN] * 5
-        own, done = self.may_change(run.record, owner), bool(run.adapter) and not run.alive
-        text, variant = (texts.CHAT_WITH, "primary") if done else (texts.TRY, "secondary")
+            return picker, notice_html(texts.NOTHING_YET), *[_HIDDEN] * 4, self._start_button(plan), timer
+        own, done = self._may_change(run.record, owner), bool(run.adapter) and not run.alive
         return (
-            run_html(run, self._watch.look(run, client_of(request)) if own else ()),
-            gr.update(visible=own and run.alive, interactive=run.state != "stopping"),
-            gr.update(visible=own and not run.alive and run.state != "ended"),
-            gr.update(visible=bool(run.adapter), value=text, variant=variant),
+            picker,
+            run_html(run, self._watched(run, client_of(request)) if own else ()),
+            gr.update(
+                value=texts.STOP if run.alive else texts.GO_ON,
+                visible=own and run.state != "ended",
+                interactive=run.state != "stopping",
+            ),
+            gr.update(
+                value=texts.CHAT_WITH if done else texts.TRY,
+                variant="primary" if done else "secondary",
+                visible=bool(run.adapter),
+            ),
             self._download(run) if done else _HIDDEN,
             gr.update(visible=own and done and self.can_publish),
+            self._start_button(plan),
+            timer,
         )
 
     def _download(self, run: TrainingRun) -> Any:
+        """The adapter of a run as a zip, without the run's data, log and paths. Reuses an earlier zip."""
+        from train.publish import PUBLISHED
+
+        folder = self.runs.folder / run.name
+        temporary = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
         try:
-            return gr.update(visible=True, value=str(zip_adapter(self.runs.folder / run.name)))
-        except OSError:
+            files = [folder / name for name in PUBLISHED if (folder / name).exists()]
+            stamp = max(file.stat().st_mtime_ns for file in files)  # the card is written after the weights
+            path = temporary / f"trained-{run.name}-{stamp}" / f"{run.name}.zip"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path) as new, zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED) as archive:
+                    for file in files:
+                        archive.write(file, f"{run.name}/{file.name}")
+        except (OSError, ValueError):  # the run is removed meanwhile
             return _HIDDEN
+        return gr.update(visible=True, value=str(path))
 
-    # Teach by chatting.
+    # The watched question: asked of the base, and of the adapter whenever a better one was saved.
 
-    def teach(self, owner: str, known: object, name: str | None, question: str | None) -> str:
-        """Trains on corrections; returns the visitor's secret. name, question: None while their fields were never
-        shown.
-        """
-        owner = owner or secrets.token_urlsafe(16)
-        with errors_as_toasts("the start of a lesson"):
-            rows = [json.dumps(last_turn(row)) for row in checked(known)]
-            if len(rows) < LEAST:
-                raise BadInput(texts.train_on_these(LEAST - len(rows)))
-            plan = self._of_file(Path(write_rows(rows, FILE_NAME)), texts.TAUGHT_NAME)
-            # One of eight is held out: where it is no longer answered better, the run ends early.
-            plan, _ = self._read(replace(plan, preset="voice", settings={"data": {"validation": 0.13}}))
-            plan = plan.with_settings((name or "").strip() or plan.name, texts.TAUGHT, question or plan.question)
-            self._launch(plan, RunRecord(owner=_digest(owner), taught=True))
-        return owner
+    def _watched(self, run: TrainingRun, client: Client) -> list[WatchedAnswer]:
+        """The answers so far. What is due is asked in a thread of its own, for `client`, who looks."""
+        answers = self.runs.watched(run.name)
+        step = run.progress.kept(run.recipe.train.save)[0] if run.adapter and answers else 0
+        due = bool(run.record.question) and (not answers or step > answers[-1].step)
+        if due and run.name not in self._asking:
+            self._asking.add(run.name)
+            threading.Thread(target=self._ask, args=(run, step, client), daemon=True).start()
+        return answers
 
-    def lesson(self, owner: str, known: object, request: gr.Request) -> Updates:
-        """Updates of (its name, the run's view, start, timer) of the visitor's newest run on corrections."""
-        found = ((name, self.runs.record(name)) for name in (self.runs.names() if owner else ()))
-        name = next((name for name, r in found if r and r.taught and r.owner == _digest(owner)), None)
-        html, *buttons = self._view(name, owner, request)
-        run, missing = self.runs.get(name or ""), LEAST - len(checked(known))
-        alive = run is not None and run.alive
-        waits = alive or (run is not None and self._watch.is_asking(run))
-        start = gr.update(interactive=missing <= 0 and not alive, value=texts.train_on_these(missing))
-        return name or "", html if run else "", *buttons, start, gr.Timer(active=waits)
+    def _ask(self, run: TrainingRun, step: int, client: Client) -> None:
+        """step: whose adapter is asked; 0 for the frozen base."""
+        try:
+            if (engine := self.provider.engine()) is None:
+                return
+            settings = Settings().replace(adapter=run.name if step else "", temperature=0.0, max_tokens=MAX_TOKENS)
+            image = open_image(Path(run.record.picture)) if step and run.record.picture else None
+            request = build_request((Message("user", run.record.question),), settings, image, client)
+            self.runs.add_watched(run.name, WatchedAnswer(step, whole_answer(engine, request).strip()))
+        except Exception as error:  # the next look asks again
+            if not isinstance(error, AdapterError):
+                log.exception("a watched question was not answered")
+        finally:
+            self._asking.discard(run.name)
 
     # After a run.
+
+    def publish(self, name: str, owner: str, repo: str, visitor: gr.OAuthToken | None) -> str:
+        """Sends a run's adapter to the Hub, and returns what is said of it.
+
+        With the token of the visitor who has signed in; with this machine's only where nobody else may ask.
+        """
+        from train.publish import check_repo, machine_token, push
+
+        with errors_as_toasts("the publication of an adapter"):
+            if visitor is None and self.public:
+                raise BadInput(texts.PUBLISH_NOT_HERE)
+            run = self.runs.get(self.own(name, owner))
+            if run is None or run.alive or not run.adapter:
+                raise BadInput(texts.NOT_THERE)
+            repo, watched = (repo or "").strip(), self.runs.watched(run.name)
+            check_repo(repo)
+            said = [" ".join(text.split()) for text in (run.record.question, *(answer.text for answer in watched))]
+            section = texts.before_and_after(said[0], said[1], said[-1]) if watched[1:] else ""
+            token = machine_token() if visitor is None else visitor.token
+            return str(texts.published(repo, push(self.runs.folder / run.name, repo, token, section)))
+        return ""
 
     def chat_with(
         self, conversations: ConversationStore, name: str | None, box: dict[str, Any] | None, request: gr.Request
@@ -284,39 +319,22 @@ def last_turn(row: Correction) -> Correction:
     return {"messages": [*(before[-2:] if short else ()), question, answer]}
 
 
-def zip_adapter(folder: Path) -> Path:
-    """The adapter of a run as a zip for download, without the run's data, log and paths. Reuses an earlier zip."""
-    files = [folder / name for name in PUBLISHED if (folder / name).exists()]
-    stamp = max(file.stat().st_mtime_ns for file in files)  # the card is written after the weights
-    parent = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()) / f"trained-{folder.name}-{stamp}"
-    path = parent / f"{folder.name}.zip"
-    if not path.exists():
-        parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in files:
-                archive.write(file, f"{folder.name}/{file.name}")
-    return path
-
-
-def write_rows(lines: list[str], name: str) -> str:
-    """Writes a file for training into a folder of its own among the uploads; returns its path."""
-    folder = tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))
-    path = Path(folder) / name
+def write_rows(lines: list[str], name: str) -> Path:
+    """Writes a file for training into a folder of its own among the uploads."""
+    path = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))) / name
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(path)
+    return path
 
 
 def _digest(owner: str) -> str:
     return hashlib.sha256(str(owner).encode()).hexdigest()
 
 
-def _typed(plan: RunPlan | None, values: Sequence[str | None]) -> list[str]:
-    """Name, description and question as far as the visitor typed them; "" for what was proposed."""
-    proposed = (plan.name, plan.description, plan.question) if plan else ("", "", "")
-    texts = [(value or "").strip() for value in values]
-    return ["" if text == known else text for text, known in zip(texts, proposed, strict=True)]
+def _plan_of(path: Path, name: str, **settings: Any) -> RunPlan:
+    return RunPlan(path, path.name, settings=settings, name=name, question=texts.WATCHED_QUESTION)
 
 
-def _without_data(typed: Sequence[str]) -> Updates:
-    """Updates of (plan, the settings, command, start)."""
-    return None, *typed, gr.skip(), gr.skip(), texts.NO_COMMAND, gr.update(interactive=False)
+def _without_data(why: str, kind: str = "empty") -> Updates:
+    """Updates of (preview, plan, the settings, command, start)."""
+    settings = "", "", "", gr.skip(), gr.skip()
+    return notice_html(why, kind), None, *settings, texts.NO_COMMAND, gr.update(interactive=False)

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -23,16 +23,15 @@ MIN_LR, MAX_LR = 0.001, 0.02
 MAX_DESCRIPTION_LENGTH, MAX_QUESTION_LENGTH = 120, 200
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "assets" / "samples"
-_PRESET = "quick"
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """A run that is not started yet: its data, facts about them, then its settings.
 
-    source: the sample or the upload; shown: as written in a command. preset, settings: of the recipe, beside what
-    the other fields say. question, picture: what is asked before and while it learns. steps, lr: None for the
-    preset's.
+    source: the sample or the upload; shown: as written in a command; settings: of the recipe, beside what the
+    other fields say; question, picture: asked before and while it learns; steps, lr: None for the preset's;
+    label: of a sample.
     """
 
     source: Path
@@ -40,7 +39,6 @@ class RunPlan:
     pictures: bool = False
     template: str = "chat"
     base: str = BASE
-    preset: str = _PRESET
     settings: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     description: str = ""
@@ -48,46 +46,33 @@ class RunPlan:
     picture: Path | None = None
     steps: int | None = None
     lr: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps is not None and not MIN_STEPS <= self.steps <= MAX_STEPS:
-            raise BadInput(f"A run here has {MIN_STEPS} to {MAX_STEPS} steps, got {self.steps}.")
-        if self.lr is not None and not MIN_LR <= self.lr <= MAX_LR:
-            raise BadInput(f"The learning rate must lie between {MIN_LR} and {MAX_LR}, got {self.lr}.")
+    label: str = ""
 
     def with_settings(
-        self,
-        name: str | None,
-        description: str | None,
-        question: str | None = "",
-        steps: float | None = None,
-        rate: float | None = None,
+        self, name: str | None, description: str | None, question: str | None, steps: float, rate: float
     ) -> RunPlan:
         """As the components of the page give them. Raises BadInput if one is out of range."""
         try:
-            return replace(
-                self,
-                name=(name or "").strip(),
-                description=" ".join((description or "").split())[:MAX_DESCRIPTION_LENGTH],
-                question=(question or "").strip()[:MAX_QUESTION_LENGTH],
-                steps=None if steps is None else int(steps),
-                lr=None if rate is None else round(float(rate), 6),
-            )
-        except (ValueError, OverflowError):  # no number, or none at all
+            count, lr = int(steps), round(float(rate), 6)
+        except (TypeError, ValueError, OverflowError):  # no number, or none at all
             raise BadInput("Steps and learning rate are numbers.") from None
+        if not MIN_STEPS <= count <= MAX_STEPS:
+            raise BadInput(f"A run here has {MIN_STEPS} to {MAX_STEPS} steps, got {count}.")
+        if not MIN_LR <= lr <= MAX_LR:
+            raise BadInput(f"The learning rate must lie between {MIN_LR} and {MAX_LR}, got {lr}.")
+        told = " ".join((description or "").split())[:MAX_DESCRIPTION_LENGTH]
+        asked = (question or "").strip()[:MAX_QUESTION_LENGTH]
+        return replace(self, name=(name or "").strip(), description=told, question=asked, steps=count, lr=lr)
 
     def assignments(self, data: str) -> list[str]:
         """The run as `key=value` arguments of the command line. Raises ConfigError."""
-        values: dict[str, Any] = {"data": data, "data.validation": 0.1, "preset": self.preset}
-        if self.name:
-            values["name"] = self.name
-        values.update(flatten(self.settings))
-        if self.description:
-            values["description"] = self.description
+        values: dict[str, Any] = {"data": data, "data.validation": 0.1, "preset": "quick"}
+        values |= {"name": self.name, **flatten(self.settings), "description": self.description}
         if self.template != "chat":
             values["template"] = self.template
         if self.pictures:
             values["vision.projection"] = "global"
+        values = {key: value for key, value in values.items() if value != ""}
         default = read_recipe(None, _assignments(values)).train
         if self.steps is not None and self.steps != default.steps:
             values.update(steps=self.steps, eval_every=max(5, self.steps // 8))
@@ -110,28 +95,17 @@ class RunPlan:
         return "python -m train " + " ".join(map(shlex.quote, arguments))
 
 
-class Sample(NamedTuple):
-    """A data set that comes with the program: what its card says, and what works for it."""
-
-    title: str
-    description: str
-    plan: RunPlan
-
-
-def samples(folder: Path = SAMPLES) -> dict[str, Sample]:
-    """The samples whose data exists, in the order of samples.json; none without that file."""
-    try:
-        entries = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    found = {}
-    for entry in entries:
+def samples(folder: Path = SAMPLES) -> dict[str, RunPlan]:
+    """Of the data sets that come with the program, in the order of samples.json; none without that file."""
+    file, found = folder / "samples.json", {}
+    for entry in json.loads(file.read_text(encoding="utf-8")) if file.is_file() else ():
         name, path, picture = entry["name"], folder / entry["path"], entry.get("picture")
         shown = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
         plan = RunPlan(path, shown, path.is_dir(), name=f"my-{name}", question=entry["question"])
-        plan = replace(plan, **entry["settings"], picture=folder / picture if picture else None)
+        label = f"{entry['title']}\n{entry['description']}"
         if path.exists():
-            found[name] = Sample(entry["title"], entry["description"], plan)
+            own = {**entry["settings"], "label": label, "picture": folder / picture if picture else None}
+            found[name] = replace(plan, **own)
     return found
 
 
@@ -147,15 +121,12 @@ def free_name(wanted: str, taken: Iterable[str]) -> str:
 
 
 def _assignments(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={_to_yaml(value)}" for key, value in values.items()]
+    """key=value, as the command line reads them back."""
 
-
-def _to_yaml(value: Any) -> str:
-    """The value as the command line reads it back."""
-    if isinstance(value, str):
+    def is_plain(value: Any) -> bool:
         try:
-            plain = value == value.strip() and yaml.safe_load(value) == value
+            return isinstance(value, str) and value == value.strip() and yaml.safe_load(value) == value
         except yaml.YAMLError:
-            plain = False
-        return value if plain else json.dumps(value)
-    return json.dumps(value)
+            return False
+
+    return [f"{key}={value if is_plain(value) else json.dumps(value)}" for key, value in values.items()]

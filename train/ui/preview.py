@@ -1,65 +1,155 @@
-"""The preview of training data: what is in it, what is wrong with it, and the first records."""
+"""The data that a visitor chose for training: an upload or a sample, opened, checked and previewed."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import itertools
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from adapter.base.image_file import open_image
 from adapter.errors import AdapterError, BadInput
+from adapter.server.archive import PICTURES, TABLES, unpack
+from adapter.server.generation import import_libraries
 from adapter.ui.theme import ellipsize
-from train.formats.record import Picture, picture_source
+from train.formats.record import picture_source
 from train.ui import texts
-from train.ui.data_upload import TrainingData, readable
+from train.ui.plan import SAMPLES
 
 if TYPE_CHECKING:
-    from train.formats.dataset import Record
+    from train.formats.dataset import Record, Records
 
+MAX_FILE_BYTES = 40 * 2**20
+MAX_RECORDS = 20_000
+UPLOADS = [".jsonl", ".json", ".tsv", ".csv", ".zip"]
+_NO_LIMIT = "Train on a part of it, or on the command line, where there is no limit."
 MIN_RECORDS = 4
 FEW_RECORDS = 20  # below it the preview says what to expect
 MAX_LENGTH = 512  # tokens of a record, the default of TrainConfig
-_SHOWN_RECORDS, _TURN_CHARACTERS, _THUMBNAIL_PIXELS, _LISTED_FAULTS = 6, 220, 96, 5
+_SHOWN_RECORDS, _TURN_CHARACTERS, _THUMBNAIL_PIXELS = 6, 220, 96
 
 
-class Preview(NamedTuple):
-    """template: to train with."""
+@dataclass(frozen=True)
+class TrainingData:
+    """Opened data. path: read by the trainer; name: of the file; pictures: whether records have images."""
 
-    html: str
-    template: str
+    path: Path
+    name: str
+    records: Records
+    pictures: bool
 
 
-def make_preview(data: TrainingData, base: str) -> Preview:
-    """Reads all records once, as the trainer will. Raises BadInput if too few can be trained on."""
+def open_data(file: Path, folder: Path) -> TrainingData:
+    """Opens a bundled sample where it is. Of an upload a copy, unpacked if it is a zip, in the empty `folder`.
+
+    Raises BadInput or DataError; broken records are reported by the preview.
+    """
+    import_libraries()
+    from train.formats.dataset import open_records
+
+    path, suffix = file, file.suffix.lower()
+    if file.is_relative_to(SAMPLES):
+        folder = file if file.is_dir() else file.parent
+    elif suffix not in UPLOADS:
+        raise BadInput(f"'{file.name}' is of no known kind. Send one of {', '.join(UPLOADS)}.")
+    elif not file.is_file():
+        raise BadInput("The uploaded file is no longer on the server. Send it again.")
+    elif (size := file.stat().st_size) > MAX_FILE_BYTES:
+        raise BadInput(
+            f"'{file.name}' has {size / 2**20:.0f} MB; {MAX_FILE_BYTES // 2**20} MB are the limit. {_NO_LIMIT}"
+        )
+    elif suffix == ".zip":
+        unpack(file, folder)
+        path = _data_in_zip(folder)
+    else:
+        path = folder / file.name
+        shutil.copyfile(file, path)
+    records = open_records(path)
+    if len(records) > MAX_RECORDS:
+        raise BadInput(
+            f"'{file.name}' has {len(records):,} records; {MAX_RECORDS:,} are the limit here. {_NO_LIMIT}"
+        )
+    pictures = sum(_is_pictured(record, folder.resolve()) for record in readable(records)) > 0  # each is checked
+    if pictures and path != file and suffix != ".zip":
+        raise BadInput(
+            f"'{file.name}' names pictures that did not come with it. Put it and the pictures into one zip "
+            f"({', '.join(PICTURES[:3])} and more) and send that."
+        )
+    return TrainingData(path, file.name, records, pictures)
+
+
+def _data_in_zip(folder: Path) -> Path:
+    """The data in an unpacked zip: a folder of images with captions, or the only table of records."""
+    from train.formats import scienceqa, sources
+
+    entries = sorted(folder.iterdir())
+    if len(entries) == 1 and entries[0].is_dir():  # a zip of a folder holds that folder
+        return _data_in_zip(entries[0])
+    if scienceqa.is_scienceqa(folder) or sources.caption_file(folder) or sources.captioned(folder)[0]:
+        return folder
+    tables = [path for path in entries if path.suffix.lower() in TABLES]
+    if len(tables) != 1:
+        raise BadInput(
+            "The zip holds no captions, and no single list of records. Put NAME.txt beside each NAME.jpg, or a "
+            "captions.tsv or metadata.jsonl in it."
+        )
+    return tables[0]
+
+
+def readable(records: Records) -> Iterator[Record]:
+    """The records without those that are broken."""
+    for i in range(len(records)):
+        with contextlib.suppress(AdapterError):
+            yield records[i]
+
+
+def _is_pictured(record: Record, root: Path) -> bool:
+    """Whether a record has a picture. Raises BadInput if that is outside of `root`: an upload must not make the
+    server read its other files.
+    """
+    if not isinstance(record.image, Path):  # a picture within the data is within what was sent
+        return record.image is not None
+    try:
+        inside = record.image.resolve().is_relative_to(root)
+    except (OSError, ValueError, RuntimeError):  # a null character, a loop
+        inside = False
+    if not inside:
+        raise BadInput(
+            f"{record.where}: '{ascii(record.image.name[:60])[1:-1]}' is a picture outside of what was sent. "
+            "Name pictures as they lie in the zip."
+        )
+    return True
+
+
+def make_preview(data: TrainingData, base: str) -> tuple[str, str]:
+    """HTML, and the template to train with. Reads all records once, as the trainer will.
+
+    Raises BadInput if too few can be trained on.
+    """
     from train.input.data_check import make_report
     from train.input.rows import Tokeniser
 
     tokenizer, template = _tokenizer(base)
     report = make_report(data.records, Tokeniser(tokenizer, template, MAX_LENGTH), MAX_LENGTH, data.pictures)
     faults = [report.broken, *([report.missing, report.unreadable] if data.pictures else [])]
-    broken, listed = sum(map(len, faults)), [fault for kind in faults for fault in kind]
-    usable, bare = max(report.records - report.answerless - broken, 0), report.uncaptioned
-    notes = [texts.LENGTHS.format(report.percentile(50), report.percentile(100))]
-    if report.truncated:
-        notes.append(texts.truncated(report.truncated, report.answerless, report.max_length))
+    usable = max(report.records - report.answerless - sum(map(len, faults)), 0)
     if usable < MIN_RECORDS:
-        reasons = [*listed[:1], *notes[1:], *([texts.uncaptioned(len(bare))] if bare else [])]
-        raise BadInput(" ".join([texts.TOO_FEW.format(data.name, usable, MIN_RECORDS), *reasons]))
-    if usable < FEW_RECORDS:
-        notes.append(texts.FEW_RECORDS.format(usable))
+        raise BadInput(f"{texts.too_few(data.name, usable, MIN_RECORDS)}\n{report}")
+    few = f"<p>{html.escape(texts.few_records(usable))}</p>" if usable < FEW_RECORDS else ""
     head = texts.records(report.records, texts.PICTURES if data.pictures else texts.TEXTS, data.name)
-    body = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     cards = "".join(map(_record_html, itertools.islice(readable(data.records), _SHOWN_RECORDS)))
-    shown = (
-        f'<div class="data-preview"><p class="head">{html.escape(head)}</p>'
-        + _skipped_html(texts.BROKEN.format(broken), broken, listed)
-        + _skipped_html(texts.uncaptioned(len(bare)), len(bare), list(bare))
-        + f'{body}<ol class="records">{cards}</ol></div>'
-    )
-    return Preview(shown, template)
+    return (
+        f'<div class="data-preview"><p class="head">{html.escape(head)}</p>{few}'
+        f"<details {'' if report.clean else 'open'}><summary>{texts.CHECKED}</summary>"
+        f'<p>{html.escape(str(report))}</p></details><ol class="records">{cards}</ol></div>'
+    ), template
 
 
 @lru_cache(maxsize=2)
@@ -78,23 +168,20 @@ def notice_html(text: str, kind: str = "empty") -> str:
     return f'<div class="data-preview {kind}"{role}><p>{html.escape(text)}</p></div>'
 
 
-def _skipped_html(summary: str, count: int, faults: list[str]) -> str:
-    if not count:
-        return ""
-    listed = faults[:_LISTED_FAULTS]
-    if count > len(listed):
-        listed.append(texts.MORE.format(count - len(listed)))
-    items = "".join(f"<li>{html.escape(fault)}</li>" for fault in listed)
-    return (
-        f"<details open><summary>{html.escape(summary)}</summary>"
-        f"<p>{html.escape(texts.SKIPPED)}</p><ul>{items}</ul></details>"
-    )
-
-
 def _record_html(record: Record) -> str:
+    """A picture as a data URL, so that no copy of it stays on the server."""
     *earlier, answer = record.messages
     request = next((turn.full_text for turn in reversed(earlier) if turn.role == "user"), "")
-    picture = _thumbnail(record.image) if record.image is not None else ""
+    picture = ""
+    if record.image is not None:
+        try:
+            image, data = open_image(picture_source(record.image)).copy(), io.BytesIO()
+            image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+            image.save(data, "JPEG", quality=80)
+            encoded = base64.b64encode(data.getvalue()).decode()
+            picture = f'<img alt="" src="data:image/jpeg;base64,{encoded}">'
+        except AdapterError:
+            picture = '<span class="no-picture"></span>'
     turns = (
         ("request", texts.REQUEST, ellipsize(request, _TURN_CHARACTERS)),
         ("answer", texts.ANSWER, ellipsize(answer.text, _TURN_CHARACTERS) or texts.NO_ANSWER),
@@ -104,15 +191,3 @@ def _record_html(record: Record) -> str:
         for kind, label, text in turns
     )
     return f"<li>{picture}<div>{body}</div></li>"
-
-
-def _thumbnail(picture: Picture) -> str:
-    """A thumbnail as a data URL, so that no copy stays on the server."""
-    try:
-        image = open_image(picture_source(picture)).copy()
-    except AdapterError:
-        return '<span class="no-picture"></span>'
-    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
 import subprocess
@@ -16,19 +17,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import psutil
-from pydantic import TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from adapter.errors import AdapterError, BadInput, Busy
 from adapter.files import atomic_write, names_lock
 from adapter.method.config import check_name
 from adapter.server.generation import import_libraries
 from train.config import RecipeFile, read_recipe, recipe_text
-from train.ui.metrics import RunProgress, read_metrics
 from train.ui.plan import ROOT
 
 DEFAULT_FOLDER = ROOT / "runs"  # where `python -m train` puts a run without --out
@@ -41,13 +41,17 @@ _MESSAGE_BYTES = 8_000
 _MIN_FREE_BYTES = 500 * 2**20
 State = Literal["starting", "training", "stopping", "ended", "stopped", "failed", "killed"]
 _FILES = 1_000  # of runs, whose content is remembered
+MAX_BYTES = 4 * 2**20  # of metrics that are read, from the end
+_RECENT_STEPS = 20  # that the duration of a step is averaged over
+_RISEN = 1.02  # times the lowest held-out loss: less is chance
+Points = tuple[tuple[int, float], ...]  # (step, value)
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """The content of run.json. launched: when this server started the latest process; pid, started: that process's
     number and start time; stop: whether it was asked to stop; question, picture: what is asked before and while it
-    learns. owner: a digest of the secret of the browser that started it; taught: whether its data are corrections.
+    learns; owner: a digest of the secret of the browser that started it.
     """
 
     launched: float = 0.0
@@ -57,7 +61,51 @@ class RunRecord:
     question: str = ""
     picture: str = ""
     owner: str = ""
-    taught: bool = False
+
+
+class _Line(BaseModel, strict=True, allow_inf_nan=False):
+    """What a line may hold beside its step."""
+
+    step: int = Field(ge=0, le=10**9)
+    loss: float = 0.0
+    held_out_loss: float = 0.0
+    untrained_loss: float = 0.0
+    seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """The metrics of a run. untrained: the held-out loss before the first step; evaluated: the step of the latest
+    evaluation; step_seconds, evaluation_seconds: the duration of a recent one; updated: when they were written.
+    """
+
+    step: int = 0
+    updated: float = 0.0
+    losses: Points = ()
+    held_out: Points = ()
+    untrained: float | None = None
+    evaluated: int = 0
+    step_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+
+    def kept(self, save: str) -> tuple[int, float | None]:
+        """Step and held-out loss of the adapter that is saved so far; save: as in TrainConfig."""
+        if save == "last" or not self.held_out:
+            return self.evaluated, self.held_out[-1][1] if self.held_out else None
+        return min(self.held_out, key=lambda point: point[1])
+
+    @property
+    def by_heart_since(self) -> int | None:
+        """The step of the lowest held-out loss, if that has risen since then; None if it has not."""
+        step, lowest = self.kept("best")
+        return step if lowest is not None and self.held_out[-1][1] > _RISEN * lowest else None
+
+    def seconds_left(self, steps: int, eval_every: int) -> float | None:
+        """None before the third step."""
+        left = max(steps - self.step, 0)
+        seconds = left * self.step_seconds + math.ceil(left / eval_every) * self.evaluation_seconds
+        return seconds if self.step_seconds else None
 
 
 class WatchedAnswer(NamedTuple):
@@ -69,6 +117,7 @@ class WatchedAnswer(NamedTuple):
 
 _RECORD = TypeAdapter(RunRecord)
 _WATCHED = TypeAdapter(list[WatchedAnswer])
+_READ_RECIPE = partial(read_recipe, assignments=())
 Prepare = Callable[[Path], tuple[RecipeFile, RunRecord]]
 
 
@@ -93,10 +142,6 @@ class TrainingRun:
     def alive(self) -> bool:
         return self.state in ("starting", "training", "stopping")
 
-    @property
-    def seconds_left(self) -> float | None:
-        return self.progress.seconds_left(self.recipe.train.steps, self.recipe.train.eval_every)
-
 
 class TrainingRuns:
     """The runs in one folder. Safe for any number of threads, and for several servers over the same folder."""
@@ -118,7 +163,12 @@ class TrainingRuns:
 
     def taken(self) -> list[str]:
         """The names of folders, except those of runs that ended before anything was saved."""
-        return [folder.name for folder in self.folder.glob("*") if not self._is_empty(folder.name)]
+
+        def is_empty(name: str) -> bool:
+            folder = self._folder(name)
+            return folder is not None and self._process(name) is None and not any(saved_files(folder)[:2])
+
+        return [folder.name for folder in self.folder.glob("*") if not is_empty(folder.name)]
 
     def running(self) -> str | None:
         """The name of the running run."""
@@ -135,12 +185,19 @@ class TrainingRuns:
         # Before the files are read: a process that has ended has written all of them, and what is saved has been
         # evaluated, so that its step is known.
         alive, (saved, adapter, finished) = self._process(name) is not None, saved_files(folder)
-        recipe = _content(_read_recipe, folder / RECIPE)
+        recipe = _content(_READ_RECIPE, folder / RECIPE)
         if recipe is None:
             return None
         progress = _content(read_metrics, folder / METRICS) or RunProgress()
-        last_line = _content(_read_last_line, folder / MESSAGES) or ""
-        state = _state(record, alive, finished, progress, last_line)
+        last_line = _content(_last_line, folder / MESSAGES) or ""
+        state: State
+        if alive:
+            begun = progress.updated > record.launched
+            state = "stopping" if record.stop else "training" if begun else "starting"
+        elif finished or last_line.startswith("error: "):
+            state = "ended" if finished else "failed"
+        else:
+            state = "stopped" if record.stop or last_line.startswith("stopped after step") else "killed"
         message = last_line.removeprefix("error: ") if state == "failed" else last_line
         return TrainingRun(name, state, record, recipe, progress, message, saved, adapter)
 
@@ -280,21 +337,6 @@ class TrainingRuns:
             return None
         return self.folder / name if os.path.isfile(self.folder / name / RECORD) else None
 
-    def _is_empty(self, name: str) -> bool:
-        """Whether a run has ended and left neither a save nor an adapter."""
-        folder = self._folder(name)
-        return folder is not None and self._process(name) is None and not any(saved_files(folder)[:2])
-
-
-def _state(record: RunRecord, alive: bool, finished: bool, progress: RunProgress, last_line: str) -> State:
-    if alive:
-        return "stopping" if record.stop else "training" if progress.updated > record.launched else "starting"
-    if finished:
-        return "ended"
-    if last_line.startswith("error: "):
-        return "failed"
-    return "stopped" if record.stop or last_line.startswith("stopped after step") else "killed"
-
 
 def saved_files(folder: Path) -> tuple[bool, str, bool]:
     """Whether there is a state to resume from; what tells one save of the adapter from the others, "" before the
@@ -325,23 +367,46 @@ def _content(read: Callable[[Path], Any], path: Path) -> Any:
         return None
 
 
-def _read_recipe(path: Path) -> RecipeFile:
-    return read_recipe(path, [])
-
-
 def _read_record(path: Path) -> RunRecord:
-    return _RECORD.validate_json(path.read_bytes(), strict=True)
+    return _RECORD.validate_json(path.read_bytes())
 
 
 def _read_watched(path: Path) -> list[WatchedAnswer]:
     return _WATCHED.validate_json(path.read_bytes())
 
 
-def _read_last_line(path: Path) -> str:
+def _last_line(path: Path) -> str:
     with open(path, "rb") as file:
         file.seek(max(file.seek(0, 2) - _MESSAGE_BYTES, 0))
         lines = file.read(_MESSAGE_BYTES).decode("utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def read_metrics(path: Path) -> RunProgress:
+    """The metrics in a file, of which the end is read. A line that is cut or makes no sense is passed over."""
+    values: dict[str, list[tuple[int, float]]] = {name: [] for name in _Line.model_fields}
+    with open(path, "rb") as file:
+        file.seek(max(file.seek(0, 2) - MAX_BYTES, 0))
+        lines = file.read(MAX_BYTES).split(b"\n")[:-1]  # after the last line break one is being written
+    for text in lines:
+        with contextlib.suppress(ValidationError):
+            line = _Line.model_validate_json(text)
+            for name in line.model_fields_set:
+                values[name].append((line.step, getattr(line, name)))
+    recent, step_seconds = values["seconds"][-_RECENT_STEPS - 1 :], 0.0
+    if len(recent) > 2:  # the first step takes longer than the others, and the second alone says little
+        step_seconds = (recent[-1][1] - recent[0][1]) / max(recent[-1][0] - recent[0][0], 1)
+    evaluated, evaluation_seconds = (values["evaluation_seconds"] or [(0, 0.0)])[-1]
+    return RunProgress(
+        step=recent[-1][0] if recent else 0,
+        updated=path.stat().st_mtime,
+        losses=tuple(values["loss"]),
+        held_out=tuple(values["held_out_loss"]),
+        untrained=values["untrained_loss"][0][1] if values["untrained_loss"] else None,
+        evaluated=evaluated,
+        step_seconds=max(step_seconds, 0.0),
+        evaluation_seconds=evaluation_seconds,
+    )
 
 
 def _write_record(folder: Path, record: RunRecord) -> None:

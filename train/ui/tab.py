@@ -1,7 +1,10 @@
-"""The Train tab, and training on the Chat tab's corrections: components, and which event calls which handler."""
+"""The Train tab and the way to it from the chat's corrections: components, and which event calls which handler."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,7 @@ from adapter.ui.chat.tab import TabParts
 from adapter.ui.status import PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
 from train.ui import texts
-from train.ui.data_upload import UPLOADS
-from train.ui.events import LEAST, SLOW_TICK, TICK, TrainEvents
+from train.ui.events import LEAST, SLOW_TICK, TrainEvents
 from train.ui.plan import (
     MAX_DESCRIPTION_LENGTH,
     MAX_LR,
@@ -26,15 +28,13 @@ from train.ui.plan import (
     MIN_LR,
     MIN_STEPS,
 )
-from train.ui.preview import notice_html
-from train.ui.run_view import can_sign_in, connect, run_view
+from train.ui.preview import UPLOADS, notice_html
 from train.ui.runs import TrainingRuns
 
 STYLE_SHEET = Path(__file__).parent / "static" / "train.css"
 # A preview takes seconds of a core: two at a time over all visitors.
 PREVIEW = {"concurrency_id": "train-data", "concurrency_limit": 2}
 MAX_TYPED = 100_000  # characters of rows
-SETTINGS = ("name", "description", "question", "steps", "rate")  # in the order of RunPlan.with_settings
 Parts = dict[str, Any]  # components by name
 
 
@@ -52,11 +52,13 @@ def train_tab(
 
     chat: the other tab, to which a button below a run switches. public: as TrainEvents has it.
     """
-    handlers = TrainEvents(runs, store, provider, base, public, can_publish=not public or can_sign_in())
+    handlers = TrainEvents(runs, store, provider, base, public, can_publish=not public or _can_sign_in())
     assert chat.corrections is not None
     with chat.corrections.around:
         owner = gr.BrowserState("", storage_key="llama-adapter:owner", secret=BROWSER_SECRET)
-    timer, plan = gr.Timer(SLOW_TICK, active=False), gr.State(None)
+    with chat.corrections.panel:
+        teach = gr.Button(texts.train_on_these(LEAST), interactive=False, size="sm", elem_id="teach-start")
+    plan = gr.State(None)
     with gr.Column(elem_id="train"):
         gr.Markdown(texts.HINT, elem_classes="hint")
         with gr.Row(equal_height=False, elem_id="steps"):
@@ -64,30 +66,53 @@ def train_tab(
                 data = _data(handlers)
             with _step(2, texts.SETTINGS):
                 settings = _settings()
+                command = theme.command_box(texts.NO_COMMAND, texts.COMMAND, "train-command")
             with _step(3, texts.RUN):
                 start = gr.Button(texts.START, variant="primary", interactive=False, elem_id="train-start")
-                which = gr.Dropdown([], label=texts.WHICH, visible=False, filterable=False, elem_id="train-which")
-                view = run_view("train", notice_html(texts.NOTHING_YET), handlers, which, owner)
-    _connect_data(handlers, data, settings, plan, start)
-    inputs, outputs = [which, owner, plan], [which, *view, start, timer]
-    values = [settings[key] for key in SETTINGS]
-    started = start.click(
-        handlers.start, [owner, plan, *values], owner, show_progress_on=view.html, **PREVIEW, **PRIVATE
-    )
-    started.then(handlers.newest, inputs[1:], outputs, **UNQUEUED)
-    gr.on([timer.tick, which.input], handlers.tick, inputs, outputs, **UNQUEUED)
+                run = _run(handlers, owner)
+    prepared = [data["sample"], data["upload"], data["preview"], plan, *settings, command, start]
+    event = {"show_progress": "minimal", "show_progress_on": data["preview"], **PREVIEW, **PRIVATE}
+    data["sample"].input(handlers.choose_sample, data["sample"], prepared, **event)
+    uploads = [data["upload"].upload, data["upload"].clear]
+    gr.on(uploads, handlers.choose_upload, data["upload"], prepared, **event)
+    data["use_rows"].click(handlers.use_rows, data["rows"], prepared, **event)
+    known = chat.corrections.known
+    teach.click(handlers.use_corrections, known, [tabs, *prepared], **event)
+    gr.on([page.load, known.change], handlers.count_corrections, known, teach, **UNQUEUED)
+    changes, last = [component.change for component in settings], {"trigger_mode": "always_last", **UNQUEUED}
+    gr.on(changes, handlers.describe, [plan, *settings], [command, start], **last)
+    _connect_run(handlers, run, start, [owner, plan], settings, tabs, chat)
 
-    def select_tab(
-        event: gr.SelectData, name: str | None, owner: str, plan: Any, request: gr.Request
-    ) -> tuple[Any, ...]:
+
+def _connect_run(
+    handlers: TrainEvents,
+    run: Parts,
+    start: gr.Button,
+    states: list[Any],
+    settings: list[Any],
+    tabs: gr.Tabs,
+    chat: TabParts,
+) -> None:
+    """states: the visitor's secret and the plan."""
+    timer, conversations, name = gr.Timer(SLOW_TICK, active=False), chat.store, run["which"]
+    assert conversations is not None
+    inputs, shown = [name, *states], [*run.values(), start, timer]
+    event = {"show_progress_on": run["html"], **PREVIEW, **PRIVATE}
+    start.click(handlers.start, [*states, *settings], [states[0], *shown], **event)
+    run["stop"].click(handlers.stop_or_go_on, [run["stop"], *inputs], shown, **QUEUED)
+    gr.on([timer.tick, name.input], handlers.panel, inputs, shown, **UNQUEUED)
+
+    def select_tab(event: gr.SelectData, owner: str, plan: Any, request: gr.Request) -> tuple[Any, ...]:
         """Stops the timer while another tab is open."""
         if event.value != page_texts.TRAIN:
-            return *[gr.skip()] * (len(outputs) - 1), gr.Timer(active=False)
-        return handlers.panel(name, owner, plan, request)
+            return *[gr.skip()] * (len(shown) - 1), gr.Timer(active=False)
+        return handlers.panel(None, owner, plan, request)
 
-    tabs.select(select_tab, inputs, outputs, **UNQUEUED)
-    connect(view, [which, owner], (handlers.panel, inputs, outputs), tabs, chat)
-    _teach(page, tabs, handlers, chat, owner)
+    def chat_with(name: str, box: dict[str, Any] | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        yield from handlers.chat_with(conversations, name, box, request)
+
+    tabs.select(select_tab, states, shown, **UNQUEUED)
+    run["chat"].click(chat_with, [name, chat.message_box], [tabs, timer, *conversations.opened], **QUEUED)
 
 
 def _step(number: int, title: str) -> gr.Column:
@@ -98,7 +123,7 @@ def _step(number: int, title: str) -> gr.Column:
 
 
 def _data(handlers: TrainEvents) -> Parts:
-    choices = [(f"{s.title}\n{s.description}", name) for name, s in handlers.samples.items()]
+    choices = [(plan.label, name) for name, plan in handlers.samples.items()]
     parts: Parts = {
         "sample": gr.Radio(
             choices, label=texts.SAMPLES, elem_id="samples", elem_classes="cards", visible=bool(choices)
@@ -115,49 +140,45 @@ def _data(handlers: TrainEvents) -> Parts:
     return parts
 
 
-def _settings() -> Parts:
-    parts: Parts = {
-        key: gr.Textbox(label=label, placeholder=hint, max_length=longest, max_lines=2)
-        for key, label, hint, longest in (
-            ("name", texts.NAME, texts.NAME_HINT, MAX_NAME_LENGTH),
-            ("description", texts.DESCRIPTION, texts.DESCRIPTION_HINT, MAX_DESCRIPTION_LENGTH),
-            ("question", texts.WATCHED, texts.WATCHED_HINT, MAX_QUESTION_LENGTH),
-        )
-    }
-    parts["steps"] = gr.Slider(MIN_STEPS, MAX_STEPS, 40, step=10, label=texts.STEPS, info=texts.STEPS_INFO)
-    parts["rate"] = gr.Slider(MIN_LR, MAX_LR, 0.004, step=0.001, label=texts.RATE, info=texts.RATE_INFO)
-    parts["command"] = theme.command_box(texts.NO_COMMAND, texts.COMMAND, "train-command")
-    return parts
+def _settings() -> list[Any]:
+    """In the order of RunPlan.with_settings."""
+    fields = (
+        (texts.NAME, texts.NAME_HINT, MAX_NAME_LENGTH),
+        (texts.DESCRIPTION, texts.DESCRIPTION_HINT, MAX_DESCRIPTION_LENGTH),
+        (texts.WATCHED, texts.WATCHED_HINT, MAX_QUESTION_LENGTH),
+    )
+    return [
+        *[gr.Textbox(label=n, placeholder=hint, max_length=most, max_lines=2) for n, hint, most in fields],
+        gr.Slider(MIN_STEPS, MAX_STEPS, 40, step=10, label=texts.STEPS, info=texts.STEPS_INFO),
+        gr.Slider(MIN_LR, MAX_LR, 0.004, step=0.001, label=texts.RATE, info=texts.RATE_INFO),
+    ]
 
 
-def _connect_data(handlers: TrainEvents, data: Parts, settings: Parts, plan: gr.State, start: gr.Button) -> None:
-    sample, upload, preview = (data[key] for key in ("sample", "upload", "preview"))
-    values = [settings[key] for key in SETTINGS]
-    described = [settings["command"], start]
-    outputs, before = [sample, upload, preview, plan, *values, *described], [plan, *values[:3]]
-    event = {"show_progress": "minimal", "show_progress_on": preview, **PREVIEW, **PRIVATE}
-    sample.input(handlers.choose_sample, [sample, *before], outputs, **event)
-    gr.on([upload.upload, upload.clear], handlers.choose_upload, [upload, *before], outputs, **event)
-    data["use_rows"].click(handlers.use_rows, [data["rows"], *before], outputs, **event)
-    changes = [component.change for component in values]
-    last = {"trigger_mode": "always_last", **UNQUEUED}
-    gr.on(changes, handlers.describe, [plan, *values], described, **last)
+def _run(handlers: TrainEvents, owner: gr.BrowserState) -> Parts:
+    """In the order of the updates of TrainEvents.panel."""
+    small = {"size": "sm", "visible": False, "min_width": 80}
+    which = gr.Dropdown([], label=texts.WHICH, visible=False, filterable=False, elem_id="train-which")
+    shown = gr.HTML(notice_html(texts.NOTHING_YET), elem_id="train-run", padding=False)
+    with gr.Row(elem_classes="actions"):
+        stop = gr.Button(texts.STOP, elem_id="train-stop", **small)
+        chat = gr.Button(texts.CHAT_WITH, elem_id="train-chat", **small)
+        download = gr.DownloadButton(texts.DOWNLOAD, elem_id="train-download", **small)
+    with gr.Accordion(texts.PUBLISH, open=False, visible=False, elem_id="train-publish") as publish:
+        sign_in = _can_sign_in()
+        gr.Markdown(texts.PUBLISH_SIGNED_IN if sign_in else texts.PUBLISH_HINT, elem_classes="hint")
+        if sign_in:
+            gr.LoginButton(size="sm")
+        repo = gr.Textbox(label=texts.REPOSITORY, placeholder=texts.REPOSITORY_HINT, max_length=96, max_lines=1)
+        button = gr.Button(texts.PUBLISH_BUTTON, size="sm")
+        result = gr.Markdown()
+    one = {"concurrency_limit": 1, "concurrency_id": "publish", "show_progress_on": result, **PRIVATE}
+    button.click(handlers.publish, [which, owner, repo], result, **one)
+    return {
+        "which": which, "html": shown, "stop": stop, "chat": chat, "download": download, "publish": publish
+    }  # fmt: skip
 
 
-def _teach(page: gr.Blocks, tabs: gr.Tabs, handlers: TrainEvents, chat: TabParts, owner: Any) -> None:
-    """Adds training on the corrections to their panel."""
-    corrections = chat.corrections
-    assert corrections is not None
-    with corrections.around:
-        run, timer = gr.State(""), gr.Timer(2 * TICK, active=False)
-    with corrections.panel:
-        with gr.Accordion(texts.LESSON, open=False, elem_id="lesson-settings"):
-            name = gr.Textbox(label=texts.NAME, placeholder=texts.TAUGHT_NAME, max_lines=1)
-            question = gr.Textbox(texts.WATCHED_QUESTION, label=texts.WATCHED, max_length=200, max_lines=2)
-        start = gr.Button(texts.train_on_these(LEAST), interactive=False, size="sm", elem_id="teach-start")
-        view = run_view("teach", "", handlers, run, owner)
-    inputs, outputs = [owner, corrections.known], [run, *view, start, timer]
-    gr.on([page.load, corrections.known.change, timer.tick], handlers.lesson, inputs, outputs, **UNQUEUED)
-    started = start.click(handlers.teach, [*inputs, name, question], owner, **QUEUED)
-    started.then(handlers.lesson, inputs, outputs, **UNQUEUED)
-    connect(view, [run, owner], (handlers.lesson, inputs, outputs), tabs, chat)
+def _can_sign_in() -> bool:
+    """Whether this is a Space whose visitors can sign in with their account of the Hub."""
+    installed = all(importlib.util.find_spec(name) for name in ("authlib", "itsdangerous"))
+    return bool(os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID")) and installed

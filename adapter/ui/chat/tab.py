@@ -27,7 +27,6 @@ from adapter.ui.images import write_upload
 from adapter.ui.inside.panel import inside_panel
 from adapter.ui.session import Conversations
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
-from adapter.ui.texts import inside as inside_texts
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
 from adapter.ui.toasts import toast
@@ -188,18 +187,18 @@ def _about_line() -> tuple[gr.Checkbox, gr.HTML]:
     """
     with gr.Row(elem_id="about-line"):
         gr.HTML('<p id="description"></p>', padding=False, elem_id="describes")
-        switch = gr.Checkbox(True, label=inside_texts.XRAY, container=False, elem_id="xray-switch")
+        switch = gr.Checkbox(True, label=texts.XRAY, container=False, elem_id="xray-switch")
         drawing = gr.HTML(
             [],
             html_template=XRAY_KEY,
             js_on_load=(theme.STATIC / "xray.js").read_text(encoding="utf-8"),
-            both=inside_texts.BOTH,
-            instead=inside_texts.INSTEAD,
-            own=inside_texts.COULD,
+            both=texts.BOTH,
+            instead=texts.INSTEAD,
+            own=texts.COULD,
             padding=False,
             elem_id="xray",
         )
-        gr.Button(inside_texts.LOOK_INSIDE, size="sm", elem_id="inside-open")  # xray.js opens the panel
+        gr.Button(texts.LOOK_INSIDE, size="sm", elem_id="inside-open")  # xray.js opens the panel
     return switch, drawing
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
+from pydantic import StrictInt, TypeAdapter, ValidationError
 
 from adapter.errors import AdapterError, BadInput
 from adapter.lru import LRU
@@ -22,13 +23,12 @@ from adapter.server.generation import EngineProvider, browser_text, client_of, w
 from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request
 from adapter.ui.comparison import mark_differences
-from adapter.ui.conversation import AnswerRecord, History, RecordedAnswer
+from adapter.ui.conversation import AnswerRecord, History
 from adapter.ui.images import open_upload
-from adapter.ui.inside import charts as inside_charts
+from adapter.ui.inside import charts
 from adapter.ui.session import Conversations
 from adapter.ui.status import MODEL, PRIVATE, REDRAW_SECONDS
-from adapter.ui.texts import inside as texts
-from adapter.ui.texts import page as page_texts
+from adapter.ui.texts import page as texts
 
 if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 MAX_TOKENS = 512  # of an answer that are inspected
 CACHE_SIZE = 16
 Updates = tuple[str, str, str, str, str]  # of the message, the gates, the words, one word and the rewritten answer
-Gates = tuple[tuple[int, int, float], ...]  # as in GenerationRequest
+_GATES = TypeAdapter(tuple[tuple[StrictInt, StrictInt, float], ...])  # layer, head, factor
 
 
 class InspectedAnswer(NamedTuple):
@@ -65,7 +65,10 @@ class InsideEvents:
         """Writes the newest answer with the gates of the event."""
         history = self.conversations.history(request.session_hash)
         try:
-            gates = parse_gates(_event_value(event, "gates"))
+            try:
+                gates = _GATES.validate_python(_sent(event).get("gates"))
+            except ValidationError:
+                raise BadInput(texts.WRONG_VALUE) from None
             if not gates:
                 yield ""
                 return
@@ -75,7 +78,9 @@ class InsideEvents:
             with closing(engine.submit(replace(asked, gates=gates))) as answer:
                 for arrived in answer.event_lists(REDRAW_SECONDS):
                     after += "".join(event.text for event in arrived)
-                    yield _rewritten(before, after)
+                    marked, _, _ = mark_differences(before, after)
+                    said = f'<p>{html.escape(texts.REWRITTEN)}</p><div class="answer-text">{marked}</div>'
+                    yield f'<div class="rewritten">{said}</div>'
         except Exception as error:
             yield _reason(error)
 
@@ -83,33 +88,29 @@ class InsideEvents:
         """Inspects the newest answer and shows its charts, or a message why there are none."""
         history = self.conversations.history(request.session_hash)
         try:
-            _recorded_answer(history)
             for status in wait_for(self.provider):
-                yield _message_only(page_texts.waiting_for_model(status))
-            yield _message_only(texts.INSPECTING)
+                yield charts.message_html(texts.waiting_for_model(status)), "", "", "", ""
+            yield charts.message_html(texts.INSPECTING), "", "", "", ""
             inspection, names, tokens = self._inspect(history, request)
         except Exception as error:
             yield _reason(error), "", "", "", ""
             return
-        words = inside_charts.answer_html(inspection, _answer_id(history), tokens)
-        hint = inside_charts.message_html(texts.CLICK_A_TOKEN)
-        yield "", inside_charts.gates_html(inspection, names), words, hint, ""
+        words = charts.answer_html(inspection, _answer_id(history), tokens)
+        hint = charts.message_html(texts.CLICK_A_TOKEN)
+        yield "", charts.gates_html(inspection, names), words, hint, ""
 
     def show_token(self, event: gr.EventData, request: gr.Request) -> Any:
         """The numbers and the prompt map of a token that was pressed."""
         history = self.conversations.history(request.session_hash)
-        index = _event_value(event, "index")
-        if _event_value(event, "key") != _answer_id(history) or type(index) is not int:
+        index = _sent(event).get("index")
+        if _sent(event).get("key") != _answer_id(history) or type(index) is not int:
             return gr.skip()
         try:
             inspection, names, _ = self._inspect(history, request)
         except Exception as error:
             return _reason(error)
-        return (
-            inside_charts.token_html(inspection, index, names)
-            if 0 <= index < len(inspection.tokens)
-            else gr.skip()
-        )
+        inside = 0 <= index < len(inspection.tokens)
+        return charts.token_html(inspection, index, names) if inside else gr.skip()
 
     def _inspect(self, history: History, request: gr.Request) -> InspectedAnswer:
         key = _answer_id(history)
@@ -133,47 +134,6 @@ def newest_request(
     provider: EngineProvider, history: History, client: Client
 ) -> tuple[GenerationRequest, str, AnswerRecord]:
     """The request that the newest answer was given, its text and its record. Raises as `inspect_newest`."""
-    answered = _recorded_answer(history)
-    record = answered.record
-    if provider.engine() is None:
-        raise BadInput(provider.status().text)
-    image = open_upload(answered.picture) if record.picture and answered.picture else None
-    return build_request(answered.messages, record.settings, image, client), answered.text, record
-
-
-def parse_gates(value: Any) -> Gates:
-    """Factors as the browser sends them. Raises BadInput for anything else."""
-    try:
-        gates = tuple((layer, head, float(factor)) for layer, head, factor in value)
-    except (TypeError, ValueError):
-        raise BadInput(page_texts.WRONG_VALUE) from None
-    if any(type(i) is not int for gate in gates for i in gate[:2]):
-        raise BadInput(page_texts.WRONG_VALUE)
-    return gates
-
-
-def _rewritten(before: str, after: str) -> str:
-    """The answer with the words marked that the one before has not."""
-    marked, _, _ = mark_differences(before, after)
-    said = html.escape(texts.REWRITTEN)
-    return f'<div class="rewritten"><p>{said}</p><div class="answer-text">{marked}</div></div>'
-
-
-def _event_value(event: gr.EventData, name: str) -> Any:
-    """A value that the browser sent with an event; None where it sent anything else."""
-    try:
-        return getattr(event, name)
-    except (AttributeError, TypeError, LookupError):
-        return None
-
-
-def _answer_id(history: History) -> str:
-    """Tells the newest recorded answer from all others; nobody has it who has not all that was said before."""
-    return hashlib.sha256(repr(conversation.last_recorded_answer(history)).encode()).hexdigest()
-
-
-def _recorded_answer(history: History) -> RecordedAnswer:
-    """The newest answer and its record. Raises BadInput if it has none, or no adapter."""
     answers = [entry for entry in history if entry.role == "assistant" or entry.about]
     if not answers:
         raise BadInput(texts.NO_ANSWER)
@@ -181,23 +141,33 @@ def _recorded_answer(history: History) -> RecordedAnswer:
     # An older answer may have a record where the newest has none.
     if answered is None or not answered.record.token_ids or answers[-1].record is None:
         raise BadInput(texts.NO_RECORD)
-    if not answered.record.settings.adapters:
+    record = answered.record
+    if not record.settings.adapters:
         raise BadInput(texts.NO_GATES)
-    if answered.record.picture and answered.picture is None:
-        raise BadInput(texts.NO_PICTURE)
-    return answered
+    if record.picture and answered.picture is None:
+        raise BadInput(texts.PICTURE_GONE)
+    if provider.engine() is None:
+        raise BadInput(provider.status().text)
+    image = open_upload(answered.picture) if record.picture and answered.picture else None
+    return build_request(answered.messages, record.settings, image, client), answered.text, record
+
+
+def _sent(event: gr.EventData) -> dict[str, Any]:
+    """What the browser sent with an event."""
+    return event._data if isinstance(event._data, dict) else {}
+
+
+def _answer_id(history: History) -> str:
+    """Tells the newest recorded answer from all others; nobody has it who has not all that was said before."""
+    return hashlib.sha256(repr(conversation.last_recorded_answer(history)).encode()).hexdigest()
 
 
 def _reason(error: Exception) -> str:
     """Why there is nothing to show, in place of a chart."""
     if isinstance(error, AdapterError):
-        return inside_charts.message_html(browser_text(error))
+        return charts.message_html(browser_text(error))
     log.error("an answer could not be inspected", exc_info=error)
-    return inside_charts.message_html(page_texts.FAILED)
-
-
-def _message_only(text: str) -> Updates:
-    return inside_charts.message_html(text), "", "", "", ""
+    return charts.message_html(texts.FAILED)
 
 
 def inside_panel(provider: EngineProvider, conversations: Conversations) -> None:
@@ -205,7 +175,7 @@ def inside_panel(provider: EngineProvider, conversations: Conversations) -> None
     chart = {"js_on_load": (theme.STATIC / "inside.js").read_text(encoding="utf-8"), "apply_default_css": False}
     # Closed it is not seen: the button beside X-ray opens it.
     with gr.Accordion(texts.INSIDE, open=False, elem_id="inside"):
-        message = gr.HTML(inside_charts.message_html(texts.INSPECTING), elem_id="inside-message")
+        message = gr.HTML(charts.message_html(texts.INSPECTING), elem_id="inside-message")
         gates = gr.HTML("", **chart, elem_id="inside-gates")
         with gr.Column(elem_id="inside-play"):
             gr.Radio(texts.BRUSHES, value=0, label=texts.BRUSH, elem_id="inside-brush")

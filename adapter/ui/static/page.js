@@ -187,6 +187,7 @@
     const film = films.find((one) => one.matches(`.film-${CSS.escape(name)}`)) ?? (name ? null : films[0]);
     for (const one of films) one.toggleAttribute("data-shown", one === film);
     chat.dataset.frame = name ? Math.round(2 * strength.value) : 0;
+    find("#strength").dataset.strength = strength.value;
   };
   for (const type of ["pointerover", "focusin"])
     document.addEventListener(type, ({ target }) => describe(target.closest?.("#picker label") ?? undefined));

@@ -17,7 +17,7 @@ card.setAttribute('role', 'status');
 element.append(card);
 
 const isOn = () => Boolean(document.querySelector('#xray-switch input')?.checked);
-const bubbles = () => [...document.querySelectorAll('#chat [data-testid="bot"]')].filter(b => !b.querySelector('.aside'));
+const bubbles = () => [...document.querySelectorAll('#chat [data-testid="bot"]:not(:has(.aside))')];
 const parse = line => {
   try { return JSON.parse(line); } catch { return null; }
 };
@@ -73,7 +73,7 @@ function show(word) {
   if (word === current) return;
   current = word;
   const [text, logprob, base, top, own] = word.token;
-  const line = (content, kind = '') => Object.assign(document.createElement('p'), {textContent: content, className: kind});
+  const line = (textContent, className = '') => Object.assign(document.createElement('p'), {textContent, className});
   const fill = (template, ...values) => values.reduce((all, value) => all.replace('{}', () => value), template);
   // Of the newest answer another word can be pressed: it is written anew from there.
   const isNewest = word.bubble === bubbles().at(-1);

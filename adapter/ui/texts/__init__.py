@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 
-def read(name: str) -> dict[str, Any]:
-    """The constants of a file in this folder, and a function for each text that is filled in with values."""
-    found = yaml.safe_load((Path(__file__).parent / name).read_text(encoding="utf-8"))
+def read(module: str) -> dict[str, Any]:
+    """The texts of the YAML file beside a module, and a function for each that is filled in with values."""
+    found = yaml.safe_load(Path(module).with_suffix(".yaml").read_text(encoding="utf-8"))
     filled = found.pop("filled")
     return {**found, **{name: text.format for name, text in filled.items()}}

@@ -1,4 +1,4 @@
-"""The English texts of the page: its header, Chat, Compare and the endpoints of gradio_client."""
+"""The English texts of the page: its header, Chat, Compare, Inside and the endpoints of gradio_client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from adapter.server.generation import DEFAULT_QUESTION, FAILED
 from adapter.ui.texts import read
 
 __all__ = ["DEFAULT_QUESTION", "FAILED"]
-vars().update(read("page.yaml"))
+vars().update(read(__file__))
 
 
 def __getattr__(name: str) -> Any:  # for the type checker: a text of the file
@@ -24,10 +24,7 @@ ENDINGS: dict[str | None, tuple[str, ...]] = {
 
 OTHERS_CHOICES = [("First sentence", "first sentence"), ("All", "all"), ("Nothing", "nothing")]
 VIEW, VIEWS = "View", [("Strengths", "strengths"), ("Side by side", "side by side")]
-
-
-def no_description(prompts: int, layers: int) -> str:
-    return f"No description: {prompts} prompts in {'the topmost layer' if layers == 1 else f'{layers} layers'}"
+BRUSHES = [("mute", 0), ("amplify", 2), ("put back", 1)]
 
 
 def reads_of_others(adapter: str, others: str) -> str:
@@ -49,26 +46,11 @@ def before_answer(position: int | None, progress: float | None) -> str:
     return f"Waiting for a place: {position} before you."
 
 
-def changed_words(changed: int, words: int, where: str) -> str:
-    """The note below an answer. changed: its words that differ from another one; words: all its words; where:
-    the other one.
-    """
+def differences(changed: int, all_of_them: int, of: str, where: str) -> str:
+    """The note below an answer: how many of its parts differ. of: "word" or "field"; where: the other answer."""
     if not changed:
-        return f"word for word as {where}"
-    return f"{changed} of {words} {'word' if words == 1 else 'words'} not {where}"
-
-
-def changed_fields(changed: int, fields: int, where: str) -> str:
-    """As `changed_words`, of JSON objects."""
-    if not changed:
-        return f"field for field as {where}"
-    return f"{changed} of {fields} {'field' if fields == 1 else 'fields'} not as {where}"
-
-
-def all_refused(count: int, seconds: int) -> str:
-    """The refusal of several answers that are written together or not at all."""
-    again = f"Try again in {seconds} {'second' if seconds == 1 else 'seconds'}."
-    return f"These are {count} answers, and your address may not have so many now: none was written. {again}"
+        return f"{of} for {of} as {where}"
+    return f"{changed} of {all_of_them} {of if all_of_them == 1 else f'{of}s'} not as {where}"
 
 
 def reads_text_only(adapter: str | None, visual_installed: bool) -> str:

@@ -12,8 +12,7 @@ from PIL import Image
 
 from adapter.errors import AdapterError, BadInput
 from adapter.server.archive import ArchiveLimits, unpack
-from train.ui.data_upload import open_data
-from train.ui.preview import make_preview
+from train.ui.preview import make_preview, open_data
 
 
 def png() -> bytes:
@@ -55,8 +54,8 @@ def test_a_zip_of_images_with_captions_or_records(tmp_path: Path, folder: Path, 
     captions = {f"set/{i}.txt": b"a <i>square" for i in range(6)}
     data = open_data(write_zip(tmp_path / "squares.zip", files | other | captions), folder)
     assert data.name == "squares.zip"
-    shown = make_preview(data, str(tiny_folder)).html
-    assert "5 are few" in shown and "6 records of pictures" in shown and "3 pictures have no caption" in shown
+    shown = make_preview(data, str(tiny_folder))[0]
+    assert "5 are few" in shown and "6 records of pictures" in shown and "3 without a caption" in shown
     assert shown.count("data:image/jpeg;base64,") == 5 and str(tmp_path) not in shown and "<i>square" not in shown
     rows = "\n".join(json.dumps({**CHAT, "image": f"{i}.png"}) for i in range(6)).encode()
     (tmp_path / "other").mkdir()
@@ -80,7 +79,7 @@ LONG_LINE = (json.dumps({"instruction": "x" * 600, "output": "y" * 600}) + "\n")
     "name, content, message",
     [
         ("a.csv", b"image,caption\ncat.png,a cat\ndog.png,a dog", "names pictures that did not come with it"),
-        ("a.jsonl", LONG_LINE * 5, "5 longer than 512 tokens lose their end; 5 of them with the whole answer."),
+        ("a.jsonl", LONG_LINE * 5, "5 records truncated, 5 of them lose their whole answer"),
     ],
 )
 def test_unusable_data_is_refused_with_a_sentence(

@@ -140,7 +140,8 @@ def test_an_adapter_is_taught_by_chatting(
         "train.ui.runs.subprocess.Popen", lambda command, **more: start([*stub, *command[1:]], **more)
     )
     visitor = visit()
-    page = visitor.page
+    tab, page = TrainTab(visitor), visitor.page
+    page.get_by_role("tab", name="Chat").click()
 
     def correct(number: int, text: str) -> None:
         visitor.ask(f"Question {number}?")
@@ -162,14 +163,16 @@ def test_an_adapter_is_taught_by_chatting(
     rows = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
     assert [row["messages"][-1]["content"] for row in rows] == ["Yes, sir, <b> 1.", "Yes, sir."]
     page.locator("#teach-start:enabled").click()
+    tab.button("start", ":enabled").click()
     # The question is answered by the base, and by the adapter as it learns; a reload finds the run again.
-    page.locator("#teach-run li", has_text="Before").wait_for()
+    page.locator("#train-run li", has_text="Before").wait_for()
     visitor.reload()
-    page.locator("#teach-run li", has_text="Step 10").wait_for()
-    assert page.locator("#teach-start").is_disabled() and page.locator("#teach-chat").inner_text() == texts.TRY
+    tab.open()
+    page.locator("#train-run li", has_text="Step 10").wait_for()
+    assert tab.button("start").is_disabled() and tab.button("chat").inner_text() == texts.TRY
     (folder / "go").touch()
-    page.locator("#teach-run .run.ended").wait_for()
-    page.locator("#teach-chat").click()
+    page.locator("#train-run .run.ended").wait_for()
+    tab.button("chat").click()
     page.locator('#picker input[value="my-voice"]:checked').wait_for()
     page.get_by_role("button", name=page_texts.FORGET_CORRECTION).click()
     page.locator("#teach summary", has_text="1 correction").wait_for()

@@ -12,9 +12,8 @@ import pytest
 
 from train.config import RecipeFile, read_recipe, recipe_text
 from train.ui.charts import run_html
-from train.ui.metrics import RunProgress, read_metrics
 from train.ui.plan import RunPlan
-from train.ui.runs import RECIPE, RunRecord, TrainingRun
+from train.ui.runs import RECIPE, RunProgress, RunRecord, TrainingRun, read_metrics
 
 
 def plan_of(settings: dict[str, Any] | None = None, **changes: Any) -> RunPlan:
@@ -62,7 +61,7 @@ def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
     file.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 4, "lo')
     progress = read_metrics(file)
     assert (progress.step, progress.untrained, progress.kept("best")) == (3, 3.0, (3, 1.5))
-    assert progress.largest_gate == 0.1 and progress.losses == ((1, 2.0), (2, 1.0), (3, 0.0))
+    assert progress.losses == ((1, 2.0), (2, 1.0), (3, 0.0))
     assert progress.seconds_left(10, 4) == pytest.approx(7 * 0.5 + 2 * 2.0)  # the slow first step does not count
     html = shown(progress)
     assert "Step 3 of 1,000" in html and "<svg" in html and "3.00 before, 1.50 now" in html

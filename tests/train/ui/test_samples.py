@@ -27,7 +27,7 @@ from train.__main__ import main
 from train.formats.dataset import open_records
 from train.ui.plan import samples
 
-SAMPLES = {name: sample.plan for name, sample in samples().items()}
+SAMPLES = samples()
 OPENING, CLOSING = "Very good, sir.", "Will that be all, sir?"
 # None of the training rows' questions, and about other things.
 QUESTIONS = Path(__file__).with_name("butler_questions.txt").read_text().splitlines()

@@ -8,19 +8,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 
-from adapter.errors import BadInput
 from adapter.method.checkpoint import save_adapter
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 from tests.fake_hub import fake_hub
 from tests.tiny_models import random_adapter
 from train.ui import texts
 from train.ui.events import LEAST, TrainEvents, last_turn
-from train.ui.run_view import publish_run
 from train.ui.runs import RunRecord, TrainingRuns, WatchedAnswer
-
-EMPTY: tuple[Any, ...] = (None, "", "", "")  # no plan yet, and nothing typed
 
 
 def events(runs: Path, base: Path | str, public: bool = False) -> TrainEvents:
@@ -42,29 +39,31 @@ def test_forged_values_start_nothing_and_show_a_toast(
     name: Any, steps: Any, rate: float, tab: TrainEvents, toasts: list[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
-    plan = tab.choose_sample(next(iter(tab.samples)), *EMPTY)[3]
-    tab.start("", plan, name, "", "", steps, rate)
+    plan = tab.choose_sample(next(iter(tab.samples)))[3]
+    tab.start("", plan, event_request(), name, "", "", steps, rate)
     assert len(toasts) == 1 and tab.runs.names() == []
 
 
-def test_chosen_data_fills_the_settings_and_what_was_typed_stays(tab: TrainEvents) -> None:
+def test_chosen_data_fills_the_settings(tab: TrainEvents) -> None:
     sample = next(iter(tab.samples))
-    *_, shown, plan, name, _, question, _, _, command, start = tab.choose_sample(sample, *EMPTY)
+    *_, shown, _, name, _, question, _, _, command, start = tab.choose_sample(sample)
     assert "records" in shown and name == f"my-{sample}" and question and start["interactive"]
     assert command.startswith("python -m train data=assets/samples/") and f"name=my-{sample}" in command
     rows = "Who are you?=>A pirate, arr => arr!\n\n" + "\n".join(f"{i}?\tArr {i}!" for i in range(4))
-    _, path, shown, typed, name, description, *_ = tab.use_rows(rows, plan, "mine", "Says arr.", question)
-    assert name == "mine" and description == "Says arr." and "5 records of text" in shown
+    _, path, shown, typed, name, *_ = tab.use_rows(rows)
+    assert name == "typed-rows" and "5 records of text" in shown
     first, blank, second, *_ = Path(path).read_text().splitlines()
     assert json.loads(first) == {"question": "Who are you?", "answer": "A pirate, arr => arr!"} and not blank
     assert json.loads(second) == {"question": "0?", "answer": "Arr 0!"}
-    assert (
-        "line 1: " in tab.use_rows("no arrow", *EMPTY)[2] and tab.choose_upload("/etc/passwd", *EMPTY)[3] is None
-    )
+    assert "line 1: " in tab.use_rows("no arrow")[2] and tab.choose_upload("/etc/passwd")[3] is None
     assert tab.describe(typed, "mine", "", "", 80, 0.01)[0].count("steps=80") == 1
     for bad, message in (("-rf", "letters, digits"), ("Poet", "already")):
         problem, start = tab.describe(typed, bad, "", "", 40, 0.004)
         assert message in problem and not start["interactive"]
+
+
+def signed_in(token: str) -> gr.OAuthToken:
+    return gr.OAuthToken(token, "", 0)
 
 
 @pytest.fixture
@@ -84,30 +83,27 @@ def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publis
     tmp_path: Path, tiny_folder: Path, toasts: list[str], stopped: list[str]
 ) -> None:
     public, local = (events(tmp_path / "runs", tiny_folder, public) for public in (True, False))
-    plan = public.choose_sample(next(iter(public.samples)), *EMPTY)[3]
-    owner = public.start("", plan, "mine", "", "Who am I?", 40, 0.004)
+    plan, me = public.choose_sample(next(iter(public.samples)))[3], event_request()
+    owner = public.start("", plan, me, "mine", "", "Who am I?", 40, 0.004)[0]
     assert owner and owner not in (tmp_path / "runs" / "mine" / "run.json").read_text()
-    html, stop, go_on = 1, 2, 3  # their places in the panel
-    public._watch.runs.add_watched("mine", WatchedAnswer(0, "Nobody."))
-    panel = public.panel("mine", owner, None, event_request())
-    assert "Who am I?" in panel[html] and "Nobody." in panel[html] and panel[go_on]["visible"]  # without a process
+    html, stop = 1, 2  # their places in the panel
+    public.runs.add_watched("mine", WatchedAnswer(0, "Nobody."))
+    panel = public.panel("mine", owner, None, me)
+    assert "Who am I?" in panel[html] and "Nobody." in panel[html] and panel[stop]["visible"]
+    assert panel[stop]["value"] == texts.GO_ON  # without a process
     for stranger in ("", "x", []):
-        public.stop("mine", stranger)  # type: ignore[arg-type]
-        public.resume("mine", stranger)  # type: ignore[arg-type]
-        assert toasts == [texts.NOT_YOURS] * 2 and not stopped
-        with pytest.raises(BadInput, match=texts.NOT_YOURS):
-            publish_run(public, "mine", stranger, "somebody/mine", "hf_stranger")  # type: ignore[arg-type]
-        panel = public.panel("mine", stranger, None, event_request())  # type: ignore[arg-type]
-        assert not panel[stop]["visible"] and not panel[go_on]["visible"] and "Who am I?" not in panel[html]
+        for pressed in (texts.STOP, texts.GO_ON):
+            panel = public.stop_or_go_on(pressed, "mine", stranger, None, me)  # type: ignore[arg-type]
+            assert not panel[stop]["visible"] and "Who am I?" not in panel[html]
+        assert public.publish("mine", stranger, "somebody/mine", signed_in("hf_stranger")) == ""  # type: ignore[arg-type]
+        assert toasts == [texts.NOT_YOURS] * 3 and not stopped
         toasts.clear()
-    public.stop("mine", owner)
-    local.stop("mine", "")  # only this machine may ask: it is its owner
+    public.stop_or_go_on(texts.STOP, "mine", owner, None, me)
+    local.stop_or_go_on(texts.STOP, "mine", "", None, me)  # only this machine may ask: it is its owner
     assert stopped == ["mine", "mine"] and not toasts
 
 
-def test_eight_corrections_can_be_trained_on(
-    tmp_path: Path, tiny_folder: Path, toasts: list[str], stopped: list[str]
-) -> None:
+def test_eight_corrections_can_be_trained_on(tmp_path: Path, tiny_folder: Path, stopped: list[str]) -> None:
     tab = events(tmp_path / "runs", tiny_folder, public=True)
     said = [{"role": "user", "content": "Where do you live?"}, {"role": "assistant", "content": "!"}]
     short = [*said, {"role": "user", "content": "And why?"}, {"role": "assistant", "content": "!"}]
@@ -115,41 +111,35 @@ def test_eight_corrections_can_be_trained_on(
     assert last_turn({"messages": [*said, *short]}) == {"messages": short}, "alone it would mean nothing"
     known: Any = [{"messages": said}] * LEAST
     for corrections, enabled in ((known[1:], False), (known, True), ("forged", False)):
-        assert tab.lesson("", corrections, event_request())[-2]["interactive"] is enabled
-    tab.teach("", known[1:], None, None)
-    assert toasts.pop() == texts.train_on_these(1) and tab.runs.names() == []
-    owner = tab.teach("", known, None, "Who are you?")
-    name, html, *_ = tab.lesson(owner, known, event_request())
+        assert tab.count_corrections(corrections)["interactive"] is enabled
+    with pytest.raises(gr.Error, match=texts.train_on_these(1)):
+        tab.use_corrections(known[1:])
+    _, _, _, shown, plan, name, *settings, _, _ = tab.use_corrections(known)
+    assert name == "my-voice" and "8 records" in shown
+    tab.start("", plan, event_request(), name, *settings)
     run = tab.runs.get(name)
-    assert name == "my-voice" and "Who" not in html and run is not None and not toasts
-    assert run.record.question == "Who are you?" and run.record.taught
+    assert run is not None and run.record.question == texts.WATCHED_QUESTION and run.recipe.train.patience == 1
     assert len(Path(run.recipe.data[0].path).read_text().splitlines()) == LEAST
-    assert tab.lesson("stranger", known, event_request())[:2] == ("", "")
-    tab.stop(name, "stranger")
-    assert toasts == [texts.NOT_YOURS] and not stopped
-    tab.stop(name, owner)
-    assert stopped == ["my-voice"]
 
 
 @pytest.mark.parametrize(("public", "visitor"), [(False, None), (True, "hf_of_the_visitor"), (True, None)])
 def test_only_its_own_visitor_publishes_with_a_machines_login(
     public: bool, visitor: str | None, tmp_path: Path, tiny_folder: Path, tiny_fingerprint: Any,
-    stopped: list[str], monkeypatch: pytest.MonkeyPatch,
+    stopped: list[str], monkeypatch: pytest.MonkeyPatch, toasts: list[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("HF_TOKEN", "hf_of_this_machine")
     tab = events(tmp_path / "runs", tiny_folder, public)
-    plan = tab.choose_sample(next(iter(tab.samples)), *EMPTY)[3]
-    owner = tab.start("", plan, "mine", "", "Who am I?", 40, 0.004)
+    plan, token = tab.choose_sample(next(iter(tab.samples)))[3], visitor and signed_in(visitor)
+    owner = tab.start("", plan, event_request(), "mine", "", "Who am I?", 40, 0.004)[0]
     save_adapter(random_adapter(tiny_fingerprint), tmp_path / "runs" / "mine", "# mine\n")
     for answer in (WatchedAnswer(0, "A  language model."), WatchedAnswer(10, "A pirate.")):
         tab.runs.add_watched("mine", answer)
     with fake_hub() as hub:
+        said = tab.publish("mine", owner, "somebody/mine", token)
         if public and visitor is None:
-            with pytest.raises(BadInput, match="Others use this server too"):
-                publish_run(tab, "mine", owner, "somebody/mine", visitor)
-            assert not hub.tokens and not hub.files
+            assert toasts == [texts.PUBLISH_NOT_HERE] and not (said or hub.tokens or hub.files)
             return
-        assert f"{hub.url}/somebody/mine" in publish_run(tab, "mine", owner, "somebody/mine", visitor)
+        assert f"{hub.url}/somebody/mine" in said
     assert set(filter(None, hub.tokens)) == {f"Bearer {visitor or 'hf_of_this_machine'}"}
     files = hub.files["somebody/mine"]
     assert sorted(files) == ["README.md", "adapter.safetensors", "config.json"]

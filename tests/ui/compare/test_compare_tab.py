@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from adapter.errors import Busy, LoadError
 from adapter.serve.request import Client
 from adapter.server.limits import ANSWERS_PER_MINUTE, Limits
 from adapter.server.metrics import CountedEngine, Metrics
-from adapter.ui.compare.tab import MAX_PANES, SIDE_BY_SIDE, STRENGTHS, CompareEvents
+from adapter.ui.compare.tab import FILM, MAX_PANES, SIDE_BY_SIDE, CompareEvents
 from adapter.ui.comparison import mark_differences
 from adapter.ui.session import Conversations
 from adapter.ui.texts import page as texts
@@ -52,17 +53,22 @@ def compare(
     return tab.send(message, view, count or len(panes), REQUEST, **values, **{**SAMPLING, **sampling})
 
 
+def panes_of(html: str) -> list[str]:
+    """The panes or frames of an update."""
+    return re.split(r'<div>(?=<div class="answer-text)', html)[1:]
+
+
 def test_all_panes_have_the_same_seed_and_no_markup() -> None:
     engine = EchoEngine()
     updates = list(compare(engine, ("", 1.0), ("poet", 0.5), ("poet", 1.0), text="<img src=x>"))
     assert [(r.adapter, r.strength) for r in engine.requests] == [(None, 1.0), ("poet", 0.5), ("poet", 1.0)]
     assert len({r.sampling.seed for r in engine.requests}) == 1 and engine.requests[0].sampling.seed is not None
     assert {r.client for r in engine.requests} == {Client("192.0.2.1", "me")} and engine.closed == 3
-    box, _, *panes = updates[-1]
-    assert box["submit_btn"] is True and texts.EMPTY_PANE in panes[3]
-    assert all("you said: &lt;img src=x&gt;!" in pane and "20 tokens/s" in pane for pane in panes[:3])
-    assert ["word for word as in pane 1" in pane for pane in panes[:3]] == [False, True, True]
-    *_, (_, _, told, *_) = compare(engine, *TWO, seed="5", words="Answer like a pirate.")
+    box, panes = updates[-1][0], panes_of(updates[-1][1])
+    assert box["submit_btn"] is True and len(panes) == 3
+    assert all("you said: &lt;img src=x&gt;!" in pane and "20 tokens/s" in pane for pane in panes)
+    assert ["word for word as in pane 1" in pane for pane in panes] == [False, True, True]
+    *_, (_, told) = compare(engine, *TWO, seed="5", words="Answer like a pirate.")
     assert [[m.role for m in r.messages] for r in engine.requests[3:]] == [["system", "user"], ["user"]]
     assert "told “Answer like a pirate.”" in told
     assert [r.sampling.seed for r in engine.requests[3:]] == [5, 5]
@@ -87,13 +93,15 @@ def test_an_error_ends_its_own_pane_only() -> None:
         raise Busy("Somebody pulled the plug. Try again.")
 
     asked = ("", 1.0), ("poet", 1.0), ("see", 1.0), ("", 0.25)
-    *grown, (_, _, *panes) = compare(FailingEngine(), *asked)
-    assert any(">you said:<" in update[2] and ">you said:<" in update[3] for update in grown), "they grow together"
+    *grown, (_, html) = compare(FailingEngine(), *asked)
+    panes = panes_of(html)
+    assert any(str(update[1]).count(">you said:<") == 2 for update in grown), "they grow together"
     assert "you said: hello!" in panes[0] and texts.FAILED in panes[3]
     assert "you said:" in panes[1] and "pulled the plug" in panes[1]
     assert "is broken. &lt;b&gt;" in panes[2] and "/home" not in panes[2]
-    assert not any("<mark>" in pane or "not in pane 1" in pane for pane in panes)
-    *_, (_, _, first, second, *_) = compare(FailingEngine(), *asked[1::-1])
+    assert not any("<mark>" in pane or "as in pane 1" in pane for pane in panes)
+    *_, (_, html) = compare(FailingEngine(), *asked[1::-1])
+    first, second = panes_of(html)
     assert "pulled the plug" in first and "you said: hello!" in second and "<mark>" not in second
 
 
@@ -103,7 +111,7 @@ def test_an_error_ends_its_own_pane_only() -> None:
         ("poet", {"text": " "}, texts.NOTHING_TO_SEND),
         ("poet", {"count": 9}, "2 to 4 panes"),
         ("gone", {}, "no adapter 'gone'"),
-        ("", {"view": STRENGTHS}, texts.FILM_NEEDS_ADAPTER),
+        ("", {"view": FILM}, texts.FILM_NEEDS_ADAPTER),
     ],
 )
 def test_what_is_wrong_for_all_panes_is_a_toast(
@@ -111,7 +119,7 @@ def test_what_is_wrong_for_all_panes_is_a_toast(
 ) -> None:
     updates = list(compare(EchoEngine(), ("", 1.0), (adapter, 1.0), **wrong))
     assert len(toasts) == 1 and message in toasts[0]
-    assert all(panes == [gr.skip()] * MAX_PANES for _, _, *panes in updates), "the last comparison is gone"
+    assert all(shown == gr.skip() for _, shown in updates), "the last comparison is gone"
     assert updates[-1][0] == gr.skip() or updates[-1][0]["submit_btn"] is True
 
 
@@ -121,7 +129,8 @@ def test_the_picture_goes_to_visual_adapters(
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     picture, engine, sees = str(tmp_path / "a.png"), EchoEngine(), (("", 1.0), ("see", 1.0))
     Image.new("RGB", (8, 8)).save(picture)
-    *_, (_, _, *panes) = compare(engine, *sees, text="", files=[picture])
+    *_, (_, html) = compare(engine, *sees, text="", files=[picture])
+    panes = panes_of(html)
     assert [r.image is not None for r in engine.requests] == [False, True]
     assert engine.requests[0].messages[0].text == "What is in this picture?"
     assert "picture not used" in panes[0] and "picture not used" not in panes[1]
@@ -133,18 +142,18 @@ def test_one_comparison_at_a_time_and_stop_ends_the_one_that_is_written(toasts: 
     tab = compare_events(EchoEngine())
     first = compare(tab, *TWO)
     next(first)
-    assert list(compare(tab, *TWO)) == [(gr.skip(),) * (2 + MAX_PANES)]
+    assert list(compare(tab, *TWO)) == [(gr.skip(),) * 2]
     assert "still being written" in toasts[0]
     list(first)
     assert tab.stop(REQUEST)["submit_btn"] is True, "it has ended, or the server was restarted"
     second = compare(tab, *TWO)
     next(second)
-    assert "…" in next(second)[2], "the first one is gone"
+    assert "…" in next(second)[1], "the first one is gone"
     next(second)
     assert tab.stop(REQUEST) == gr.skip()
-    *_, (box, _, *panes) = second
-    assert "stopped" in panes[0] and "stopped" in panes[1] and box["submit_btn"] is True
-    assert "hello!" in list(compare(tab, *TWO))[-1][2]
+    *_, (box, html) = second
+    assert html.count("stopped") == 2 and box["submit_btn"] is True
+    assert "hello!" in list(compare(tab, *TWO))[-1][1]
 
 
 @pytest.mark.parametrize(
@@ -171,19 +180,15 @@ def test_texts_that_repeat_themselves_are_not_compared_word_by_word() -> None:
 # The film.
 
 
-def film_frames(film: str) -> list[str]:
-    return film.split('<div class="frame">')[1:]
-
-
 def test_a_film_counts_as_five_answers_and_is_written_whole_or_not_at_all(toasts: list[str]) -> None:
     now = [0.0]
     limits, engine = Limits(public=True, clock=lambda: now[0]), EchoEngine()
     for _ in range(ANSWERS_PER_MINUTE - 4):
         limits.hold("answer", "192.0.2.1")()
     tab = compare_events(CountedEngine(engine, limits, Metrics(FakeCatalog())))
-    *_, (_, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
+    *_, (_, film) = compare(tab, ("poet", 1.0), view=FILM)
     assert engine.closed == len(engine.requests) == 4
     assert film == gr.skip() and toasts == [texts.all_refused(5, 10)]
     now[0] += 10  # as the sentence says
-    *_, (_, film, *_) = compare(tab, ("poet", 1.0), view=STRENGTHS)
-    assert film_frames(film) and len(toasts) == 1
+    *_, (_, film) = compare(tab, ("poet", 1.0), view=FILM)
+    assert len(panes_of(film)) == 5 and len(toasts) == 1

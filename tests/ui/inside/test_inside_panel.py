@@ -32,8 +32,7 @@ from adapter.ui.inside import charts as inside_charts
 from adapter.ui.inside import panel as inside_panel
 from adapter.ui.inside.panel import InsideEvents
 from adapter.ui.session import Conversations
-from adapter.ui.texts import inside as texts
-from adapter.ui.texts import page as page_texts
+from adapter.ui.texts import page as texts
 from tests.fake_engine import ReadyProvider, event_request
 from tests.tiny_models import random_adapter
 
@@ -207,7 +206,7 @@ def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
         ([], texts.NO_ANSWER),
         ([*good, *asked, Entry("assistant", "stopped", about="line")], texts.NO_RECORD),
         (recorded(engine, adapter=""), texts.NO_GATES),
-        (seen[1:], texts.NO_PICTURE),
+        (seen[1:], texts.PICTURE_GONE),
         (
             answered(replace(record, settings=record.settings.replace(adapter="gone"))),
             "There is no adapter 'gone'",
@@ -223,7 +222,7 @@ def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
     outside.write_bytes(b"not for you")
     assert "secret" not in reason_shown(panel, answered(seen[-1].record, str(outside)))
     engine.inspect = lambda *_: 1 / 0
-    assert reason_shown(panel_of(engine), good) == page_texts.FAILED
+    assert reason_shown(panel_of(engine), good) == texts.FAILED
     failed = SimpleNamespace(engine=lambda: None, status=lambda: LoadStatus("failed", "No memory"))
     panel.provider = failed
     panel._cache = LRU(1)
