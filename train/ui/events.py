@@ -6,6 +6,7 @@ All lasting state is in the runs' folders, so that every visitor and every reloa
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -56,8 +57,8 @@ class TrainEvents:
     """The handlers of one page, for any number of sessions at once.
 
     base: the value of `--base`. public: whether others than this machine may ask. Then only the browser that
-    started a run, which holds a secret for it (`owner` of the handlers), may stop it. can_publish: whether an
-    adapter can be sent to the Hub.
+    started a run, which holds a secret for it (`owner` of the handlers), may stop it. sign_in: whether this is a
+    Space whose visitors can sign in with their account of the Hub.
     """
 
     def __init__(
@@ -67,10 +68,10 @@ class TrainEvents:
         provider: EngineProvider,
         base: str,
         public: bool = False,
-        can_publish: bool = True,
     ) -> None:
-        self.runs, self.store, self.public, self.can_publish = runs, store, public, can_publish
-        self.provider = provider
+        self.runs, self.store, self.provider, self.public = runs, store, provider, public
+        installed = all(importlib.util.find_spec(name) for name in ("authlib", "itsdangerous"))
+        self.sign_in = bool(os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID")) and installed
         # The trainer runs in another working directory than the server.
         self.base = os.path.abspath(base) if os.path.exists(base) else base
         self.samples = samples()
@@ -216,7 +217,7 @@ class TrainEvents:
                 visible=bool(run.adapter),
             ),
             self._download(run) if done else _HIDDEN,
-            gr.update(visible=own and done and self.can_publish),
+            gr.update(visible=own and done and (self.sign_in or not self.public)),
             self._start_button(plan),
             timer,
         )

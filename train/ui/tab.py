@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +50,7 @@ def train_tab(
 
     chat: the other tab, to which a button below a run switches. public: as TrainEvents has it.
     """
-    handlers = TrainEvents(runs, store, provider, base, public, can_publish=not public or _can_sign_in())
+    handlers = TrainEvents(runs, store, provider, base, public)
     assert chat.corrections is not None
     with chat.corrections.around:
         owner = gr.BrowserState("", storage_key="llama-adapter:owner", secret=BROWSER_SECRET)
@@ -164,9 +162,8 @@ def _run(handlers: TrainEvents, owner: gr.BrowserState) -> Parts:
         chat = gr.Button(texts.CHAT_WITH, elem_id="train-chat", **small)
         download = gr.DownloadButton(texts.DOWNLOAD, elem_id="train-download", **small)
     with gr.Accordion(texts.PUBLISH, open=False, visible=False, elem_id="train-publish") as publish:
-        sign_in = _can_sign_in()
-        gr.Markdown(texts.PUBLISH_SIGNED_IN if sign_in else texts.PUBLISH_HINT, elem_classes="hint")
-        if sign_in:
+        gr.Markdown(texts.PUBLISH_SIGNED_IN if handlers.sign_in else texts.PUBLISH_HINT, elem_classes="hint")
+        if handlers.sign_in:
             gr.LoginButton(size="sm")
         repo = gr.Textbox(label=texts.REPOSITORY, placeholder=texts.REPOSITORY_HINT, max_length=96, max_lines=1)
         button = gr.Button(texts.PUBLISH_BUTTON, size="sm")
@@ -176,9 +173,3 @@ def _run(handlers: TrainEvents, owner: gr.BrowserState) -> Parts:
     return {
         "which": which, "html": shown, "stop": stop, "chat": chat, "download": download, "publish": publish
     }  # fmt: skip
-
-
-def _can_sign_in() -> bool:
-    """Whether this is a Space whose visitors can sign in with their account of the Hub."""
-    installed = all(importlib.util.find_spec(name) for name in ("authlib", "itsdangerous"))
-    return bool(os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID")) and installed

@@ -25,6 +25,11 @@ def events(runs: Path, base: Path | str, public: bool = False) -> TrainEvents:
     return TrainEvents(TrainingRuns(runs), catalog, ReadyProvider(EchoEngine()), str(base), public)
 
 
+@pytest.fixture(autouse=True)
+def uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
 @pytest.fixture
 def tab(tmp_path: Path, tiny_folder: Path) -> TrainEvents:
     return events(tmp_path / "runs", tiny_folder)
