@@ -29,6 +29,7 @@ def test_no_serious_findings_and_no_scrolling_aside_on_any_tab(
     visitor = visit(width, 844)
     page = visitor.page
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.wait_for_function("dark => document.body.classList.contains('dark') === dark", arg=scheme == "dark")
     found = {"empty chat": findings(page)}
     page.get_by_label("What is this animal?").click()
     visitor.await_answers(1)
