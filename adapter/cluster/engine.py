@@ -2,9 +2,7 @@
 
 A replica is one base with its continuous batch, unchanged. The page holds no weights of the base: it tokenises,
 passes a request with its adapters to a replica, and relays the events. A conversation keeps to one replica, whose
-prefix cache has it, by Ray's consistent hashing; it overflows to the next one where that runs all its rows, and
-moves when its replica is gone. There is no `serve.multiplexed`, which would keep adapters apart that share a batch
-here, and no `serve.batch`, which would wait for a batch that the engine forms by itself. Needs extra `cluster`.
+prefix cache has it, by Ray's consistent hashing. See docs/cluster.md. Needs the extra `cluster`.
 """
 
 from __future__ import annotations

@@ -71,7 +71,14 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=into, ignore_cleanup_errors=True) as staging:
             source, own_name = _unpack(files, Path(staging, ".unpacked"))  # no adapter has such a name
             folder = Path(staging, check_name(name.strip() or _to_name(own_name)))  # errors name the folder
-            _take_files(source, folder)
+            folder.mkdir()
+            if not (source / WEIGHTS).is_file():
+                raise BadInput(f"{WEIGHTS} is missing. {_NEEDED}")
+            for part, most in _FILES.items():
+                if (source / part).is_file():
+                    if (source / part).stat().st_size > most:
+                        raise BadInput(f"{part} has more than {most // 1000} kB. Shorten it.")
+                    os.replace(source / part, folder / part)
             config = load_adapter(folder, base).config  # as strictly as for an answer
             if config.form is not None:
                 check_form(config.form)
@@ -131,18 +138,6 @@ def _unpack(files: Sequence[Path], folder: Path) -> tuple[Path, str]:
     if len(roots) > 1:
         raise BadInput(f"This zip holds {len(roots)} adapters. Bring them one at a time.")
     return roots[0], zips[0].stem if roots[0] == folder else roots[0].name
-
-
-def _take_files(source: Path, folder: Path) -> None:
-    """Moves the files of an adapter, and no others."""
-    folder.mkdir()
-    if not (source / WEIGHTS).is_file():
-        raise BadInput(f"{WEIGHTS} is missing. {_NEEDED}")
-    for name, most in _FILES.items():
-        if (source / name).is_file():
-            if (source / name).stat().st_size > most:
-                raise BadInput(f"{name} has more than {most // 1000} kB. Shorten it.")
-            os.replace(source / name, folder / name)
 
 
 def _known_encoders(store: AdapterStore) -> set[str]:

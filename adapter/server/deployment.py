@@ -27,7 +27,6 @@ RUNS_VARIABLE = "LLAMA_ADAPTER_RUNS"
 FRAMES_VARIABLE = "LLAMA_ADAPTER_FRAMES"
 # As in adapter.base.llama, which imports torch.
 QUANTIZATIONS = ("auto", "packed-int8", "packed-int4", "nf4", "int8", "none")
-LOCAL = {"127.0.0.1", "localhost", "::1"}
 # Visitors of a Space come through proxies of its own network, which alone are believed about addresses.
 PROXIES_OF_A_SPACE = "127.0.0.1,::1,10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7"
 _PREFIX = "llama-adapter-"
@@ -123,7 +122,7 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
         given = environment.get("GRADIO_SERVER_PORT", "")
         port = int(given) if given.isdecimal() else FIRST_PORT
     share = arguments.share and not space  # a Space has its public address
-    public = arguments.public or space or share or host not in LOCAL
+    public = arguments.public or space or share or host not in ("127.0.0.1", "localhost", "::1")
     # Not for strangers by default: training takes the machine for minutes, and an upload is their file.
     training = arguments.train
     if training is None:

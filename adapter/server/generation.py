@@ -4,7 +4,6 @@ the background; who asks; how long a message may be; how an error is told to str
 
 from __future__ import annotations
 
-import html
 import importlib
 import logging
 import re
@@ -223,8 +222,3 @@ def browser_text(error: AdapterError) -> str:
     if error.detail and not isinstance(error, BadInput):
         log.warning("%s", with_detail(error))
     return str(error)
-
-
-def public_text(error: AdapterError) -> str:
-    """As `browser_text`, escaped as HTML."""
-    return html.escape(browser_text(error), quote=False)

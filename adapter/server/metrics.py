@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -127,8 +128,7 @@ class Metrics:
     def render(self, provider: EngineProvider) -> bytes:
         """All figures, in Prometheus' format."""
         self._count_ended()
-        engines = CollectorRegistry()
-        engines.register(_EngineFigures(provider))
+        engines: Any = SimpleNamespace(collect=lambda: _engine_figures(provider))
         return generate_latest(self._registry) + generate_latest(engines)
 
     def _count_ended(self) -> None:
@@ -184,21 +184,16 @@ class CountedEngine:
             release()
 
 
-class _EngineFigures:
-    """The engine's state and its replicas' statistics, read when they are asked for."""
-
-    def __init__(self, provider: EngineProvider) -> None:
-        self._provider = provider
-
-    def collect(self) -> Iterator[Metric]:
-        ready = self._provider.status().state == "ready"
-        yield GaugeMetricFamily("llama_adapter_ready", "1 if /readyz says so, else 0", ready)
-        engine = self._provider.engine()
-        replicas = {} if engine is None else engine.replicas()
-        for family, name, text, fields in _ENGINE:
-            labels = ["replica"] if isinstance(fields, str) else ["replica", "phase"]
-            figure = family(f"llama_adapter_engine_{name}", text, labels=labels)
-            for replica, found in replicas.items():
-                for phase, field in ({"": fields} if isinstance(fields, str) else fields).items():
-                    figure.add_metric([replica, phase][: len(labels)], getattr(found, field))
-            yield figure
+def _engine_figures(provider: EngineProvider) -> Iterator[Metric]:
+    """The engine's state and its replicas' statistics."""
+    ready = provider.status().state == "ready"
+    yield GaugeMetricFamily("llama_adapter_ready", "1 if /readyz says so, else 0", ready)
+    engine = provider.engine()
+    replicas = {} if engine is None else engine.replicas()
+    for family, name, text, fields in _ENGINE:
+        labels = ["replica"] if isinstance(fields, str) else ["replica", "phase"]
+        figure = family(f"llama_adapter_engine_{name}", text, labels=labels)
+        for replica, found in replicas.items():
+            for phase, field in ({"": fields} if isinstance(fields, str) else fields).items():
+                figure.add_metric([replica, phase][: len(labels)], getattr(found, field))
+        yield figure

@@ -58,7 +58,6 @@ MAX_MESSAGES = 256
 MAX_MIX = 4
 MAX_CHOICES = 16  # answers to one request
 MAX_PROMPT_IDS = 100_000
-_PENALTIES = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}  # with what is none of them
 _FINISH_REASONS: dict[str | None, str] = {"stop": "stop", "length": "length", "time": "length"}
 _ROLES: dict[str, Any] = {"developer": "system", "tool": "user"}  # of those that no template knows
 _DATA_URL = re.compile("data:[^,]{0,150};base64,", re.IGNORECASE)
@@ -274,7 +273,7 @@ class ChatCompletionRequest(_Completion):
         field = self.form_field
         if field is None:
             return NO_FORM if self.response_format else None
-        for name, nothing in _PENALTIES.items():
+        for name, nothing in (("repetition_penalty", 1), ("presence_penalty", 0), ("frequency_penalty", 0)):
             if getattr(self, name) != nothing:
                 raise ApiError(400, f"An answer with a form has no '{name}'. Leave one of them out.", name)
         if self.grammar is not None:

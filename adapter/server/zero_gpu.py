@@ -85,7 +85,13 @@ class ZeroGpuEngine:
         self._gpu_error = gpu_error
         self.store = store
         self._cpu_base = stand_in(base)
-        self._work = gpu(_worker_task(base, _load_encoders(store)), duration=lambda job, seconds: seconds)
+        encoders: dict[str, VisualEncoder] = {}
+        for name in store.names():
+            with contextlib.suppress(LoadError):  # one that cannot be loaded is an error when it is needed
+                vision = store.card(name).config.vision
+                if vision is not None and vision.encoder not in encoders:
+                    encoders[vision.encoder] = load_encoder(vision.encoder).to(_device())
+        self._work = gpu(_worker_task(base, encoders), duration=lambda job, seconds: seconds)
         self._lock = threading.Lock()
         self.failure = None  # a worker that fails is followed by another
         self._open: set[_PendingAnswer] = set()
@@ -192,17 +198,6 @@ class _PendingAnswer(RemoteAnswer):
             self.inspection = pickle.loads(item)
             item = GenerationEvent(finish_reason="stop", stats=self.stats())
         self.deliver(item)
-
-
-def _load_encoders(store: AdapterStore) -> dict[str, VisualEncoder]:
-    """The encoders of all visual adapters, on the GPU. One that cannot be loaded is an error when it is needed."""
-    found: dict[str, VisualEncoder] = {}
-    for name in store.names():
-        with contextlib.suppress(LoadError):
-            vision = store.card(name).config.vision
-            if vision is not None and vision.encoder not in found:
-                found[vision.encoder] = load_encoder(vision.encoder).to(_device())
-    return found
 
 
 def _worker_task(base: Base, encoders: Mapping[str, VisualEncoder]) -> Callable[[bytes, float], Iterator[Any]]:

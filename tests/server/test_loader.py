@@ -16,8 +16,7 @@ from tests.app_process import PATIENCE
 
 
 def test_the_status_line_tells_that_the_engine_has_failed_since() -> None:
-    base = SimpleNamespace(memory_bytes=2**20)
-    engine = SimpleNamespace(base=base, failure=None, describe=lambda: "a base", replicas=dict)
+    engine = SimpleNamespace(failure=None, describe=lambda: "a base", replicas=dict)
     loader = EngineProvider(lambda report: engine)  # type: ignore[arg-type,return-value]
     loader.start()
     loader.wait(PATIENCE)

@@ -21,12 +21,7 @@ from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
-from adapter.serve.request import (
-    Answer,
-    Client,
-    GenerationRequest,
-    SamplingParams,
-)
+from adapter.serve.request import Answer, Client, GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
 from adapter.server import openai_api
 from adapter.server.generation import EngineProvider

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter.server import deployment as module
-from adapter.server.deployment import upload_folder
+from adapter.server.deployment import _LOCK, _PREFIX, upload_folder
 from tests.app_process import PATIENCE, ROOT
 
 PROGRAM = """
@@ -68,13 +67,13 @@ def test_planted_leftovers_are_not_followed(tmp_path, planted):
     for folder in (there, parent):
         folder.mkdir()
     (there / "diary").write_text("x")
-    (there / module._LOCK).touch()
-    trap = parent / f"{module._PREFIX}trap"
+    (there / _LOCK).touch()
+    trap = parent / f"{_PREFIX}trap"
     if planted == "folder":
         trap.symlink_to(there)
     else:
         trap.mkdir()
         (trap / "diary").write_text("x")
-        (trap / module._LOCK).symlink_to(there / module._LOCK)
+        (trap / _LOCK).symlink_to(there / _LOCK)
     with upload_folder(str(parent)):
         assert (trap / "diary").read_text() == (there / "diary").read_text() == "x"

@@ -5,6 +5,7 @@ Names, types and descriptions are the manual that gradio_client prints.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -17,9 +18,9 @@ from adapter.serve.settings import PAGE_PENALTY, PANEL, Settings
 from adapter.server.generation import (
     AdapterCatalog,
     EngineProvider,
+    browser_text,
     check_length,
     client_of,
-    public_text,
     wait_for,
 )
 from adapter.ui.answer_stream import build_request, uses_picture
@@ -87,7 +88,7 @@ def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None
         try:
             card = catalog.card(name)
         except AdapterError as error:
-            return {"name": name, "error": public_text(error)}
+            return {"name": name, "error": html.escape(browser_text(error), quote=False)}
         return {"name": name, "description": card.description, "visual": card.is_visual, "bytes": card.bytes}
 
     gr.api(chat, api_name="chat", api_description=texts.API_CHAT, **MODEL)
