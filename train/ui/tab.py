@@ -16,16 +16,8 @@ from adapter.ui.chat.corrections import BROWSER_SECRET
 from adapter.ui.chat.tab import TabParts
 from adapter.ui.status import PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
-from train.ui import texts
+from train.ui import plan, texts
 from train.ui.events import LEAST, SLOW_TICK, TrainEvents
-from train.ui.plan import (
-    MAX_DESCRIPTION_LENGTH,
-    MAX_LR,
-    MAX_QUESTION_LENGTH,
-    MAX_STEPS,
-    MIN_LR,
-    MIN_STEPS,
-)
 from train.ui.preview import UPLOADS, notice_html
 from train.ui.runs import TrainingRuns
 
@@ -56,7 +48,7 @@ def train_tab(
         owner = gr.BrowserState("", storage_key="llama-adapter:owner", secret=BROWSER_SECRET)
     with chat.corrections.panel:
         teach = gr.Button(texts.train_on_these(LEAST), interactive=False, size="sm", elem_id="teach-start")
-    plan = gr.State(None)
+    planned = gr.State(None)
     with gr.Column(elem_id="train"):
         gr.Markdown(texts.HINT, elem_classes="hint")
         with gr.Row(equal_height=False, elem_id="steps"):
@@ -68,7 +60,7 @@ def train_tab(
             with _step(3, texts.RUN):
                 start = gr.Button(texts.START, variant="primary", interactive=False, elem_id="train-start")
                 run = _run(handlers, owner)
-    prepared = [data["sample"], data["upload"], data["preview"], plan, *settings, command, start]
+    prepared = [data["sample"], data["upload"], data["preview"], planned, *settings, command, start]
     event = {"show_progress": "minimal", "show_progress_on": data["preview"], **PREVIEW, **PRIVATE}
     data["sample"].input(handlers.choose_sample, data["sample"], prepared, **event)
     uploads = [data["upload"].upload, data["upload"].clear]
@@ -78,8 +70,8 @@ def train_tab(
     teach.click(handlers.use_corrections, known, [tabs, *prepared], **event)
     gr.on([page.load, known.change], handlers.count_corrections, known, teach, **UNQUEUED)
     changes, last = [component.change for component in settings], {"trigger_mode": "always_last", **UNQUEUED}
-    gr.on(changes, handlers.describe, [plan, *settings], [command, start], **last)
-    _connect_run(handlers, run, start, [owner, plan], settings, tabs, chat)
+    gr.on(changes, handlers.describe, [planned, *settings], [command, start], **last)
+    _connect_run(handlers, run, start, [owner, planned], settings, tabs, chat)
 
 
 def _connect_run(
@@ -100,11 +92,11 @@ def _connect_run(
     run["stop"].click(handlers.stop_or_go_on, [run["stop"], *inputs], shown, **QUEUED)
     gr.on([timer.tick, name.input], handlers.panel, inputs, shown, **UNQUEUED)
 
-    def select_tab(event: gr.SelectData, owner: str, plan: Any, request: gr.Request) -> tuple[Any, ...]:
+    def select_tab(event: gr.SelectData, owner: str, planned: Any, request: gr.Request) -> tuple[Any, ...]:
         """Stops the timer while another tab is open."""
         if event.value != page_texts.TRAIN:
             return *[gr.skip()] * (len(shown) - 1), gr.Timer(active=False)
-        return handlers.panel(None, owner, plan, request)
+        return handlers.panel(None, owner, planned, request)
 
     def chat_with(name: str, box: dict[str, Any] | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         yield from handlers.chat_with(conversations, name, box, request)
@@ -121,7 +113,7 @@ def _step(number: int, title: str) -> gr.Column:
 
 
 def _data(handlers: TrainEvents) -> Parts:
-    choices = [(plan.label, name) for name, plan in handlers.samples.items()]
+    choices = [(sample.label, name) for name, sample in handlers.samples.items()]
     parts: Parts = {
         "sample": gr.Radio(
             choices, label=texts.SAMPLES, elem_id="samples", elem_classes="cards", visible=bool(choices)
@@ -142,13 +134,13 @@ def _settings() -> list[Any]:
     """In the order of RunPlan.with_settings."""
     fields = (
         (texts.NAME, texts.NAME_HINT, MAX_NAME_LENGTH),
-        (texts.DESCRIPTION, texts.DESCRIPTION_HINT, MAX_DESCRIPTION_LENGTH),
-        (texts.WATCHED, texts.WATCHED_HINT, MAX_QUESTION_LENGTH),
+        (texts.DESCRIPTION, texts.DESCRIPTION_HINT, plan.MAX_DESCRIPTION_LENGTH),
+        (texts.WATCHED, texts.WATCHED_HINT, plan.MAX_QUESTION_LENGTH),
     )
     return [
         *[gr.Textbox(label=n, placeholder=hint, max_length=most, max_lines=2) for n, hint, most in fields],
-        gr.Slider(MIN_STEPS, MAX_STEPS, 40, step=10, label=texts.STEPS, info=texts.STEPS_INFO),
-        gr.Slider(MIN_LR, MAX_LR, 0.004, step=0.001, label=texts.RATE, info=texts.RATE_INFO),
+        gr.Slider(plan.MIN_STEPS, plan.MAX_STEPS, 40, step=10, label=texts.STEPS, info=texts.STEPS_INFO),
+        gr.Slider(plan.MIN_LR, plan.MAX_LR, 0.004, step=0.001, label=texts.RATE, info=texts.RATE_INFO),
     ]
 
 
