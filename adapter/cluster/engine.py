@@ -1,8 +1,6 @@
-"""The page's engine, which asks replicas of `Engine` in Ray Serve.
+"""The page's engine, which asks replicas of `Engine` in Ray Serve, see docs/cluster.md. Needs the extra `cluster`.
 
-A replica is one base with its continuous batch, unchanged. The page holds no weights of the base: it tokenises,
-passes a request with its adapters to a replica, and relays the events. A conversation keeps to one replica, whose
-prefix cache has it, by Ray's consistent hashing. See docs/cluster.md. Needs the extra `cluster`.
+It holds no weights of the base: it tokenises, passes requests and their adapters to replicas, and relays events.
 """
 
 from __future__ import annotations
@@ -171,7 +169,6 @@ class RayEngine:
         return None if replicas_module.known else NO_REPLICA
 
     def submit(self, request: GenerationRequest) -> Answer:
-        """As Engine.submit."""
         admitted = admit(request, self.base, self._load)
         adapters = self._refer(request)
         request = replace(request, prompt_ids=tuple(admitted.prompt_ids))
@@ -190,7 +187,6 @@ class RayEngine:
         return Answer(answer.mailbox, lambda: self._cancel(answer))
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
-        """As Engine.inspect."""
         request = replace(request, form=NO_FORM)
         request = replace(request, prompt_ids=tuple(admit(request, self.base, self._load).prompt_ids))
         handle: Any = self._handle.options(session_id=_conversation(request))

@@ -35,10 +35,7 @@ References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
 
 
 class Replica:
-    """The deployment: an engine that gets its adapters with the requests, and keeps those used lately.
-
-    They are known by name and content. The replica is the engine's store.
-    """
+    """The deployment: an engine, and its store: adapters come with requests, and those used lately are kept."""
 
     def __init__(self, base: str, quantization: str = "auto", cache_bytes: int | None = None) -> None:
         if base == embedded.BASE:

@@ -33,9 +33,8 @@ class TokenTexts:
 class Detokenizer:
     """Turns the tokens of one answer into text: whole characters only, without stop strings.
 
-    The texts of all pushes and of `flush` are what the tokenizer decodes from all tokens at once, up to the first
-    stop string; half a character at the end is dropped. Text that may turn out to be the beginning of a stop
-    string is held back until that is decided.
+    All texts together are what the tokenizer decodes from all tokens at once, up to the first stop string; half a
+    character at the end is dropped. What may begin a stop string is held back until that is decided.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:

@@ -1,8 +1,4 @@
-"""Drafts: guesses of a row's next tokens, from what the row has read and written before (prompt lookup).
-
-One pass reads a draft and gives the logits behind each of its tokens. The answer keeps the tokens that are sampled
-anyway, for a part of a step each; the others are lost, so a guess is taken only if it is likely enough.
-"""
+"""Drafts: guesses of a row's next tokens, from what the row has read and written before (prompt lookup)."""
 
 from __future__ import annotations
 
@@ -12,9 +8,8 @@ from collections.abc import Iterable
 MAX_DRAFT = 15  # tokens
 # A pass takes about the time of this many tokens, and that of its tokens. Measured, see docs/log.md.
 _FIXED_COST = 4.0
-# How often the token that followed the same tokens earlier is the right one. By how many tokens are the same: at
-# least so many; how often in general; as if that had been seen so many times; and the weight that remains of what
-# was seen one guess earlier.
+# How often the token that followed equal tokens earlier is right, by the least number of equal tokens: how often
+# in general, as if seen so many times, and the weight that remains of what was seen one guess earlier.
 _LENGTHS = (1, 2, 3, 5, 9)
 _PRIOR = (0.3, 0.4, 0.6, 0.8, 0.9)
 _PRIOR_WEIGHT = 8.0
@@ -23,10 +18,7 @@ _DECAY = 0.97
 
 class Drafter:
     """Guesses the next tokens of one row: what followed its last two tokens, or else its last one, when they last
-    stood there; or, while guesses are right, what comes next there.
-
-    Every token is compared with the guess for it, whether or not a draft had that. So the drafter knows how often
-    it has been right lately, and a row whose guesses fail pays for no drafts until they are right again.
+    stood there; or, while guesses are right, what comes next there. It counts how often it has been right lately.
     """
 
     def __init__(self, tokens: Iterable[int]) -> None:
@@ -44,7 +36,7 @@ class Drafter:
         """The row's next token, whoever has guessed it."""
         right = self._guess is not None and self._tokens[self._guess] == token
         if self._guess is not None:
-            kind = _kind(self._same)
+            kind = bisect_right(_LENGTHS, self._same) - 1
             self._right[kind] = self._right[kind] * _DECAY + right
             self._seen[kind] = self._seen[kind] * _DECAY + 1
         self._index(token)
@@ -55,17 +47,13 @@ class Drafter:
             self._look_up()
 
     def propose(self, limit: int, rows: int) -> list[int]:
-        """A draft of at most `limit` tokens for a pass of so many rows; empty where none is worth its cost.
-
-        A row pays for its share of the pass and for its own tokens: one more is worth it as long as it raises the
-        number of tokens expected for that. Hence drafts are shorter the more rows there are.
-        """
+        """At most `limit` tokens, as far as each raises the number expected for a row's share of the pass."""
         draft: list[int] = []
         if self._guess is None:
             return draft
         probability, expected, cost = 1.0, 1.0, _FIXED_COST / rows + 1
         while len(draft) < limit:
-            kind = _kind(self._same + len(draft))
+            kind = bisect_right(_LENGTHS, self._same + len(draft)) - 1
             probability *= self._right[kind] / self._seen[kind]
             if probability * cost <= expected:
                 break
@@ -95,8 +83,3 @@ class Drafter:
         most = min(_LENGTHS[-1], self._guess)
         while self._same < most and tokens[self._guess - 1 - self._same] == tokens[-1 - self._same]:
             self._same += 1
-
-
-def _kind(same: int) -> int:
-    """The index of what is known about guesses behind so many equal tokens."""
-    return bisect_right(_LENGTHS, same) - 1

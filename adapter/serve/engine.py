@@ -1,8 +1,4 @@
-"""Generation for many callers on one base: GenerationRequest in, an Answer (the stream of its events) out.
-
-One worker thread runs the base: it asks the scheduler for the next step, runs the forward pass, samples,
-detokenises and sends the events. An answer never depends on the other requests.
-"""
+"""Generation for many callers on one base, which one worker thread runs. No answer depends on other requests."""
 
 from __future__ import annotations
 
@@ -41,22 +37,12 @@ from adapter.serve.request import (
     TokenLogprobs,
 )
 from adapter.serve.sampling import Sampled, check_finite, sample
-from adapter.serve.scheduler import (
-    MAX_ROWS,
-    Adapters,
-    Row,
-    Scheduler,
-    Step,
-    admit,
-    in_turn,
-    load_adapters,
-)
+from adapter.serve.scheduler import MAX_ROWS, Adapters, Row, Scheduler, Step, admit, in_turn
 
 log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 64  # running or waiting
-# Prompt tokens that are read between two decode steps of the other rows: as many as the device reads in about the
-# time of a few steps. A GPU has work for all its cores from some hundreds on, and then reads them hardly slower.
+# Prompt tokens that are read between two decode steps: as many as the device reads in the time of a few steps.
 PREFILL_CHUNK, CUDA_PREFILL_CHUNK = 64, 512
 BASE_CHUNK = 32  # tokens of an answer that the frozen base reads at once; first fewer, beside other rows more
 _ENCODING_SECONDS = 2.0  # that closing waits for the picture that is being encoded
@@ -79,10 +65,12 @@ class Engine:
         """
         self.cache_budget = CacheBudget.choose(base, MAX_ROWS, cache_bytes)
         threads = set_threads(base.model.config) if base.device.type == "cpu" else 0
-        log.info("Serving with %s%s", f"{threads} threads and " * bool(threads), self.cache_budget.describe())
+        size, tokens = self.cache_budget.bytes / 1e9, self.cache_budget.tokens
+        about = f"a KV cache of {size:.2g} GB: {tokens:,} tokens of running rows (--cache-gb)"
+        log.info("Serving with %s%s", f"{threads} threads and " * bool(threads), about)
         self.base = base
         self.store = store
-        prompt_bytes = self.cache_budget.prompt_bytes
+        prompt_bytes = self.cache_budget.prefix_bytes // 4  # of prompts that are kept, and as many of running rows
         self.prompts = PromptKVBuilder(base, encoders, prompt_bytes)
         # Not a Condition, whose `notify` needs its lock: the garbage collector may free an answer, and so wake the
         # worker, in a thread that holds the lock. Putting into a SimpleQueue is safe there.
@@ -112,14 +100,10 @@ class Engine:
             thread.start()
 
     def describe(self) -> str:
-        """One line about the base."""
         return self.base.describe()
 
     def submit(self, request: GenerationRequest) -> Answer:
-        """Start one answer. Raises BadInput, LoadError, Busy or EngineBroken for what can be checked at once.
-
-        Later errors are raised to the reader of the Answer.
-        """
+        """Start one answer. Raises BadInput, LoadError, Busy or EngineBroken; later errors are its reader's."""
         admitted = admit(request, self.base, self._load, self.cache_budget.tokens)
         row = Row(
             request,
@@ -153,13 +137,10 @@ class Engine:
         return Answer(row.mailbox, lambda: self._cancel(row))
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
-        """Inspect an answer that `request` was given, beside the running requests; returns when it is done.
-
-        Raises BadInput, LoadError, Busy or EngineBroken, see Inspector.
-        """
+        """Inspect an answer that `request` was given, see Inspector. Raises BadInput, LoadError or Busy."""
         self._check_serving()
         ids = admit(replace(request, form=NO_FORM), self.base, self._load).prompt_ids
-        adapters = load_adapters(request, self._load)
+        adapters = [(self._load(name), strength) for name, strength in request.parts]
         try:
             return self._inspector.inspect(adapters, request, ids, answer_ids)
         except FloatingPointError:
@@ -180,7 +161,6 @@ class Engine:
         return str(self._refusal) if isinstance(self._refusal, EngineBroken) else None
 
     def statistics(self) -> EngineStatistics:
-        """What the engine has done, and what it holds now."""
         with self._lock:
             started = sum(row.started_at is not None for row in self._open)
             return replace(
@@ -192,7 +172,6 @@ class Engine:
             )
 
     def replicas(self) -> Mapping[str, EngineStatistics]:
-        """The one that there is, in this process."""
         return {"": self.statistics()}
 
     # In the caller's thread.
@@ -234,10 +213,7 @@ class Engine:
 
     @torch.inference_mode()
     def _work(self) -> None:
-        """Run steps until the engine is closed or broken.
-
-        No exception ends this thread before all readers have their last event: they would wait for ever.
-        """
+        """Run steps until the engine is closed or broken. No exception ends it before all readers are told."""
         failure: BaseException | None = None
         while True:
             try:
@@ -359,7 +335,7 @@ class Engine:
         if prepared is None:
             with self._lock:
                 held = self._scheduler.prompt_bytes()
-            self._prefix_cache.reserve(held + self.prompts.cached_bytes)
+            self._prefix_cache.reserve(held + self.prompts.cache.size)
             prepared = self._prepared[prompts.key] = self._forward.prepare(prompts.mixed())
         return prepared
 
@@ -378,8 +354,7 @@ class Engine:
         tokens_by_row = sample(logits, [row.sampler for row in drafts], list(drafts.values()))
         for row, sampled in zip(drafts, tokens_by_row, strict=True):
             self._postprocess(row, sampled)
-        # A pass of its own over several tokens: it reads the weights once, and delays the others less than a row
-        # of the batch would, which takes part in each step.
+        # A pass of its own over several tokens delays the others less than a row in each step would.
         chunk = BASE_CHUNK * min(2, len(drafts))
         behind = [
             row
@@ -476,7 +451,6 @@ class Engine:
         return GenerationEvent(text, token, logprob, reason, stats, choices=choices)
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
-        """End a row between its tokens."""
         try:
             text = row.text + row.detokenizer.flush()
         except Exception as error:
@@ -486,10 +460,7 @@ class Engine:
         self._complete(row, GenerationEvent(text, finish_reason=reason, stats=stats))
 
     def _fail(self, row: Row, error: Exception) -> None:
-        """End a row with what went wrong in it. Its KV is not kept: it may be what went wrong.
-
-        Raises if more went wrong than that.
-        """
+        """End a row with what went wrong in it, and keep none of its KV. Raises if more went wrong than that."""
         _log(error)
         self._end(row, _for_reader(error, row.request))
         self._release(row, keep=False)

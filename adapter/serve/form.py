@@ -1,10 +1,7 @@
-"""Forms: grammars that answers belong to. They are checked as text, compiled for a base's vocabulary and followed.
+"""Forms: grammars that answers belong to, in the Lark syntax of llguidance, with `%json {...}` for JSON schemas.
 
-A form is a grammar in the Lark syntax of llguidance, in which `%json {...}` stands for a JSON schema. It may use
-the terminal MESSAGE_WORDS, a run of whole words of the message that is answered, as a JSON string spells them.
-
-Run as a program, this file checks a form that it reads from stdin. Therefore it imports neither torch nor numpy,
-whose libraries may reserve more memory than a form may take.
+The terminal MESSAGE_WORDS is a run of whole words of the message that is answered, as a JSON string spells them.
+Run as a program, this file checks a form from stdin; it does not import torch or numpy: they reserve memory.
 """
 
 from __future__ import annotations
@@ -66,10 +63,7 @@ _TOO_COMPLEX = "The form is too complex. Make it smaller: fewer choices, fewer l
 
 
 def json_schema_form(schema: Mapping[str, Any]) -> str:
-    """The form of a JSON value of `schema`, in one line as `json.dumps` writes it. Raises BadInput.
-
-    Nothing is fetched: a $ref may point into the schema itself only.
-    """
+    """The form of a JSON value of `schema`, in one line as `json.dumps` writes it. Raises BadInput."""
     unchecked: list[tuple[int, Any]] = [(1, schema)]  # without recursion
     while unchecked:
         depth, value = unchecked.pop()
@@ -87,10 +81,9 @@ JSON_OBJECT = json_schema_form({"type": "object"})  # any
 
 
 def with_message(form: str, message: str) -> str:
-    """The form with MESSAGE_WORDS defined, if it uses that: one or more of the message's words.
+    """The form with MESSAGE_WORDS defined, if it uses that and does not define it.
 
-    Of a message without words, or of more than 300, it is any text that JSON can hold. A form that has been
-    through this stays as it is.
+    Of a message without words, or of more than 300, it is any text that JSON can hold.
     """
     if not _MESSAGE.search(form) or re.search(r"^MESSAGE_WORDS\s*:", form, re.MULTILINE):
         return form
@@ -188,10 +181,7 @@ class _Vocabulary:
 
 
 class FormState:
-    """How far one answer has come in its form. For one thread at a time.
-
-    complete: nothing can follow what has been accepted.
-    """
+    """How far one answer has come in its form. For one thread at a time."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         import numpy as np
@@ -203,6 +193,7 @@ class FormState:
 
     @property
     def complete(self) -> bool:
+        """Whether nothing can follow what has been accepted."""
         return not self._forced and self._matcher.is_stopped()
 
     def allowed(self) -> Allowed:
@@ -235,10 +226,7 @@ class FormState:
         return list(guesses[: self._matcher.validate_tokens(list(guesses))]) if guesses else []
 
     def _force(self) -> None:
-        """Take over the tokens that the form forces.
-
-        All at once: llguidance would tokenise the whole forced text again for each of its tokens.
-        """
+        """Take over the tokens that the form forces: all at once, since each call tokenises all forced text."""
         if forced := self._matcher.compute_ff_tokens():
             self._matcher.consume_tokens(forced)
             self._check()

@@ -39,7 +39,7 @@ class TorchForward:
         self._seen, self._hidden = torch.tensor([0.0, float("-inf")], dtype=base.model.dtype, device=base.device)
 
     def prepare(self, prompts: PromptKV | None) -> Any:
-        """The prompts of one row in the form that the pass reads. In any thread."""
+        """The prompts of one row in the form that the pass reads."""
         return self.stack([prompts])
 
     def stack(self, prepared: Sequence[PromptKV | None]) -> Any:
@@ -58,11 +58,9 @@ class TorchForward:
         prompts: PromptKV | None,
         every: bool = False,
     ) -> Tensor:
-        """Read the new tokens of each row; their KV goes into `cache`.
+        """The logits in fp32 after the last new token of each row, or after every one: [tokens, vocab_size].
 
         slots: of the rows, in ascending order; starts: how many tokens each slot holds; prompts: from `stack`.
-        Returns the logits after the last token of each row, or after every token, [rows or tokens, vocab_size] in
-        fp32.
         """
         tokens = [token for new in ids for token in new]
         last = [start + i for start, new in zip(starts, ids, strict=True) for i in range(len(new))]
@@ -125,10 +123,7 @@ class DecodeBatch:
         self._prompts = None
 
     def step(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
-        """Read new tokens of each row; returns the logits behind each of them, [tokens, vocab_size].
-
-        starts: how many tokens of each row are in its slot and stay.
-        """
+        """The logits behind each row's new tokens, [tokens, vocab_size]; starts: tokens of its slot that stay."""
         if self._prompts is None:
             self._prompts = self._forward.stack([row.prepared for row in self.rows])
         return self._forward(self._cache, tokens, list(map(_slot, self.rows)), starts, self._prompts, every=True)

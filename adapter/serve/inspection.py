@@ -1,8 +1,4 @@
-"""Inspection of an answer: what each of its tokens owes to the adapter's prompts, to the adapter and to the image.
-
-The answer is read again after it was given, by forward passes of this module's own: nothing stays on the shared
-model and no running request is touched.
-"""
+"""Inspection of an answer: what each of its tokens owes to the prompts, to the adapter and to the image."""
 
 from __future__ import annotations
 
@@ -34,13 +30,12 @@ _LOGITS_CHUNK = 64  # positions whose logits are held at a time: a vocabulary is
 class AdapterInspection:
     """The part of one adapter with L insertion layers, H heads and K prompts in an answer of T tokens.
 
-    layers: its insertion layers. gates: [L, H], strength * act(g) as applied; 0 where muted. prompt_weights:
-    [T, L, K], the softmax over the prompts, which sums to 1, as the mean over heads weighted by |gate|: a nearly
-    closed head hardly counts. Where all gates are zero it is the plain mean.
+    prompt_weights: [T, L, K], the softmax over the prompts, which sums to 1, as the mean over heads weighted by
+    |gate|. Where all gates are zero it is the plain mean.
     """
 
     layers: tuple[int, ...]
-    gates: Tensor
+    gates: Tensor  # [L, H], strength * act(g) as applied; 0 where muted
     prompt_weights: Tensor
 
 
@@ -53,9 +48,7 @@ class Inspection:
 
     parts: each adapter in order; all other fields are of all adapters together. layers: the L layers where any
     adapter has prompts. shares: [T, L, H], a / (a + b), where a is the L2 norm of the gated prompt terms of a head
-    and b that of its attention over the words, the two vectors that zero-init attention adds (arXiv 2303.16199,
-    section 3.2). A share is 0 where the gate is 0, 1/2 where both are equally long and at most 1, whatever the
-    scale of a layer's values; the direction of the terms does not matter.
+    and b that of its attention over the words, which zero-init attention adds (arXiv 2303.16199, section 3.2).
     """
 
     token_ids: tuple[int, ...]
@@ -93,11 +86,7 @@ def _as_tensor(tokens: Sequence[TokenLogprobs]) -> Tensor:
 
 
 class Inspector:
-    """Inspects answers one at a time in its callers' threads, beside the engine's worker.
-
-    Two threads may use one base at once, because adapters, image and recorder are arguments of the passes. One
-    inspection at a time and a bounded queue limit what they cost the running requests.
-    """
+    """Inspects answers one at a time in its callers' threads, beside the engine's worker."""
 
     def __init__(self, base: Base, prompts: PromptKVBuilder) -> None:
         self._base, self._prompts = base, prompts
@@ -113,10 +102,7 @@ class Inspector:
         prompt_ids: Sequence[int],
         answer_ids: Sequence[int],
     ) -> Inspection:
-        """Wait for the inspection of an answer that `adapters` gave to `request`.
-
-        Raises BadInput, or Busy if too many wait or this is closed.
-        """
+        """Wait for the inspection of an answer. Raises BadInput, or Busy if too many wait or this is closed."""
         limit = min(MAX_TOKENS, self._base.context_length)
         if (count := len(prompt_ids) + len(answer_ids)) > limit:
             raise BadInput(
@@ -165,9 +151,7 @@ def inspect_answer(
     and behind them such as belong to none (see PromptKVBuilder.build).
 
     no_image: the same prompts without the image, if there was one. top: likeliest tokens that are named.
-    One pass over prompt and answer records everything; the frozen base and `no_image` take one pass each. All
-    passes have the same shape, so that what makes no difference is exactly 0. Raises BadInput for an empty or too
-    long answer and for unknown token ids.
+    All passes have the same shape, so that what makes no difference is exactly 0. Raises BadInput as `_logits`.
     """
     owners = {layer: [i for i, a in enumerate(adapters) if layer in a.config.layers] for layer in prompts.layers}
     recorder = _Recorder(len(answer_ids), owners)
@@ -201,14 +185,11 @@ def inspect_answer(
 
 
 class _Recorder:
-    """Records the prompt terms of one pass at the last `length` positions of each insertion layer.
-
-    owners: by layer, the index of the adapter that each of its terms belongs to.
-    """
+    """Records the prompt terms of one pass at the last `length` positions of each insertion layer."""
 
     def __init__(self, length: int, owners: Mapping[int, Sequence[int]]) -> None:
         self._length = length
-        self._owners = owners
+        self._owners = owners  # by layer: the index of the adapter that each of its terms belongs to
         self.shares: dict[int, Tensor] = {}  # by layer: [T, H]
         self.weights: dict[tuple[int, int], Tensor] = {}  # by adapter and layer: [T, K]
 
@@ -228,9 +209,8 @@ class _Recorder:
             weights = torch.einsum("h,htk->tk", head_weights / head_weights.sum(), by_head)
             self.weights[owner, layer] = weights.cpu()
         words = attended[:, -self._length :].float()  # [1, T, H, head_dim]
-        added_norm = add_prompt_terms(torch.zeros_like(words), query, terms, None, scaling)[0].norm(
-            dim=-1
-        )  # [T, H]
+        added = add_prompt_terms(torch.zeros_like(words), query, terms, None, scaling)
+        added_norm = added[0].norm(dim=-1)  # [T, H]
         total = added_norm + words[0].norm(dim=-1)
         self.shares[layer] = (added_norm / total.clamp(min=torch.finfo(total.dtype).tiny)).cpu()
 
@@ -241,9 +221,8 @@ def _logits(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits in fp32 and the token that was chosen by them, of some places of the answer at a time.
 
-    The pass is transformers' own in the base's dtype: on a packed base the numbers are those that the engine
-    streamed up to bfloat16's rounding between layers. Raises BadInput for an empty or too long answer and for
-    unknown token ids, FloatingPointError if the numbers overflow.
+    On a packed base the engine's are the same up to bfloat16's rounding between layers. Raises BadInput for an
+    empty answer or unknown token ids, FloatingPointError if the numbers overflow.
     """
     ids, length = [*prompt_ids, *answer_ids], len(answer_ids)
     vocabulary = base.fingerprint.vocab_size

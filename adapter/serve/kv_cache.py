@@ -1,14 +1,12 @@
-"""KV caches: the keys and values of the running rows, and those of earlier rows for prefix reuse.
-
-Both have a fixed size, so that serving never takes more memory than it was given at its start.
-"""
+"""KV caches of a fixed size: keys and values of the running rows, and those of earlier rows for prefix reuse."""
 
 from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
+from operator import eq
 
 import torch
 from torch import Tensor
@@ -35,14 +33,6 @@ class CacheBudget:
     tokens: int
     prefix_bytes: int
     bytes: int  # of both
-
-    @property
-    def prompt_bytes(self) -> int:
-        """Of earlier rows' bytes, what prompts may have that are kept, and as much again those of running rows."""
-        return self.prefix_bytes // 4
-
-    def describe(self) -> str:
-        return f"a KV cache of {self.bytes / 1e9:.2g} GB: {self.tokens:,} tokens of running rows (--cache-gb)"
 
     @staticmethod
     def choose(base: Base, rows: int, size: int | None = None) -> CacheBudget:
@@ -73,18 +63,11 @@ def round_to_blocks(tokens: int) -> int:
 
 @dataclass(eq=False)
 class Slot:
-    """The place of one row in a KVCache: `tokens` tokens from `start`, both multiples of BLOCK.
-
-    finite: how many of them have been written or zeroed by this row.
-    """
+    """The place of one row in a KVCache: `tokens` tokens from `start`, both multiples of BLOCK."""
 
     start: int
     tokens: int
-    finite: int = 0
-
-    @property
-    def end(self) -> int:
-        return self.start + self.tokens
+    finite: int = 0  # how many of them have been written or zeroed by this row
 
 
 class SlotAllocator:
@@ -97,10 +80,10 @@ class SlotAllocator:
     def take(self, tokens: int) -> Slot | None:
         """The lowest slot for `tokens` tokens, or None if there is no room now.
 
-        Starts are multiples of a power of two where possible, so that rows of similar length lie equally spaced.
+        Starts are multiples of a power of two if possible: rows of similar length then lie equally spaced.
         """
         size = round_to_blocks(tokens)
-        starts = [0, *(slot.end for slot in self._taken)]
+        starts = [0, *(slot.start + slot.tokens for slot in self._taken)]
         ends = [*(slot.start for slot in self._taken), self.capacity]
         for alignment in (max(_MIN_SPACING, 1 << (size - 1).bit_length()), BLOCK):
             for start, end in zip(starts, ends, strict=True):
@@ -126,9 +109,7 @@ class SlotAllocator:
 class KVCache:
     """Keys and values of all running rows in one pool, `data`: [layers, 2, Hkv, capacity, head_dim].
 
-    It is allocated once and never grows. On a CPU the system provides its pages when they are first written. Each
-    row owns a slot and only that is read for it. Tokens are zeroed before torch's attention first reads them:
-    masked positions must be finite, and the slot's last owner may have left anything there.
+    A row's tokens are zeroed before torch's attention first reads them: masked positions must be finite.
     """
 
     def __init__(self, base: Base, capacity: int) -> None:
@@ -151,8 +132,8 @@ class KVCache:
 class StepCache:
     """A KVCache as the layers of one forward pass see it: takes the new tokens in, returns all up to them.
 
-    The pass reads one new token for each of several rows, in the order of their slots, or several for one row.
-    Several rows are read in runs, see _is_run. spans: tokens that each run is read up to; sizes: its rows.
+    There is one new token for each of several rows, in the order of their slots, or several for one row. Rows are
+    read in runs, see _is_run. spans: tokens that each run is read up to; sizes: its rows.
     """
 
     def __init__(self, data: Tensor, slots: Sequence[Slot], starts: Sequence[int], count: int) -> None:
@@ -199,10 +180,7 @@ class StepCache:
 
 
 def _is_run(rows: Sequence[tuple[Slot, int]]) -> bool:
-    """Whether one call of attention reads these neighbours: their slots are equally spaced, their lengths similar.
-
-    So short rows are not read as far as a long one.
-    """
+    """Whether one call of attention reads these: their slots are equally spaced, their lengths similar."""
     slots, lengths = zip(*rows, strict=True)
     shortest, longest = min(lengths), max(lengths)
     spacings = {after.start - before.start for before, after in pairwise(slots)}
@@ -211,11 +189,7 @@ def _is_run(rows: Sequence[tuple[Slot, int]]) -> bool:
 
 
 class PrefixCache(LRU[tuple[Hashable, tuple[int, ...]], Tensor]):
-    """KV of rows that have ended, reused by later requests with a common prefix. Evicts the least recently used.
-
-    Keys and values depend on the prompts that the tokens were read with: `key` identifies them, and only entries
-    with an equal key match.
-    """
+    """KV of rows that have ended, for later requests with a common prefix and an equal key: the same prompts."""
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(max_bytes, lambda kv: kv.nbytes)
@@ -227,30 +201,21 @@ class PrefixCache(LRU[tuple[Hashable, tuple[int, ...]], Tensor]):
         self.make_room(self._reserved)
 
     def add(self, key: Hashable, ids: Sequence[int], kv: Tensor) -> None:
-        """Store a copy of the KV of these tokens, [layers, 2, Hkv, len(ids), head_dim], if it fits.
-
-        It is made once there is room, so that entries and copy never exceed the limit together.
-        """
+        """Store a copy of the KV of these tokens, [layers, 2, Hkv, len(ids), head_dim], if it fits."""
         if kv.nbytes + self._reserved > self.limit:
             return
         for other in self:
             if other[0] == key and tuple(ids[: len(other[1])]) == other[1]:
                 self.pop(other)  # the new entry contains it
-        self.make_room(kv.nbytes + self._reserved)
+        self.make_room(kv.nbytes + self._reserved)  # before the copy is made
         self.put((key, tuple(ids)), kv.clone())
 
     def longest_prefix(self, key: Hashable, ids: Sequence[int]) -> Tensor | None:
         """The cached KV of the longest common prefix with `ids`; never of the last token, which must be read."""
         best, length = None, 0
         for entry in self:
-            if entry[0] == key and (common := _common_prefix_length(entry[1], ids[:-1])) > length:
+            common = sum(takewhile(bool, map(eq, entry[1], ids[:-1]))) if entry[0] == key else 0
+            if common > length:
                 best, length = entry, common
         kv = None if best is None else self.get(best)
         return None if kv is None else kv[:, :, :, :length]
-
-
-def _common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))

@@ -1,6 +1,4 @@
-"""What a model reads of answers that others gave: a text adapter that reads several long ones loses its manner, or
-goes in circles (measured, see docs/log.md).
-"""
+"""What a model reads of answers that others gave: of long ones an adapter loses its manner, see docs/log.md."""
 
 from __future__ import annotations
 
@@ -25,10 +23,9 @@ _OPENS_BLOCK = re.compile(rf"{_LIST_MARK.pattern}|#{{1,6}} |>|\||```|~~~|[-*_]{{
 
 
 def as_read(messages: Sequence[Message], own: Collection[str], others: Others) -> tuple[Message, ...]:
-    """The conversation as a model reads it that answers under the names `own`.
+    """The conversation as a model reads it that answers under the names `own`; neighbouring answers become one.
 
-    An answer without a name is read whole, as are those of these names. Of any other its first sentence is read,
-    or with "nothing" neither it nor what it answers. Neighbouring answers become one.
+    Answers of these names, or of none, are read whole; with "nothing" neither the others nor what they answer.
     """
     if others == "all" or all(_is_read(message, own) for message in messages):
         return tuple(messages)
@@ -52,10 +49,7 @@ def _is_read(message: Message, own: Collection[str]) -> bool:
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of an answer: up to its full stop, the end of its paragraph or where a list begins.
-
-    Of a list, a table or code it is the first line. One without an end, as of JSON, is cut after 400 characters.
-    """
+    """Up to its full stop, the end of its paragraph or a list; of a list, a table or code the first line."""
     text = " ".join(_first_lines(text))[: 2 * _LONGEST]
     mark = _LIST_MARK.match(text)
     for end in _END.finditer(text, mark.end() if mark else 0):

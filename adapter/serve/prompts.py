@@ -24,19 +24,16 @@ _MAX_ENCODERS = 4
 _MAX_FEATURES = 32  # pictures
 _MAX_BYTES = 2**28  # of prompt keys and values
 _BLANK = Image.new("RGB", (224, 224), (128, 128, 128))
-_UNCHANGED = GateChanges()
+_UNCHANGED: GateChanges = ((), (), ())
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts and deltas of one row: those of each adapter and picture, which rows share, with strengths.
-
-    key: equal for rows with equal prompts.
-    """
+    """The prompts and deltas of one row: those of each adapter and picture, which rows share, with strengths."""
 
     parts: tuple[tuple[PromptKV, float], ...]
     changes: GateChanges
-    key: Hashable
+    key: Hashable  # equal for rows with equal prompts
 
     @cached_property
     def bytes(self) -> int:
@@ -61,11 +58,7 @@ class PromptKVBuilder:
         self._loaded_encoders = encoders or {}
         self._encoders: LRU[str, VisualEncoder] = LRU(_MAX_ENCODERS)
         self._features: LRU[Hashable, VisualFeatures] = LRU(_MAX_FEATURES)
-        self._prompt_kv: LRU[Hashable, PromptKV] = LRU(max_bytes, _prompt_bytes)
-
-    @property
-    def cached_bytes(self) -> int:
-        return self._prompt_kv.size
+        self.cache: LRU[Hashable, PromptKV] = LRU(max_bytes, _prompt_bytes)
 
     @torch.inference_mode()
     def build(
@@ -74,14 +67,12 @@ class PromptKVBuilder:
         image: Image.Image | None = None,
         changes: GateChanges = _UNCHANGED,
     ) -> Prompts | None:
-        """The prompts of all adapters at their strengths; None for the frozen base.
+        """The prompts of all adapters at their strengths; None for the frozen base. Visual adapters get the image.
 
-        Visual adapters get the image. Raises BadInput for a layer or head that has nothing to mute.
-
-        A mix sums the terms, which are those of `adapters` in order. A visual adapter brings not only what it sees
-        but how it answers, and drowns the voice of the others. So its terms with a blank picture are taken off,
-        times the text adapters' strength (1 at most): what is left is what this picture changes. They come last.
-        Its deltas are the same for each picture, so that the same rule takes that part of them off.
+        The terms are those of `adapters` in order. Behind them those of visual ones with a blank picture are taken
+        off, times the text adapters' strength (1 at most), so that beside these a visual one brings only what its
+        picture changes. Of its deltas, the same for each picture, that part is taken off too. Raises BadInput for
+        a layer or head that has nothing to mute.
         """
         if not adapters:
             return None
@@ -111,7 +102,7 @@ class PromptKVBuilder:
             features = None if image is None else self._encode(adapter, image, image_hash)
             return adapter(self._base.model, features)
 
-        return self._prompt_kv.compute((adapter, image_hash), project)
+        return self.cache.compute((adapter, image_hash), project)
 
     def _encode(self, adapter: Adapter, image: Image.Image, image_hash: bytes) -> VisualFeatures:
         vision = adapter.config.vision
@@ -142,11 +133,8 @@ def hash_image(image: Image.Image) -> bytes:
 
 
 def _change_gates(kv: PromptKV, changes: GateChanges) -> PromptKV:
-    """The same prompts with some gates at zero and some multiplied.
-
-    What else a V2 adapter changes in a muted layer is removed too, and its final norm with layer -1. With every
-    layer muted the answer is the frozen base's, bit for bit. Raises BadInput for a layer or head that the prompts
-    do not have.
+    """The same prompts with some gates at zero and some multiplied, and without a V2 adapter's deltas of muted
+    layers (its final norm's layer is -1). Raises BadInput for a layer or head that the prompts do not have.
     """
     linears, norms = ({}, {}) if kv.deltas is None else (kv.deltas.linears, kv.deltas.norms)
     tuned = {layer for layer, _ in (*linears, *norms)}

@@ -1,7 +1,4 @@
-"""The vocabulary of serving: what a caller asks an engine for, and what comes back.
-
-Imports no models, so that the page's server may start before them.
-"""
+"""The vocabulary of serving: what a caller asks an engine for, and what comes back. Imports no models."""
 
 from __future__ import annotations
 
@@ -34,14 +31,10 @@ FinishReason = Literal["stop", "length", "time", "cancelled", "repetition"]  # t
 
 @dataclass(frozen=True)
 class Client:
-    """The network address and the page session of who sends a request, each "" where it is unknown.
-
-    The session's name is the client's own choice, its address is not: limits count by network, and the scheduler
-    gives turns by network first and by session within one.
-    """
+    """The network address and the page session of who sends a request, each "" where it is unknown."""
 
     address: str = ""
-    session: str = ""
+    session: str = ""  # by the client's own choice
 
     @cached_property  # the scheduler asks for each waiting row in every step
     def is_local(self) -> bool:
@@ -69,14 +62,12 @@ class SamplingParams:
 
     In the order in which they apply, each as in transformers and vLLM:
     logit_bias: (token, number from -100 to 100) pairs, added to the logits.
-    repetition_penalty: the logits of tokens that the prompt or the answer has are divided by it, or multiplied
-    where they are negative; not those of tokens that end an answer, which stand in every prompt. An answer that is
-    held to a form has none: its marks and the words that it copies have to come again. Nor has it the next two.
-    frequency_penalty, presence_penalty: from -2 to 2; taken off the logits of the answer's own tokens, the first
-    once for each time that the token stands there.
-    temperature: 0 takes the likeliest token, whatever follows. top_k: only the k likeliest tokens, and those as
-    likely as the k-th. top_p: only the fewest of these that together are as likely as that. min_p: only tokens
-    that are at least so many times as likely as the likeliest.
+    repetition_penalty: divides the logits of tokens that prompt or answer have, or multiplies negative ones; not
+    of tokens that end an answer. frequency_penalty, presence_penalty: from -2 to 2; taken off the logits of the
+    answer's own tokens, the first once for each time. An answer that is held to a form has none of the three.
+    temperature: 0 takes the likeliest token. top_k: only the k likeliest tokens, and those as likely as the k-th.
+    top_p: only the fewest of these that together are as likely. min_p: only tokens at least so many times as
+    likely as the likeliest.
     """
 
     temperature: float = _DEFAULTS.temperature
@@ -99,40 +90,26 @@ class SamplingParams:
             raise BadInput(f"Biases of tokens lie between -100 and 100, at most {MAX_BIASES} of them.")
 
 
-class GateChanges(NamedTuple):
-    """What a request changes of the gates of all its adapters.
-
-    mute_layers, mute_heads: where they are set to zero; indices of the base's layers, and of the heads in every
-    layer. gates: factors from 0 to 2 of single ones, as (layer, head, factor).
-    """
-
-    mute_layers: tuple[int, ...] = ()
-    mute_heads: tuple[int, ...] = ()
-    gates: tuple[tuple[int, int, float], ...] = ()
+# Layers by the base's count and heads of all layers whose gates are zero; factors of gates: (layer, head, factor).
+GateChanges = tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int, float], ...]]
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """One answer to generate. `prompt_ids` replaces `messages`; `raw` skips the chat template.
 
-    answer_ids: the beginning of the answer, behind which it goes on as if it had not been interrupted. The text of
-    the first event that has one begins with theirs; counts and limits are those of the new tokens.
-
-    others: what is read of answers in `messages` that others gave, see `Message.name`: their first sentence,
-    all, or nothing, which leaves out what they answer too. The model's own answers are read whole: those of its
-    adapters with a strength above 0, or of the frozen base where there is none.
-
+    answer_ids: the beginning of the answer, behind which it goes on. The first text that is sent begins with
+    theirs; counts and limits are those of the new tokens.
+    others: what is read of answers in `messages` that others gave, see `others.as_read` and `Message.name`. The
+    model's own are those of its adapters with a strength above 0, or of the frozen base where there is none.
     mix: further adapters with their strengths; their gated terms are added to those of `adapter`, which chooses
-    the template. Every visual adapter gets the image, and beside text adapters says only what it changes (see
-    PromptKVBuilder.build). mute_layers, mute_heads, gates: see GateChanges. stop: strings that end the answer and
-    are not part of it. form: a grammar of the answer (see `serve.form`); None: the adapter's, if only one has a
-    strength above 0; NO_FORM: none. end_repetition: whether an answer ends as soon as it goes in circles (see
-    `scheduler.repeats`). max_seconds: wall-clock limit from the start of prefill. base_logprobs: let the frozen
-    base read the answer too, and send what it gives each token, where an adapter answers and the cache has room.
-    top_logprobs: how many of the likeliest tokens come with each token of the answer, from 0 to 20, with the
-    log-probabilities by which it was chosen: behind penalties, biases and form, before the temperature; the frozen
-    base names as many. prompt_logprobs: send what the model gives each token of the prompt, and as many
-    likeliest tokens; the prompt is then read whole, whatever the prefix cache has of it.
+    the template, see PromptKVBuilder.build. mute_layers, mute_heads, gates: see GateChanges. stop: strings that
+    end the answer and are not part of it. form: a grammar of the answer (see `serve.form`); None: the adapter's,
+    if only one has a strength above 0; NO_FORM: none. end_repetition: whether an answer ends as soon as it goes in
+    circles (see `scheduler.repeats`). max_seconds: wall-clock limit from the start of prefill. base_logprobs: send
+    what the frozen base gives each token too, where an adapter answers and the cache has room. top_logprobs: how
+    many of the likeliest tokens come with each token of the answer, from 0 to 20, see GenerationEvent.choices.
+    prompt_logprobs: send what the model gives each token of the prompt, too, which is then read whole.
     Raises BadInput when a value is out of range.
     """
 
@@ -180,23 +157,19 @@ class GenerationRequest:
 
     @property
     def gate_changes(self) -> GateChanges:
-        return GateChanges(self.mute_layers, self.mute_heads, self.gates)
+        return self.mute_layers, self.mute_heads, self.gates
 
 
 @dataclass(frozen=True)
 class GenerationStats:
-    """Token counts and seconds of one answer.
-
-    prefill_s runs from the start of prefill to the first new token. cached_tokens: prompt tokens whose KV came
-    from the prefix cache.
-    """
+    """Token counts and seconds of one answer."""
 
     prompt_tokens: int
     new_tokens: int
     queue_s: float
-    prefill_s: float
+    prefill_s: float  # to the first new token
     decode_s: float
-    cached_tokens: int = 0
+    cached_tokens: int = 0  # prompt tokens whose KV came from the prefix cache
 
     @property
     def tokens_per_s(self) -> float:
@@ -228,12 +201,10 @@ class TokenLogprobs:
 class GenerationEvent:
     """One decoded token, a change of the place in the queue, or how far the prompt is read.
 
-    `position` requests are ahead; `progress` is the share of the prompt's uncached tokens that are read, 0 to 1,
-    and comes with long prompts only. `text` may be empty. The last event has finish_reason and stats.
-    logprob: by the model, before penalties, biases and form. choices: the token's log-probability behind these and
-    the likeliest tokens, see GenerationRequest.top_logprobs. base_logprobs: of the answer's next tokens in order;
-    they come some tokens later than the tokens. prompt_logprobs: of the prompt's next tokens in
-    order; the first of all has NaN.
+    position: requests ahead; progress: the share of a long prompt's uncached tokens that are read, 0 to 1. The
+    last event has finish_reason and stats. logprob: by the model, before penalties, biases and form. choices: the
+    token's log-probability behind these, before the temperature, and the likeliest tokens. base_logprobs: of the
+    answer's next tokens in order, some tokens late. prompt_logprobs: of the prompt's; the first of all has NaN.
     """
 
     text: str = ""
@@ -249,43 +220,33 @@ class GenerationEvent:
 
     @property
     def is_output(self) -> bool:
-        """Whether it is a part of the answer, rather than about the wait for it or the prompt."""
+        """Whether it is a part of the answer."""
         return self.position is None and self.progress is None
 
 
 @dataclass(frozen=True)
 class EngineStatistics:
-    """One engine at one moment: what it has done since it was made, and what it holds. Can be pickled.
+    """One engine at one moment: what it has done since it was made, and what it holds. Can be pickled."""
 
-    prefill_steps read a chunk of one row's prompt, decode_steps the next tokens of all rows in the batch; each
-    with the seconds that all of them took, sampling and sending included. decode_rows: rows of all decode steps;
-    divided by these it is the mean batch size. running, waiting: rows that have started, and that have not.
-    cache_tokens: of cache_capacity, those that are reserved for running rows (prompt and longest answer).
-    """
-
-    prefill_steps: int = 0
-    prefill_seconds: float = 0.0
-    decode_steps: int = 0
+    prefill_steps: int = 0  # each of a chunk of one row's prompt
+    prefill_seconds: float = 0.0  # sampling and sending included
+    decode_steps: int = 0  # each of the next tokens of all rows in the batch
     decode_seconds: float = 0.0
-    decode_rows: int = 0
-    running: int = 0
+    decode_rows: int = 0  # of all decode steps; divided by these it is the mean batch size
+    running: int = 0  # rows
     waiting: int = 0
-    cache_tokens: int = 0
+    cache_tokens: int = 0  # reserved for running rows (prompt and longest answer)
     cache_capacity: int = 0
 
 
 class Mailbox:
-    """The queue of one request's events, filled by the engine from any thread. Does not keep the Answer alive.
-
-    wake: what a reader wants to be called with the last event and, as long as `waiting` is set, with any other.
-    last: the last event, as soon as it is there. Observers learn it, whether or not anybody reads it.
-    """
+    """The queue of one request's events, filled by the engine from any thread. Does not keep the Answer alive."""
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[GenerationEvent | AdapterError] = queue.SimpleQueue()
-        self.wake: Callable[[], object] | None = None
+        self.wake: Callable[[], object] | None = None  # called with the last event and, while `waiting`, any other
         self.waiting = False
-        self.last: GenerationEvent | AdapterError | None = None
+        self.last: GenerationEvent | AdapterError | None = None  # the last event, as soon as it is there
         self._observers: deque[Callable[[GenerationEvent | AdapterError], object]] = deque()
 
     def put(self, *events: GenerationEvent | AdapterError) -> None:
@@ -300,10 +261,7 @@ class Mailbox:
                 wake()
 
     def observe(self, tell: Callable[[GenerationEvent | AdapterError], object]) -> None:
-        """Let `tell` be called once with the last event: now if it is there, else by the thread that puts it.
-
-        That thread may hold the engine's lock, or be the garbage collector's: `tell` takes no lock.
-        """
+        """Let `tell` be called once with the last event, by any thread: it takes no lock."""
         self._observers.append(tell)
         self._tell_observers()
 
@@ -316,7 +274,6 @@ class Mailbox:
             tell(self.last)
 
     def get(self) -> GenerationEvent | AdapterError:
-        """The next event; waits for it."""
         return self._events.get()
 
     def empty(self) -> bool:
@@ -335,9 +292,7 @@ class Mailbox:
 class Answer:
     """The events of one request in order, for one reader. Raises errors in their place.
 
-    Whoever shows an answer reads lists of what has arrived, a few times a second: a reader that is woken for each
-    token costs more than the token's text. Deleting the object, `close()` and leaving `contextlib.closing` cancel
-    an unfinished answer.
+    Deleting the object, `close()` and leaving `contextlib.closing` cancel an unfinished answer.
     """
 
     def __init__(self, mailbox: Mailbox, cancel: Callable[[], None]) -> None:
@@ -351,7 +306,6 @@ class Answer:
             self._cancel()
 
     def close(self) -> None:
-        """Cancel, and stop iterating."""
         self.cancel()
         self.ended = True
 
@@ -402,11 +356,7 @@ class Answer:
 
 
 class RemoteAnswer:
-    """Passes on the events of an answer. After its last event the reader gets no other.
-
-    submitted_at, started_at: on the clock `time.perf_counter`. The second is None until the other process says
-    that it has begun.
-    """
+    """Passes on the events of an answer of another process. After its last event the reader gets no other."""
 
     def __init__(self, request: GenerationRequest, prompt_tokens: int) -> None:
         self.request = request
@@ -414,13 +364,12 @@ class RemoteAnswer:
         self.ended = False
         self.tokens = 0
         self.submitted_at = self._first = time.perf_counter()
-        self.started_at: float | None = None
+        self.started_at: float | None = None  # None until the other process says that it has begun
         self._prompt_tokens = prompt_tokens
         # Reentrant: the garbage collector may free and so cancel the answer while this thread delivers an event.
         self._lock = threading.RLock()
 
     def deliver(self, event: GenerationEvent | AdapterError) -> None:
-        """Passes on an event of the process that computes."""
         if isinstance(event, AdapterError) or event.finish_reason is not None:
             self.end(event)
             return

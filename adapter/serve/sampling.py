@@ -1,7 +1,4 @@
-"""Sampling of the next tokens of many requests at once.
-
-On the CPU, by numpy, whose reductions take a fifth of the time of torch's and wake no other thread.
-"""
+"""Sampling of the next tokens of many requests at once: on the CPU, by numpy, which wakes no other thread."""
 
 from __future__ import annotations
 
@@ -27,14 +24,12 @@ _LINE = 1024  # of a vocabulary, see _likeliest
 
 
 class SampledToken(NamedTuple):
-    """logprob: by the model, before all that changes logits.
-
-    ranked: if the request asks for it, the token and then the likeliest of all that it was chosen from, with their
-    log-probabilities by the logits behind the penalties, the biases and the form, and before the temperature.
+    """ranked: if asked for, the token and then the likeliest of all that it was chosen from, with their
+    log-probabilities by the logits behind penalties, biases and form, before the temperature.
     """
 
     token: int
-    logprob: float
+    logprob: float  # by the model, before all that changes logits
     ranked: list[tuple[int, float]] | None = None
 
 
@@ -48,10 +43,10 @@ def check_finite(logits: Tensor) -> None:
 
 
 class Sampler:
-    """The parameters, the form and the random numbers of one request. Without a seed the system chooses one.
+    """The parameters, the form and the random numbers of one request: one a token, those of `begun` too.
 
-    Each token uses up one number, those of `begun`, the beginning of the answer, too. prompt: its token ids, for
-    the repetition penalty; stop_ids: tokens without one. top: how many of the likeliest tokens are asked for.
+    begun: the beginning of the answer; prompt: for the repetition penalty, which the stop_ids do not get; top: how
+    many of the likeliest tokens are asked for.
     """
 
     def __init__(
@@ -161,16 +156,13 @@ class Sampler:
 def sample(
     logits: Tensor, samplers: Sequence[Sampler], drafts: Sequence[Sequence[int]] | None = None
 ) -> list[list[Sampled]]:
-    """Sample the next tokens of several requests.
+    """Sample the next tokens of several requests, as if one token at a time; requests do not depend on each other.
 
-    logits: [N, vocab_size] on any device, from which they come in one transfer; for each request in order one row,
-    or 1 + len(drafts[i]) consecutive ones. Drafts are guesses of the request's next tokens: the row of the first
-    token comes first, and each other row was computed behind one more draft.
-    Returns for each request its new tokens in order: one, and another for each draft that equals the token sampled
-    in its place. Later rows are worth nothing: tokens, log-probabilities and later random numbers are those that
-    sampling one token at a time gives, and do not depend on the other requests. The request's form has accepted
-    its tokens; the one that completes it is the last. What went wrong with a token stands in its place and ends
-    the request's list.
+    logits: [N, vocab_size], for each request in order one row, or 1 + len(drafts[i]) consecutive ones: each but
+    the first was computed behind one more of the draft's guesses.
+    Returns for each request its new tokens in order: one, and another for each guess that equals the token sampled
+    in its place. The request's form has accepted them; the one that completes it is the last. What went wrong with
+    a token stands in its place and ends the request's list.
     """
     logits = logits.float().cpu()
     found: list[list[Sampled]] = []
@@ -194,10 +186,7 @@ def sample(
 
 
 def _likeliest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The places of the largest values, the largest first.
-
-    Laid out in lines, the values have their largest in the columns with the largest maxima.
-    """
+    """The places of the largest values, the largest first: laid out in lines, in the columns with the largest."""
     lines = len(values) // _LINE
     if count < _LINE and lines > 1:
         laid = values[: lines * _LINE].reshape(lines, _LINE)

@@ -1,8 +1,4 @@
-"""Admission, the waiting queue, and the choice of which rows run next.
-
-Runs no model, reads no clock and sends nothing. The engine calls it under its lock: `schedule -> run ->
-postprocess`.
-"""
+"""Admission, the waiting queue, and the choice of which rows run next. The engine schedules under its lock."""
 
 from __future__ import annotations
 
@@ -22,16 +18,13 @@ from adapter.serve.form import NO_FORM, FormState, check_form, start_form
 from adapter.serve.kv_cache import Slot, SlotAllocator
 from adapter.serve.others import as_read
 from adapter.serve.prompts import Prompts
-from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox
+from adapter.serve.request import FinishReason, GenerationRequest, GenerationStats, Mailbox, RemoteAnswer
 from adapter.serve.sampling import Sampler
 from adapter.serve.settings import BASE_ONLY
 
 MAX_ROWS = 16  # rows that run at once
 
 WeightedAdapters = list[tuple[Adapter, float]]  # adapters with their strengths
-
-
-# Admission: what can be checked in the caller's thread, before the request waits for its turn.
 
 
 class Adapters(Protocol):
@@ -42,13 +35,11 @@ class Adapters(Protocol):
 
 @dataclass(frozen=True)
 class Admitted:
-    """A request that can be served. adapters: those with a strength above 0; prompt_ids: without the beginning of
-    the answer; max_new_tokens: of the rest of it.
-    """
+    """A request that can be served."""
 
-    adapters: WeightedAdapters
-    prompt_ids: list[int]
-    max_new_tokens: int
+    adapters: WeightedAdapters  # those with a strength above 0
+    prompt_ids: list[int]  # without the beginning of the answer
+    max_new_tokens: int  # of the rest of it
     form: FormState | None
 
 
@@ -60,7 +51,7 @@ def admit(
     load: returns an adapter by name; cache_tokens: how many tokens a KV cache can hold of one row. Raises
     BadInput or LoadError for a request that cannot be served, Busy if its form cannot be checked now.
     """
-    adapters = load_adapters(request, load)
+    adapters = [(load(name), strength) for name, strength in request.parts]
     if request.image is not None and not any(adapter.config.is_visual for adapter, _ in adapters):
         which = f"Adapter '{request.adapter}'" if request.adapter else "The frozen base"
         raise BadInput(f"{which} reads text only. Choose an adapter that reads images.")
@@ -78,11 +69,6 @@ def admit(
         )
     active = [(adapter, strength) for adapter, strength in adapters if strength > 0]
     return Admitted(active, ids, min(room, request.sampling.max_new_tokens), _form(request, base, active, ids))
-
-
-def load_adapters(request: GenerationRequest, load: Callable[[str], Adapter]) -> WeightedAdapters:
-    """All adapters of the request with their strengths. Raises LoadError."""
-    return [(load(name), strength) for name, strength in request.parts]
 
 
 def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters) -> list[int]:
@@ -119,26 +105,14 @@ def _form(request: GenerationRequest, base: Base, active: WeightedAdapters, ids:
     return state
 
 
-# Whose turn it is.
-
-
-class Queued(Protocol):
-    """A request in a queue: started_at is None while it waits."""
-
-    request: GenerationRequest
-    submitted_at: float
-    started_at: float | None
-
-
-AnyQueued = TypeVar("AnyQueued", bound=Queued)
+AnyQueued = TypeVar("AnyQueued", "Row", RemoteAnswer)
 
 
 def in_turn(rows: Iterable[AnyQueued]) -> list[AnyQueued]:
     """The waiting ones of `rows` in order: first those whose network has the fewest, running and before them.
 
-    In a network the sessions take turns by the same rule. A client chooses the name of its session but not its
-    network, so that opening more sessions gives it no more turns. Where all places are taken, the last one gives
-    up its own: nobody can keep others out by asking much.
+    In a network the sessions take turns by the same rule: a client chooses its session's name, not its network.
+    Where all places are taken, the last one gives up its own: nobody can keep others out by asking much.
     """
     rows = list(rows)
     waiting = sorted((row for row in rows if row.started_at is None), key=lambda row: row.submitted_at)
@@ -151,9 +125,6 @@ def in_turn(rows: Iterable[AnyQueued]) -> list[AnyQueued]:
             places[owner] += 1
         waiting.sort(key=ranks.__getitem__)
     return waiting
-
-
-# Scheduling.
 
 
 @dataclass(eq=False)
@@ -212,10 +183,7 @@ class Row:
         return self.kv_tokens - self.base_tokens if self.reads_base else 0
 
     def prefix_key(self, of_base: bool = False) -> Hashable:
-        """Names who asks, and the prompts that the tokens are read with; of_base: none.
-
-        Who asks, because how many tokens were cached, and how soon the first comes, would tell what others ask.
-        """
+        """Names the prompts that tokens are read with (of_base: none), and who asks: speed would tell others."""
         prompts = None if of_base or self.prompts is None else self.prompts.key
         return (self.request.client.network, self.request.client.session, prompts)
 
@@ -233,11 +201,7 @@ class Row:
 
 
 def repeats(tokens: Sequence[int], new: int) -> bool:
-    """Whether an answer goes in circles: its last tokens are one unit of up to 64 tokens, again and again.
-
-    Three times or more, and 64 tokens or more: lists, tables, code, refrains and rows of equal numbers or dashes
-    are shorter, or differ somewhere. new: how many of the tokens are the answer's.
-    """
+    """Whether the `new` last tokens end with one unit of up to 64, three times or more and 64 tokens or more."""
     for unit in range(1, 65):
         length = max(3 * unit, 64)
         if length > new:
@@ -249,24 +213,13 @@ def repeats(tokens: Sequence[int], new: int) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """What the engine does next.
-
-    finished: rows to end, which were cancelled or ran out of time. moved: waiting rows whose position changed.
-    prefill: the row whose next prompt tokens are read, or None to decode the running rows, if there
-    is any.
-    """
-
-    finished: list[tuple[Row, FinishReason]]
-    moved: list[Row]
-    prefill: Row | None
+    finished: list[tuple[Row, FinishReason]]  # rows to end
+    moved: list[Row]  # waiting rows whose position has changed
+    prefill: Row | None  # whose next prompt tokens are read; None to decode the running rows, if there are any
 
 
 class Scheduler:
-    """Which rows wait, which read their prompts and which decode. Not thread-safe.
-
-    A row starts when the KV cache has room for its prompt and its longest answer, so that a row that runs is never
-    short of memory.
-    """
+    """Which rows wait for room in the KV cache, which read their prompts and which decode. Not thread-safe."""
 
     def __init__(self, slots: SlotAllocator, most_prompt_bytes: int) -> None:
         """most_prompt_bytes: of the prompts of all running rows, unless one row's alone are larger."""
@@ -282,10 +235,9 @@ class Scheduler:
         return [*self.waiting, *self.prefilling, *self.decoding]
 
     def schedule(self, now: float) -> Step:
-        """Start waiting rows while there is room, and choose the next step.
+        """Start waiting rows, and choose the next step: prefill chunks and decode steps alternate.
 
-        Prefill chunks and decode steps alternate, so that a long prompt does not stop the other rows. Nor does it
-        stop their prompts: every other chunk is one of the prompt that is read soonest, the rest are the oldest's.
+        Every other chunk is of the prompt that is read soonest, the rest are the oldest's.
         """
         finished: list[tuple[Row, FinishReason]] = []
         for row in self.rows:
@@ -350,10 +302,7 @@ class Scheduler:
         row.slot = row.base_slot = None
 
     def _has_share(self, row: Row) -> bool:
-        """Whether a row may start without its network taking what is reserved for others.
-
-        A quarter of the rows and of the cache, because rows may run for minutes and are not interrupted.
-        """
+        """Whether a row may start and leave a quarter of the rows and of the cache to other networks."""
         client = row.request.client
         running = (*self.prefilling, *self.decoding)
         own = [other for other in running if other.request.client.network == client.network]

@@ -1,7 +1,6 @@
 """The settings of a request that a person can choose: the one place that holds their names, ranges and defaults.
 
-The page builds its sliders from it, stored and imported values are checked against it, and requests, the command
-line and the HTTP APIs take their ranges from it. Imports pydantic only: the page is up before torch is imported.
+Imports pydantic only: the page is up before torch is imported.
 """
 
 from __future__ import annotations
@@ -27,6 +26,17 @@ MAX_SEED = 2**63 - 1
 _LONGEST_NAME = 255  # of a folder
 _LONGEST_LIST = 1024  # layers or heads that are muted
 _LONGEST_VALUE = 40  # characters of a wrong value that a sentence repeats
+# The page's sliders: their steps, and what is not as the field's range and default.
+_SLIDERS: dict[str, dict[str, float]] = {
+    "strength": {"step": 0.05},
+    "temperature": {"step": 0.05},
+    "top_p": {"step": 0.05, "minimum": 0.05},
+    "max_tokens": {"step": 16, "minimum": 16, "maximum": 1024},
+    "mix_strength": {"step": 0.05, "value": 1.1},
+    "top_k": {"step": 1, "maximum": 100},
+    "min_p": {"step": 0.01},
+    "repetition_penalty": {"step": 0.01, "value": PAGE_PENALTY},
+}
 
 
 def _to_name(value: Any) -> Any:
@@ -47,9 +57,7 @@ def _to_seed(value: Any) -> Any:
 
 
 def _to_stops(value: Any) -> Any:
-    """Stop texts as they are typed: one a line, and `\\n` for a line break within one. A box that was never shown
-    sends None.
-    """
+    """Stop texts as they are typed: one a line, `\\n` for a line break; None of a box that was never shown."""
     value = () if value is None else value
     return [line.replace("\\n", "\n") for line in value.splitlines() if line] if isinstance(value, str) else value
 
@@ -77,69 +85,39 @@ Indices = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(max_le
 
 
 class Settings(BaseModel):
-    """What a person chooses for an answer. Make it with `checked`, which raises BadInput with one sentence.
-
-    `title` begins the sentence about a wrong value; `description` documents the field for programs. The page's
-    sliders have the `step`, and where they differ from the range and the default also `page_*`.
-    """
+    """What a person chooses for an answer, see `checked`. A title begins the sentence about a wrong value."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     adapter: Name = Field(BASE_ONLY, title="Adapter", description="Name of an adapter; none is the frozen base")
     strength: Strength = Field(
-        1.0,
-        title="Strength",
-        description=f"Strength from 0 to {MAX_STRENGTH:g}; 1 is as trained",
-        json_schema_extra={"step": 0.05},
+        1.0, title="Strength", description=f"Strength from 0 to {MAX_STRENGTH:g}; 1 is as trained"
     )
     temperature: Temperature = Field(
         0.1,
         title="Temperature",
         description=f"Temperature from 0 to {MAX_TEMPERATURE:g}; 0 takes the likeliest word",
-        json_schema_extra={"step": 0.05},
     )
-    top_p: TopP = Field(
-        0.75,
-        title="Top-p",
-        description="Top-p, above 0 and up to 1",
-        json_schema_extra={"step": 0.05, "page_minimum": 0.05},
-    )
-    max_tokens: MaxTokens = Field(
-        256,
-        title="Max tokens",
-        description=f"Tokens at most, up to {MAX_TOKENS}",
-        json_schema_extra={"step": 16, "page_minimum": 16, "page_maximum": 1024},
-    )
+    top_p: TopP = Field(0.75, title="Top-p", description="Top-p, above 0 and up to 1")
+    max_tokens: MaxTokens = Field(256, title="Max tokens", description=f"Tokens at most, up to {MAX_TOKENS}")
     seed: Seed = Field(None, title="The seed", description="Seed; the same one gives the same answer")
     mix: Name = Field(
         BASE_ONLY, title="Second adapter", description="Name of a second adapter, added to the first"
     )
-    mix_strength: Strength = Field(
-        1.0,
-        title="Second strength",
-        description="Strength of the second adapter",
-        json_schema_extra={"step": 0.05, "page_default": 1.1},
-    )
+    mix_strength: Strength = Field(1.0, title="Second strength", description="Strength of the second adapter")
     mute_layers: Indices = Field((), description="Layers, by the base's count, in which all gates are shut")
     mute_heads: Indices = Field((), description="Heads whose gates are shut in every layer")
-    top_k: TopK = Field(
-        0,
-        title="Top-k",
-        description="Top-k: only the k likeliest tokens; 0 is off",
-        json_schema_extra={"step": 1, "page_maximum": 100},
-    )
+    top_k: TopK = Field(0, title="Top-k", description="Top-k: only the k likeliest tokens; 0 is off")
     min_p: MinP = Field(
         0.0,
         title="Min-p",
         description="Min-p: only tokens at least so likely as this part of the likeliest; 0 is off",
-        json_schema_extra={"step": 0.01},
     )
     repetition_penalty: RepetitionPenalty = Field(
         1.0,
         title="Repetition penalty",
         description=f"Repetition penalty from 1 (none) to {MAX_PENALTY:g}, on tokens of the prompt and the "
         "answer; answers with a form have none",
-        json_schema_extra={"step": 0.01, "page_default": PAGE_PENALTY},
     )
     stop: Stops = Field((), description=f"Texts that end the answer before them, one a line, {MAX_STOPS} at most")
     system: System = Field("", description="System prompt, in place of the base's own")
@@ -169,7 +147,6 @@ class Settings(BaseModel):
         return next(iter(self.adapters), BASE_ONLY)
 
     def replace(self, **changes: Any) -> Settings:
-        """A copy with other values. Raises BadInput."""
         return self.checked({**self.model_dump(), **changes})
 
 
@@ -182,19 +159,10 @@ PANEL = (
 
 def slider(name: str) -> dict[str, float]:
     """minimum, maximum, value and step of the page's slider for a field."""
-    field, extra = Settings.model_fields[name], _extra(name)
+    field = Settings.model_fields[name]
     limits = {type(limit).__name__: limit for limit in field.metadata}
-    return {
-        "minimum": extra.get("page_minimum", limits["Ge"].ge if "Ge" in limits else None),
-        "maximum": extra.get("page_maximum", limits["Le"].le),
-        "value": extra.get("page_default", field.default),
-        "step": extra["step"],
-    }
-
-
-def _extra(name: str) -> dict[str, Any]:
-    extra = Settings.model_fields[name].json_schema_extra
-    return dict(extra) if isinstance(extra, dict) else {}
+    minimum = getattr(limits.get("Ge"), "ge", None)
+    return {"minimum": minimum, "maximum": limits["Le"].le, "value": field.default, **_SLIDERS[name]}
 
 
 def panel_values(kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +175,7 @@ def panel_values(kept: Mapping[str, Any]) -> dict[str, Any]:
             value = getattr(Settings.checked({name: kept[name]}), name)
         except BadInput:
             continue
-        if "step" in _extra(name):
+        if name in _SLIDERS:
             limits = slider(name)
             if not limits["minimum"] <= value <= limits["maximum"]:
                 continue

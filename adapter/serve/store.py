@@ -63,7 +63,6 @@ class AdapterStore:
         self._loaded: LRU[tuple[Path, BaseFingerprint, FileVersion], Adapter] = LRU(_MAX_LOADED)
 
     def names(self) -> list[str]:
-        """The sorted names of all adapters."""
         return sorted({name for folder in self.folders for name in _list_names(folder)})
 
     def folder(self, name: str) -> Path:
@@ -96,10 +95,7 @@ class AdapterStore:
         return strip_control_characters(body, keep="\n\t").strip()
 
     def load(self, name: str, base: Base) -> Adapter:
-        """Adapter `name` on the base's device: the same read-only object until its files change.
-
-        Raises LoadError while it is unknown or broken, Busy if its form cannot be checked now.
-        """
+        """Adapter `name` on the base's device: the same until its files change. Raises LoadError or Busy."""
         folder = self.folder(name)
         version = _file_version(folder)  # before reading: a change meanwhile is seen by the next call
         if not version:
@@ -116,11 +112,8 @@ def _load(folder: Path, base: Base) -> Adapter:
             raise LoadError(f"Adapter '{folder.name}': {error}", error.detail) from error
     expected, actual = adapter.config.base.weights, base.fingerprint.weights
     if expected and actual and expected != actual:
-        log.warning(
-            "Adapter '%s' was trained on other weights of the same shape (%s): answers may differ.",
-            folder.name,
-            adapter.config.base.name,
-        )
+        warning = "Adapter '%s' was trained on other weights of the same shape (%s): answers may differ."
+        log.warning(warning, folder.name, adapter.config.base.name)
     return adapter
 
 
@@ -145,10 +138,7 @@ def _list_names(folder: Path, only: str | None = None) -> list[str]:
 
 
 def _file_version(folder: Path) -> FileVersion:
-    """Identifies one state of the adapter's files; empty if they are missing or just changing.
-
-    The modification time alone is not enough: `cp -p` and `tar` restore an older one.
-    """
+    """Identifies one state of the adapter's files; empty if they are missing or just changing."""
     for _ in range(2):
         try:
             stats = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
@@ -156,6 +146,7 @@ def _file_version(folder: Path) -> FileVersion:
             return ()
         age = time.time() - max(s.st_ctime for s in stats)
         if not 0 <= age < _CLOCK_RESOLUTION:
+            # `cp -p` and `tar` restore an older st_mtime.
             return tuple((s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino) for s in stats)
         time.sleep(_CLOCK_RESOLUTION - age)
     return ()

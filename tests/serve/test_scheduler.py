@@ -157,10 +157,10 @@ def test_one_network_leaves_rows_and_cache_to_others(make_row, tokens, rows, sta
 def test_slots_never_overlap_and_what_was_freed_can_be_taken_again(sizes, rng):
     allocator, taken = SlotAllocator(5000), []
     for size in sizes:
-        slot = allocator.take(size)
-        if slot is not None:
-            assert slot.tokens >= size and slot.start % BLOCK == 0 and slot.end <= allocator.capacity
-            assert all(slot.end <= other.start or other.end <= slot.start for other in taken)
+        if (slot := allocator.take(size)) is not None:
+            assert slot.tokens >= size and slot.start % BLOCK == 0
+            assert (end := slot.start + slot.tokens) <= allocator.capacity
+            assert all(end <= other.start or other.start + other.tokens <= slot.start for other in taken)
             taken.append(slot)
         if taken and rng.random() < 0.4:
             allocator.free(taken.pop(rng.randrange(len(taken))))

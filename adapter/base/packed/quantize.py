@@ -1,7 +1,4 @@
-"""Frozen linear layers in 4 or 8 bits for CPUs, on the products of `integer_product`.
-
-They are faster and truer there than bitsandbytes' formats (`make bench` prints the table).
-"""
+"""Frozen linear layers in 4 or 8 bits for CPUs, on the products of `integer_product`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The compiled pass of one base: what it reads is checked and laid out here, and its helper threads live here.
-
-A prompt read in any chunks, an answer and a batch all give the same bits. Helper threads take pieces of the work
-if they are awake; nobody waits for one to begin.
-"""
+"""The compiled pass of one base: what it reads is checked and laid out here, and its helper threads live here."""
 
 from __future__ import annotations
 
@@ -92,19 +88,13 @@ def _misfit(what: str) -> LoadError:
 
 
 class CompiledForward:
-    """The forward pass of a packed base on a CPU, with its buffers and helper threads. For one thread at a time.
-
-    Bit for bit the same however tokens are divided among calls and rows.
-    """
+    """The pass of a packed base on a CPU, for one thread at a time: the same bits however tokens are divided."""
 
     reads_ragged = True
 
     @staticmethod
     def suits(base: Base) -> bool:
-        """Whether a base can be run: every linear layer is packed, and it is a LLaMA in bfloat16 on a CPU.
-
-        What is unusual in its sizes is left to torch, which checks them: compiled code would read past the ends.
-        """
+        """Whether all linear layers are packed, in a LLaMA of usual sizes in bfloat16 on a CPU."""
         model, config = base.model, base.model.config
         linears = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, PackedLinear))]
         return (
