@@ -242,7 +242,9 @@ class RayEngine:
         for name, _ in request.parts:
             adapter = self._load(name)
             if adapter not in self._references:
-                self._references[adapter] = _digest(adapter), ray.put(adapter)
+                weights = {key: tensor.contiguous() for key, tensor in adapter.state_dict().items()}
+                content = save(weights, {"config": adapter.config.to_json()})
+                self._references[adapter] = hashlib.sha256(content).hexdigest(), ray.put(adapter)
             found[name] = self._references[adapter]
         return found
 
@@ -317,12 +319,6 @@ def _conversation(request: GenerationRequest) -> str:
         return request.client.session
     began = "\n".join(message.text for message in request.messages[:2]) or repr(request.prompt_ids)[:200]
     return hashlib.sha256(f"{request.client.network}\n{began}".encode()).hexdigest()
-
-
-def _digest(adapter: Adapter) -> str:
-    """Of configuration and weights."""
-    weights = {name: tensor.contiguous() for name, tensor in adapter.state_dict().items()}
-    return hashlib.sha256(save(weights, {"config": adapter.config.to_json()})).hexdigest()
 
 
 def _lost(error: BaseException) -> AdapterError:

@@ -115,11 +115,8 @@ class Engine:
             admitted.form,
             stop_ids=self.base.stop_ids,
         )
-        row.reads_base = bool(
-            request.base_logprobs
-            and admitted.adapters
-            and 2 * round_to_blocks(row.most_tokens) <= self._slots.capacity
-        )
+        has_room = 2 * round_to_blocks(row.most_tokens) <= self._slots.capacity
+        row.reads_base = request.base_logprobs and bool(admitted.adapters) and has_room
         with self._lock:
             self._check_serving()
             if len(self._open) >= MAX_REQUESTS:

@@ -28,15 +28,11 @@ _LOGITS_CHUNK = 64  # positions whose logits are held at a time: a vocabulary is
 
 @dataclass(frozen=True)
 class AdapterInspection:
-    """The part of one adapter with L insertion layers, H heads and K prompts in an answer of T tokens.
-
-    prompt_weights: [T, L, K], the softmax over the prompts, which sums to 1, as the mean over heads weighted by
-    |gate|. Where all gates are zero it is the plain mean.
-    """
+    """The part of one adapter with L insertion layers, H heads and K prompts in an answer of T tokens."""
 
     layers: tuple[int, ...]
     gates: Tensor  # [L, H], strength * act(g) as applied; 0 where muted
-    prompt_weights: Tensor
+    prompt_weights: Tensor  # [T, L, K], sums to 1: softmax over the prompts, mean over heads weighted by |gate|
 
 
 @dataclass(frozen=True)
@@ -44,17 +40,14 @@ class Inspection:
     """What is known of an answer of T tokens that was given with one adapter or several mixed ones.
 
     All tensors are fp32 on the CPU, log-probabilities in nats. A token's numbers are those of the position before
-    it, where it was sampled.
-
-    parts: each adapter in order; all other fields are of all adapters together. layers: the L layers where any
-    adapter has prompts. shares: [T, L, H], a / (a + b), where a is the L2 norm of the gated prompt terms of a head
-    and b that of its attention over the words, which zero-init attention adds (arXiv 2303.16199, section 3.2).
+    it, where it was sampled. shares: [T, L, H], a / (a + b), where a is the L2 norm of the gated prompt terms of a
+    head and b that of its attention over the words, which are added (arXiv 2303.16199, section 3.2).
     """
 
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]  # the text that each token completed; empty for an end token and half a character
-    parts: tuple[AdapterInspection, ...]
-    layers: tuple[int, ...]
+    parts: tuple[AdapterInspection, ...]  # each adapter in order; all other fields are of all adapters together
+    layers: tuple[int, ...]  # the L layers where any adapter has prompts
     shares: Tensor
     answer: tuple[TokenLogprobs, ...]  # as answered: with the adapters, and with the image if there is one
     base: tuple[TokenLogprobs, ...]  # what the frozen base gives each token
@@ -147,11 +140,9 @@ def inspect_answer(
     no_image: PromptKV | None = None,
     top: int = TOP_LOGPROBS,
 ) -> Inspection:
-    """Inspect an answer that was given with `prompts`: one entry, which mixes the terms of `adapters` in order,
-    and behind them such as belong to none (see PromptKVBuilder.build).
+    """Inspect an answer that was given with `prompts`: one entry, see PromptKVBuilder.build. Raises as `_logits`.
 
     no_image: the same prompts without the image, if there was one. top: likeliest tokens that are named.
-    All passes have the same shape, so that what makes no difference is exactly 0. Raises BadInput as `_logits`.
     """
     owners = {layer: [i for i, a in enumerate(adapters) if layer in a.config.layers] for layer in prompts.layers}
     recorder = _Recorder(len(answer_ids), owners)
@@ -161,6 +152,7 @@ def inspect_answer(
         chunks = _logits(base, prompt_ids, answer_ids, prompt_kv)
         return tuple(one for logits, ids in chunks for one in token_logprobs(texts, logits, ids.tolist(), top))
 
+    # All passes have the same shape, so that what makes no difference is exactly 0.
     answer = ranked(replace(prompts, observer=recorder))
     parts = []
     for index, adapter in enumerate(adapters):
@@ -221,8 +213,7 @@ def _logits(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits in fp32 and the token that was chosen by them, of some places of the answer at a time.
 
-    On a packed base the engine's are the same up to bfloat16's rounding between layers. Raises BadInput for an
-    empty answer or unknown token ids, FloatingPointError if the numbers overflow.
+    Raises BadInput for an empty answer or unknown token ids, FloatingPointError if the numbers overflow.
     """
     ids, length = [*prompt_ids, *answer_ids], len(answer_ids)
     vocabulary = base.fingerprint.vocab_size
@@ -266,6 +257,5 @@ def format_table(inspection: Inspection) -> str:
     table += map(list, zip(map(repr, inspection.tokens), *numbers, *likeliest, strict=True))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
-    return "\n".join(
-        [*lines, "", "drawn: the prompts' part of what attention gave; influence: nats over the base"]
-    )
+    legend = "drawn: the prompts' part of what attention gave; influence: nats over the base"
+    return "\n".join([*lines, "", legend])

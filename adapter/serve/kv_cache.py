@@ -132,8 +132,8 @@ class KVCache:
 class StepCache:
     """A KVCache as the layers of one forward pass see it: takes the new tokens in, returns all up to them.
 
-    There is one new token for each of several rows, in the order of their slots, or several for one row. Rows are
-    read in runs, see _is_run. spans: tokens that each run is read up to; sizes: its rows.
+    One new token for each of several rows, in the order of their slots and in runs (see _is_run), or several for
+    one row. spans: tokens that each run is read up to; sizes: its rows.
     """
 
     def __init__(self, data: Tensor, slots: Sequence[Slot], starts: Sequence[int], count: int) -> None:

@@ -60,26 +60,21 @@ class Client:
 class SamplingParams:
     """How tokens are sampled. Ranges and defaults are those of Settings; raises BadInput when out of range.
 
-    In the order in which they apply, each as in transformers and vLLM:
-    logit_bias: (token, number from -100 to 100) pairs, added to the logits.
-    repetition_penalty: divides the logits of tokens that prompt or answer have, or multiplies negative ones; not
-    of tokens that end an answer. frequency_penalty, presence_penalty: from -2 to 2; taken off the logits of the
-    answer's own tokens, the first once for each time. An answer that is held to a form has none of the three.
-    temperature: 0 takes the likeliest token. top_k: only the k likeliest tokens, and those as likely as the k-th.
-    top_p: only the fewest of these that together are as likely. min_p: only tokens at least so many times as
-    likely as the likeliest.
+    In this order, each as in transformers and vLLM: biases, penalties (none where the answer has a form),
+    temperature, top_k, top_p, min_p.
     """
 
-    temperature: float = _DEFAULTS.temperature
-    top_p: float = _DEFAULTS.top_p
+    temperature: float = _DEFAULTS.temperature  # 0 takes the likeliest token
+    top_p: float = _DEFAULTS.top_p  # only the fewest tokens that together are as likely
     max_new_tokens: int = _DEFAULTS.max_tokens
     seed: int | None = None
-    top_k: int = _DEFAULTS.top_k
-    min_p: float = _DEFAULTS.min_p
+    top_k: int = _DEFAULTS.top_k  # only the k likeliest tokens, and those as likely as the k-th
+    min_p: float = _DEFAULTS.min_p  # only tokens at least so many times as likely as the likeliest
+    # Divides the logits of tokens of prompt and answer, or multiplies negative ones; not of those that end one.
     repetition_penalty: float = _DEFAULTS.repetition_penalty
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
+    presence_penalty: float = 0.0  # from -2 to 2, taken off the logits of the answer's own tokens
+    frequency_penalty: float = 0.0  # the same, once for each time that the token stands there
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, number from -100 to 100), added to the logits
 
     def __post_init__(self) -> None:
         names = {"temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty"}
@@ -96,49 +91,34 @@ GateChanges = tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int, floa
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One answer to generate. `prompt_ids` replaces `messages`; `raw` skips the chat template.
-
-    answer_ids: the beginning of the answer, behind which it goes on. The first text that is sent begins with
-    theirs; counts and limits are those of the new tokens.
-    others: what is read of answers in `messages` that others gave, see `others.as_read` and `Message.name`. The
-    model's own are those of its adapters with a strength above 0, or of the frozen base where there is none.
-    mix: further adapters with their strengths; their gated terms are added to those of `adapter`, which chooses
-    the template, see PromptKVBuilder.build. mute_layers, mute_heads, gates: see GateChanges. stop: strings that
-    end the answer and are not part of it. form: a grammar of the answer (see `serve.form`); None: the adapter's,
-    if only one has a strength above 0; NO_FORM: none. end_repetition: whether an answer ends as soon as it goes in
-    circles (see `scheduler.repeats`). max_seconds: wall-clock limit from the start of prefill. base_logprobs: send
-    what the frozen base gives each token too, where an adapter answers and the cache has room. top_logprobs: how
-    many of the likeliest tokens come with each token of the answer, from 0 to 20, see GenerationEvent.choices.
-    prompt_logprobs: send what the model gives each token of the prompt, too, which is then read whole.
-    Raises BadInput when a value is out of range.
-    """
+    """One answer to generate. Raises BadInput when a value is out of range."""
 
     messages: tuple[Message, ...] = ()
-    adapter: str | None = None
+    adapter: str | None = None  # which chooses the template, too
     image: Image.Image | None = None
     strength: float = _DEFAULTS.strength
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    raw: bool = False
-    prompt_ids: tuple[int, ...] | None = None
+    raw: bool = False  # without the chat template
+    prompt_ids: tuple[int, ...] | None = None  # in place of `messages`
+    # The beginning of the answer, with which the first text begins; counts and limits are those of the new tokens.
     answer_ids: tuple[int, ...] = ()
-    others: Others = _DEFAULTS.others
-    mix: tuple[tuple[str, float], ...] = ()
-    mute_layers: tuple[int, ...] = ()
+    others: Others = _DEFAULTS.others  # what is read of answers that others gave, see `others.as_read`
+    mix: tuple[tuple[str, float], ...] = ()  # further adapters with their strengths, see PromptKVBuilder.build
+    mute_layers: tuple[int, ...] = ()  # these three: see GateChanges
     mute_heads: tuple[int, ...] = ()
     gates: tuple[tuple[int, int, float], ...] = ()
-    stop: tuple[str, ...] = ()
-    form: str | None = None
-    end_repetition: bool = False
+    stop: tuple[str, ...] = ()  # strings that end the answer and are not part of it
+    form: str | None = None  # None: that of the only adapter with a strength above 0; NO_FORM: none
+    end_repetition: bool = False  # whether the answer ends as soon as it goes in circles, see `scheduler.repeats`
     client: Client = field(default_factory=Client)
-    max_seconds: float = MAX_SECONDS
-    base_logprobs: bool = False
-    top_logprobs: int = 0
-    prompt_logprobs: bool = False
+    max_seconds: float = MAX_SECONDS  # from the start of prefill
+    base_logprobs: bool = False  # whether the frozen base reads the answer too, if the cache has room
+    top_logprobs: int = 0  # of the likeliest tokens, how many are named with each token
+    prompt_logprobs: bool = False  # whether the prompt's tokens are scored; it is then read whole
 
     def __post_init__(self) -> None:
-        Settings.checked(
-            {name: getattr(self, name) for name in ("strength", "mute_layers", "mute_heads", "others")}
-        )
+        names = ("strength", "mute_layers", "mute_heads", "others")
+        Settings.checked({name: getattr(self, name) for name in names})
         if len(self.gates) > MAX_GATES or not all(0 <= factor <= MAX_STRENGTH for _, _, factor in self.gates):
             raise BadInput(f"Factors of gates lie between 0 and {MAX_STRENGTH:g}, at most {MAX_GATES} of them.")
         for _, strength in self.mix:
@@ -199,24 +179,18 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class GenerationEvent:
-    """One decoded token, a change of the place in the queue, or how far the prompt is read.
-
-    position: requests ahead; progress: the share of a long prompt's uncached tokens that are read, 0 to 1. The
-    last event has finish_reason and stats. logprob: by the model, before penalties, biases and form. choices: the
-    token's log-probability behind these, before the temperature, and the likeliest tokens. base_logprobs: of the
-    answer's next tokens in order, some tokens late. prompt_logprobs: of the prompt's; the first of all has NaN.
-    """
+    """One decoded token, a change of the place in the queue, or how far a long prompt is read."""
 
     text: str = ""
     token_id: int | None = None
-    logprob: float | None = None
-    finish_reason: FinishReason | None = None
+    logprob: float | None = None  # by the model, before penalties, biases and form
+    finish_reason: FinishReason | None = None  # of the last event, as stats
     stats: GenerationStats | None = None
-    position: int | None = None
-    progress: float | None = None
-    choices: TokenLogprobs | None = None
-    base_logprobs: tuple[TokenLogprobs, ...] = ()
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    position: int | None = None  # so many requests are ahead
+    progress: float | None = None  # the share of the prompt's uncached tokens that are read, 0 to 1
+    choices: TokenLogprobs | None = None  # behind penalties, biases and form, before the temperature
+    base_logprobs: tuple[TokenLogprobs, ...] = ()  # of the answer's next tokens in order, some tokens late
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt's next tokens in order; the first has NaN
 
     @property
     def is_output(self) -> bool:

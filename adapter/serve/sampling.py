@@ -45,8 +45,7 @@ def check_finite(logits: Tensor) -> None:
 class Sampler:
     """The parameters, the form and the random numbers of one request: one a token, those of `begun` too.
 
-    begun: the beginning of the answer; prompt: for the repetition penalty, which the stop_ids do not get; top: how
-    many of the likeliest tokens are asked for.
+    begun: the beginning of the answer; stop_ids: have no repetition penalty; top: likeliest tokens asked for.
     """
 
     def __init__(

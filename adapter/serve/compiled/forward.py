@@ -53,11 +53,8 @@ class Entry:
             self._kept.append(records)
             table[layer]["terms"], table[layer]["first_term"] = len(records), records.ctypes.data
         for (layer, name), norm in deltas.norms.items():
-            address = self._keep(norm, torch.float32, sizes.hidden_size)
-            if name == FINAL_NORM:
-                table[-1][NORMS[0]] = address
-            else:
-                table[layer][name] = address
+            place = table[-1] if name == FINAL_NORM else table[layer]
+            place[NORMS[0] if name == FINAL_NORM else name] = self._keep(norm, torch.float32, sizes.hidden_size)
         linears = linear_sizes(sizes, base.model.config.intermediate_size)
         for (layer, name), delta in deltas.linears.items():
             (outputs, inputs), record = linears[name], table[layer]["linears"][LINEARS.index(name)]
@@ -65,9 +62,9 @@ class Entry:
                 record["bias"] = self._keep(delta.bias, torch.float32, outputs)
             if delta.scale is not None:
                 record["scale"] = self._keep(delta.scale, torch.float32, outputs)
-            if delta.down is not None or delta.up is not None:
-                if delta.down is None or delta.up is None:
-                    raise _misfit("half a LoRA")
+            if (delta.down is None) != (delta.up is None):
+                raise _misfit("half a LoRA")
+            if delta.down is not None and delta.up is not None:
                 record["rank"] = rank = delta.down.shape[1]
                 record["down"] = self._keep(delta.down, torch.float32, rank, inputs)
                 record["up"] = self._keep(delta.up.transpose(1, 2), torch.float32, rank, outputs)
