@@ -64,11 +64,11 @@ from adapter.ui.compare.tab import compare_tab
 from adapter.ui.gradio_internals import (
     StrictBlocks,
     close_page,
+    guard,
     refuse_remote_files,
     set_current_request,
     set_upload_folder,
 )
-from adapter.ui.gradio_queue import guard
 from adapter.ui.preload import preload_links
 from adapter.ui.status import header, refresh_periodically
 from adapter.ui.texts import page as texts

@@ -1,5 +1,4 @@
-"""The page: Chat, Compare and Inside, and the endpoints of gradio_client.
-
-Only this room, train/ui and app.py import Gradio, and only those two import this room. It must never know how an
-answer is computed: it sends the engine a GenerationRequest and reads its events.
+"""The page: Chat, Compare and Inside, and the endpoints of gradio_client. Only this room, train/ui and app.py
+import Gradio, and only those two import this room. It must never know how an answer is computed: it sends the
+engine a GenerationRequest and reads its events.
 """

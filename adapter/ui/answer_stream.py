@@ -15,7 +15,7 @@ from adapter.serve.settings import MAX_TOKENS, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import conversation
 from adapter.ui.conversation import AnswerRecord, Entry, History, Variant
-from adapter.ui.images import open_upload, shrink_upload
+from adapter.ui.images import open_upload
 from adapter.ui.session import Change
 from adapter.ui.status import REDRAW_SECONDS
 from adapter.ui.texts import page as texts
@@ -133,7 +133,6 @@ class AnswerProgress:
 @dataclass(frozen=True)
 class Turn:
     """A question that is answered. history: that ends with it; message: in the box, if it comes from there.
-
     variants: earlier answers to the same question, which are kept beside the new one. begun: the one that it goes
     on from, with its settings but for the number of tokens. offers: whether a picture that the adapter cannot see
     leads to an offer, not to an answer. switch_to: an adapter to switch to, if it is there.
@@ -175,13 +174,11 @@ def stream(
     client: Client,
     xray: bool = False,
 ) -> Iterator[History]:
-    """Yields the history of the turn with more and more of its answer.
-
-    xray: with what the frozen base gives its tokens, unless many are answered.
+    """Yields the history of the turn with more and more of its answer. xray: with what the frozen base gives its
+    tokens, unless many are answered.
     """
     history, begun = turn.history, turn.begun
-    former = begun.record if begun else None
-    if former is not None:
+    if former := begun.record if begun else None:
         settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
     settings, begun_ids = with_seed(settings), former.token_ids if former else ()
     visual, picture = uses_picture(catalog, settings), conversation.latest_picture(history)
@@ -227,11 +224,3 @@ def stream(
             elif not event.is_output:
                 waiting = texts.before_answer(event.position, event.progress)
                 yield [*history, Entry("page", waiting, record=record, pending=True)]
-
-
-def with_small_picture(history: History) -> History:
-    """The history with the last turn's picture in its small form. Raises BadPicture."""
-    turn = conversation.last_turn(history)
-    if turn is None or turn.picture is None:
-        return history
-    return [*history[: turn.start], *conversation.user_turn(turn.text, shrink_upload(turn.picture))]

@@ -61,9 +61,8 @@ class Pane(AnswerProgress):
 def answer_together(
     engine: ServingEngine, change: Change, panes: Sequence[Pane], requests: Sequence[GenerationRequest]
 ) -> Iterator[None]:
-    """Adds the answers to the panes until all have ended; yields whenever there is something new to show.
-
-    One that is refused has its reason in its pane. Raises if all are, or if the address may not have so many now.
+    """Adds the answers to the panes until all have ended; yields whenever there is something new to show. One that
+    is refused has its reason in its pane. Raises if all are, or if the address may not have so many now.
     """
     with ExitStack() as stack:
         answers, errors = {}, []
@@ -99,7 +98,6 @@ def answer_together(
 
 def mark(pane: Pane, other: Pane, where: str) -> None:
     """Marks in `pane` the words that differ from `other`; of a JSON object the values, if `other` has one too.
-
     where: what the note below calls `other`. An answer that failed is not whole: the rest of another one does not
     differ from it.
     """
@@ -115,9 +113,8 @@ def mark(pane: Pane, other: Pane, where: str) -> None:
 
 
 def mark_differences(first: str, other: str) -> tuple[str, int, int]:
-    """`other` as HTML in which words that `first` lacks at their place are marked.
-
-    Also returns how many words are marked, and how many `other` has. Words are separated by white space.
+    """`other` as HTML in which words that `first` lacks at their place are marked. Also returns how many words are
+    marked, and how many `other` has. Words are separated by white space.
     """
     pairs = re.findall(r"(\S+)(\s*)", other.strip())  # (word, white space after it)
     words = [word for word, _ in pairs]

@@ -1,7 +1,5 @@
-"""The conversation as plain data, and what engine requests need of it. chat/chatbot.py shows it.
-
-A turn is one picture (if there is one), one text, then the answer. The picture is a message of its own, as in a
-file: the Chatbot's edit replaces all of the message that is edited.
+"""The conversation as plain data. A turn is a picture (if there is one), a text, then the answer. The picture is a
+message of its own, as in a file: the Chatbot's edit replaces all of the message that is edited.
 """
 
 from __future__ import annotations
@@ -34,8 +32,7 @@ class Variant(NamedTuple):
 
 
 # Records come back from a browser, so everything in them is checked.
-
-# Of the settings, what records have always had; the later ones have their defaults where they are missing.
+# Of the settings, what they have always had; the later ones have their defaults where they are missing.
 _OLDEST_FIELDS = {"adapter", "strength", "temperature", "top_p", "max_tokens", "seed"}
 _MAX_CHARACTERS = 100_000
 _MAX_VARIANTS = 8
@@ -46,7 +43,6 @@ _Variants = Annotated[tuple[Variant, ...], Field(max_length=_MAX_VARIANTS)]
 @dataclass(frozen=True)
 class AnswerRecord:
     """How an answer was generated. settings: with the seed that was used; picture: whether the adapter saw one.
-
     token_ids: none in a link, and while the answer is still written. cut: whether it ended before the model ended
     it. context_tokens: of the conversation up to its end, of context_length that the base reads; 0 where that is
     unknown. before, after: its variants.
@@ -89,12 +85,10 @@ def read_record(fields: Mapping[str, Any] | None) -> AnswerRecord | None:
 
 @dataclass(frozen=True)
 class Entry:
-    """A message: a text, or a picture of the user.
-
-    role: of transcript.py; picture: path of a file that Gradio may serve; about: the line below an answer; record:
-    of the answer, or of the one that is waited for; xray: what the frozen base gives its tokens, for xray.js;
-    pending: whether an answer is still being written or waited for; options: (label, value) of the buttons below a
-    question of the page.
+    """A message: a text, or a picture of the user. role: of transcript.py; picture: path of a file that Gradio may
+    serve; about: the line below an answer; record: of the answer, or of the one that is waited for; xray: what the
+    frozen base gives its tokens, for xray.js; pending: whether an answer is still being written or waited for;
+    options: (label, value) of the buttons below a question of the page.
     """
 
     role: str
@@ -113,9 +107,6 @@ History = list[Entry]
 def user_turn(text: str, picture: str | None = None) -> History:
     """The messages of one user turn; picture: path of a file that Gradio may serve."""
     return [*([Entry("user", picture=picture)] if picture else []), Entry("user", text)]
-
-
-# Reading a history.
 
 
 def size_of(history: Sequence[Entry]) -> int:
@@ -147,9 +138,8 @@ class RecordedAnswer(NamedTuple):
 
 
 def to_messages(history: Sequence[Entry]) -> tuple[Message, ...]:
-    """The messages for the model: texts only, adjacent ones of one speaker joined, those by the page left out.
-
-    An answer has the name of who gave it if it has a record: one without is the visitor's, or of an early version.
+    """The messages for the model: texts only, adjacent ones of one speaker joined, those by the page left out. An
+    answer has the name of who gave it if it has a record: one without is the visitor's, or of an early version.
     """
     return transcript.merge_turns(
         (entry.role, entry.text, entry.record.settings.answerer if entry.record else None) for entry in history
@@ -190,9 +180,8 @@ def _last_user_index(history: Sequence[Entry]) -> int:
 
 
 def dividers(history: Sequence[Entry]) -> dict[int, str]:
-    """The lines above turns whose adapters differ from those of the answer before, by where these turns begin.
-
-    An answer without a record is taken to be by the same adapters as the one before it.
+    """The lines above turns whose adapters differ from those of the answer before, by where these turns begin. An
+    answer without a record is taken to be by the same adapters as the one before it.
     """
     lines: dict[int, str] = {}
     start, before = 0, None
@@ -206,9 +195,6 @@ def dividers(history: Sequence[Entry]) -> dict[int, str]:
                 lines[start] = texts.reads_of_others(name, settings.others)
             before = settings.adapters
     return lines
-
-
-# Changed histories.
 
 
 def without_last_answer(history: Sequence[Entry]) -> History:

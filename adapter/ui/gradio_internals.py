@@ -1,37 +1,46 @@
-"""Every private name of Gradio's Python that the page depends on.
-
-Nothing else in this project may use one, but for gradio_queue.py and the routes in
-adapter/server/request_guard.py. requirements.txt bounds Gradio's version because of these, and of the class names
-in static/*.css and static/*.js.
+"""Every private name of Gradio's Python that the page depends on, but for the routes in server/request_guard.py.
+requirements.txt bounds Gradio's version because of these, and of the class names in static/*.css and static/*.js.
+The second half bounds what strangers ask of Gradio's sessions and of its queue.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from abc import ABCMeta
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
-from gradio import processing_utils, routes, tunneling
+import orjson
+from gradio import processing_utils, route_utils, routes, state_holder, tunneling
 from gradio.context import LocalContext
+from gradio.queueing import Queue
+from gradio.utils import LRUCache
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from adapter.server.generation import client_of
+from adapter.server.limits import UNREAD_BYTES, Limits, RateLimited
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import refusal
 
 # Photographs that come with Gradio; one of them is an example in the empty chat.
 PHOTOGRAPHS = Path(gr.__file__).parent / "media_assets" / "images"
+UNREAD_SECONDS = 300.0  # that results wait for a stream to fetch one: more than the largest takes to arrive
+IDLE_SECONDS = 0.02  # between two looks for a new event; Gradio's 0.001 takes 5 % of a core (6.31)
+SESSION_CHARACTERS = 100  # Gradio's clients name theirs by at most 36
 
 
 @dataclass
 class Unconverted:
-    """A component's value as it is sent, of which what stays is the same object from update to update.
-
-    By itself Gradio converts and copies all messages of a Chatbot for each update within its event loop, which
-    takes 50 ms for a long conversation (6.31). It does not look into this.
+    """A component's value as it is sent. Gradio does not look into it: it would convert and copy all messages of a
+    Chatbot for each update within its event loop, 50 ms for a long conversation (6.31).
     """
 
     value: list[Any]
@@ -85,11 +94,15 @@ class StrictBlocks(gr.Blocks):
 
 
 def subclass_component(name: str, parent: type, methods: dict[str, Any]) -> Any:
-    """A subclass of a Gradio component that uses its parent's frontend.
-
-    Bypasses Gradio's metaclass, which would write a .pyi file beside the module that defines the class.
+    """A subclass of a Gradio component that uses its parent's frontend. Bypasses Gradio's metaclass, which would
+    write a .pyi file beside the module that defines the class.
     """
-    return ABCMeta.__new__(type(parent), name, (parent,), {"is_template": True, **methods})
+    return ABCMeta.__new__(type(parent), name, (parent,), {"is_template": True, "__module__": __name__, **methods})
+
+
+def sent(event: gr.EventData) -> dict[str, Any]:
+    """What the browser sent with an event."""
+    return event._data if isinstance(event._data, dict) else {}
 
 
 def refuse_remote_files() -> None:
@@ -102,19 +115,13 @@ def refuse_remote_files() -> None:
 
 
 def set_upload_folder(folder: Path) -> None:
-    """Makes Gradio keep all its files in `folder`. Call it before the page is built.
-
-    Some of its modules have read the variable when they were imported, and one makes a folder there.
-    """
+    """Makes Gradio, which has read the variable, keep all its files in `folder`. Before the page is built."""
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     routes.DEFAULT_TEMP_DIR = str(folder)
 
 
 def close_page(page: gr.Blocks) -> None:
-    """Stop the server of a launched page at once, and its share link.
-
-    `close` alone waits for the event streams of open pages, which never end.
-    """
+    """Stop the server of a launched page at once, though event streams never end, and its share link."""
     if page.server is not None:
         page.server.force_exit = True
     page.close(verbose=False)
@@ -127,3 +134,129 @@ def set_current_request(request: Request, blocks: gr.Blocks) -> None:
     if LocalContext.request.get(None) is None:
         LocalContext.request.set(gr.Request(request))
         LocalContext.blocks.set(blocks)
+
+
+class _RecentlyUsed(LRUCache[str, Any]):
+    """Gradio's cache forgets what was added first, even if it is in use."""
+
+    def __getitem__(self, key: str) -> Any:
+        self.move_to_end(key)
+        return super().__getitem__(key)
+
+
+class _Results(asyncio.Queue[Any]):
+    """The messages for one session. size: bytes of those that nobody has fetched; network: of who asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size, self.fetched, self.network = 0, time.monotonic(), ""
+
+    def _put(self, message: Any) -> None:
+        size = 500 + len(orjson.dumps(getattr(message, "output", None), default=str))
+        self.size += size
+        super()._put((message, size))
+
+    def _get(self) -> Any:
+        message, size = super()._get()
+        self.size -= size
+        self.fetched = time.monotonic()
+        return message
+
+
+class _PendingMessages(_RecentlyUsed):
+    """Gradio deletes a session's messages when one of its streams is cut, even if another one reads them, which
+    then ends with an error. Here they go with the least recently used session, or if nobody fetches them.
+    """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, _Results())
+
+    def __delitem__(self, key: str) -> None:
+        if len(self) >= self.max_size:  # popitem deletes, too
+            super().__delitem__(key)
+
+    def drop_unread(self, network: str | None) -> None:
+        """Drop what waits for a fetch too long, and what the network's sessions have beyond UNREAD_BYTES: first of
+        who has long fetched none. The sessions' streams then end, their events with the next message.
+        """
+        unread = sorted((r.fetched, key, r.size, r.network) for key, r in list(self.items()) if r.size)
+        excess = sum(size for *_, size, other in unread if other == network) - UNREAD_BYTES
+        for fetched, key, size, other in unread:
+            beyond = other == network is not None and excess > 0
+            if beyond or fetched < time.monotonic() - UNREAD_SECONDS:
+                excess -= size * beyond
+                with suppress(KeyError):
+                    super().__delitem__(key)
+
+
+class _Session(state_holder.SessionState):
+    """A session without Gradio's record of all values that its components had, for links that are refused here: it
+    takes 27 ms and 0.46 MB, and holds what visitors sent and got (6.31).
+    """
+
+    def __init__(self, blocks: gr.Blocks) -> None:
+        super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks={}))
+
+    _update_config = _update_value_in_config = lambda *_: None
+
+
+class _BoundedQueue(Queue):
+    """Gradio's queue, bounded for each address: by itself one visitor's events can fill it, and all others are
+    told that it is full; and it keeps all results for sessions that nobody has opened a stream for.
+    """
+
+    limits: Limits
+    pending_messages_per_session: Any
+
+    async def push(self, body: Any, request: Any, username: str | None) -> Any:
+        waiting = [event for events in self.event_queue_per_concurrency_id.values() for event in events.queue]
+        running = [event for events in self.active_jobs for event in events or ()]
+        addresses = [client_of(event.request).address for event in (*waiting, *running)]
+        try:
+            self.limits.event(client_of(request).address, addresses)
+        except RateLimited as error:
+            raise _too_many(error) from None
+        return await super().push(body=body, request=request, username=username)
+
+    def send_message(self, event: Any, event_message: Any) -> None:
+        if (results := self.pending_messages_per_session.get(event.session_hash)) is None:
+            event.alive = False
+            return
+        super().send_message(event, event_message)
+        if results.size:
+            results.network = self.limits.key(client_of(event.request).address)
+            self.pending_messages_per_session.drop_unread(results.network)
+
+
+def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
+    """Bound what clients ask of the page's sessions and queue. most: sessions that it keeps. By itself Gradio
+    makes one for every name that clients invent, keeps a part of each for ever, and cuts the answers of those that
+    have been there longest.
+    """
+    state_holder.SessionState = _Session
+    queue: Any = page._queue
+    queue.__class__, queue.limits = _BoundedQueue, limits
+    queue.pending_messages_per_session = _PendingMessages(most)
+    queue.pending_event_ids_session = _RecentlyUsed(most)
+    queue.sleep_when_free, queue.progress_update_sleep_when_free = IDLE_SECONDS, 1.0
+    get_fn = route_utils.get_fn  # comes before all else that is done for a session
+
+    def get_fn_of_session(blocks: gr.Blocks, api_name: str | None, body: Any) -> Any:
+        request = getattr(body, "request", None)  # /call asks first without, and then from the queue
+        if request is not None and (body.session_hash is None or body.session_hash not in blocks.state_holder):
+            if body.session_hash == "" or len(body.session_hash or "") > SESSION_CHARACTERS:
+                raise HTTPException(422, texts.WRONG_VALUE)
+            try:
+                limits.count("session", client_of(request).address)
+            except RateLimited as error:
+                raise _too_many(error) from None
+        try:
+            return get_fn(blocks=blocks, api_name=api_name, body=body)
+        except (KeyError, route_utils.FnIndexInferError):  # Gradio would log a traceback for each such request
+            raise HTTPException(422, texts.WRONG_VALUE) from None
+
+    route_utils.get_fn = get_fn_of_session
+
+
+def _too_many(error: RateLimited) -> HTTPException:
+    return HTTPException(429, str(error), {"Retry-After": str(error.retry_after)})

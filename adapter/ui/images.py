@@ -1,7 +1,5 @@
-"""Pictures of a conversation, reduced in size and without metadata.
-
-A picture is reduced when it is added to a conversation, so that the browser's storage, an export and the
-command line hold the bytes that the model saw.
+"""Pictures of a conversation, reduced in size and without metadata when they are added: the browser's storage, an
+export and the command line hold the bytes that the model saw.
 """
 
 from __future__ import annotations
@@ -28,9 +26,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 200_000  # of the small form
 _MAX_PNG_BYTES = 60_000  # a drawing stays lossless; a photograph becomes a JPEG
 _JPEG_QUALITIES = (88, 75, 60, 40)
-# Small forms by the hash of a file. A small form stands for itself and is not stored again.
-_small: LRU[bytes, bytes] = LRU(32 * 2**20, lambda small: len(small) + 200)
-_ITSELF = b""
+_small: LRU[bytes, bytes] = LRU(64 * 2**20, lambda small: len(small) + 200)  # by the hash of a file, or of its own
 _kept: LRU[str, tuple[str, int]] = LRU(10_000)  # by path, which has a hash of the file in it
 
 
@@ -44,15 +40,15 @@ def open_upload(path: str) -> Image:
 
 
 def shrink(data: bytes) -> bytes:
-    """The picture file in its small form; returned unchanged if it already has it. Raises BadPicture."""
+    """The picture file in its small form, whose own small form is itself. Raises BadPicture."""
     key = hashlib.sha256(data).digest()
     if (small := _small.get(key)) is None:
         image = _open(data)
         bare = without_metadata(data)
         small = bare if bare is not None and _is_small(bare, image) else _encode(image)
         _small.put(key, small)
-        _small.put(hashlib.sha256(small).digest(), _ITSELF)
-    return data if small == _ITSELF else small
+        _small.put(hashlib.sha256(small).digest(), small)
+    return small
 
 
 def _open(data: bytes) -> Image:
@@ -101,16 +97,10 @@ def read_upload(path: str) -> bytes:
 
 
 def write_upload(data: bytes) -> str:
-    """Writes a picture file into the upload folder and returns its path.
-
-    The path is a hash of the bytes: nobody can guess it without having the picture.
-    """
+    """Writes a picture file into the upload folder. Returns its path, which nobody can guess without the file."""
     path = upload_folder() / hashlib.sha256(data).hexdigest() / ("picture.png" if _is_png(data) else "picture.jpg")
-    if path.exists():
-        os.utime(path)  # Gradio deletes files by age
-        return str(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as temporary:  # even if it is there: Gradio deletes files by age
         temporary.write_bytes(data)
     return str(path)
 

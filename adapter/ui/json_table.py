@@ -1,7 +1,5 @@
-"""An answer that is one JSON object as a table in HTML, with its text behind it.
-
-The text stays what the model is told and what is stored: a table is made when an answer is sent to the browser.
-page.js takes the text out of a table that is copied.
+"""An answer that is one JSON object as a table in HTML. The text behind it stays what the model is told and what
+is stored; page.js takes it out of a table that is copied.
 """
 
 from __future__ import annotations
@@ -54,7 +52,6 @@ def read_object(text: str) -> Fields | None:
 
 def table_html(text: str, marked: Collection[str] = ()) -> str | None:
     """The table of a text that is an object or begins to be one, with a field at least; None for any other text.
-
     It is one line without a character that Markdown or HTML would read. marked: fields whose values are marked.
     """
     fields = read_object(text)

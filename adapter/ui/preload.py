@@ -1,7 +1,5 @@
-"""Lets a browser ask at once for what the first view needs of Gradio's frontend.
-
-By itself it learns of each part from the one before, and asks for a hundred files, six at a time: 8 seconds where
-each takes 0.4 (Gradio 6.31). What is not found here is loaded as Gradio does it.
+"""Lets a browser ask at once for what the first view needs of Gradio's frontend (6.31), which loads part after
+part: a hundred files, six at a time. What is not found here is loaded as Gradio does it.
 """
 
 from __future__ import annotations
@@ -30,9 +28,8 @@ def preload_links() -> str:
 
 
 def styles_html() -> str:
-    """All components' styles, for the page's head.
-
-    Gradio does not ask for a style sheet that has a link already, and a link that is disabled is not fetched.
+    """All components' styles, for the page's head. Gradio does not ask for a style sheet that has a link already,
+    and a link that is disabled is not fetched.
     """
     core = _core_files()
     names = [name for name in _files(_FIRST + _LATER) if name.endswith(".css") and name not in core]

@@ -36,9 +36,6 @@ class StillAnswering(Busy):
 class Forgotten(Busy):
     """The server has no conversation of the page: it was restarted, or others needed the room."""
 
-    def __init__(self) -> None:
-        super().__init__(texts.STILL_RESTORING)
-
 
 class NotOpen(Exception):
     """The event is about a conversation that its page does not show any more."""
@@ -46,11 +43,9 @@ class NotOpen(Exception):
 
 @dataclass
 class Change:
-    """A change of a conversation that is under way, mostly an answer.
-
-    session: of the page that reads it, None once that has left; message: that is answered, as the box had it;
-    updates: of an answer; shown: the newest of them that is a history; stopped: whether a visitor has stopped it;
-    cancel: set once generation has begun; ended: whether its last update has been made.
+    """A change that is under way. session: of the page that reads it, None once that has left; message: that is
+    answered, as the box had it; updates: of an answer; shown: the newest of them that is a history; cancel: set
+    once generation has begun; ended: whether its last update has been made.
     """
 
     conversation: Conversation
@@ -68,19 +63,12 @@ class Change:
         open_states = (inspect.GEN_CREATED, inspect.GEN_SUSPENDED)
         return self.updates is not None and inspect.getgeneratorstate(self.updates) in open_states
 
-    def stop(self) -> None:
-        self.stopped = True
-        if self.cancel is not None:
-            self.cancel()
-
 
 @dataclass
 class Conversation:
-    """A conversation that a page shows, or has just shown. Its id is as secret as the browser's storage.
-
-    history: replaced, never changed; change: under way; view: how the history was last sent; kept: keys of the
-    pictures that the browser has; dropped: what it does not keep; bytes: of the history; changed, left: when the
-    last change ended and the last page left, of time.monotonic.
+    """A conversation that a page shows, or has just shown. Its id is as secret as the browser's storage. history:
+    replaced, never changed; view: how it was last sent; kept: keys of the pictures that the browser has; dropped:
+    what it does not keep; changed, left: when the last change ended and the last page left, of time.monotonic.
     """
 
     id: str
@@ -175,36 +163,36 @@ class Conversations:
             self._release(change)
 
     @contextmanager
-    def taken_over(self, session: str | None, id: str) -> Iterator[Change | None]:
-        """The answer that is being written, once no other page reads it; None if there is none, or one goes on."""
+    def taken_over(self, session: str | None, id: str) -> Iterator[Change]:
+        """The answer that is being written, once no other page reads it. Raises Forgotten, or NotOpen for none."""
         with self._changed:
             change = self._find(session, id).change
             if change is None or change.updates is None:
-                taken = None
-            else:
-                is_free = self._changed.wait_for(lambda: change.session is None, HANDOVER_SECONDS)
-                taken = change if is_free and change.conversation.change is change else None
-            if taken is not None:
-                taken.session = session
+                raise NotOpen
+            is_free = self._changed.wait_for(lambda: change.session is None, HANDOVER_SECONDS)
+            if not is_free or change.conversation.change is not change:
+                raise NotOpen
+            change.session = session
         try:
-            yield taken
+            yield change
         finally:
-            if taken is not None:
-                self._release(taken)
+            self._release(change)
 
     def stop(self, session: str | None, id: str) -> Conversation | None:
         """Stops the answer that is being written. Returns the conversation if there is none."""
         shown = self.shown(session, id)
         if (change := shown.change) is None or change.ended:
             return shown
-        change.stop()
+        change.stopped = True
+        if change.cancel is not None:
+            change.cancel()
         return None
 
     def _find(self, session: str | None, id: str) -> Conversation:
         if self._shown.get(session, id) != id:
             raise NotOpen
         if (shown := self._by_id.get(id)) is None or session not in self._shown:
-            raise Forgotten
+            raise Forgotten(texts.STILL_RESTORING)
         self._by_id.move_to_end(id)
         return shown
 

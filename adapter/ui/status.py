@@ -31,9 +31,8 @@ FRAME_SECONDS = 0.1
 
 
 class Picker(NamedTuple):
-    """A component that selects an adapter.
-
-    none: the label of "no adapter" in a dropdown, which shows names only; None for a radio.
+    """A component that selects an adapter. none: the label of "no adapter" in a dropdown, which shows names only;
+    None for a radio.
     """
 
     component: Any
@@ -47,8 +46,10 @@ class Picker(NamedTuple):
 
 def header(provider: EngineProvider) -> gr.HTML:
     """Lays out the top of the page; returns the status line."""
+    names = {"picture": texts.SHOW_PICTURE, "message": texts.MESSAGE, "correct": texts.SAY_IT_LIKE_THIS}
+    names |= {"film": texts.FILM_BUTTON, "film-name": texts.AT_FIVE_STRENGTHS}  # of buttons, for page.js
     with gr.Row(elem_id="top"):
-        gr.HTML(theme.header_html(), elem_id="head", padding=False)
+        gr.HTML(f"<h1 {theme.data_attributes(names)}>{texts.TITLE}</h1>", elem_id="head", padding=False)
         status = gr.HTML(_status(provider), elem_id="status", padding=False)
         gone = theme.status_html("failed", texts.SERVER_GONE, 'role="alert"')
         gr.HTML(gone, elem_id="server-gone", padding=False)
@@ -64,10 +65,8 @@ def refresh_periodically(
     describe: Callable[[str], Sequence[Any]],
 ) -> None:
     """Updates the status line and the pickers every few seconds while the page is open, and when the first picker
-    has changed: an adapter that was brought has to appear in all of them at once.
-
-    The adapters are looked at once a second at most, however many pages are open. chosen: what is shown of the
-    first picker's adapter; describe: updates of that.
+    has changed: an adapter that was brought has to appear in all of them at once. chosen, describe: as in
+    TabParts.
     """
     latest, looked, looking = theme.picker_choices(catalog), time.monotonic(), threading.Lock()
     components = [picker.component for picker in pickers]

@@ -81,10 +81,8 @@ def model_card(catalog: AdapterCatalog, name: str) -> str:
 
 
 def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:
-    """(label, value) of each adapter, the frozen base first and those that were added here last.
-
-    A label is its name and what page.js describes it by, line by line; page.css shows the first line. Before
-    the catalog is opened, which takes seconds, these are the shipped adapters.
+    """(label, value) of each adapter, the frozen base first and those that were added here last. The first line of
+    a label is its name, which page.css shows. Before the catalog is opened these are the shipped adapters.
     """
     choices, own = [(texts.BASE_CARD, "")], []
     shipped = sorted(folder.name for folder in SHIPPED.glob("*") if (folder / "config.json").is_file())
@@ -137,13 +135,6 @@ def conversations_html() -> str:
     """The list of conversations, which conversations.js fills, its buttons, and the line with Undo."""
     words = {name: html.escape(text) for name, text in vars(texts).items() if isinstance(text, str)}
     return (STATIC / "conversations.html").read_text(encoding="utf-8").format_map(words)
-
-
-def header_html() -> str:
-    """page.js reads names of buttons from its data-*."""
-    names = {"picture": texts.SHOW_PICTURE, "message": texts.MESSAGE, "correct": texts.SAY_IT_LIKE_THIS}
-    names |= {"film": texts.FILM_BUTTON, "film-name": texts.AT_FIVE_STRENGTHS}
-    return f"<h1 {data_attributes(names)}>{html.escape(texts.TITLE)}</h1>"
 
 
 def status_html(state: str, text: str, attributes: str = "") -> str:

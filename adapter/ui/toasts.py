@@ -1,7 +1,4 @@
-"""Toasts: every note, warning and refusal that a visitor sees for some seconds.
-
-Gradio renders their text as HTML, and its sanitizer keeps pictures, forms and styles.
-"""
+"""Toasts: notes, warnings and refusals. Gradio renders them as HTML, with pictures, forms and styles in them."""
 
 from __future__ import annotations
 
@@ -21,9 +18,9 @@ log = logging.getLogger(__name__)
 def toast(what: AdapterError | str, seconds: float = 8) -> None:
     """Shows a note, or an error's sentence as a warning, on the page that sent the current event."""
     if isinstance(what, AdapterError):
-        gr.Warning(_escape(browser_text(what)), duration=12)
+        gr.Warning(html.escape(browser_text(what), quote=False), duration=12)
     else:
-        gr.Info(_escape(what), duration=seconds)
+        gr.Info(html.escape(what, quote=False), duration=seconds)
 
 
 @contextmanager
@@ -53,8 +50,5 @@ def errors_as_refusals() -> Iterator[None]:
 
 def refusal(why: AdapterError | str) -> gr.Error:
     """The exception that ends an event with a toast."""
-    return gr.Error(_escape(browser_text(why) if isinstance(why, AdapterError) else why), print_exception=False)
-
-
-def _escape(text: str) -> str:
-    return html.escape(text, quote=False)
+    text = browser_text(why) if isinstance(why, AdapterError) else why
+    return gr.Error(html.escape(text, quote=False), print_exception=False)

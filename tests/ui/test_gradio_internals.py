@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from adapter.serve.request import Client
 from adapter.server import limits
 from adapter.server.request_guard import ROUTES
-from adapter.ui import conversation, gradio_queue
+from adapter.ui import conversation
 from adapter.ui import gradio_internals as internals
 from adapter.ui.chat.chatbot import VerbatimChatbot, to_view
 from adapter.ui.conversation import Entry
@@ -61,7 +61,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> tuple[gr.Blocks, TestClient]:
         box.submit(str, box, box, api_name="chat")
     page.queue()
     page.show_error = False
-    gradio_queue.guard(page, 3, limits.Limits(public=True))
+    internals.guard(page, 3, limits.Limits(public=True))
     return page, TestClient(gr.routes.App.create_app(page), raise_server_exceptions=False)
 
 
@@ -102,7 +102,7 @@ def test_one_address_leaves_places_in_the_queue_to_others(sessions: Any, monkeyp
     page._queue.max_size = 3
 
     def ask(address: str) -> Any:
-        monkeypatch.setattr(gradio_queue, "client_of", lambda request: Client(getattr(request, "of", address)))
+        monkeypatch.setattr(internals, "client_of", lambda request: Client(getattr(request, "of", address)))
         asked = client.post("/gradio_api/queue/join", json={"data": ["x"], "fn_index": 1, "session_hash": "a"})
         for queue in page._queue.event_queue_per_concurrency_id.values():
             for event in queue.queue:
@@ -132,7 +132,7 @@ def test_no_other_file_imports_from_inside_gradio() -> None:
     inside = re.compile(r"^\s*(?:from|import) gradio\b(?! as gr$).*", re.MULTILINE)
     for path in [*ROOT.glob("adapter/**/*.py"), *ROOT.glob("train/**/*.py"), ROOT / "app.py"]:
         found = inside.findall(path.read_text(encoding="utf-8"))
-        own = (Path(internals.__file__), Path(gradio_queue.__file__))
+        own = (Path(internals.__file__),)
         assert not found or path in own, f"{path.relative_to(ROOT)}: {found}"
 
 
@@ -196,7 +196,7 @@ def begin(page: gr.Blocks, *names: str) -> dict[str, Any]:
 
 def test_results_that_nobody_fetches_are_bounded(sessions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     page, _ = sessions
-    monkeypatch.setattr(gradio_queue, "UNREAD_BYTES", 10_000)
+    monkeypatch.setattr(internals, "UNREAD_BYTES", 10_000)
     pending = begin(page, "read", "other", *"abcdef")
     for name in ("other", *"abcdef", "read"):
         sent(page, name, 3000, "198.51.100.9" if name == "other" else "203.0.113.7")
@@ -217,7 +217,7 @@ def test_results_that_are_not_fetched_for_minutes_are_dropped(sessions: Any) -> 
     for name in "ab":
         sent(page, name, 10)
     for name in "ac":
-        pending[name].fetched -= gradio_queue.UNREAD_SECONDS + 1
+        pending[name].fetched -= internals.UNREAD_SECONDS + 1
     sent(page, "d", 10)
     assert set(pending) == {"b", "c", "d"}, "a session that has fetched all stays"
 

@@ -43,7 +43,6 @@ def train_tab(
     chat: the other tab, to which a button below a run switches. public: as TrainEvents has it.
     """
     handlers = TrainEvents(runs, store, provider, base, public)
-    assert chat.corrections is not None
     with chat.corrections.around:
         owner = gr.BrowserState("", storage_key="llama-adapter:owner", secret=BROWSER_SECRET)
     with chat.corrections.panel:
@@ -85,7 +84,6 @@ def _connect_run(
 ) -> None:
     """states: the visitor's secret and the plan."""
     timer, conversations, name = gr.Timer(SLOW_TICK, active=False), chat.store, run["which"]
-    assert conversations is not None
     inputs, shown = [name, *states], [*run.values(), start, timer]
     event = {"show_progress_on": run["html"], **PREVIEW, **PRIVATE}
     start.click(handlers.start, [*states, *settings], [states[0], *shown], **event)

@@ -1,5 +1,4 @@
 """Where a visitor uploads an adapter or opens one from the Hub, and renames or deletes one that was added here.
-
 What they do to files is in server/adapter_upload.py.
 """
 
@@ -47,11 +46,9 @@ def adapter_upload_panel(
     questions: gr.Column,
     public: bool,
 ) -> None:
-    """Lays the panel out in the current Blocks and connects it.
-
-    An added adapter is selected in the first of the pickers and becomes a choice of the others. questions: the
-    place for one that the page's address names. public: whether others than this machine may ask; then nothing is
-    fetched with its login on the Hub.
+    """An added adapter is selected in the first of the pickers. questions: the place for one that the page's
+    address names. public: whether others than this machine may ask; then nothing is fetched with its login on the
+    Hub.
     """
     picker, *others = pickers
     with gr.Accordion(texts.UPLOAD, open=False, elem_id="adapter-upload"):
@@ -96,10 +93,8 @@ def adapter_upload_panel(
 
 
 def own_adapter_panel(catalog: AdapterCatalog, picker: Picker) -> tuple[gr.Row, gr.Textbox]:
-    """Lays out, in the current Blocks, what can be done to the adapter in `picker` if it was added here.
-
-    Returns what is shown for such an adapter alone, and the field with its name. The other pickers follow by
-    themselves, see status.py.
+    """Lays out what can be done to the adapter in `picker` if it was added here. Returns what is shown for such an
+    adapter alone, and the field with its name. status.py updates the other pickers.
     """
     with gr.Row(visible=False, elem_id="own-actions") as actions:
         name = gr.Textbox(

@@ -54,12 +54,8 @@ def escape_all_but_latex(text: str) -> str:
             unclosed.add(closing)
             continue
         if opening in _CLOSING:
-            parts += [
-                escape_markup(text[escaped : found.start()]),
-                opening,
-                escape_markup(text[start:end]),
-                closing,
-            ]
+            before, formula = text[escaped : found.start()], text[start:end]
+            parts += [escape_markup(before), opening, escape_markup(formula), closing]
             escaped = end + len(closing)
         start = end + len(closing)
     return "".join([*parts, escape_markup(text[escaped:])])
@@ -146,8 +142,4 @@ def _postprocess(self: gr.Chatbot, value: View | None) -> Any:
     return Unconverted([row for shown in value for row in shown.rows])
 
 
-VerbatimChatbot: Any = subclass_component(
-    "VerbatimChatbot",
-    gr.Chatbot,
-    {"__module__": __name__, "postprocess": _postprocess},
-)
+VerbatimChatbot: Any = subclass_component("VerbatimChatbot", gr.Chatbot, {"postprocess": _postprocess})

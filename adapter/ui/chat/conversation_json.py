@@ -1,7 +1,5 @@
 """A conversation as JSON and back, in the format of adapter/server/transcript.py: for the browser's storage, which
-makes files and links of it.
-
-Incoming data cannot name a file: pictures arrive as bytes and are saved as new uploads.
+makes files and links of it. Incoming data cannot name a file: pictures arrive as bytes and become new uploads.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from adapter.errors import BadInput
-from adapter.serve.settings import PANEL, panel_values
+from adapter.serve.settings import panel_values
 from adapter.server import transcript
 from adapter.server.transcript import FILE, PICTURE_NOT_KEPT, Dropped, Limits, TranscriptMessage, fit
 from adapter.ui import conversation, images
@@ -24,9 +22,8 @@ BROWSER = Limits(text_bytes=1_000_000, pictures=32, picture_bytes=2_700_000)
 
 
 class Packed(NamedTuple):
-    """What the browser keeps of a conversation.
-
-    document: pictures by key; paths: of the uploads by these keys, the newest last; dropped: what was left out.
+    """What the browser keeps of a conversation. document: pictures by key; paths: of the uploads by these keys,
+    the newest last; dropped: what was left out.
     """
 
     document: dict[str, Any]
@@ -47,8 +44,7 @@ def pack(history: Sequence[Entry]) -> Packed:
     """The newest of the history, within the limits."""
 
     def weigh(path: str) -> int | None:
-        kept = images.kept(path)
-        return None if kept is None else kept[1]
+        return None if (kept := images.kept(path)) is None else kept[1]
 
     messages, dropped = fit([_to_message(entry) for entry in conversation.ended(list(history))], weigh, BROWSER)
     paths: dict[str, str] = {}
@@ -71,9 +67,8 @@ def _to_message(entry: Entry) -> dict[str, Any]:
 
 
 def to_history(parts: Iterable[TranscriptMessage]) -> History:
-    """The history of a checked transcript, without records that cannot be read; pictures become uploads.
-
-    A remark stands in place of a picture that cannot be read or kept.
+    """The history of a checked transcript, without records that cannot be read; pictures become uploads. A remark
+    stands in place of a picture that cannot be read or kept.
     """
 
     @cache
@@ -93,7 +88,6 @@ def to_history(parts: Iterable[TranscriptMessage]) -> History:
 
 def read(text: str, stored: bool = False) -> tuple[History, dict[str, Any], Dropped]:
     """The history of a file or a link, the side panel's values, and what the limits left out. Raises BadInput.
-
     stored: of what the browser keeps; any other text is an empty one.
     """
     try:
@@ -102,11 +96,5 @@ def read(text: str, stored: bool = False) -> tuple[History, dict[str, Any], Drop
         if not stored:
             raise
         return [], {}, Dropped()
-    return to_history(found.messages), from_stored_settings(found.settings), found.dropped
-
-
-def from_stored_settings(stored: object) -> dict[str, Any]:
-    """The side panel's values, as they are stored now or by earlier versions; those that are valid."""
-    if isinstance(stored, dict) and isinstance(stored.get("values"), list):
-        stored = dict(zip(PANEL, stored["values"], strict=False))
-    return panel_values(stored) if isinstance(stored, dict) else {}
+    values = panel_values(found.settings) if isinstance(found.settings, dict) else {}
+    return to_history(found.messages), values, found.dropped

@@ -1,34 +1,34 @@
-"""Keeping and opening conversations: in the browser's storage, a file and a link. And the answer's command line.
-
-The panel "This conversation" and its event handlers. The format is in conversation_json.py; conversations.js has
-the browser's storage and the list of conversations, and makes files and links.
+"""The panel "This conversation": keeping and opening conversations in the browser's storage, files and links, and
+the answer's command line. The format is in conversation_json.py; conversations.js has the storage and the list.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
-from adapter.errors import BadInput
-from adapter.serve.settings import BASE_ONLY, PANEL
+from adapter.errors import AdapterError, BadInput
+from adapter.serve.settings import BASE_ONLY, PANEL, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
 from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request, whole_answer
 from adapter.ui.chat import conversation_json
 from adapter.ui.chat.chatbot import to_view
-from adapter.ui.chat.command_line import command_line
-from adapter.ui.conversation import History
-from adapter.ui.gradio_internals import Unconverted
+from adapter.ui.conversation import Entry, History
+from adapter.ui.gradio_internals import Unconverted, sent
 from adapter.ui.session import Conversation, Conversations
 from adapter.ui.status import MODEL, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts, toast
 
 if TYPE_CHECKING:
+    from adapter.base.llama import Base
     from adapter.serve.request import Client
 
 PICKERS = {"adapter": None, "mix": texts.NO_MIX}  # the settings that are chosen from adapters, as Picker.none
@@ -65,10 +65,8 @@ class Updates(NamedTuple):
 
 
 class ConversationStore:
-    """Lays out its panel when constructed; `connect` adds the events once the chat exists.
-
-    id: the component with the id of the conversation that the page shows; outputs: of the events that return
-    Updates; opened: these and the other settings, outputs of what opens a conversation.
+    """Lays out its panel; `connect` adds the events once the chat exists. id: has the id of the conversation that
+    is shown; outputs: of the events that return Updates; opened: these and the other settings, for what opens one.
     """
 
     def __init__(self, provider: EngineProvider, catalog: AdapterCatalog) -> None:
@@ -112,10 +110,8 @@ class ConversationStore:
         return Updates(shown.view, Unconverted(xray), context_line(history))
 
     def keep(self, shown: Conversation, history: History | None = None, begins: bool = True) -> Updates:
-        """Shows a conversation as `show` does, and lets the browser keep it.
-
-        begins: whether a visitor has changed it just now; then it gets its pictures too. They are sent again at
-        the end of an answer, because the page may miss an update.
+        """Shows a conversation as `show` does, and lets the browser keep it. begins: whether a visitor has changed
+        it just now. Pictures are sent then, and again at the end of an answer: the page may miss an update.
         """
         history = shown.history if history is None else history
         packed, writing = conversation_json.pack(history), conversation.is_streaming(history)
@@ -215,8 +211,7 @@ class ConversationStore:
 
 def sent_text(event: gr.EventData, name: str) -> str:
     """A text that a script has sent with an event; empty for anything else."""
-    data = event._data if isinstance(event._data, dict) else {}
-    return value if isinstance(value := data.get(name), str) else ""
+    return value if isinstance(value := sent(event).get(name), str) else ""
 
 
 def context_line(history: History) -> str:
@@ -228,3 +223,53 @@ def context_line(history: History) -> str:
     full = record.context_tokens > 0.8 * record.context_length
     text = (texts.context_nearly_full if full else texts.context)(record.context_tokens, record.context_length)
     return f'<span class="{"full" if full else ""}">{text}</span>'
+
+
+def command_line(history: Sequence[Entry], base: Base, catalog: AdapterCatalog) -> str:
+    """The line for a POSIX shell that reproduces the last answer; empty if the last turn has none. More than a
+    single message is read from the exported file. Folders are named without their path on this machine.
+    """
+    from adapter.base.embedded import BASE
+    from adapter.base.llama import QUANTIZATIONS
+    from adapter.serve.store import SHIPPED
+
+    answered = conversation.last_recorded_answer(history)
+    asked = len(conversation.without_last_answer(history))
+    if answered is None or not any(entry.record for entry in history[asked:]):
+        return ""
+    settings, words, folders = answered.record.settings, ["python", "-m", "adapter"], [SHIPPED]
+    for name in settings.adapters:
+        with suppress(AdapterError):
+            if (folder := catalog.folder(name).parent) not in folders:
+                folders.append(folder)
+                words += ["--adapters", folder.name]
+    words.append("generate")
+    if (name := base.fingerprint.name) != BASE:
+        words += ["--base", name]
+    # The quantization is left out where it is what "auto" chooses: a packed one. On a GPU free memory decides.
+    if base.quantization in QUANTIZATIONS and not base.quantization.startswith("packed"):
+        words += ["--quantization", base.quantization]
+    words += _settings_options(settings)
+    messages = answered.messages
+    if len(messages) == 1 and answered.picture is None:
+        words += ["--", messages[0].text] if messages[0].text.startswith("-") else [messages[0].text]
+    else:
+        words += ["--messages", texts.EXPORT_NAME]
+    return shlex.join(words)
+
+
+# The options that are called otherwise than their settings.
+_OPTIONS = {"max_tokens": "--max-new-tokens", "mute_layers": "--mute-layer", "mute_heads": "--mute-head"}
+
+
+def _settings_options(settings: Settings) -> list[str]:
+    """Of what differs from the defaults, which are the command line's too."""
+    options, default = [], Settings()
+    for name, value in settings:
+        if value == getattr(default, name) or name == "mix_strength":
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        if name == "mix":
+            values = (f"{settings.mix}={settings.mix_strength}",)
+        options += [f"{_OPTIONS.get(name, '--' + name.replace('_', '-'))}={one}" for one in values]
+    return options

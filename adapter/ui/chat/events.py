@@ -1,7 +1,5 @@
-"""Event handlers of the chat: send, retry, edit, stop and the others.
-
-An event brings what is new and the id of the conversation that its visitor saw; the conversation itself is in
-adapter/ui/session.py.
+"""Event handlers of the chat, and the endpoints of gradio_client. An event brings what is new and the id of the
+conversation that its visitor saw; the conversation itself is in adapter/ui/session.py.
 """
 
 from __future__ import annotations
@@ -10,29 +8,31 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
+from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, Busy
-from adapter.serve.settings import BASE_ONLY, Settings
-from adapter.server.generation import check_length, client_of, wait_for
+from adapter.serve.settings import BASE_ONLY, PAGE_PENALTY, PANEL, Settings
+from adapter.server.generation import AdapterCatalog, EngineProvider, check_length, client_of, wait_for
 from adapter.ui import conversation, theme
-from adapter.ui.answer_stream import TEXT_ONLY, USE, Turn, offer_of, stream, with_small_picture, xray_line
+from adapter.ui.answer_stream import TEXT_ONLY, USE, Turn, build_request, offer_of, stream, uses_picture, xray_line
 from adapter.ui.chat.chatbot import entry_at, unescape_markup
 from adapter.ui.chat.conversation_store import ConversationStore, Updates
 from adapter.ui.chat.corrections import add_correction
 from adapter.ui.conversation import Entry, History
-from adapter.ui.images import BadPicture
+from adapter.ui.gradio_internals import sent
+from adapter.ui.images import BadPicture, open_upload, shrink_upload
 from adapter.ui.inside.panel import inspect_newest
 from adapter.ui.session import Change, Conversation, Forgotten, NotOpen, StillAnswering
-from adapter.ui.status import FRAME_SECONDS
+from adapter.ui.status import FRAME_SECONDS, MODEL, REDRAW_SECONDS
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
-from adapter.ui.toasts import errors_as_toasts, toast
+from adapter.ui.toasts import errors_as_refusals, errors_as_toasts, refusal, toast
 
 if TYPE_CHECKING:
     from adapter.serve.request import Client
@@ -72,8 +72,6 @@ class ChatEvents:
         self.examples, self.store = examples, store
         self.provider, self.catalog, self.conversations = store.provider, store.catalog, store.conversations
 
-    # What is answered.
-
     def send(
         self,
         message: dict[str, Any] | None,
@@ -84,10 +82,9 @@ class ChatEvents:
         **settings: Any,
     ) -> Iterator[Updates]:
         """Answers the message in the box; or what was pressed or edited in the chat, as the event's data say.
-
         known: the corrections.
         """
-        data = event._data if isinstance(event._data, dict) else {}
+        data = sent(event)
         index, value = data.get("index"), data.get("value")
         if not data:
 
@@ -128,12 +125,9 @@ class ChatEvents:
     def follow(self, id: str, request: gr.Request, **settings: Any) -> Iterator[Updates]:
         """Goes on with an answer that is being written, once the page that showed it has left."""
         with suppress(Forgotten, NotOpen), self.conversations.taken_over(request.session_hash, id) as change:
-            if change is not None:
-                yield from self._read(Turn(change.shown), change, settings)
-                return
+            yield from self._read(Turn(change.shown), change, settings)
+            return
         yield _NO_CHANGE
-
-    # What is changed at once.
 
     def undo(self, id: str, request: gr.Request) -> Updates:
         """Moves the last turn back into the message box."""
@@ -155,9 +149,8 @@ class ChatEvents:
         return _NO_CHANGE
 
     def xray(self, on: bool, id: str, request: gr.Request) -> Any:
-        """Adds to the newest answer what the frozen base gives its tokens, if it was written without.
-
-        An update of the X-ray; none if the conversation goes on meanwhile, or the answer is the base's own.
+        """Adds to the newest answer what the frozen base gives its tokens, if it was written without. An update of
+        the X-ray; none if the conversation goes on meanwhile, or the answer is the base's own.
         """
         history = self.conversations.history(request.session_hash)
         with errors_as_toasts("an X-ray"), suppress(Busy, NotOpen, BadInput):
@@ -177,8 +170,6 @@ class ChatEvents:
         tokens = zip(inspection.tokens, inspection.answer, inspection.base, strict=True)
         lines = "\n".join(xray_line(text, own.logprob, base, own.top) for text, own, base in tokens)
         return [*history[:newest], replace(history[newest], xray=lines), *history[newest + 1 :]]
-
-    # An answer.
 
     def _turn(
         self,
@@ -262,7 +253,9 @@ class ChatEvents:
                 yield [*turn.history, Entry("page", texts.STOPPED_BEFORE_TEXT)]
                 return
             yield [*turn.history, Entry("page", texts.waiting_for_model(status), pending=True)]
-        turn = replace(turn, history=with_small_picture(turn.history))
+        if (last := conversation.last_turn(turn.history)) is not None and last.picture is not None:
+            small = conversation.user_turn(last.text, shrink_upload(last.picture))
+            turn = replace(turn, history=[*turn.history[: last.start], *small])
         if turn.switch_to in self.catalog.names():  # which are known now
             switched = {"adapter": turn.switch_to}
             if turn.switch_to != settings.adapter and settings.mix:
@@ -333,3 +326,70 @@ def _chosen(shown: Conversation, choice: str) -> Asked:
     if choice == TEXT_ONLY:
         return Turn(history[:-1], offers=False)
     return Turn(history[:-1], switch_to=choice.removeprefix(USE))
+
+
+def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None:
+    """Adds the endpoints for programs that use gradio_client, /chat and /adapters, to the current Blocks. Names,
+    types and descriptions are the manual that it prints.
+    """
+    default = Settings()
+
+    def chat(
+        message: str,
+        request: gr.Request,
+        image: dict[str, Any] | None = None,
+        adapter: str | None = None,
+        strength: float = default.strength,
+        temperature: float = default.temperature,
+        top_p: float = default.top_p,
+        max_tokens: int = default.max_tokens,
+        seed: int | None = None,
+        mix: str | None = None,
+        mix_strength: float = default.mix_strength,
+        top_k: int = default.top_k,
+        min_p: float = default.min_p,
+        repetition_penalty: float = PAGE_PENALTY,
+        stop: str | None = None,
+        system: str | None = None,
+    ) -> Iterator[str]:
+        values = {name: value for name, value in locals().items() if name in PANEL}
+        with errors_as_refusals():
+            for name in ("adapter", "mix", "stop"):
+                values[name] = value.strip() if isinstance(value := values[name] or "", str) else value
+            if not isinstance(message, str) or not message.strip():
+                raise BadInput(texts.EMPTY_MESSAGE)
+            path = image.get("path") if isinstance(image, dict) else None
+            if image is not None and not isinstance(path, str):
+                raise BadInput(texts.WRONG_VALUE)
+            check_length(message)
+            for _ in wait_for(provider):
+                pass
+            settings = Settings.checked(values)
+            if path and not uses_picture(catalog, settings):
+                raise BadInput(texts.image_not_seen(settings.adapter or None))
+            picture = open_upload(path) if path is not None else None
+            asked = build_request((Message("user", message),), settings, picture, client_of(request))
+            engine, text = provider.engine(), ""
+            assert engine is not None
+            with closing(engine.submit(asked)) as events:
+                for arrived in events.event_lists(REDRAW_SECONDS):
+                    if new := "".join(event.text for event in arrived):
+                        text += new
+                        yield text
+            yield text
+
+    def adapters() -> list[dict[str, Any]]:
+        with errors_as_refusals():
+            for _ in wait_for(provider):
+                pass
+        return [describe(name) for name in catalog.names()]
+
+    def describe(name: str) -> dict[str, Any]:
+        try:
+            card = catalog.card(name)
+        except AdapterError as error:
+            return {"name": name, "error": refusal(error).message}
+        return {"name": name, "description": card.description, "visual": card.is_visual, "bytes": card.bytes}
+
+    gr.api(chat, api_name="chat", api_description=texts.API_CHAT, **MODEL)
+    gr.api(adapters, api_name="adapters", api_description=texts.API_ADAPTERS)

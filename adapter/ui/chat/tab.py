@@ -17,15 +17,13 @@ from adapter.server.generation import MAX_CHARACTERS, AdapterCatalog, EngineProv
 from adapter.ui import theme
 from adapter.ui.chat.adapter_upload_panel import adapter_upload_panel, own_adapter_panel
 from adapter.ui.chat.chatbot import LATEX, VerbatimChatbot
-from adapter.ui.chat.client_api import add_api_endpoints
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.corrections import CorrectionsPanel, corrections_panel
-from adapter.ui.chat.events import ChatEvents
+from adapter.ui.chat.events import ChatEvents, add_api_endpoints
 from adapter.ui.compare.filmstrip import XRAY_KEY, films_html
 from adapter.ui.gradio_internals import subclass_component
 from adapter.ui.images import write_upload
 from adapter.ui.inside.panel import inside_panel
-from adapter.ui.session import Conversations
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
@@ -36,28 +34,24 @@ SettingsInputs = dict[str, Any]
 
 
 class TabParts(NamedTuple):
-    """The components of a tab that other parts of the page update.
-
-    chosen, describe: what is shown of the adapter in the first of the pickers, and updates of that by its name.
+    """The parts of the tab that others use. chosen, describe: what is shown of the adapter in the first of the
+    pickers, and updates of that by its name.
     """
 
     pickers: list[Picker]
     message_box: gr.MultimodalTextbox
-    chosen: Sequence[Any] = ()
-    describe: Callable[[str], Sequence[Any]] = lambda name: ()
-    corrections: CorrectionsPanel | None = None
-    chat: gr.Chatbot | None = None
-    conversations: Conversations | None = None
-    store: ConversationStore | None = None
+    chosen: Sequence[Any]
+    describe: Callable[[str], Sequence[Any]]
+    corrections: CorrectionsPanel
+    chat: gr.Chatbot
+    store: ConversationStore
 
 
 def chat_tab(
     page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog, uploads: bool = True, public: bool = False
 ) -> TabParts:
-    """Lays the chat out inside `page` and connects it.
-
-    uploads: whether visitors may upload adapters. public: whether others than this machine may ask; then nobody
-    renames or deletes here what others brought.
+    """Lays the chat out inside `page` and connects it. uploads: whether visitors may upload adapters. public:
+    whether others than this machine may ask; then nobody renames or deletes here what others brought.
     """
     examples = [_copied_to_uploads(example) for example in theme.examples()]
     # What conversations.js sends: a conversation to be shown, and what else it asks for.
@@ -69,9 +63,15 @@ def chat_tab(
             corrections = corrections_panel(page)
             with gr.Column(elem_id="dock"):
                 with gr.Row(elem_id="who"):
-                    settings = _adapter_choice(catalog)
+                    choices = theme.picker_choices(catalog)
+                    is_there = theme.FIRST_ADAPTER in [name for _, name in choices]
+                    first = theme.FIRST_ADAPTER if is_there else BASE_ONLY
+                    radio = AdapterRadio(choices, value=first, label=texts.ADAPTER, elem_id="picker")
+                    shown = {"label": texts.STRENGTH, "buttons": [], "interactive": bool(first)}
+                    strength = gr.Slider(**slider("strength"), **shown, elem_id="strength")
+                    settings: SettingsInputs = {"adapter": radio, "strength": strength}
                     with gr.Accordion(texts.MORE, open=False, elem_id="more"):
-                        pickers, own = [Picker(settings["adapter"])], tuple[Any, ...]()
+                        pickers, own = [Picker(radio)], tuple[Any, ...]()
                         if uploads and not public:
                             own = own_adapter_panel(catalog, pickers[0])
                         about = _settings_panel(catalog, settings)
@@ -99,9 +99,7 @@ def chat_tab(
         actions = [gr.update(visible=is_own), name] if own else []
         return theme.model_card(catalog, name), gr.update(interactive=bool(name)), *actions
 
-    chosen = [about, settings["strength"], *own]
-    parts = pickers, box, chosen, describe, corrections
-    return TabParts(*parts, chat=chat, conversations=store.conversations, store=store)
+    return TabParts(pickers, box, [about, strength, *own], describe, corrections, chat, store)
 
 
 def _chatbot(examples: list[ExampleCard], catalog: AdapterCatalog) -> gr.Chatbot:
@@ -123,17 +121,6 @@ def _chatbot(examples: list[ExampleCard], catalog: AdapterCatalog) -> gr.Chatbot
         ],
         elem_id="chat",
     )
-
-
-def _adapter_choice(catalog: AdapterCatalog) -> SettingsInputs:
-    """Lays out the adapters, a row of chips, and the strength."""
-    choices = theme.picker_choices(catalog)
-    first = theme.FIRST_ADAPTER if theme.FIRST_ADAPTER in [name for _, name in choices] else BASE_ONLY
-    picker = AdapterRadio(choices, value=first, label=texts.ADAPTER, elem_id="picker")
-    strength = gr.Slider(
-        **slider("strength"), label=texts.STRENGTH, buttons=[], interactive=bool(first), elem_id="strength"
-    )
-    return {"adapter": picker, "strength": strength}
 
 
 def _settings_panel(catalog: AdapterCatalog, settings: SettingsInputs) -> gr.HTML:
@@ -170,20 +157,15 @@ def _settings_panel(catalog: AdapterCatalog, settings: SettingsInputs) -> gr.HTM
     return about
 
 
-def _any_adapter(_: gr.Radio, name: Any) -> str | None:
-    return name if isinstance(name, str) else None
-
-
 # Gradio's answers an adapter that has just been deleted or renamed with an error; handlers say what is missing.
 AdapterRadio: Any = subclass_component(
-    "AdapterRadio", gr.Radio, {"__module__": __name__, "preprocess": _any_adapter}
+    "AdapterRadio", gr.Radio, {"preprocess": lambda _, name: name if isinstance(name, str) else None}
 )
 
 
 def _about_line() -> tuple[gr.Checkbox, gr.HTML]:
-    """Lays out the line above the message: the adapter's description, which page.js writes, and the X-ray.
-
-    Returns its switch, and what draws it, whose event `submit` begins another branch of the newest answer.
+    """Lays out the line above the message: the adapter's description, which page.js writes, and the X-ray. Returns
+    its switch, and what draws it, whose event `submit` begins another branch of the newest answer.
     """
     with gr.Row(elem_id="about-line"):
         gr.HTML('<p id="description"></p>', padding=False, elem_id="describes")
@@ -251,12 +233,9 @@ def _connect(events: ChatEvents, store: ConversationStore, opened: Any, settings
 
 
 def _copied_to_uploads(example: ExampleCard) -> ExampleCard:
-    """The example with its picture copied to the uploads, the only files that a message may name.
-
-    As a static path the copy is not deleted by age.
-    """
+    """The example with its picture copied to the uploads, the only files that a message may name."""
     if example.picture is None:
         return example
     copy = write_upload(Path(example.picture).read_bytes())
-    gr.set_static_paths(copy)
+    gr.set_static_paths(copy)  # which are not deleted by age
     return replace(example, picture=copy)

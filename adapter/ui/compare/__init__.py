@@ -1,4 +1,1 @@
-"""The Compare tab: one question to several panes.
-
-It must never know how an answer is computed.
-"""
+"""The Compare tab: one question to several panes. It must never know how an answer is computed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 from collections.abc import Sequence
@@ -12,10 +11,10 @@ from adapter.errors import BadInput
 from adapter.serve.settings import Settings
 from adapter.ui import theme
 from adapter.ui.comparison import Pane
+from adapter.ui.images import data_url
 from adapter.ui.texts import page as texts
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
-SHADES = (0.5, 1.5, 3.0, 5.0)  # nats from which a word has the next darker shade, as in xray.js
 XRAY_KEY = f'<span class="xray-key">{texts.LESS_LIKELY}<i></i>{texts.MORE_LIKELY}</span>'
 
 
@@ -27,9 +26,8 @@ def frames_of(settings: Settings) -> list[Pane]:
 
 
 def recorded_films() -> list[dict[str, Any]]:
-    """What the shipped base and adapters once answered: one film an adapter.
-
-    Recorded by `python -m tests.ui.compare.test_filmstrip_example`, which checks them as well.
+    """What the shipped base and adapters once answered: one film an adapter. Recorded by `python -m
+    tests.ui.compare.test_filmstrip_example`, which checks them as well.
     """
     if not theme.FILM_EXAMPLE.is_file():
         return []
@@ -43,8 +41,7 @@ def films_html(adapters: Sequence[str]) -> str:
     for film in recorded_films():
         if (name := film["settings"]["adapter"]) in adapters:
             frames = "".join(f"<p>{''.join(map(_word_html, answer)).strip()}</p>" for answer in film["answers"])
-            drawing = base64.b64encode(theme.DRAWING.read_bytes()).decode() if name == "see" else ""
-            picture = f'<img alt="" src="data:image/png;base64,{drawing}">' if drawing else ""
+            picture = f'<img alt="" src="{data_url(theme.DRAWING.read_bytes())}">' if name == "see" else ""
             parts.append(
                 f'<div class="film film-{html.escape(name)}"><p>{picture}{html.escape(film["message"])}</p>'
                 f"<footer>{html.escape(texts.film_recorded(name))}{XRAY_KEY}</footer>"
@@ -60,9 +57,3 @@ def _word_html(word: tuple[str, int]) -> str:
     side = "above" if shade > 0 else "below"
     space = text[: len(text) - len(text.lstrip())]
     return space + (f'<span class="{side}-{abs(shade)}">{bare}</span>' if shade else bare)
-
-
-def shade(influence: float) -> int:
-    """influence: in nats, how much likelier the adapter made a word."""
-    steps = sum(abs(influence) >= bound for bound in SHADES)
-    return steps if influence > 0 else -steps

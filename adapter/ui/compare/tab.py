@@ -1,7 +1,4 @@
-"""The compare tab: one message answered by one adapter at five strengths, or by two to four adapters side by side.
-
-All are rows of one batch with one seed.
-"""
+"""The compare tab: one message answered by one adapter at five strengths, or by several adapters side by side."""
 
 from __future__ import annotations
 
@@ -57,7 +54,6 @@ class Question(NamedTuple):
 
 class CompareEvents:
     """The event handlers of the tab. Thread-safe; each session has at most one comparison at a time.
-
     conversations: of the chat.
     """
 
@@ -80,9 +76,8 @@ class CompareEvents:
         yield from self._compare(read, request, message)
 
     def film_of_chat(self, event: gr.SelectData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        """Writes the chat's newest answer as a film, if the button that was pressed is the one for it.
-
-        Updates of the tabs, the view and the film's adapter, then of a comparison.
+        """Writes the chat's newest answer as a film, if the button that was pressed is the one for it. Updates of
+        the tabs, the view and the film's adapter, then of a comparison.
         """
         skip = gr.skip()
         answered = conversation.last_recorded_answer(self.conversations.history(request.session_hash))
@@ -197,7 +192,6 @@ def _of_panes(*names: str) -> list[Any]:
 
 def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs, chat: TabParts) -> list[Picker]:
     """Lays the comparison out and connects it. A button below an answer of `chat` opens it."""
-    assert chat.chat is not None and chat.conversations is not None
     choices = theme.short_choices(theme.picker_choices(catalog), texts.FROZEN_BASE)
     names = [name for _, name in choices if name]
     ranked = sorted(names, key=lambda name: name != theme.FIRST_ADAPTER) or [BASE_ONLY]
@@ -227,7 +221,7 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
     of_panes = [pane[part] for pane in panes for part in ("strength", "words")]
     last = {"trigger_mode": "always_last", **UNQUEUED}
     gr.on([picker.change for picker in pickers], _of_panes, pickers, of_panes, **last)
-    events = CompareEvents(provider, catalog, chat.conversations)
+    events = CompareEvents(provider, catalog, chat.store.conversations)
     options = {"show_progress": "hidden", **MODEL, **PRIVATE}
     box.submit(events.send, [box, view, count], [box, answers], inputs_kwargs=inputs, **options)
     chat.chat.option_select(events.film_of_chat, None, [tabs, view, film_adapter, box, answers], **options)

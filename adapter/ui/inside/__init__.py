@@ -1,4 +1,1 @@
-"""The Inside panel: what gates and prompts did in an answer.
-
-It must never know the conversation beyond the answer that it shows.
-"""
+"""The Inside panel: what gates and prompts did in an answer, the only part of a conversation that it may know."""

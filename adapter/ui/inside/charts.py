@@ -1,8 +1,6 @@
-"""The charts of the panel Inside as HTML: heat maps, and an answer as coloured tokens.
-
-Own HTML, because Gradio's plots draw images, and these tables and buttons can be used with a keyboard and a
-screen reader. Every number is shown as text too. The model's text is escaped. inside.js and inside.css add
-behaviour and style.
+"""The charts of the panel Inside as HTML: heat maps, and an answer as coloured tokens. Own HTML, because Gradio's
+plots draw images, and these tables and buttons can be used with a keyboard and a screen reader. Every number is
+shown as text too. The model's text is escaped. inside.js and inside.css add behaviour and style.
 """
 
 from __future__ import annotations
@@ -37,9 +35,8 @@ def gates_html(inspection: Inspection, names: AdapterNames) -> str:
 
 
 def answer_html(inspection: Inspection, key: str, total: int) -> str:
-    """The answer as one button for each token, in the shade of what the picture did to it, or the adapter.
-
-    key: returned by a press; total: the number of tokens of the answer, of which `inspection` may hold the first.
+    """The answer as one button for each token, in the shade of what the picture did to it, or the adapter. key:
+    returned by a press; total: the number of tokens of the answer, of which `inspection` may hold the first.
     """
     seen = inspection.grounding is not None
     values = inspection.grounding if inspection.grounding is not None else inspection.influence

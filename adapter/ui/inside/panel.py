@@ -1,7 +1,5 @@
 """The panel Inside: an inspection of the newest answer, and that answer written once more with painted gates.
-
-Its components and event handlers. The engine computes the numbers, charts.py draws them, inside.js is the part of
-the browser. Nothing is computed or requested while the panel is closed.
+Nothing is computed or requested while the panel is closed.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request
 from adapter.ui.comparison import mark_differences
 from adapter.ui.conversation import AnswerRecord, History
+from adapter.ui.gradio_internals import sent
 from adapter.ui.images import open_upload
 from adapter.ui.inside import charts
 from adapter.ui.session import Conversations
@@ -51,10 +50,8 @@ class InspectedAnswer(NamedTuple):
 
 
 class InsideEvents:
-    """The event handlers of the panel. Thread-safe.
-
-    Caches the newest inspections by what they are of, so that a press on a word costs no forward pass. One on an
-    answer that is no longer the newest changes nothing.
+    """The event handlers of the panel. Thread-safe. Caches the newest inspections by what they are of, so that a
+    press on a word costs no forward pass. One on an answer that is no longer the newest changes nothing.
     """
 
     def __init__(self, provider: EngineProvider, conversations: Conversations) -> None:
@@ -66,7 +63,7 @@ class InsideEvents:
         history = self.conversations.history(request.session_hash)
         try:
             try:
-                gates = _GATES.validate_python(_sent(event).get("gates"))
+                gates = _GATES.validate_python(sent(event).get("gates"))
             except ValidationError:
                 raise BadInput(texts.WRONG_VALUE) from None
             if not gates:
@@ -102,8 +99,8 @@ class InsideEvents:
     def show_token(self, event: gr.EventData, request: gr.Request) -> Any:
         """The numbers and the prompt map of a token that was pressed."""
         history = self.conversations.history(request.session_hash)
-        index = _sent(event).get("index")
-        if _sent(event).get("key") != _answer_id(history) or type(index) is not int:
+        index = sent(event).get("index")
+        if sent(event).get("key") != _answer_id(history) or type(index) is not int:
             return gr.skip()
         try:
             inspection, names, _ = self._inspect(history, request)
@@ -150,11 +147,6 @@ def newest_request(
         raise BadInput(provider.status().text)
     image = open_upload(answered.picture) if record.picture and answered.picture else None
     return build_request(answered.messages, record.settings, image, client), answered.text, record
-
-
-def _sent(event: gr.EventData) -> dict[str, Any]:
-    """What the browser sent with an event."""
-    return event._data if isinstance(event._data, dict) else {}
 
 
 def _answer_id(history: History) -> str:

@@ -4,7 +4,6 @@
    comes from. */
 
 (() => {
-  const OLD = ["llama-adapter:words", "llama-adapter:pictures"]; // where earlier versions kept one conversation
   const [SETTINGS, CURRENT] = ["llama-adapter:settings", "llama-adapter:conversation"];
   const UNDO_MS = 3_600_000; // after which a deleted conversation is gone from the browser
   const LINK = "#chat=";
@@ -88,19 +87,10 @@
           target.result.filter((key) => !used.has(key)).forEach((key) => images.delete(key));
       };
     });
-  const takeOver = async () => {
-    for (const storage of [shared, own]) {
-      const [words, images] = OLD.map((key) => parse(storage.getItem(key)));
-      const known = [...conversations.values()].some((r) => JSON.stringify(r.document) === JSON.stringify(words));
-      const changes = { changed: Date.now(), document: words, settings: parse(storage.getItem(SETTINGS)) };
-      if (words?.messages && !known) await change(newId(), changes, images || {});
-      OLD.forEach((key) => storage.removeItem(key));
-    }
-  };
   const begin = async () => {
     const all = async () => {
       await database.catch(() => (keepsNothing = true));
-      for (const step of [load, takeOver]) await step().catch(() => {}); // the page works without
+      await load().catch(() => {}); // the page works without
     };
     await soon(all());
     shown = { id: linked() ? newId() : (own.getItem(CURRENT) ?? listed()[0]?.id ?? newId()) };

@@ -1,5 +1,4 @@
 """All English texts of the page: data in YAML files, and functions that choose words. Knows no components.
-
 Exceptions (adapter.errors) have their own messages. A translation is another folder with these names.
 """
 

@@ -27,8 +27,7 @@ from adapter.server import transcript
 from adapter.server.transcript import PICTURE_NOT_KEPT, Dropped, Limits
 from adapter.ui import conversation, images
 from adapter.ui.chat import conversation_json
-from adapter.ui.chat.command_line import command_line
-from adapter.ui.chat.conversation_store import ConversationStore
+from adapter.ui.chat.conversation_store import ConversationStore, command_line
 from adapter.ui.conversation import AnswerRecord, Entry
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 

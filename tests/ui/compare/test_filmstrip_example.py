@@ -14,8 +14,9 @@ import pytest
 from adapter.base.template import Message
 from adapter.serve.settings import Settings
 from adapter.ui import theme
-from adapter.ui.compare.filmstrip import frames_of, recorded_films, shade
+from adapter.ui.compare.filmstrip import frames_of, recorded_films
 
+SHADES = (0.5, 1.5, 3.0, 5.0)  # nats from which a word has the next darker shade, as in xray.js
 FILMS = {
     "pirate": "Why is the sky blue?",
     "tutor": "Why do leaves fall in autumn?",
@@ -49,7 +50,9 @@ def record(base: Any, adapter: str) -> dict[str, Any]:
 
 def _word(line: str) -> list[Any]:
     text, logprob, base, *_ = json.loads(line)
-    return [text, shade(logprob - base)]
+    influence = logprob - base
+    shade = sum(abs(influence) >= bound for bound in SHADES)
+    return [text, shade if influence > 0 else -shade]
 
 
 @pytest.mark.slow
