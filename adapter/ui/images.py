@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import gradio as gr
 
 from adapter.base.image_file import MAX_BYTES as FILE_BYTES
 from adapter.base.image_file import open_image, without_metadata
@@ -81,16 +81,11 @@ def _encode(image: Image) -> bytes:
     return _encode(image.resize((max(1, image.width // 2), max(1, image.height // 2))))
 
 
-def upload_folder() -> Path:
-    """The folder that Gradio serves uploads from."""
-    return Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()
-
-
 def read_upload(path: str) -> bytes:
     """The bytes of a file that a browser named. Raises BadPicture if it is not an upload, or deleted."""
     with suppress(OSError, ValueError):
         file = Path(path).resolve()
-        if file.is_relative_to(upload_folder()) and file.is_file():
+        if file.is_relative_to(Path(gr.utils.get_upload_folder()).resolve()) and file.is_file():
             with open(file, "rb") as opened:
                 return opened.read(FILE_BYTES + 1)  # one more than is decoded
     raise BadPicture(texts.PICTURE_GONE)
@@ -98,8 +93,9 @@ def read_upload(path: str) -> bytes:
 
 def write_upload(data: bytes) -> str:
     """Writes a picture file into the upload folder. Returns its path, which nobody can guess without the file."""
-    path = upload_folder() / hashlib.sha256(data).hexdigest() / ("picture.png" if _is_png(data) else "picture.jpg")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(gr.utils.get_upload_folder()).resolve() / hashlib.sha256(data).hexdigest()
+    path = folder / ("picture.png" if _is_png(data) else "picture.jpg")
+    folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:  # even if it is there: Gradio deletes files by age
         temporary.write_bytes(data)
     return str(path)

@@ -29,9 +29,6 @@ from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
 from adapter.ui.toasts import toast
 
-# Components by the name of their setting: the `inputs_kwargs` of an event listener.
-SettingsInputs = dict[str, Any]
-
 
 class TabParts(NamedTuple):
     """The parts of the tab that others use. chosen, describe: what is shown of the adapter in the first of the
@@ -69,7 +66,7 @@ def chat_tab(
                     radio = AdapterRadio(choices, value=first, label=texts.ADAPTER, elem_id="picker")
                     shown = {"label": texts.STRENGTH, "buttons": [], "interactive": bool(first)}
                     strength = gr.Slider(**slider("strength"), **shown, elem_id="strength")
-                    settings: SettingsInputs = {"adapter": radio, "strength": strength}
+                    settings: dict[str, Any] = {"adapter": radio, "strength": strength}
                     with gr.Accordion(texts.MORE, open=False, elem_id="more"):
                         pickers, own = [Picker(radio)], tuple[Any, ...]()
                         if uploads and not public:
@@ -123,7 +120,7 @@ def _chatbot(examples: list[ExampleCard], catalog: AdapterCatalog) -> gr.Chatbot
     )
 
 
-def _settings_panel(catalog: AdapterCatalog, settings: SettingsInputs) -> gr.HTML:
+def _settings_panel(catalog: AdapterCatalog, settings: dict[str, Any]) -> gr.HTML:
     """Lays out what is seldom changed, and adds it to the settings; returns the adapter's card."""
     picker = settings["adapter"]
     with gr.Accordion(texts.ABOUT, open=False, elem_id="about"):
@@ -198,7 +195,8 @@ def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
     )
 
 
-def sampling_inputs() -> SettingsInputs:
+def sampling_inputs() -> dict[str, Any]:
+    """Components by the name of their setting, as the `inputs_kwargs` of an event listener."""
     sliders = {
         "temperature": (texts.TEMPERATURE, texts.TEMPERATURE_INFO),
         "top_p": (texts.TOP_P, None),
@@ -215,7 +213,7 @@ def sampling_inputs() -> SettingsInputs:
     }
 
 
-def _connect(events: ChatEvents, store: ConversationStore, opened: Any, settings: SettingsInputs) -> None:
+def _connect(events: ChatEvents, store: ConversationStore, opened: Any, settings: dict[str, Any]) -> None:
     """opened: the event of a conversation that is opened."""
     chat, drawing, _, box, *_, known = store.outputs
     # An answer of another conversation may still be pending: by default Gradio's page then drops a message without
