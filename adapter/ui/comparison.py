@@ -98,8 +98,7 @@ def answer_together(
 
 def mark(pane: Pane, other: Pane, where: str) -> None:
     """Marks in `pane` the words that differ from `other`; of a JSON object the values, if `other` has one too.
-    where: what the note below calls `other`. An answer that failed is not whole: the rest of another one does not
-    differ from it.
+    Marks nothing if one has failed: it is not whole. where: what the note below calls `other`.
     """
     if any(one.failed or not one.text.strip() for one in (pane, other)):
         return

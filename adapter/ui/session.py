@@ -96,8 +96,7 @@ class Conversations:
     - A page gets no update of a conversation that it has left, and another one is shown after the last of these.
     - Where there are too many, those that were not used for the longest time are forgotten. The browser has them.
 
-    Stop is a flag, and the answer's own event handler then sends the last update: with Gradio's `cancels` the
-    browser would show whichever update came last, that of Stop or one of the answer.
+    Stop is a flag, not Gradio's `cancels`: the answer's own event handler then sends the last update.
     """
 
     def __init__(self) -> None:

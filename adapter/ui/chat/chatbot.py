@@ -1,10 +1,7 @@
 """A Chatbot that renders Markdown but no HTML, pictures or diagrams. Nothing of it comes back from a browser.
-
-Gradio's Chatbot renders all of these. Text that looks like a tag would vanish, and the address of a picture, which
-a Mermaid diagram may hold too, would make the browser request it. An invisible character (WORD_JOINER) after each
-character that begins such markup prevents that. It is added to what is sent to the browser, and removed from an
-edit; page.js removes it from what is copied. LaTeX is rendered in answers only. An answer that is a JSON object is
-sent as a table (json_table.py).
+Gradio's Chatbot renders all of these: text that looks like a tag would vanish, and a picture's address would make
+the browser request it. An invisible character (WORD_JOINER) after each character that begins such markup prevents
+that. It is removed from an edit, and by page.js from what is copied. LaTeX is rendered in answers only.
 """
 
 from __future__ import annotations

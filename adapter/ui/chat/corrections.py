@@ -63,9 +63,9 @@ def checked(known: object) -> list[Correction]:
 
 
 def add_correction(known: object, history: Sequence[Entry], index: int, text: str) -> list[Correction]:
-    """The corrections with that of the answer at `index`. Raises BadInput for an answer about a picture. Of the
-    conversation before its question, the newest exchanges are kept that a record has room for; their answers are
-    not learnt. A correction of the same answer is replaced.
+    """The corrections with that of the answer at `index`, in place of one of the same, and with the newest
+    exchanges before it, whose answers are not learnt, as a record has room. Raises BadInput for an answer about a
+    picture.
     """
     before = conversation.to_messages(history[:index])
     if conversation.latest_picture(history[:index]) is not None:

@@ -1,6 +1,5 @@
 """The charts of the panel Inside as HTML: heat maps, and an answer as coloured tokens. Own HTML, because Gradio's
-plots draw images, and these tables and buttons can be used with a keyboard and a screen reader. Every number is
-shown as text too. The model's text is escaped. inside.js and inside.css add behaviour and style.
+plots draw images, and these can be used with a keyboard and a screen reader. The model's text is escaped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-/* Conversations in the browser: kept in IndexedDB, listed, opened, renamed and deleted; links and files.
-   Sends no requests: events of conversation_store.py call window.chatPage and are triggered by it. The list's elements
-   and texts come from theme.conversations_html. A conversation goes to the server as the text of a file, wherever it
-   comes from. */
+/* Conversations in the browser: kept in IndexedDB, listed, opened, renamed and deleted; links and files. Sends no
+   requests: events of conversation_store.py call window.chatPage and are triggered by it. The list is in
+   conversations.html. A conversation goes to the server as the text of a file, wherever it comes from. */
 
 (() => {
   const [SETTINGS, CURRENT] = ["llama-adapter:settings", "llama-adapter:conversation"];
