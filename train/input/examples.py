@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +18,6 @@ from adapter.base.template import Message
 from adapter.method.vision import VisualFeatures
 from train.formats.dataset import DataError, Record, Records
 from train.formats.record import Picture
-from train.input.history import sample_history
 
 _MOST_LOGGED = 20  # examples that cannot be used
 
@@ -155,3 +157,31 @@ def read_example(records: Records, index: int, skipped: SkippedExamples) -> Exam
 
 def _permutation(count: int, seed: int, cycle: int) -> np.ndarray:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + cycle)).numpy()
+
+
+# An adapter that was only trained on first turns falls back into the style of the earlier answers. The exchanges
+# of history.tsv have many styles, those of the shipped adapters among them; their answers carry no loss.
+
+
+def sample_history(rng: random.Random, use: str = "train") -> tuple[Message, ...]:
+    """One or two exchanges of those for `use`: "train", or "score" for those that no adapter was trained on."""
+    chosen = rng.sample(_exchanges(use), rng.choice((1, 1, 2)))
+    return tuple(message for exchange in chosen for message in exchange)
+
+
+def with_unseen_history(conversations: Sequence[tuple[Message, ...]]) -> list[tuple[Message, ...]]:
+    """Each conversation after earlier exchanges, for scores: always the same ones, none of them from training."""
+    rng = random.Random(0)
+    return [(*sample_history(rng, "score"), *conversation) for conversation in conversations]
+
+
+@cache
+def _exchanges(use: str) -> list[tuple[Message, Message]]:
+    with open(Path(__file__).with_name("history.tsv"), encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [
+            # A line break is written as \n, as a row is one line.
+            (Message("user", row["user"]), Message("assistant", row["assistant"].replace("\\n", "\n")))
+            for row in rows
+            if row["use"] == use
+        ]

@@ -18,8 +18,7 @@ from adapter.method.config import VisionConfig
 from train.config import DataConfig, RecipeFile, read_recipe
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure
-from train.input.examples import Example
-from train.input.history import with_unseen_history
+from train.input.examples import Example, with_unseen_history
 from train.recipes.sealed_sets import SHARED, after_others, conversation_of, percent, read_yaml, some
 
 Measure = Callable[[Answerer], dict[str, Figure]]

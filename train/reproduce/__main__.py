@@ -53,7 +53,7 @@ def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
     plan = QUICK if args.quick else FULL
     out: Path = args.out or Path("runs") / ("quick" if args.quick else "reproduce")
     layers = int(base_config(args.base).num_hidden_layers)
-    benchmark = open_benchmark(args.scienceqa or drawn_benchmark(out / "benchmark"), plan.counts)
+    benchmark = open_benchmark(args.scienceqa or drawn_benchmark(out / "benchmark"), plan.problems)
     study = Study(benchmark, out, unrelated_text()[: plan.text], args.base)
     runs = planned_runs(plan, layers)
     if not args.report:

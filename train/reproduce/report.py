@@ -7,13 +7,14 @@ import platform
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from adapter.base.embedded import ENCODER
 from train.evaluate.intervals import Interval, difference, log_ratio, over_seeds
 from train.evaluate.report import markdown_table
 from train.formats.scienceqa import Problem, chance, columns
-from train.reproduce.runs import PLANS, STRENGTHS, Plan
+from train.reproduce.runs import PLANS, STRENGTHS
 
 Result = Mapping[str, Any]
 Cell = str | float | int | Interval | None
@@ -73,7 +74,7 @@ class Figures:
     """
 
     def __init__(
-        self, results: Mapping[str, Result], problems: Sequence[Problem], plan: Plan, layers: int
+        self, results: Mapping[str, Result], problems: Sequence[Problem], plan: SimpleNamespace, layers: int
     ) -> None:
         self.results, self.problems, self.plan = results, problems, plan
         epochs = [round(steps * plan.batch_size / plan.few) for steps in plan.long]

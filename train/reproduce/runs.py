@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -45,32 +46,7 @@ PLANS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("plan.yaml").rea
 _version = cache(code_version)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The size of everything.
-
-    train, val, test: problems; of a real data set at most so many. long: steps of two runs over `few` problems, of
-    which the second goes on after over-fitting. text: characters of unrelated text to read, at most. seeds: of
-    training.
-    """
-
-    steps: int
-    train: int
-    val: int
-    test: int
-    few: int
-    long: list[int]
-    text: int
-    batch_size: int
-    seeds: list[int]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Problems by split."""
-        return {"train": self.train, "val": self.val, "test": self.test}
-
-
-FULL, QUICK = (Plan(**PLANS[name]) for name in ("full", "quick"))
+FULL, QUICK = (SimpleNamespace(**PLANS[name]) for name in ("full", "quick"))
 
 
 @dataclass(frozen=True)
@@ -104,8 +80,8 @@ class Run:
         return TrainConfig(**PLANS["training"], **own, insertion_layers=layers, vision=vision, eval_every=every)
 
 
-def planned_runs(plan: Plan, layers: int) -> list[Run]:
-    """All runs: every row with the first seed, then with the next. layers: number of layers of the base."""
+def planned_runs(plan: SimpleNamespace, layers: int) -> list[Run]:
+    """All runs: every row with the first seed, then with the next. plan: FULL or QUICK; layers: of the base."""
     runs = [Run("base", "base")]
     for seed in plan.seeds:
         for group, row in PLANS["runs"].items():

@@ -15,8 +15,14 @@ from adapter.base.template import Message, encode_answer, encode_conversation, e
 from tests.tiny_models import character_tokenizer
 from train.formats.dataset import Record, open_records
 from train.input.batches import Batches, StreamPosition
-from train.input.examples import Example, Part, ShuffledExamples, SkippedExamples
-from train.input.history import sample_history, with_unseen_history
+from train.input.examples import (
+    Example,
+    Part,
+    ShuffledExamples,
+    SkippedExamples,
+    sample_history,
+    with_unseen_history,
+)
 from train.input.rows import IGNORED, Tokeniser
 
 

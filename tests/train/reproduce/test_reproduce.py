@@ -119,7 +119,7 @@ def test_rows_and_claims_of_runs_that_are_missing_are_left_out(figures, tmp_path
     few = {name: result for name, result in figures.results.items() if name in ("base-0", "text-0", "zero-1")}
     partial = Figures(few, figures.problems, FULL, LAYERS)
     report = write_report(
-        partial, tmp_path, command="it", base="tiny", data="Drawn.", sizes=FULL.counts, missing=["full-0"]
+        partial, tmp_path, command="it", base="tiny", data="Drawn.", sizes=FULL.problems, missing=["full-0"]
     )
     assert "**Not all runs are finished.** Missing: full-0." in report
     assert not any(held == "yes" for held, *_ in partial.claims())  # one seed tells nothing of the spread
@@ -136,7 +136,7 @@ def test_plots_are_written(figures, tmp_path):
 def test_the_drawn_benchmark(drawn_folder):
     """Splits share no text and no picture."""
     seen: set[str] = set()
-    for split, count in FULL.counts.items():
+    for split, count in FULL.problems.items():
         read = read_problems(drawn_folder, split)
         assert len(read) == count and {p.split for p in read} == {split}
         own = {question_text(p) for p in read if p.image is None}

@@ -17,7 +17,7 @@ from adapter.serve.form import NO_FORM
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, ratio
 from train.formats.dataset import open_records
-from train.input.history import with_unseen_history
+from train.input.examples import with_unseen_history
 from train.recipes import sealed_sets
 from train.recipes.recipe import MeasuredSets, Recipe, recipe_of
 from train.recipes.sealed_sets import after_others, conversation_of, off_task_scores, percent, some

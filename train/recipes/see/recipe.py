@@ -27,9 +27,8 @@ from adapter.method.config import VisionConfig
 from adapter.method.label_projection import LabelProjection
 from adapter.method.vision import VisualFeatures
 from train.formats.dataset import open_records
-from train.input.examples import Example
+from train.input.examples import Example, sample_history
 from train.input.features import open_store
-from train.input.history import sample_history
 from train.input.split import draw_evenly
 from train.recipes.recipe import Examples, MeasuredSets, Recipe, recipe_of
 from train.recipes.sealed_sets import read_yaml

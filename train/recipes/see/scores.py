@@ -24,7 +24,7 @@ from adapter.errors import AdapterError
 from adapter.method.vision import VisualFeatures
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, mean
-from train.input.history import with_unseen_history
+from train.input.examples import with_unseen_history
 from train.recipes.sealed_sets import after_others, conversation_of, off_task_scores, percent, read_yaml, some
 from train.recipes.see.concepts import FOLDER, class_names, drawing_sentence, hedged, is_named, kinds
 from train.recipes.see.drawings import (
