@@ -259,7 +259,7 @@ class Visitor:
 
     def new_conversation(self) -> None:
         self.page.get_by_role("button", name=texts.NEW_CONVERSATION).click()
-        self.page.locator("#chat .example").first.wait_for()
+        self.page.locator("#chat .example:visible").first.wait_for()
 
     def open_list(self) -> None:
         self.page.get_by_role("button", name=texts.CONVERSATIONS).click()

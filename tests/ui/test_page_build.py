@@ -49,6 +49,9 @@ def test_a_model_card_loads_nothing_into_the_browser() -> None:
 
 def test_endpoints_for_programs() -> None:
     page = app.build_page(ReadyProvider(EchoEngine()), FakeCatalog())
+    # A block that is entered again while it is open takes those behind it to another place.
+    room = next(block for block in page.blocks.values() if block.elem_id == "room")
+    assert [block.elem_id for block in room.children] == ["talk", "inside-column"]
     endpoints = page.get_api_info()["named_endpoints"]
     assert set(endpoints) == {"/chat", "/adapters"} and page.api_open is False
     parameters = endpoints["/chat"]["parameters"]

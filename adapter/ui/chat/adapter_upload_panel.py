@@ -39,16 +39,18 @@ element.addEventListener('click', ({target}) => {
 """
 
 
+def hub_question() -> gr.HTML:
+    """Lays out the question about the repository that the page's address names, over the page."""
+    html = f"<p>{texts.linked_adapter('<code></code>')}</p>"
+    html += "".join(f'<button class="sm {kind}">{text}</button> ' for kind, text in _ANSWERS.items())
+    return gr.HTML(html, js_on_load=_LINK_JS, elem_id="hub-link")
+
+
 def adapter_upload_panel(
-    provider: EngineProvider,
-    catalog: AdapterCatalog,
-    pickers: Sequence[Picker],
-    questions: gr.Column,
-    public: bool,
+    provider: EngineProvider, catalog: AdapterCatalog, pickers: Sequence[Picker], link: gr.HTML, public: bool
 ) -> None:
-    """An added adapter is selected in the first of the pickers. questions: the place for one that the page's
-    address names. public: whether others than this machine may ask; then nothing is fetched with its login on the
-    Hub.
+    """An added adapter is selected in the first of the pickers. link: of `hub_question`. public: whether others
+    than this machine may ask; then nothing is fetched with its login on the Hub.
     """
     picker, *others = pickers
     with gr.Accordion(texts.UPLOAD, open=False, elem_id="adapter-upload"):
@@ -58,10 +60,6 @@ def adapter_upload_panel(
         button = gr.Button(texts.UPLOAD_BUTTON, variant="secondary")
         repository = gr.Textbox(label=texts.HUB, placeholder=texts.HUB_HINT, max_lines=1, max_length=200)
         fetch = gr.Button(texts.HUB_BUTTON, variant="secondary", elem_id="hub-fetch")
-    with questions:
-        html = f"<p>{texts.linked_adapter('<code></code>')}</p>"
-        html += "".join(f'<button class="sm {kind}">{text}</button> ' for kind, text in _ANSWERS.items())
-        link = gr.HTML(html, js_on_load=_LINK_JS, elem_id="hub-link")
 
     def upload_adapter(
         paths: list[str] | None, wanted_name: str, field: str, event: gr.EventData

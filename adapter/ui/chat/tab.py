@@ -15,7 +15,7 @@ from adapter.errors import AdapterError
 from adapter.serve.settings import BASE_ONLY, MAX_STOPS, MAX_SYSTEM, Settings, slider
 from adapter.server.generation import MAX_CHARACTERS, AdapterCatalog, EngineProvider
 from adapter.ui import theme
-from adapter.ui.chat.adapter_upload_panel import adapter_upload_panel, own_adapter_panel
+from adapter.ui.chat.adapter_upload_panel import adapter_upload_panel, hub_question, own_adapter_panel
 from adapter.ui.chat.chatbot import LATEX, VerbatimChatbot
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.corrections import CorrectionsPanel, corrections_panel
@@ -53,9 +53,10 @@ def chat_tab(
     examples = [_copied_to_uploads(example) for example in theme.examples()]
     # What conversations.js sends: a conversation to be shown, and what else it asks for.
     js = "window.chatPage.connect({ open: data => trigger('open', data), act: data => trigger('act', data) })"
+    link = hub_question() if uploads else None
     listed = gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False, js_on_load=js)
     with gr.Row(equal_height=False, elem_id="room"):
-        with gr.Column(elem_id="talk") as talk:
+        with gr.Column(elem_id="talk"):
             chat = _chatbot(examples, catalog)
             corrections = corrections_panel(page)
             with gr.Column(elem_id="dock"):
@@ -74,8 +75,8 @@ def chat_tab(
                         about = _settings_panel(catalog, settings)
                         pickers.append(Picker(settings["mix"], texts.NO_MIX))
                         store = ConversationStore(provider, catalog)
-                        if uploads:
-                            adapter_upload_panel(provider, catalog, pickers, talk, public)
+                        if link is not None:
+                            adapter_upload_panel(provider, catalog, pickers, link, public)
                 settings["xray"], drawing = _about_line()
                 box = message_box(texts.PLACEHOLDER, "box")
                 context = gr.HTML(elem_id="context", padding=False)
