@@ -58,6 +58,7 @@ def test_a_photograph_is_inspected(inside: InsideVisitor) -> None:
     panel.locator(".token .word", has_text=first.inner_text().strip()).wait_for()
     # A value on hover, and with the arrow keys.
     cell = panel.locator(".gates tr").nth(5).locator("td").nth(3)
+    assert cell.evaluate("cell => getComputedStyle(cell).backgroundColor") != "rgba(0, 0, 0, 0)"
     cell.hover()
     assert panel.locator(".gates .readout").inner_text() == f"Layer 4, head 3: {cell.inner_text()}"
     cell.focus()
