@@ -96,7 +96,7 @@ def compare(walk: Walk) -> None:
     with walk.step("one message is answered at five strengths"):
         page.locator("#message textarea").fill("How does a boat float?")
         page.locator("#message textarea").press("Enter")
-        page.locator("#film mark").first.wait_for(state="attached")
+        page.locator("#answers mark").first.wait_for(state="attached")
     walk.shoot("compare")
 
 
