@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 
 from adapter.method.checkpoint import save_adapter
+from tests.app_process import wait_until
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 from tests.fake_hub import fake_hub
 from tests.tiny_models import random_adapter
@@ -92,6 +93,7 @@ def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publis
     owner = public.start("", plan, me, "mine", "", "Who am I?", 40, 0.004)[0]
     assert owner and owner not in (tmp_path / "runs" / "mine" / "run.json").read_text()
     html, stop = 1, 2  # their places in the panel
+    wait_until(lambda: public.runs.watched("mine"))  # the base was asked in a thread of its own
     public.runs.add_watched("mine", WatchedAnswer(0, "Nobody."))
     panel = public.panel("mine", owner, None, me)
     assert "Who am I?" in panel[html] and "Nobody." in panel[html] and panel[stop]["visible"]
@@ -136,6 +138,7 @@ def test_only_its_own_visitor_publishes_with_a_machines_login(
     tab = events(tmp_path / "runs", tiny_folder, public)
     plan, token = tab.choose_sample(next(iter(tab.samples)))[3], visitor and signed_in(visitor)
     owner = tab.start("", plan, event_request(), "mine", "", "Who am I?", 40, 0.004)[0]
+    wait_until(lambda: tab.runs.watched("mine"))
     save_adapter(random_adapter(tiny_fingerprint), tmp_path / "runs" / "mine", "# mine\n")
     for answer in (WatchedAnswer(0, "A  language model."), WatchedAnswer(10, "A pirate.")):
         tab.runs.add_watched("mine", answer)
