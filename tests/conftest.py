@@ -54,7 +54,6 @@ LONGEST = (
     "test_zero_gpu.py",
     "test_page_inside.py",
     "test_soak.py",
-    "test_see.py",
     "test_runs.py",
 )
 

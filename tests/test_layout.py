@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -188,3 +190,11 @@ def test_an_installed_package_is_whole() -> None:
     }
     files = {path for folder in ("adapter", "train") for path in (ROOT / folder).rglob("*") if path.is_file()}
     assert {path for path in files if "__pycache__" not in path.parts and path.suffix != ".py"} <= packaged
+
+
+def test_the_page_is_imported_without_what_takes_seconds() -> None:
+    """The page is served while they are imported."""
+    heavy = "{'torch', 'transformers', 'numba', 'timm'} & set(sys.modules)"
+    code = f"import sys, app; sys.exit(str({heavy}) if {heavy} else 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
