@@ -45,7 +45,7 @@ def test_a_newcomer_meets_a_film_that_the_strength_moves_and_is_answered_by_its_
     assert visitor.first_picked == "pirate"
     frame = visitor.page.locator("#chat .film[data-shown] .frames p:visible")
     frame.get_by_text("Rayleigh").wait_for()  # of the frozen base
-    assert visitor.page.locator("#strength input[type=range]").is_disabled()
+    visitor.page.locator("#strength input[type=range]:disabled").wait_for()
     visitor.pick("pirate")
     for strength, word in ((1, "Ahoy"), (2, "Arr"), (0, "Rayleigh")):
         visitor.set("Strength", strength)

@@ -121,7 +121,7 @@ def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[...
     page.keyboard.press("ArrowDown")
     word = page.evaluate("() => document.activeElement.textContent")
     page.keyboard.press("Enter")
-    page.get_by_role("button", name="3/3").wait_for()
+    page.get_by_role("button", name="4/4").wait_for()
     wait_until(lambda: visitor.answers()[-1] != plain)
     branched = visitor.settle()
     assert word.strip() in branched
