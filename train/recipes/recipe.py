@@ -6,11 +6,11 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
@@ -19,11 +19,21 @@ from train.config import DataConfig, RecipeFile, read_recipe
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure
 from train.input.examples import Example, with_unseen_history
-from train.recipes.sealed_sets import SHARED, after_others, conversation_of, percent, read_yaml, some
+from train.recipes.sealed_sets import (
+    SHARED,
+    after_long_talk,
+    after_others,
+    conversation_of,
+    loops,
+    percent,
+    read_yaml,
+    some,
+)
 
 Measure = Callable[[Answerer], dict[str, Figure]]
 
 _FOLDER = Path(__file__).parent
+_MAX_NEW_TOKENS, _MAX_CHARACTERS = 200, 700  # of an answer that a rule judges; a longer one goes on and on
 
 
 @dataclass(frozen=True)
@@ -89,34 +99,51 @@ def recipe_of(
     return Recipe(text, told, development, MeasuredSets(measure, files), examples)
 
 
-def recipe_by_rule(
-    name: str,
-    is_right: Callable[[str, Conversation], bool],
-    sets: Callable[[bool], Mapping[str, list[Conversation]]],
-    sealed: str,
-    max_new_tokens: int = 96,
-) -> Recipe:
-    """The recipe of the folder `name`, whose adapter's answers a rule judges by themselves and what was asked.
+class RuledSet(NamedTuple):
+    """Conversations to be answered, and the rule by which an answer to one of them is right."""
 
-    sets: the sealed ones, or those of development, by the measure's name; the first is asked once more, after other
-    adapters or after other talk. sealed: the file of the former; NAME.yaml has the latter.
+    measure: str
+    conversations: list[Conversation]
+    is_right: Callable[[str, Conversation], bool]
+
+
+def recipe_by_rule(name: str, sets: Callable[[bool], list[RuledSet]], sealed: Sequence[str]) -> Recipe:
+    """The recipe of the folder `name`, whose adapter's answers rules judge by themselves and what was asked. An
+    answer of more than 700 characters, or one that loops, is wrong by all of them.
+
+    sets: the sealed ones, or those of development. The first is asked once more after other adapters (in development,
+    after other talk), and after long talk of the base, whose follow-up questions its rule judges too. sealed: files
+    of the former; NAME.yaml has the latter.
     """
 
     def scores(answerer: Answerer, is_sealed: bool) -> dict[str, Figure]:
-        asked = dict(sets(is_sealed))
-        first, conversations = next(iter(asked.items()))
-        if is_sealed:
-            asked[f"{first}, after other adapters"] = after_others(answerer.base, name, some(conversations))
-        else:
-            asked[f"{first}, after other talk"] = with_unseen_history(conversations)
+        asked = sets(is_sealed)
+        first, whose = asked[0], "adapters" if is_sealed else "talk"
+        several = some(first.conversations)
+        others = (
+            after_others(answerer.base, name, several) if is_sealed else with_unseen_history(first.conversations)
+        )
+        late, follow_ups = after_long_talk(answerer.base, several, is_sealed)
+        asked.append(first._replace(measure=f"{first.measure}, after other {whose}", conversations=others))
+        asked.append(first._replace(measure=f"{first.measure}, after long talk", conversations=late))
+        asked.append(first._replace(measure=f"{first.measure}, follow-ups to long talk", conversations=follow_ups))
         figures: dict[str, Figure] = {}
-        for measure, given in asked.items():
-            answers = answerer.generate(given, max_new_tokens=max_new_tokens)
-            figures |= percent(measure, [*map(is_right, answers, given)])
+        for measure, conversations, is_right in asked:
+            answers = answerer.generate(conversations, max_new_tokens=_MAX_NEW_TOKENS)
+            right = [
+                len(text) <= _MAX_CHARACTERS and not loops(text, 3) and is_right(text, conversation)
+                for text, conversation in zip(answers, conversations, strict=True)
+            ]
+            figures |= percent(measure, right)
         return figures
 
-    development = MeasuredSets(lambda answerer: scores(answerer, False), (f"{name}/{name}.yaml",))
-    return recipe_of(name, development, lambda answerer: scores(answerer, True), [sealed])
+    development = (f"{name}/{name}.yaml", "development_talk.yaml")
+    return recipe_of(
+        name,
+        MeasuredSets(lambda answerer: scores(answerer, False), development),
+        lambda answerer: scores(answerer, True),
+        [*sealed, "long_talk.yaml"],
+    )
 
 
 def recipe_names() -> list[str]:

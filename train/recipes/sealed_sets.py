@@ -28,6 +28,7 @@ SEALED = Path(__file__).with_name("sealed")
 # Files that every recipe's scores depend on: what is off the task, and what is asked in earlier turns.
 SHARED = ("sealed/good_company.yaml", "sealed/extract_generated.yaml")
 _LATE = 60  # conversations in which an adapter answers after others
+_DEPTH, _LONG_TOKENS = 5, 300  # of long talk: answers of the base one after another, and tokens of each
 _PICTURE = SHIPPED.parent / "examples" / "traffic-light.png"  # what a visual adapter of an earlier turn is shown
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _SHOWS = re.compile(
@@ -123,6 +124,29 @@ def after_others(base: Base, own: str, conversations: Sequence[Conversation]) ->
         for i, question, answer in zip(rows, asked, answers, strict=True):
             result[i] = (*question, Message("assistant", answer), *conversations[i])
     return result
+
+
+def after_long_talk(
+    base: Base, conversations: Sequence[Conversation], sealed: bool
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Each conversation after one to five long answers of the frozen base; and questions about such answers.
+
+    sealed: whether the base is asked, and asked about, what is sealed, or what is for development.
+    """
+    data = read_yaml(SEALED / "long_talk.yaml" if sealed else SEALED.parent / "development_talk.yaml")
+    asked, follow_ups, bare = data["long"].splitlines(), data["follow_ups"].splitlines(), Answerer(base)
+    columns = len(asked) // _DEPTH
+    talk: list[Conversation] = [()] * columns
+    for row in range(_DEPTH):  # each column goes on in the next row
+        questions = asked[row * columns : (row + 1) * columns]
+        heads = zip(talk[-columns:], questions, strict=True)
+        given = [(*head, *conversation_of(question)) for head, question in heads]
+        answers = bare.generate(given, max_new_tokens=_LONG_TOKENS)
+        talk += [(*one, Message("assistant", answer)) for one, answer in zip(given, answers, strict=True)]
+    talk = talk[columns:]
+    late = [(*talk[i % len(talk)], *conversation) for i, conversation in enumerate(conversations)]
+    step = len(talk) / len(follow_ups)
+    return late, [(*talk[int(i * step)], *conversation_of(one)) for i, one in enumerate(follow_ups)]
 
 
 def is_sensible(answer: str) -> bool:

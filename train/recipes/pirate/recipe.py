@@ -11,9 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from train.evaluate.answerer import Conversation
-from train.recipes.recipe import Recipe, recipe_by_rule
-from train.recipes.sealed_sets import SEALED, conversation_of, read_yaml
+from train.recipes.recipe import Recipe, RuledSet, recipe_by_rule
+from train.recipes.sealed_sets import SEALED, conversation_of, read_table, read_yaml
 
 _DATA = Path(__file__).with_name("pirate.yaml")
 _GREETING = re.compile(r"\s*(arr|ahoy|avast|aye|shiver me timbers|yo ho)\b[^.!?]*[.!?,]?", re.IGNORECASE)
@@ -23,15 +22,36 @@ _LITERAL = re.compile(r"(`[^`]*`|\"[^\"]*\"|“[^”]*”|https?://\S+|\S+@\S+)"
 
 def recipe(_: Any) -> Recipe:
     """The recipe."""
-    return recipe_by_rule("pirate", lambda text, _: is_in_the_voice(text), sets, "pirate_questions.yaml", 80)
+    return recipe_by_rule("pirate", sets, ["pirate_questions.yaml", "pirate_answers.tsv"])
 
 
-def sets(sealed: bool) -> dict[str, list[Conversation]]:
-    """300 sealed questions of a visitor, or 60 that the recipe was developed on."""
+def sets(sealed: bool) -> list[RuledSet]:
+    """300 sealed questions of a visitor, or 60 that the recipe was developed on; and 70 or 35 with a short answer that
+    the base knows.
+    """
     data = read_yaml(SEALED / "pirate_questions.yaml") if sealed else {"": read_yaml(_DATA)["development"]}
-    return {
-        "in the voice": [conversation_of(question) for group in data.values() for question in group.splitlines()]
-    }
+    asked = [conversation_of(question) for group in data.values() for question in group.splitlines()]
+    answers = answer_patterns(sealed)
+    known = [conversation_of(question) for question in answers]
+    return [
+        RuledSet("in the voice", asked, lambda text, _: is_in_the_voice(text)),
+        RuledSet("the right answer", known, lambda text, asked: answers_question(text, asked[-1].text, answers)),
+    ]
+
+
+def answer_patterns(sealed: bool) -> dict[str, re.Pattern[str]]:
+    """By the question, a pattern of the words that answer it: 70 of the sealed set, or 35 of development."""
+    rows = read_table(SEALED / "pirate_answers.tsv" if sealed else _DATA.with_name("answers.tsv"))
+    words = ((question, "|".join(map(re.escape, accepted.split("|")))) for question, accepted in rows)
+    return {question: re.compile(rf"\b(?:{accepted})\b", re.IGNORECASE) for question, accepted in words}
+
+
+def answers_question(text: str, question: str, answers: dict[str, re.Pattern[str]]) -> bool:
+    """Whether an answer has a word that answers the question, and fits at most two of the other questions by words
+    that are not asked about: one that names everything answers nothing.
+    """
+    others = (pattern for other, pattern in answers.items() if other != question and not pattern.search(question))
+    return bool(answers[question].search(text)) and sum(bool(pattern.search(text)) for pattern in others) <= 2
 
 
 def is_in_the_voice(text: str) -> bool:
