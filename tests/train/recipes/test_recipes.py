@@ -65,7 +65,7 @@ def test_a_recipe_on_files_is_trained_measured_and_has_its_card(tiny_folder, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "count", "held_out"), [("extract", 19_951, 128), ("pirate", 3_546, 30), ("tutor", 6_353, 15)]
+    ("name", "count", "held_out"), [("extract", 19_951, 128), ("pirate", 3_546, 30), ("tutor", 5_913, 15)]
 )
 def test_every_row_can_be_read_and_none_is_learnt_and_held_out(name, count, held_out):
     recipe, faults = read_own(name, []), []
@@ -126,6 +126,14 @@ def test_pirate_score_is_honest():
         assert not pirate.is_in_the_voice(bad), bad
 
 
+def test_an_answer_that_names_everything_answers_no_question():
+    answers = {f"{word.upper()}?": re.compile(rf"\b{word}\b") for word in ("ice", "two", "Rome", "milk")}
+    assert pirate.answers_question("Arr! It be ice.", "ICE?", answers)
+    assert pirate.answers_question("Two o' them: ice and milk.", "ICE?", answers)
+    for bad in ("Arr! It be nice.", "Arr! It be milk.", "ice, two, Rome and milk"):
+        assert not pirate.answers_question(bad, "ICE?", answers), bad
+
+
 @pytest.mark.parametrize(
     ("answer", "mark"),
     [
@@ -163,3 +171,10 @@ LATER = (*ASKED, Message("assistant", "Light feeds plants. Which plants grow in 
 )  # fmt: skip
 def test_the_tutors_rule(answer, conversation, right):
     assert tutor.is_by_the_rule(answer, conversation) is right
+
+
+def test_a_tutor_agrees_with_a_wrong_reply_by_praise_or_by_saying_it_again():
+    for agrees in ("Yes. What is round?", "That is right, planets do. Why?", "Cheese goes round it. Why?"):
+        assert tutor.agrees(agrees, "cheese"), agrees
+    for denies in ("The planets go round it. Why?", "It is not cheese but planets. Why?"):
+        assert not tutor.agrees(denies, "cheese"), denies
