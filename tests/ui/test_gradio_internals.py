@@ -35,7 +35,7 @@ ROOT = Path(internals.__file__).parents[2]
 @pytest.mark.parametrize(
     ("where", "call"),
     [
-        (gr.Blocks.preprocess_data, "self.validate_inputs("),
+        (gr.Blocks.process_api, "await self.preprocess_data("),
         (gr.Blocks.process_api, "await self.postprocess_data("),
         (gr.blocks.Block, "processing_utils.async_ssrf_protected_download("),
         (gr.blocks.Block, "is_template"),  # selects the parent's frontend

@@ -1,6 +1,4 @@
-"""Corrections: answers as a visitor would have them, collected in the browser as records to train on. The server
-keeps none.
-"""
+"""Corrections: answers as a visitor would have them, kept in the browser alone as records to train on."""
 
 from __future__ import annotations
 
@@ -39,7 +37,6 @@ class CorrectionsPanel(NamedTuple):
 
 
 def corrections_panel(page: gr.Blocks) -> CorrectionsPanel:
-    """Lays the panel out in the current Blocks and connects it."""
     with gr.Column(elem_id="around-teach") as around:
         known = gr.BrowserState([], storage_key="llama-adapter:corrections", secret=BROWSER_SECRET)
     with around, gr.Column(visible=False, elem_id="teach") as panel:
@@ -63,9 +60,8 @@ def checked(known: object) -> list[Correction]:
 
 
 def add_correction(known: object, history: Sequence[Entry], index: int, text: str) -> list[Correction]:
-    """The corrections with that of the answer at `index`, in place of one of the same, and with the newest
-    exchanges before it, whose answers are not learnt, as a record has room. Raises BadInput for an answer about a
-    picture.
+    """The corrections with that of the answer at `index`, in place of one of the same, with the newest exchanges
+    before it that a record has room for, not learnt. Raises BadInput for an answer about a picture.
     """
     before = conversation.to_messages(history[:index])
     if conversation.latest_picture(history[:index]) is not None:
@@ -83,7 +79,6 @@ def add_correction(known: object, history: Sequence[Entry], index: int, text: st
 
 
 def _show(known: object) -> tuple[Any, str]:
-    """Updates of the panel and of what it shows."""
     rows, items = checked(known), ""
     for row in reversed(rows):
         pair = [ellipsize(str(message.get("content", "")), SHOWN_CHARACTERS) for message in row["messages"][-2:]]
