@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from adapter.server.generation import client_of
-from adapter.server.limits import UNREAD_BYTES, Limits, RateLimited
+from adapter.server.limits import UNREAD_BYTES, Limits
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import refusal
 
@@ -192,10 +192,7 @@ class _BoundedQueue(Queue):
         waiting = [event for events in self.event_queue_per_concurrency_id.values() for event in events.queue]
         running = [event for events in self.active_jobs for event in events or ()]
         addresses = [client_of(event.request).address for event in (*waiting, *running)]
-        try:
-            self.limits.event(client_of(request).address, addresses)
-        except RateLimited as error:
-            raise _too_many(error) from None
+        self.limits.event(client_of(request).address, addresses)
         return await super().push(body=body, request=request, username=username)
 
     def send_message(self, event: Any, event_message: Any) -> None:
@@ -210,7 +207,8 @@ class _BoundedQueue(Queue):
 
 def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
     """Bound what clients ask of sessions and the queue. most: sessions that are kept. By itself Gradio makes one
-    for every name that clients invent, keeps a part of it for ever, and cuts the answers of the oldest.
+    for every name that clients invent, keeps a part of it for ever, and cuts the answers of the oldest. What is
+    too much raises RateLimited, which RequestGuard answers.
     """
     state_holder.SessionState = _Session
     queue: Any = page._queue
@@ -225,17 +223,10 @@ def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
         if request is not None and (body.session_hash is None or body.session_hash not in blocks.state_holder):
             if body.session_hash == "" or len(body.session_hash or "") > SESSION_CHARACTERS:
                 raise HTTPException(422, texts.WRONG_VALUE)
-            try:
-                limits.count("session", client_of(request).address)
-            except RateLimited as error:
-                raise _too_many(error) from None
+            limits.count("session", client_of(request).address)
         try:
             return get_fn(blocks=blocks, api_name=api_name, body=body)
         except (KeyError, route_utils.FnIndexInferError):  # Gradio would log a traceback for each such request
             raise HTTPException(422, texts.WRONG_VALUE) from None
 
     route_utils.get_fn = get_fn_of_session
-
-
-def _too_many(error: RateLimited) -> HTTPException:
-    return HTTPException(429, str(error), {"Retry-After": str(error.retry_after)})
