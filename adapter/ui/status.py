@@ -14,6 +14,8 @@ from adapter.ui.texts import page as texts
 
 PRIVATE = {"api_visibility": "private"}
 UNQUEUED = {"queue": False, "show_progress": "hidden", **PRIVATE}
+# Of events whose newest counts: Gradio drops one that comes while another is pending, this runs it afterwards.
+NEWEST = {"trigger_mode": "always_last", **UNQUEUED}
 # Options of events that may show a toast, which Gradio sends through its queue only (6.31).
 QUEUED = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 # Options of every event that runs the model. Their limit is above the engine's, whose scheduler decides the order.
@@ -80,7 +82,7 @@ def refresh_periodically(
         return *updates, *changed
 
     outputs = [status, known, timer, *chosen, *components]
-    gr.on([timer.tick, components[0].change], refresh, [known, *components], outputs, **UNQUEUED)
+    gr.on([timer.tick, components[0].change], refresh, [known, *components], outputs, **NEWEST)
 
 
 def _status(provider: EngineProvider) -> str:

@@ -11,7 +11,7 @@ import gradio as gr
 from adapter.errors import BadInput
 from adapter.ui import conversation
 from adapter.ui.conversation import Entry
-from adapter.ui.status import UNQUEUED
+from adapter.ui.status import NEWEST, UNQUEUED
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ellipsize
 
@@ -44,7 +44,7 @@ def corrections_panel(page: gr.Blocks) -> CorrectionsPanel:
         with gr.Row():
             export = gr.Button(texts.EXPORT_CORRECTIONS, size="sm", min_width=60)
             forget = gr.Button(texts.FORGET_CORRECTION, size="sm", min_width=60)
-    gr.on([page.load, known.change], _show, known, [panel, shown], **UNQUEUED)
+    gr.on([page.load, known.change], _show, known, [panel, shown], **NEWEST)
     lines = "rows.map(row => JSON.stringify(row) + '\\n').join('')"
     export.click(None, known, None, js=f"rows => window.chatPage.save('{FILE_NAME}', {lines})", **UNQUEUED)
     forget.click(None, known, known, js="rows => [rows.slice(0, -1)]", **UNQUEUED)

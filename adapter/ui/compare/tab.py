@@ -20,7 +20,7 @@ from adapter.ui.chat.tab import TabParts, message_box, sampling_inputs
 from adapter.ui.comparison import Pane, answer_together, mark
 from adapter.ui.images import BadPicture, open_upload
 from adapter.ui.session import Conversations, Forgotten
-from adapter.ui.status import MODEL, PRIVATE, UNQUEUED, Picker
+from adapter.ui.status import MODEL, NEWEST, PRIVATE, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts
 
@@ -219,12 +219,11 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
         inputs |= {f"{part}_{i}": component for part, component in pane.items()}
     pickers = [pane["adapter"] for pane in panes]
     of_panes = [pane[part] for pane in panes for part in ("strength", "words")]
-    last = {"trigger_mode": "always_last", **UNQUEUED}
 
     def show_parts(*names: str) -> list[Any]:
         return [gr.update(visible=shown) for name in names for shown in (bool(name), not name)]
 
-    gr.on([picker.change for picker in pickers], show_parts, pickers, of_panes, **last)
+    gr.on([picker.change for picker in pickers], show_parts, pickers, of_panes, **NEWEST)
     events = CompareEvents(provider, catalog, chat.store.conversations)
     options = {"show_progress": "hidden", **MODEL, **PRIVATE}
     box.submit(events.send, [box, view, count], [box, answers], inputs_kwargs=inputs, **options)

@@ -276,7 +276,7 @@
       list().append(undo()); // what is beside the list cannot be pressed
       list().querySelector("input").value = "";
       render();
-      await refresh().then(render, () => {}); // other tabs may have written
+      await refresh().then(() => find("#conversations li input") || render(), () => {}); // other tabs may have written
     },
     new: () => open(newId()),
     close: () => list().close(),
