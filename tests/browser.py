@@ -174,6 +174,7 @@ class Visitor:
         """Wait until the answer is there and return its text."""
         self.page.locator("#box .stop-button").wait_for(state="hidden")
         self.page.locator("#box .submit-button").wait_for()
+        self.page.evaluate(TWO_FRAMES)  # in which the scripts of the page keep and colour what came
         return self.answers()[-1]
 
     def answering(self, act: Callable[[], None]) -> str:
@@ -206,8 +207,7 @@ class Visitor:
     def toast(self) -> str:
         """Read the toast that is there or is about to come, and close it."""
         toast = self.page.get_by_test_id("toast-body").first
-        toast.wait_for()
-        text = toast.inner_text()
+        text = toast.inner_text()  # which waits for it
         # Not locator.click(): it would wait for a button that has gone by itself meanwhile.
         self.page.evaluate("""() => document.querySelector('[data-testid="toast-close"]')?.click()""")
         toast.wait_for(state="hidden")
@@ -241,6 +241,7 @@ class Visitor:
         """The editor of the newest message."""
         self.page.locator("#chat .user-row").last.hover()
         self.button("Edit").click()
+        self.page.evaluate(TWO_FRAMES)  # page.js moves the caret
         return self.page.locator("#chat textarea.edit-textarea")
 
     def edit(self, text: str) -> Any:

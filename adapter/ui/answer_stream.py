@@ -71,9 +71,7 @@ def build_request(
 
 
 def xray_line(text: str, logprob: float, base: TokenLogprobs, own: Sequence[TokenLogprob] = ()) -> str:
-    """A token for xray.js: its text, its log-probability and the frozen base's, and the likeliest tokens there: of
-    the base, and of the model that answers, with their ids.
-    """
+    """A token for xray.js: text, log-probability, the base's, the base's likeliest, its own likeliest with ids."""
     top = [[other, round(value, 3)] for _, other, value in base.top]
     choices = [[other, round(value, 3), id] for id, other, value in own]
     return json.dumps([text, round(logprob, 3), round(base.logprob, 3), top, choices])
@@ -174,9 +172,7 @@ def stream(
     client: Client,
     xray: bool = False,
 ) -> Iterator[History]:
-    """Yields the history of the turn with more and more of its answer. xray: with what the frozen base gives its
-    tokens, unless many are answered.
-    """
+    """Yields the history with more and more of the answer. xray: with what the base gives it, unless many run."""
     history, begun = turn.history, turn.begun
     if former := begun.record if begun else None:
         settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import html
-import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -20,18 +19,15 @@ from adapter.ui.json_table import differing_fields, read_object, table_html
 from adapter.ui.session import Change
 from adapter.ui.status import REDRAW_SECONDS
 from adapter.ui.texts import page as texts
+from adapter.ui.toasts import readable
 
 if TYPE_CHECKING:
     from adapter.serve.request import GenerationEvent, GenerationRequest
     from adapter.server.loader import ServingEngine
 
-log = logging.getLogger(__name__)
-
 
 @dataclass
 class Pane(AnswerProgress):
-    """The answer of one pane."""
-
     message: str = "…"  # the page's own, shown as long as there is no text
     marked_html: str | None = None  # the text with its differences marked
     failed: bool = False
@@ -73,9 +69,7 @@ def answer_together(
                 wait = max(error.retry_after, math.ceil(60 * len(requests) / ANSWERS_PER_MINUTE))
                 raise RateLimited(texts.all_refused(len(requests), wait), wait) from error
             except Exception as error:
-                if not isinstance(error, AdapterError):
-                    log.exception("an answer could not be begun")
-                errors.append(error if isinstance(error, AdapterError) else AdapterError(texts.FAILED))
+                errors.append(readable(error, "an answer of a comparison"))
                 panes[index].add(errors[-1])
         if not answers:
             raise errors[0]
@@ -112,9 +106,7 @@ def mark(pane: Pane, other: Pane, where: str) -> None:
 
 
 def mark_differences(first: str, other: str) -> tuple[str, int, int]:
-    """`other` as HTML in which words that `first` lacks at their place are marked. Also returns how many words are
-    marked, and how many `other` has. Words are separated by white space.
-    """
+    """`other` as HTML, words marked that `first` lacks at their place; the number of these, and of all words."""
     pairs = re.findall(r"(\S+)(\s*)", other.strip())  # (word, white space after it)
     words = [word for word, _ in pairs]
     parts, changed = [], 0

@@ -1,5 +1,5 @@
-"""The conversation as plain data. A turn is a picture (if there is one), a text, then the answer. The picture is a
-message of its own, as in a file: the Chatbot's edit replaces all of the message that is edited.
+"""The conversation as plain data. A picture is a message of its own, before its text, as in a file: the Chatbot's
+edit replaces all of the message that is edited.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ class Variant(NamedTuple):
     record: str
 
 
-# Records come back from a browser, so everything in them is checked.
-# Of the settings, what they have always had; the later ones have their defaults where they are missing.
+# Records come back from a browser: everything in them is checked. They have had these settings always.
 _OLDEST_FIELDS = {"adapter", "strength", "temperature", "top_p", "max_tokens", "seed"}
 _MAX_CHARACTERS = 100_000
 _MAX_VARIANTS = 8
@@ -75,8 +74,7 @@ def read_record(fields: Mapping[str, Any] | None) -> AnswerRecord | None:
     if not fields or not fields.keys() >= _OLDEST_FIELDS or fields["seed"] is None:
         return None
     try:
-        # Records by earlier versions have 0 where the time limit ended an answer before its first token.
-        # They were given after everything that others had answered.
+        # Early records have read all that others answered, and have 0 where the time ended before the first token.
         settings = Settings.checked({"others": "all", **fields, "max_tokens": fields["max_tokens"] or 1})
         return _RECORD.validate_python({**fields, "settings": settings})
     except (BadInput, ValidationError):
@@ -180,9 +178,7 @@ def _last_user_index(history: Sequence[Entry]) -> int:
 
 
 def dividers(history: Sequence[Entry]) -> dict[int, str]:
-    """The lines above turns whose adapters differ from those of the answer before, by where these turns begin. An
-    answer without a record is taken to be by the same adapters as the one before it.
-    """
+    """Lines above turns whose adapters are not those of the recorded answer before, by where these turns begin."""
     lines: dict[int, str] = {}
     start, before = 0, None
     for index, entry in enumerate(history):

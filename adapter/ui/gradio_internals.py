@@ -1,6 +1,5 @@
 """Every private name of Gradio's Python that the page depends on, but for the routes in server/request_guard.py.
-requirements.txt bounds Gradio's version because of these, and of the class names in static/*.css and static/*.js.
-The second half bounds what strangers ask of Gradio's sessions and of its queue.
+requirements.txt bounds Gradio's version because of these, and of the class names in static/.
 """
 
 from __future__ import annotations
@@ -26,12 +25,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from adapter.server.generation import client_of
-from adapter.server.limits import UNREAD_BYTES, Limits, RateLimited
+from adapter.server.limits import UNREAD_BYTES, Limits
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import refusal
 
-# Photographs that come with Gradio; one of them is an example in the empty chat.
-PHOTOGRAPHS = Path(gr.__file__).parent / "media_assets" / "images"
+PHOTOGRAPH = Path(gr.__file__).parent / "media_assets" / "images" / "cheetah1.jpg"  # an example in the empty chat
 UNREAD_SECONDS = 300.0  # that results wait for a stream to fetch one: more than the largest takes to arrive
 IDLE_SECONDS = 0.02  # between two looks for a new event; Gradio's 0.001 takes 5 % of a core (6.31)
 SESSION_CHARACTERS = 100  # Gradio's clients name theirs by at most 36
@@ -39,9 +37,7 @@ SESSION_CHARACTERS = 100  # Gradio's clients name theirs by at most 36
 
 @dataclass
 class Unconverted:
-    """A component's value as it is sent. Gradio does not look into it: it would convert and copy all messages of a
-    Chatbot for each update within its event loop, 50 ms for a long conversation (6.31).
-    """
+    """A value that Gradio sends as it is: to convert and copy a long Chatbot's holds its event loop 50 ms."""
 
     value: list[Any]
 
@@ -51,17 +47,11 @@ def _converted(data: list[Any]) -> list[Any]:
 
 
 class StrictBlocks(gr.Blocks):
-    """Blocks that answer malformed input values with one sentence and do not log them, as Gradio would; and whose
-    updates cost what is new in them.
-    """
+    """Blocks that answer malformed input with a sentence, unlogged, and whose updates cost what is new in them."""
 
     def launch(self, *values: Any, **more: Any) -> Any:
         """As Gradio's, which gives up where its first page takes 3 seconds, as on a busy machine (6.31)."""
         return super().launch(*values, **more, _frontend=False)
-
-    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
-        if len(inputs) < len(block_fn.inputs):
-            raise refusal(texts.TOO_FEW_VALUES)
 
     async def preprocess_data(self, *values: Any, **more: Any) -> list[Any]:
         try:
@@ -77,13 +67,11 @@ class StrictBlocks(gr.Blocks):
         if not isinstance(values, list | tuple) or len(values) != len(block_fn.outputs):
             return await super().postprocess_data(block_fn, predictions, state)
         new = [i for i, value in enumerate(values) if value != gr.skip()]
-        part, shown = copy(block_fn), list(values)
-        part.outputs, given = [block_fn.outputs[i] for i in new], [values[i] for i in new]
-        if new:
-            made = await super().postprocess_data(part, given[0] if len(new) == 1 else given, state)
-            for i, value in zip(new, made, strict=True):
-                shown[i] = value
-        return shown
+        part, given = copy(block_fn), [values[i] for i in new]
+        part.outputs = [block_fn.outputs[i] for i in new]
+        made = await super().postprocess_data(part, given[0] if len(new) == 1 else given, state)
+        shown = dict(zip(new, made, strict=True))
+        return [shown.get(i, value) for i, value in enumerate(values)]
 
     def handle_streaming_diffs(self, block_fn: Any, data: list[Any], **of: Any) -> list[Any]:
         return super().handle_streaming_diffs(block_fn, _converted(data), **of)
@@ -94,9 +82,7 @@ class StrictBlocks(gr.Blocks):
 
 
 def subclass_component(name: str, parent: type, methods: dict[str, Any]) -> Any:
-    """A subclass of a Gradio component that uses its parent's frontend. Bypasses Gradio's metaclass, which would
-    write a .pyi file beside the module that defines the class.
-    """
+    """A subclass with its parent's frontend, made past Gradio's metaclass, which writes a .pyi file beside it."""
     return ABCMeta.__new__(type(parent), name, (parent,), {"is_template": True, "__module__": __name__, **methods})
 
 
@@ -164,9 +150,7 @@ class _Results(asyncio.Queue[Any]):
 
 
 class _PendingMessages(_RecentlyUsed):
-    """Gradio deletes a session's messages when one of its streams is cut, even if another one reads them, which
-    then ends with an error. Here they go with the least recently used session, or if nobody fetches them.
-    """
+    """Gradio deletes a session's messages with each of its streams that is cut. Here they go with the session."""
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, _Results())
@@ -190,9 +174,7 @@ class _PendingMessages(_RecentlyUsed):
 
 
 class _Session(state_holder.SessionState):
-    """A session without Gradio's record of all values that its components had, for links that are refused here: it
-    takes 27 ms and 0.46 MB, and holds what visitors sent and got (6.31).
-    """
+    """A session without Gradio's record of its components' values: 27 ms, 0.46 MB and what visitors sent."""
 
     def __init__(self, blocks: gr.Blocks) -> None:
         super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks={}))
@@ -201,9 +183,7 @@ class _Session(state_holder.SessionState):
 
 
 class _BoundedQueue(Queue):
-    """Gradio's queue, bounded for each address: by itself one visitor's events can fill it, and all others are
-    told that it is full; and it keeps all results for sessions that nobody has opened a stream for.
-    """
+    """Gradio's queue, bounded for each address, and in the results that nobody fetches."""
 
     limits: Limits
     pending_messages_per_session: Any
@@ -212,10 +192,7 @@ class _BoundedQueue(Queue):
         waiting = [event for events in self.event_queue_per_concurrency_id.values() for event in events.queue]
         running = [event for events in self.active_jobs for event in events or ()]
         addresses = [client_of(event.request).address for event in (*waiting, *running)]
-        try:
-            self.limits.event(client_of(request).address, addresses)
-        except RateLimited as error:
-            raise _too_many(error) from None
+        self.limits.event(client_of(request).address, addresses)
         return await super().push(body=body, request=request, username=username)
 
     def send_message(self, event: Any, event_message: Any) -> None:
@@ -229,9 +206,9 @@ class _BoundedQueue(Queue):
 
 
 def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
-    """Bound what clients ask of the page's sessions and queue. most: sessions that it keeps. By itself Gradio
-    makes one for every name that clients invent, keeps a part of each for ever, and cuts the answers of those that
-    have been there longest.
+    """Bound what clients ask of sessions and the queue. most: sessions that are kept. By itself Gradio makes one
+    for every name that clients invent, keeps a part of it for ever, and cuts the answers of the oldest. What is
+    too much raises RateLimited, which RequestGuard answers.
     """
     state_holder.SessionState = _Session
     queue: Any = page._queue
@@ -246,17 +223,10 @@ def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
         if request is not None and (body.session_hash is None or body.session_hash not in blocks.state_holder):
             if body.session_hash == "" or len(body.session_hash or "") > SESSION_CHARACTERS:
                 raise HTTPException(422, texts.WRONG_VALUE)
-            try:
-                limits.count("session", client_of(request).address)
-            except RateLimited as error:
-                raise _too_many(error) from None
+            limits.count("session", client_of(request).address)
         try:
             return get_fn(blocks=blocks, api_name=api_name, body=body)
         except (KeyError, route_utils.FnIndexInferError):  # Gradio would log a traceback for each such request
             raise HTTPException(422, texts.WRONG_VALUE) from None
 
     route_utils.get_fn = get_fn_of_session
-
-
-def _too_many(error: RateLimited) -> HTTPException:
-    return HTTPException(429, str(error), {"Retry-After": str(error.retry_after)})

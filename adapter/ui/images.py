@@ -1,6 +1,4 @@
-"""Pictures of a conversation, reduced in size and without metadata when they are added: the browser's storage, an
-export and the command line hold the bytes that the model saw.
-"""
+"""Pictures, made small and bare when they are added: what the browser and a file hold is what the model saw."""
 
 from __future__ import annotations
 
@@ -99,11 +97,6 @@ def write_upload(data: bytes) -> str:
     with atomic_write(path) as temporary:  # even if it is there: Gradio deletes files by age
         temporary.write_bytes(data)
     return str(path)
-
-
-def shrink_upload(path: str) -> str:
-    """The path of an upload's small form. Raises BadPicture."""
-    return write_upload(shrink(read_upload(path)))
 
 
 def kept(path: str) -> tuple[str, int] | None:

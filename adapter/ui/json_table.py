@@ -1,6 +1,4 @@
-"""An answer that is one JSON object as a table in HTML. The text behind it stays what the model is told and what
-is stored; page.js takes it out of a table that is copied.
-"""
+"""An answer that is a JSON object as a table in HTML. The text stays what the model is told and what is stored."""
 
 from __future__ import annotations
 
@@ -15,7 +13,6 @@ from adapter.ui.texts import page as texts
 
 MOST_CHARACTERS = 20_000  # of a text that is made a table; an imported one may be a hundred times as long
 _MOST_LEVELS = 4  # of tables in tables
-_OPENING = '<div class="json-answer">'
 _MARKUP = re.compile(r"[\x00-\x1f!-'*;-?\[-`{-\x7f]")  # whatever HTML or Markdown may read, in ASCII
 
 
@@ -62,7 +59,7 @@ def table_html(text: str, marked: Collection[str] = ()) -> str | None:
     copy = f"<button>{texts.COPY}</button>"  # page.js copies
     behind = f"<details><summary>{texts.JSON}</summary>{copy}<pre><code>{_escape(text)}</code></pre></details>"
     rows = _rows(fields.pairs, 1, marked)
-    return f"{_OPENING}<table>{head}<tbody>{rows}{rest}</tbody></table>{behind}</div>"
+    return f'<div class="json-answer"><table>{head}<tbody>{rows}{rest}</tbody></table>{behind}</div>'
 
 
 def differing_fields(fields: Fields, others: Fields) -> list[str]:

@@ -28,9 +28,7 @@ def preload_links() -> str:
 
 
 def styles_html() -> str:
-    """All components' styles, for the page's head. Gradio does not ask for a style sheet that has a link already,
-    and a link that is disabled is not fetched.
-    """
+    """All components' styles, for the page's head. Gradio asks for none that has a link, even a disabled one."""
     core = _core_files()
     names = [name for name in _files(_FIRST + _LATER) if name.endswith(".css") and name not in core]
     text = "\n".join((_ASSETS / name).read_text(encoding="utf-8") for name in names)

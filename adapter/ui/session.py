@@ -17,8 +17,7 @@ from adapter.ui.texts import page as texts
 
 MAX_BYTES = 256 * 2**20  # of all conversations; one has at most conversation.MAX_HISTORY
 MAX_SESSIONS = 10_000
-# How long a conversation stays without a page, which may be reloading, and how long an answer is waited for until
-# the server notices that its page has left.
+# How long a conversation stays without a page, and how long until the server surely notices that a page has left.
 UNREAD_SECONDS, HANDOVER_SECONDS = 30.0, 30.0
 # How long to wait for what the page was shown before: its last update may still be on its way.
 RELEASE_SECONDS = 1.0
@@ -55,7 +54,7 @@ class Change:
     shown: History = field(default_factory=list)
     stopped: bool = False
     ended: bool = False
-    cancel: Callable[[], None] | None = None
+    cancel: Callable[[], None] = lambda: None
 
     @property
     def unread(self) -> bool:
@@ -183,8 +182,7 @@ class Conversations:
         if (change := shown.change) is None or change.ended:
             return shown
         change.stopped = True
-        if change.cancel is not None:
-            change.cancel()
+        change.cancel()
         return None
 
     def _find(self, session: str | None, id: str) -> Conversation:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,16 +12,15 @@ from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import theme
 from adapter.ui.texts import page as texts
 
-# Options of event listeners.
 PRIVATE = {"api_visibility": "private"}
 UNQUEUED = {"queue": False, "show_progress": "hidden", **PRIVATE}
+# Of events whose newest counts: Gradio drops one that comes while another is pending, this runs it afterwards.
+NEWEST = {"trigger_mode": "always_last", **UNQUEUED}
 # Options of events that may show a toast, which Gradio sends through its queue only (6.31).
 QUEUED = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
-# Options of every event that runs the model, on the page or by the API: they share one limit. It is higher than
-# what the engine accepts, so that the engine's scheduler decides the order.
+# Options of every event that runs the model. Their limit is above the engine's, whose scheduler decides the order.
 MODEL = {"concurrency_id": "model", "concurrency_limit": 64}
 POLL_SECONDS_LOADING, POLL_SECONDS_READY = 1.0, 5.0
-LOOK_SECONDS = 1.0  # between two looks at the adapters, for all pages together
 # Text goes out at most this often: each time costs Gradio a pass over the whole conversation.
 REDRAW_SECONDS = 0.08
 # Gradio's page drops the first of two updates that arrive within one frame (6.31).
@@ -31,9 +28,7 @@ FRAME_SECONDS = 0.1
 
 
 class Picker(NamedTuple):
-    """A component that selects an adapter. none: the label of "no adapter" in a dropdown, which shows names only;
-    None for a radio.
-    """
+    """A component that selects an adapter. none: the label of "no adapter" in a dropdown; None for a radio."""
 
     component: Any
     none: str | None = None
@@ -64,26 +59,15 @@ def refresh_periodically(
     chosen: Sequence[Any],
     describe: Callable[[str], Sequence[Any]],
 ) -> None:
-    """Updates the status line and the pickers every few seconds while the page is open, and when the first picker
-    has changed: an adapter that was brought has to appear in all of them at once. chosen, describe: as in
-    TabParts.
+    """Updates the status line and the pickers every few seconds, and at once when the first picker has changed: an
+    adapter that was brought appears in all of them. chosen, describe: as in TabParts.
     """
-    latest, looked, looking = theme.picker_choices(catalog), time.monotonic(), threading.Lock()
     components = [picker.component for picker in pickers]
-    known = gr.State((latest, components[0].value))  # and which adapter is described
+    known = gr.State((theme.picker_choices(catalog), components[0].value))  # and which adapter is described
     timer = gr.Timer(POLL_SECONDS_LOADING)
 
-    def look(seconds: float) -> list[tuple[str, str]]:
-        """The choices as they were so many seconds ago at most."""
-        nonlocal latest, looked
-        with looking:
-            if time.monotonic() - looked >= seconds:
-                latest, looked = theme.picker_choices(catalog), time.monotonic()
-            return latest
-
     def refresh(known: tuple[list[tuple[str, str]], str], *selected: str | None) -> tuple[Any, ...]:
-        (before, described), name = known, selected[0] or BASE_ONLY
-        now = look(LOOK_SECONDS if name == described else 0.0)
+        (before, described), name, now = known, selected[0] or BASE_ONLY, theme.picker_choices(catalog)
         seconds = POLL_SECONDS_READY if provider.status().state == "ready" else POLL_SECONDS_LOADING
         shown = [gr.skip()] * len(chosen) if name == described else describe(name)
         updates = _status(provider), (now, name), gr.Timer(seconds), *shown
@@ -98,7 +82,7 @@ def refresh_periodically(
         return *updates, *changed
 
     outputs = [status, known, timer, *chosen, *components]
-    gr.on([timer.tick, components[0].change], refresh, [known, *components], outputs, **UNQUEUED)
+    gr.on([timer.tick, components[0].change], refresh, [known, *components], outputs, **NEWEST)
 
 
 def _status(provider: EngineProvider) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from markdown_it import MarkdownIt
 
 from adapter.errors import AdapterError, Busy
 from adapter.server.generation import AdapterCatalog
-from adapter.ui.gradio_internals import PHOTOGRAPHS
+from adapter.ui.gradio_internals import PHOTOGRAPH
+from adapter.ui.images import data_url, write_upload
 from adapter.ui.preload import styles_html
 from adapter.ui.texts import page as texts
 
@@ -32,6 +35,7 @@ _ASSETS = Path(__file__).resolve().parents[2] / "assets"
 SHIPPED = _ASSETS / "adapters"  # as in serve/store.py, which imports torch: the page is there before it
 DRAWING = _ASSETS / "examples" / "traffic-light.png"
 FILM_EXAMPLE = _ASSETS / "examples" / "filmstrip.json"
+XRAY_KEY = f'<span class="xray-key">{texts.LESS_LIKELY}<i></i>{texts.MORE_LIKELY}</span>'
 
 
 @dataclass(frozen=True)
@@ -50,16 +54,50 @@ class ExampleCard:
 
 
 def examples() -> list[ExampleCard]:
-    """Texts, a photograph and a drawing, for the shipped adapters."""
+    """For the shipped adapters. Pictures are copied to the uploads, the only files that a message may name."""
+    if not DRAWING.is_file():
+        return []
+    photograph, drawing = (write_upload(path.read_bytes()) for path in (PHOTOGRAPH, DRAWING))
+    gr.set_static_paths([photograph, drawing])  # which are not deleted by age
     cards = [
         ExampleCard(texts.EXAMPLE_EXTRACT, texts.EXAMPLE_EXTRACT_MESSAGE, "extract"),
-        ExampleCard(
-            texts.EXAMPLE_PHOTOGRAPH, texts.EXAMPLE_PHOTOGRAPH_MESSAGE, "see", str(PHOTOGRAPHS / "cheetah1.jpg")
-        ),
-        ExampleCard(texts.EXAMPLE_DRAWING, texts.EXAMPLE_DRAWING_MESSAGE, "see", str(DRAWING)),
+        ExampleCard(texts.EXAMPLE_PHOTOGRAPH, texts.EXAMPLE_PHOTOGRAPH_MESSAGE, "see", photograph),
+        ExampleCard(texts.EXAMPLE_DRAWING, texts.EXAMPLE_DRAWING_MESSAGE, "see", drawing),
         ExampleCard(texts.EXAMPLE_TUTOR, texts.EXAMPLE_TUTOR_MESSAGE, "tutor"),
     ]
     return [card for card in cards if (SHIPPED / card.adapter).is_dir()]
+
+
+def recorded_films() -> list[dict[str, Any]]:
+    """What shipped adapters once answered, a film each; tests/ui/compare/test_filmstrip_example.py makes them."""
+    if not FILM_EXAMPLE.is_file():
+        return []
+    films: list[dict[str, Any]] = json.loads(FILM_EXAMPLE.read_text(encoding="utf-8"))
+    return films
+
+
+def films_html(adapters: Sequence[str]) -> str:
+    """The films of `adapters` for the empty chat. page.js shows the chosen one's, at its strength."""
+    parts = []
+    for film in recorded_films():
+        if (name := film["settings"]["adapter"]) in adapters:
+            frames = "".join(f"<p>{''.join(map(_word_html, answer)).strip()}</p>" for answer in film["answers"])
+            picture = f'<img alt="" src="{data_url(DRAWING.read_bytes())}">' if name == "see" else ""
+            parts.append(
+                f'<div class="film film-{html.escape(name)}"><p>{picture}{html.escape(film["message"])}</p>'
+                f"<footer>{html.escape(texts.film_recorded(name))}{XRAY_KEY}</footer>"
+                f'<div class="frames">{frames}</div></div>'
+            )
+    return "".join(parts)
+
+
+def _word_html(word: tuple[str, int]) -> str:
+    """A word in a colour of the X-ray. Its shade is from -4 to 4, as xray.js draws it."""
+    text, shade = word
+    bare = html.escape(text.lstrip())
+    side = "above" if shade > 0 else "below"
+    space = text[: len(text) - len(text.lstrip())]
+    return space + (f'<span class="{side}-{abs(shade)}">{bare}</span>' if shade else bare)
 
 
 def model_card(catalog: AdapterCatalog, name: str) -> str:
@@ -89,11 +127,8 @@ def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:
     for name in catalog.names() or shipped:
         try:
             card = catalog.card(name)
-        except Busy:
-            choices.append((name, name))
-            continue
-        except AdapterError:
-            choices.append((texts.broken_card(name), name))
+        except AdapterError as error:
+            choices.append((name if isinstance(error, Busy) else texts.broken_card(name), name))
             continue
         description = ellipsize(card.description, _DESCRIPTION_CHARACTERS)
         if not description:
@@ -113,7 +148,6 @@ def short_choices(choices: list[tuple[str, str]], none: str) -> list[tuple[str, 
 
 
 def command_box(text: str, label: str, elem_id: str) -> gr.Textbox:
-    """A text box with a command line and a copy button."""
     return gr.Textbox(
         text,
         label=label,
@@ -129,12 +163,6 @@ def command_box(text: str, label: str, elem_id: str) -> gr.Textbox:
 def data_attributes(values: Mapping[str, str]) -> str:
     """Texts for a script, which reads them from data-*."""
     return " ".join(f'data-{name}="{html.escape(text)}"' for name, text in values.items())
-
-
-def conversations_html() -> str:
-    """The list of conversations, which conversations.js fills, its buttons, and the line with Undo."""
-    words = {name: html.escape(text) for name, text in vars(texts).items() if isinstance(text, str)}
-    return (STATIC / "conversations.html").read_text(encoding="utf-8").format_map(words)
 
 
 def status_html(state: str, text: str, attributes: str = "") -> str:

@@ -23,6 +23,14 @@ def toast(what: AdapterError | str, seconds: float = 8) -> None:
         gr.Info(html.escape(what, quote=False), duration=seconds)
 
 
+def readable(error: Exception, what: str) -> AdapterError:
+    """The error as a visitor may read it; an unexpected one is logged. what: that has failed, for the log."""
+    if isinstance(error, AdapterError):
+        return error
+    log.error("%s failed", what, exc_info=error)
+    return AdapterError(FAILED)
+
+
 @contextmanager
 def errors_as_toasts(what: str) -> Iterator[list[Exception]]:
     """Ends the block at an error, shows it and adds it to the list. what: that has failed, for the log."""
@@ -31,9 +39,7 @@ def errors_as_toasts(what: str) -> Iterator[list[Exception]]:
         yield errors
     except Exception as error:
         errors.append(error)
-        if not isinstance(error, AdapterError):
-            log.exception("%s failed", what)
-        toast(error if isinstance(error, AdapterError) else AdapterError(FAILED))
+        toast(readable(error, what))
 
 
 @contextmanager
@@ -41,11 +47,8 @@ def errors_as_refusals() -> Iterator[None]:
     """Ends the event at an error with its sentence."""
     try:
         yield
-    except AdapterError as error:
-        raise refusal(error) from None
-    except Exception:
-        log.exception("an API call failed")
-        raise refusal(FAILED) from None
+    except Exception as error:
+        raise refusal(readable(error, "an API call")) from None
 
 
 def refusal(why: AdapterError | str) -> gr.Error:

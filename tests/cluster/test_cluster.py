@@ -116,13 +116,11 @@ def running(engine) -> list[int]:
 
 def replica_of(engine, session: str) -> str:
     """The name of the replica that a session's answers come from."""
-    before = engine.replicas()
-    list(engine.submit(request(session)))
-
-    def grown() -> list[str]:
-        return [n for n, s in engine.replicas().items() if s.decode_rows > before[n].decode_rows]
-
-    return wait_until(grown)[0]
+    answer = begin(engine, session)
+    [name] = wait_until(lambda: [n for n, found in engine.replicas().items() if found.running])
+    answer.cancel()
+    wait_until(lambda: running(engine) == [0, 0])
+    return name
 
 
 def sessions_apart(engine) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.app_process import wait_until
 from tests.browser import Visitor, findings
 from tests.ui.fake_page import runs_folder, url
 
@@ -66,7 +67,7 @@ def test_every_button_has_a_name_and_24_pixels_and_tab_reaches_the_box(visit: Ca
             break
     else:
         pytest.fail("thirty tabs from the top do not reach the message box")
-    assert box.screenshot() != unfocused, "nobody sees where the focus is"
+    wait_until(lambda: box.screenshot() != unfocused, lambda: "nobody sees where the focus is")
     # Reduced motion stops animations, as while the model is being loaded.
     moving = """() => [...document.querySelectorAll('*')].filter(e => {
         const style = getComputedStyle(e);

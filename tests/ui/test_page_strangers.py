@@ -40,8 +40,9 @@ def test_the_browser_refuses_what_the_page_would_load_from_elsewhere(visit: Call
     """The control of what `visit` asserts of every visitor."""
     visitor = visit()
     visitor.page.evaluate(f"document.body.insertAdjacentHTML('beforeend', '<img src={STRANGER}>')")
-    wait_until(lambda: visitor.complaints)
-    assert "Content Security Policy" in visitor.complaints.pop() and STRANGER in visitor.requested
+    # Events come while the browser is asked something.
+    wait_until(lambda: visitor.page.title() and visitor.complaints and STRANGER in visitor.requested)
+    assert "Content Security Policy" in visitor.complaints.pop()
     visitor.requested.clear()  # it was refused
 
 

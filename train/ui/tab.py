@@ -14,7 +14,7 @@ from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui import theme
 from adapter.ui.chat.corrections import BROWSER_SECRET
 from adapter.ui.chat.tab import TabParts
-from adapter.ui.status import PRIVATE, QUEUED, UNQUEUED
+from adapter.ui.status import NEWEST, PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
 from train.ui import plan, texts
 from train.ui.events import LEAST, SLOW_TICK, TrainEvents
@@ -67,9 +67,9 @@ def train_tab(
     data["use_rows"].click(handlers.use_rows, data["rows"], prepared, **event)
     known = chat.corrections.known
     teach.click(handlers.use_corrections, known, [tabs, *prepared], **event)
-    gr.on([page.load, known.change], handlers.count_corrections, known, teach, **UNQUEUED)
-    changes, last = [component.change for component in settings], {"trigger_mode": "always_last", **UNQUEUED}
-    gr.on(changes, handlers.describe, [planned, *settings], [command, start], **last)
+    gr.on([page.load, known.change], handlers.count_corrections, known, teach, **NEWEST)
+    changes = [component.change for component in settings]
+    gr.on(changes, handlers.describe, [planned, *settings], [command, start], **NEWEST)
     _connect_run(handlers, run, start, [owner, planned], settings, tabs, chat)
 
 
@@ -88,7 +88,7 @@ def _connect_run(
     event = {"show_progress_on": run["html"], **PREVIEW, **PRIVATE}
     start.click(handlers.start, [*states, *settings], [states[0], *shown], **event)
     run["stop"].click(handlers.stop_or_go_on, [run["stop"], *inputs], shown, **QUEUED)
-    gr.on([timer.tick, name.input], handlers.panel, inputs, shown, **UNQUEUED)
+    gr.on([timer.tick, name.input], handlers.panel, inputs, shown, **NEWEST)
 
     def select_tab(event: gr.SelectData, owner: str, planned: Any, request: gr.Request) -> tuple[Any, ...]:
         """Stops the timer while another tab is open."""

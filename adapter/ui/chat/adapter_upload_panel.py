@@ -1,6 +1,4 @@
-"""Where a visitor uploads an adapter or opens one from the Hub, and renames or deletes one that was added here.
-What they do to files is in server/adapter_upload.py.
-"""
+"""Where a visitor uploads an adapter or opens one from the Hub, and renames or deletes what was added here."""
 
 from __future__ import annotations
 
@@ -21,9 +19,6 @@ from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts, toast
 
 _FILE_TYPES = [".zip", ".json", ".safetensors", ".md"]
-_ANSWERS = {"primary": texts.HUB_BUTTON, "secondary": texts.HUB_LEAVE}  # by the class of their buttons
-
-
 # A question about the repository that the page's address names, #adapter=owner/name.
 _LINK_JS = r"""
 const named = decodeURIComponent(location.hash).match(/^#adapter=([\w.-]+\/[\w.-]+(@[\w./-]+)?)$/);
@@ -42,16 +37,15 @@ element.addEventListener('click', ({target}) => {
 def hub_question() -> gr.HTML:
     """Lays out the question about the repository that the page's address names, over the page."""
     html = f"<p>{texts.linked_adapter('<code></code>')}</p>"
-    html += "".join(f'<button class="sm {kind}">{text}</button> ' for kind, text in _ANSWERS.items())
+    html += f'<button class="sm primary">{texts.HUB_BUTTON}</button> '
+    html += f'<button class="sm secondary">{texts.HUB_LEAVE}</button>'
     return gr.HTML(html, js_on_load=_LINK_JS, elem_id="hub-link")
 
 
 def adapter_upload_panel(
     provider: EngineProvider, catalog: AdapterCatalog, pickers: Sequence[Picker], link: gr.HTML, public: bool
 ) -> None:
-    """An added adapter is selected in the first of the pickers. link: of `hub_question`. public: whether others
-    than this machine may ask; then nothing is fetched with its login on the Hub.
-    """
+    """What is added is selected in the first picker. public: then nothing is fetched with this machine's login."""
     picker, *others = pickers
     with gr.Accordion(texts.UPLOAD, open=False, elem_id="adapter-upload"):
         gr.Markdown(texts.UPLOAD_HINT, elem_classes="hint")
@@ -91,9 +85,7 @@ def adapter_upload_panel(
 
 
 def own_adapter_panel(catalog: AdapterCatalog, picker: Picker) -> tuple[gr.Row, gr.Textbox]:
-    """Lays out what can be done to the adapter in `picker` if it was added here. Returns what is shown for such an
-    adapter alone, and the field with its name. status.py updates the other pickers.
-    """
+    """Lays out renaming and deleting; returns what is shown for an adapter that was added here, and its field."""
     with gr.Row(visible=False, elem_id="own-actions") as actions:
         name = gr.Textbox(
             show_label=False, label=texts.RENAME, submit_btn=texts.RENAME, max_length=40, min_width=140

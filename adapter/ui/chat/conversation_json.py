@@ -22,9 +22,7 @@ BROWSER = Limits(text_bytes=1_000_000, pictures=32, picture_bytes=2_700_000)
 
 
 class Packed(NamedTuple):
-    """What the browser keeps of a conversation. document: pictures by key; paths: of the uploads by these keys,
-    the newest last; dropped: what was left out.
-    """
+    """What the browser keeps. document: pictures by key; paths: uploads by key, newest last; dropped: left out."""
 
     document: dict[str, Any]
     paths: dict[str, str]
@@ -67,9 +65,7 @@ def _to_message(entry: Entry) -> dict[str, Any]:
 
 
 def to_history(parts: Iterable[TranscriptMessage]) -> History:
-    """The history of a checked transcript, without records that cannot be read; pictures become uploads. A remark
-    stands in place of a picture that cannot be read or kept.
-    """
+    """The history of a checked transcript. A picture becomes an upload, or a remark where that fails."""
 
     @cache
     def upload(picture: bytes) -> Entry:
@@ -87,9 +83,7 @@ def to_history(parts: Iterable[TranscriptMessage]) -> History:
 
 
 def read(text: str, stored: bool = False) -> tuple[History, dict[str, Any], Dropped]:
-    """The history of a file or a link, the side panel's values, and what the limits left out. Raises BadInput.
-    stored: of what the browser keeps; any other text is an empty one.
-    """
+    """The history, the panel's values and what was left out. Raises BadInput; what is `stored` reads as empty."""
     try:
         found = transcript.read(text, BROWSER if stored else FILE)
     except BadInput:

@@ -1,6 +1,4 @@
-"""The panel "This conversation": keeping and opening conversations in the browser's storage, files and links, and
-the answer's command line. The format is in conversation_json.py; conversations.js has the storage and the list.
-"""
+"""The panel "This conversation": opens and keeps it in the browser, files and links; the command line."""
 
 from __future__ import annotations
 
@@ -41,6 +39,8 @@ NOTES = {
     *("STORAGE_FULL", "ONE_PICTURE", "NO_PICTURE", "NOTHING_TO_EXPORT"),
     *("LINK_COPIED", "LINK_TOO_LONG", "FILE_TOO_LARGE", "NOT_OPENED"),
 }
+# The options of the command line that are called otherwise than their settings.
+_OPTIONS = {"max_tokens": "--max-new-tokens", "mute_layers": "--mute-layer", "mute_heads": "--mute-head"}
 _ACTIONS = (
     f'<button type="button" name="export">{texts.EXPORT}</button>'
     f'<button type="button" name="import">{texts.IMPORT}</button>'
@@ -78,16 +78,13 @@ class ConversationStore:
             gr.HTML(f'<div class="actions" {theme.data_attributes(words)}>{_ACTIONS}</div>', padding=False)
             self._command = theme.command_box(texts.NO_COMMAND_LINE, texts.COMMAND_LINE, "code")
         self.id = gr.Textbox(visible=False)
-        # JSON for conversations.js, which reads it when it changes. Not gr.BrowserState: five million characters
-        # are all that it has room for.
+        # JSON for conversations.js. Not gr.BrowserState, which has room for five million characters in all.
         self.to_browser = gr.Textbox(visible="hidden", show_label=False, max_lines=1)
 
     def connect(
         self, listed: gr.HTML, chat: Sequence[Any], box: Any, settings: dict[str, Any], corrections: Any
     ) -> Any:
-        """Returns the event that opens a conversation. listed: the list of conversations, whose script sends it;
-        chat: it, and what is shown of its newest answer; settings: the components by name.
-        """
+        """Returns the event that opens a conversation. listed: the list, whose script sends it."""
         pickers = [settings[name] for name in PICKERS]
         self.outputs = [*chat, box, self.id, self.to_browser, self._command, *pickers, corrections]
         self.opened = [*self.outputs, *[settings[name] for name in OTHERS]]
@@ -107,7 +104,14 @@ class ConversationStore:
         history = shown.history if history is None else history
         shown.view = to_view(history, shown.view)
         xray = [entry.xray for entry in history if entry.role == "assistant"]
-        return Updates(shown.view, Unconverted(xray), context_line(history))
+        records = (entry.record for entry in reversed(history) if entry.record and entry.record.context_length)
+        context = ""  # how much of what the base reads the conversation has, from half of it on
+        if (record := next(records, None)) and record.context_tokens > 0.5 * record.context_length:
+            full = record.context_tokens > 0.8 * record.context_length
+            say = texts.context_nearly_full if full else texts.context
+            said = say(record.context_tokens, record.context_length)
+            context = f'<span class="{"full" if full else ""}">{said}</span>'
+        return Updates(shown.view, Unconverted(xray), context)
 
     def keep(self, shown: Conversation, history: History | None = None, begins: bool = True) -> Updates:
         """Shows a conversation as `show` does, and lets the browser keep it. begins: whether a visitor has changed
@@ -191,9 +195,7 @@ class ConversationStore:
     def _opened(
         self, shown: Conversation, updates: Updates, values: dict[str, Any], **box: Any
     ) -> tuple[Any, ...]:
-        """Updates that show a conversation and its settings. An adapter that does not exist becomes the frozen
-        base; while adapters are still unknown status.py does that later.
-        """
+        """Updates that show a conversation and its settings; an adapter that does not exist becomes the base."""
         pickers, known, names = {}, theme.picker_choices(self.catalog), self.catalog.names()
         for name, none in PICKERS.items():
             value, choices = values.get(name), known
@@ -212,17 +214,6 @@ class ConversationStore:
 def sent_text(event: gr.EventData, name: str) -> str:
     """A text that a script has sent with an event; empty for anything else."""
     return value if isinstance(value := sent(event).get(name), str) else ""
-
-
-def context_line(history: History) -> str:
-    """How much of what the base reads the conversation has; empty until that is half of it."""
-    records = (entry.record for entry in reversed(history) if entry.record and entry.record.context_length)
-    record = next(records, None)
-    if record is None or record.context_tokens <= 0.5 * record.context_length:
-        return ""
-    full = record.context_tokens > 0.8 * record.context_length
-    text = (texts.context_nearly_full if full else texts.context)(record.context_tokens, record.context_length)
-    return f'<span class="{"full" if full else ""}">{text}</span>'
 
 
 def command_line(history: Sequence[Entry], base: Base, catalog: AdapterCatalog) -> str:
@@ -249,27 +240,17 @@ def command_line(history: Sequence[Entry], base: Base, catalog: AdapterCatalog) 
     # The quantization is left out where it is what "auto" chooses: a packed one. On a GPU free memory decides.
     if base.quantization in QUANTIZATIONS and not base.quantization.startswith("packed"):
         words += ["--quantization", base.quantization]
-    words += _settings_options(settings)
+    default = Settings()  # the command line's defaults, too
+    for option, value in settings:
+        if value == getattr(default, option) or option == "mix_strength":
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        if option == "mix":
+            values = (f"{settings.mix}={settings.mix_strength}",)
+        words += [f"{_OPTIONS.get(option, '--' + option.replace('_', '-'))}={one}" for one in values]
     messages = answered.messages
     if len(messages) == 1 and answered.picture is None:
         words += ["--", messages[0].text] if messages[0].text.startswith("-") else [messages[0].text]
     else:
         words += ["--messages", texts.EXPORT_NAME]
     return shlex.join(words)
-
-
-# The options that are called otherwise than their settings.
-_OPTIONS = {"max_tokens": "--max-new-tokens", "mute_layers": "--mute-layer", "mute_heads": "--mute-head"}
-
-
-def _settings_options(settings: Settings) -> list[str]:
-    """Of what differs from the defaults, which are the command line's too."""
-    options, default = [], Settings()
-    for name, value in settings:
-        if value == getattr(default, name) or name == "mix_strength":
-            continue
-        values = value if isinstance(value, tuple) else (value,)
-        if name == "mix":
-            values = (f"{settings.mix}={settings.mix_strength}",)
-        options += [f"{_OPTIONS.get(name, '--' + name.replace('_', '-'))}={one}" for one in values]
-    return options

@@ -1,6 +1,4 @@
-"""Corrections: answers as a visitor would have them, collected in the browser as records to train on. The server
-keeps none.
-"""
+"""Corrections: answers as a visitor would have them, kept in the browser alone as records to train on."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ import gradio as gr
 from adapter.errors import BadInput
 from adapter.ui import conversation
 from adapter.ui.conversation import Entry
-from adapter.ui.status import UNQUEUED
+from adapter.ui.status import NEWEST, UNQUEUED
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ellipsize
 
@@ -39,7 +37,6 @@ class CorrectionsPanel(NamedTuple):
 
 
 def corrections_panel(page: gr.Blocks) -> CorrectionsPanel:
-    """Lays the panel out in the current Blocks and connects it."""
     with gr.Column(elem_id="around-teach") as around:
         known = gr.BrowserState([], storage_key="llama-adapter:corrections", secret=BROWSER_SECRET)
     with around, gr.Column(visible=False, elem_id="teach") as panel:
@@ -47,7 +44,7 @@ def corrections_panel(page: gr.Blocks) -> CorrectionsPanel:
         with gr.Row():
             export = gr.Button(texts.EXPORT_CORRECTIONS, size="sm", min_width=60)
             forget = gr.Button(texts.FORGET_CORRECTION, size="sm", min_width=60)
-    gr.on([page.load, known.change], _show, known, [panel, shown], **UNQUEUED)
+    gr.on([page.load, known.change], _show, known, [panel, shown], **NEWEST)
     lines = "rows.map(row => JSON.stringify(row) + '\\n').join('')"
     export.click(None, known, None, js=f"rows => window.chatPage.save('{FILE_NAME}', {lines})", **UNQUEUED)
     forget.click(None, known, known, js="rows => [rows.slice(0, -1)]", **UNQUEUED)
@@ -63,9 +60,8 @@ def checked(known: object) -> list[Correction]:
 
 
 def add_correction(known: object, history: Sequence[Entry], index: int, text: str) -> list[Correction]:
-    """The corrections with that of the answer at `index`, in place of one of the same, and with the newest
-    exchanges before it, whose answers are not learnt, as a record has room. Raises BadInput for an answer about a
-    picture.
+    """The corrections with that of the answer at `index`, in place of one of the same, with the newest exchanges
+    before it that a record has room for, not learnt. Raises BadInput for an answer about a picture.
     """
     before = conversation.to_messages(history[:index])
     if conversation.latest_picture(history[:index]) is not None:
@@ -83,7 +79,6 @@ def add_correction(known: object, history: Sequence[Entry], index: int, text: st
 
 
 def _show(known: object) -> tuple[Any, str]:
-    """Updates of the panel and of what it shows."""
     rows, items = checked(known), ""
     for row in reversed(rows):
         pair = [ellipsize(str(message.get("content", "")), SHOWN_CHARACTERS) for message in row["messages"][-2:]]

@@ -1,6 +1,4 @@
-"""Event handlers of the chat, and the endpoints of gradio_client. An event brings what is new and the id of the
-conversation that its visitor saw; the conversation itself is in adapter/ui/session.py.
-"""
+"""Event handlers of the chat, and the endpoints of gradio_client. An event names its conversation by id."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from adapter.ui.chat.conversation_store import ConversationStore, Updates
 from adapter.ui.chat.corrections import add_correction
 from adapter.ui.conversation import Entry, History
 from adapter.ui.gradio_internals import sent
-from adapter.ui.images import BadPicture, open_upload, shrink_upload
+from adapter.ui.images import BadPicture, open_upload, read_upload, shrink, write_upload
 from adapter.ui.inside.panel import inspect_newest
 from adapter.ui.session import Change, Conversation, Forgotten, NotOpen, StillAnswering
 from adapter.ui.status import FRAME_SECONDS, MODEL, REDRAW_SECONDS
@@ -254,7 +252,8 @@ class ChatEvents:
                 return
             yield [*turn.history, Entry("page", texts.waiting_for_model(status), pending=True)]
         if (last := conversation.last_turn(turn.history)) is not None and last.picture is not None:
-            small = conversation.user_turn(last.text, shrink_upload(last.picture))
+            picture = write_upload(shrink(read_upload(last.picture)))
+            small = conversation.user_turn(last.text, picture)
             turn = replace(turn, history=[*turn.history[: last.start], *small])
         if turn.switch_to in self.catalog.names():  # which are known now
             switched = {"adapter": turn.switch_to}
@@ -329,9 +328,7 @@ def _chosen(shown: Conversation, choice: str) -> Asked:
 
 
 def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None:
-    """Adds the endpoints for programs that use gradio_client, /chat and /adapters, to the current Blocks. Names,
-    types and descriptions are the manual that it prints.
-    """
+    """Adds /chat and /adapters. gradio_client prints names, types and descriptions as the manual."""
     default = Settings()
 
     def chat(
@@ -366,7 +363,7 @@ def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None
                 pass
             settings = Settings.checked(values)
             if path and not uses_picture(catalog, settings):
-                raise BadInput(texts.image_not_seen(settings.adapter or None))
+                raise BadInput(texts.image_not_seen(settings.adapter or texts.BASE_NAME))
             picture = open_upload(path) if path is not None else None
             asked = build_request((Message("user", message),), settings, picture, client_of(request))
             engine, text = provider.engine(), ""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -20,9 +19,7 @@ from adapter.ui.chat.chatbot import LATEX, VerbatimChatbot
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.corrections import CorrectionsPanel, corrections_panel
 from adapter.ui.chat.events import ChatEvents, add_api_endpoints
-from adapter.ui.compare.filmstrip import XRAY_KEY, films_html
 from adapter.ui.gradio_internals import subclass_component
-from adapter.ui.images import write_upload
 from adapter.ui.inside.panel import inside_panel
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
@@ -31,9 +28,7 @@ from adapter.ui.toasts import toast
 
 
 class TabParts(NamedTuple):
-    """The parts of the tab that others use. chosen, describe: what is shown of the adapter in the first of the
-    pickers, and updates of that by its name.
-    """
+    """What others use. chosen, describe: what is shown of the first picker's adapter, and its updates by name."""
 
     pickers: list[Picker]
     message_box: gr.MultimodalTextbox
@@ -47,14 +42,13 @@ class TabParts(NamedTuple):
 def chat_tab(
     page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog, uploads: bool = True, public: bool = False
 ) -> TabParts:
-    """Lays the chat out inside `page` and connects it. uploads: whether visitors may upload adapters. public:
-    whether others than this machine may ask; then nobody renames or deletes here what others brought.
-    """
-    examples = [_copied_to_uploads(example) for example in theme.examples()]
-    # What conversations.js sends: a conversation to be shown, and what else it asks for.
+    """Lays the chat out. uploads: whether visitors may add adapters; public: then none is renamed or deleted."""
+    examples = theme.examples()
     js = "window.chatPage.connect({ open: data => trigger('open', data), act: data => trigger('act', data) })"
     link = hub_question() if uploads else None
-    listed = gr.HTML(theme.conversations_html(), elem_id="conversations", padding=False, js_on_load=js)
+    words = {name: html.escape(text) for name, text in vars(texts).items() if isinstance(text, str)}
+    list_html = (theme.STATIC / "conversations.html").read_text(encoding="utf-8").format_map(words)
+    listed = gr.HTML(list_html, elem_id="conversations", padding=False, js_on_load=js)
     with gr.Row(equal_height=False, elem_id="room"):
         with gr.Column(elem_id="talk"):
             chat = _chatbot(examples, catalog)
@@ -102,7 +96,7 @@ def chat_tab(
 
 def _chatbot(examples: list[ExampleCard], catalog: AdapterCatalog) -> gr.Chatbot:
     """Lays out the conversation. An empty one shows a recorded film and the examples."""
-    film = films_html([name for _, name in theme.picker_choices(catalog)])
+    film = theme.films_html([name for _, name in theme.picker_choices(catalog)])
     return VerbatimChatbot(
         show_label=False,
         label=texts.CONVERSATION,
@@ -162,15 +156,13 @@ AdapterRadio: Any = subclass_component(
 
 
 def _about_line() -> tuple[gr.Checkbox, gr.HTML]:
-    """Lays out the line above the message: the adapter's description, which page.js writes, and the X-ray. Returns
-    its switch, and what draws it, whose event `submit` begins another branch of the newest answer.
-    """
+    """Lays out what is above the message. Returns X-ray's switch, and what draws it and `submit`s branches."""
     with gr.Row(elem_id="about-line"):
         gr.HTML('<p id="description"></p>', padding=False, elem_id="describes")
         switch = gr.Checkbox(True, label=texts.XRAY, container=False, elem_id="xray-switch")
         drawing = gr.HTML(
             [],
-            html_template=XRAY_KEY,
+            html_template=theme.XRAY_KEY,
             js_on_load=(theme.STATIC / "xray.js").read_text(encoding="utf-8"),
             both=texts.BOTH,
             instead=texts.INSTEAD,
@@ -229,12 +221,3 @@ def _connect(events: ChatEvents, store: ConversationStore, opened: Any, settings
     box.stop(events.stop, store.id, store.outputs, **UNQUEUED)
     chat.undo(events.undo, store.id, store.outputs, **QUEUED)
     settings["xray"].input(events.xray, [settings["xray"], store.id], drawing, **QUEUED)
-
-
-def _copied_to_uploads(example: ExampleCard) -> ExampleCard:
-    """The example with its picture copied to the uploads, the only files that a message may name."""
-    if example.picture is None:
-        return example
-    copy = write_upload(Path(example.picture).read_bytes())
-    gr.set_static_paths(copy)  # which are not deleted by age
-    return replace(example, picture=copy)

@@ -17,11 +17,10 @@ from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request, uses_picture, with_seed
 from adapter.ui.chat.events import read_message
 from adapter.ui.chat.tab import TabParts, message_box, sampling_inputs
-from adapter.ui.compare.filmstrip import STRENGTHS, frames_of
 from adapter.ui.comparison import Pane, answer_together, mark
 from adapter.ui.images import BadPicture, open_upload
 from adapter.ui.session import Conversations, Forgotten
-from adapter.ui.status import MODEL, PRIVATE, UNQUEUED, Picker
+from adapter.ui.status import MODEL, NEWEST, PRIVATE, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from adapter.serve.request import Client, GenerationRequest
 
 MIN_PANES, MAX_PANES = 2, 4
+STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)  # of a film: one answer as the adapter gets stronger
 FILM, SIDE_BY_SIDE = "strengths", "side by side"  # values of the choice between views
 _STOP, _SUBMIT = gr.update(**theme.SHOW_STOP_BUTTON), gr.update(**theme.SHOW_SUBMIT_BUTTON)
 Updates = tuple[Any, Any]  # of the message box and the answers
@@ -52,10 +52,15 @@ class Question(NamedTuple):
         return f'<div class="{"strip" if self.film else "panes"}">{panes}</div>'
 
 
+def frames_of(settings: Settings) -> list[Pane]:
+    """An empty frame for each strength. Raises BadInput for the frozen base."""
+    if not settings.adapter:
+        raise BadInput(texts.FILM_NEEDS_ADAPTER)
+    return [Pane(settings.replace(strength=strength)) for strength in STRENGTHS]
+
+
 class CompareEvents:
-    """The event handlers of the tab. Thread-safe; each session has at most one comparison at a time.
-    conversations: of the chat.
-    """
+    """Event handlers. Thread-safe; a session has one comparison at a time. conversations: of the chat."""
 
     def __init__(self, provider: EngineProvider, catalog: AdapterCatalog, conversations: Conversations) -> None:
         self.provider, self.catalog, self.conversations = provider, catalog, conversations
@@ -185,11 +190,6 @@ def _lay_out_pane(number: int, choices: list[tuple[str, str]], first: str) -> di
         }
 
 
-def _of_panes(*names: str) -> list[Any]:
-    """Updates of each pane's strength, then of its words."""
-    return [gr.update(visible=shown) for name in names for shown in (bool(name), not name)]
-
-
 def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs, chat: TabParts) -> list[Picker]:
     """Lays the comparison out and connects it. A button below an answer of `chat` opens it."""
     choices = theme.short_choices(theme.picker_choices(catalog), texts.FROZEN_BASE)
@@ -219,8 +219,11 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
         inputs |= {f"{part}_{i}": component for part, component in pane.items()}
     pickers = [pane["adapter"] for pane in panes]
     of_panes = [pane[part] for pane in panes for part in ("strength", "words")]
-    last = {"trigger_mode": "always_last", **UNQUEUED}
-    gr.on([picker.change for picker in pickers], _of_panes, pickers, of_panes, **last)
+
+    def show_parts(*names: str) -> list[Any]:
+        return [gr.update(visible=shown) for name in names for shown in (bool(name), not name)]
+
+    gr.on([picker.change for picker in pickers], show_parts, pickers, of_panes, **NEWEST)
     events = CompareEvents(provider, catalog, chat.store.conversations)
     options = {"show_progress": "hidden", **MODEL, **PRIVATE}
     box.submit(events.send, [box, view, count], [box, answers], inputs_kwargs=inputs, **options)

@@ -1,6 +1,4 @@
-"""The charts of the panel Inside as HTML: heat maps, and an answer as coloured tokens. Own HTML, because Gradio's
-plots draw images, and these can be used with a keyboard and a screen reader. The model's text is escaped.
-"""
+"""The charts of the panel Inside as HTML, for keyboards and screen readers too. The model's text is escaped."""
 
 from __future__ import annotations
 

@@ -1,12 +1,9 @@
-"""The panel Inside: an inspection of the newest answer, and that answer written once more with painted gates.
-Nothing is computed or requested while the panel is closed.
-"""
+"""The panel Inside: an inspection of the newest answer, and that rewritten with painted gates. Idle if closed."""
 
 from __future__ import annotations
 
 import hashlib
 import html
-import logging
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -15,25 +12,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gradio as gr
 from pydantic import StrictInt, TypeAdapter, ValidationError
 
-from adapter.errors import AdapterError, BadInput
+from adapter.errors import BadInput
 from adapter.lru import LRU
 from adapter.server.generation import EngineProvider, browser_text, client_of, wait_for
 from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request
 from adapter.ui.comparison import mark_differences
-from adapter.ui.conversation import AnswerRecord, History
+from adapter.ui.conversation import History, RecordedAnswer
 from adapter.ui.gradio_internals import sent
 from adapter.ui.images import open_upload
 from adapter.ui.inside import charts
 from adapter.ui.session import Conversations
 from adapter.ui.status import MODEL, PRIVATE, REDRAW_SECONDS
 from adapter.ui.texts import page as texts
+from adapter.ui.toasts import readable
 
 if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
     from adapter.serve.request import Client, GenerationRequest
-
-log = logging.getLogger(__name__)
+    from adapter.server.generation import ServingEngine
 
 MAX_TOKENS = 512  # of an answer that are inspected
 CACHE_SIZE = 16
@@ -69,13 +66,12 @@ class InsideEvents:
             if not gates:
                 yield ""
                 return
-            asked, before, _ = newest_request(self.provider, history, client_of(request))
-            engine, after = self.provider.engine(), ""
-            assert engine is not None
+            engine, asked, answered = newest_request(self.provider, history, client_of(request))
+            after = ""
             with closing(engine.submit(replace(asked, gates=gates))) as answer:
                 for arrived in answer.event_lists(REDRAW_SECONDS):
                     after += "".join(event.text for event in arrived)
-                    marked, _, _ = mark_differences(before, after)
+                    marked, _, _ = mark_differences(answered.text, after)
                     said = f'<p>{html.escape(texts.REWRITTEN)}</p><div class="answer-text">{marked}</div>'
                     yield f'<div class="rewritten">{said}</div>'
         except Exception as error:
@@ -119,18 +115,16 @@ class InsideEvents:
 
 def inspect_newest(provider: EngineProvider, history: History, client: Client) -> InspectedAnswer:
     """Raises AdapterError with the reason why the newest answer cannot be inspected."""
-    request, _, record = newest_request(provider, history, client)
-    engine = provider.engine()
-    assert engine is not None
-    inspection = engine.inspect(request, record.token_ids[:MAX_TOKENS])
+    engine, request, answered = newest_request(provider, history, client)
+    inspection = engine.inspect(request, answered.record.token_ids[:MAX_TOKENS])
     names = [texts.part(name, strength) for name, strength in request.parts]
-    return InspectedAnswer(inspection, names, len(record.token_ids))
+    return InspectedAnswer(inspection, names, len(answered.record.token_ids))
 
 
 def newest_request(
     provider: EngineProvider, history: History, client: Client
-) -> tuple[GenerationRequest, str, AnswerRecord]:
-    """The request that the newest answer was given, its text and its record. Raises as `inspect_newest`."""
+) -> tuple[ServingEngine, GenerationRequest, RecordedAnswer]:
+    """The engine, the request that the newest answer was given, and that answer. Raises as `inspect_newest`."""
     answers = [entry for entry in history if entry.role == "assistant" or entry.about]
     if not answers:
         raise BadInput(texts.NO_ANSWER)
@@ -143,10 +137,10 @@ def newest_request(
         raise BadInput(texts.NO_GATES)
     if record.picture and answered.picture is None:
         raise BadInput(texts.PICTURE_GONE)
-    if provider.engine() is None:
+    if (engine := provider.engine()) is None:
         raise BadInput(provider.status().text)
     image = open_upload(answered.picture) if record.picture and answered.picture else None
-    return build_request(answered.messages, record.settings, image, client), answered.text, record
+    return engine, build_request(answered.messages, record.settings, image, client), answered
 
 
 def _answer_id(history: History) -> str:
@@ -156,10 +150,7 @@ def _answer_id(history: History) -> str:
 
 def _reason(error: Exception) -> str:
     """Why there is nothing to show, in place of a chart."""
-    if isinstance(error, AdapterError):
-        return charts.message_html(browser_text(error))
-    log.error("an answer could not be inspected", exc_info=error)
-    return charts.message_html(texts.FAILED)
+    return charts.message_html(browser_text(readable(error, "an inspection")))
 
 
 def inside_panel(provider: EngineProvider, conversations: Conversations) -> None:

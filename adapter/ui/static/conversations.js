@@ -4,6 +4,7 @@
 
 (() => {
   const [SETTINGS, CURRENT] = ["llama-adapter:settings", "llama-adapter:conversation"];
+  const OLD = ["llama-adapter:words", "llama-adapter:pictures"]; // where the first versions kept one conversation
   const UNDO_MS = 3_600_000; // after which a deleted conversation is gone from the browser
   const LINK = "#chat=";
   const EMPTY = { format: "llama-adapter conversation", version: 2 };
@@ -57,9 +58,8 @@
   // The page's conversation. unsaved: {text, source}, of a link or a file that is not kept yet.
   let [shown, before] = [{ id: "" }, { id: "" }];
   let settings; // the side panel's, by name
-  let kept = 0; // how often the server has sent a conversation to be kept
   let writing = Promise.resolve(); // one after the other
-  let [restored, retried, full, keepsNothing, deleted] = [false, false, false, false, ""];
+  let [retried, full, keepsNothing, deleted] = [false, false, false, ""];
 
   const messagesOf = (record) => [record?.document?.messages ?? []].flat().filter((message) => message instanceof Object);
   const picturesOf = (record) => messagesOf(record).flatMap(({ picture }) => picture ?? []);
@@ -86,10 +86,16 @@
           target.result.filter((key) => !used.has(key)).forEach((key) => images.delete(key));
       };
     });
+  const takeOver = async () => {
+    const [document, images] = OLD.map((key) => parse(shared.getItem(key)));
+    const changes = { document, changed: Date.now(), settings: parse(shared.getItem(SETTINGS)) };
+    if (document?.messages) await change(newId(), changes, images ?? {});
+    OLD.forEach((key) => shared.removeItem(key));
+  };
   const begin = async () => {
     const all = async () => {
       await database.catch(() => (keepsNothing = true));
-      await load().catch(() => {}); // the page works without
+      for (const step of keepsNothing ? [] : [load, takeOver]) await step().catch(() => {}); // the page works without
     };
     await soon(all());
     shown = { id: linked() ? newId() : (own.getItem(CURRENT) ?? listed()[0]?.id ?? newId()) };
@@ -122,7 +128,7 @@
     return writing;
   };
   const keep = ({ id, document, pictures: sent = {}, begins }) => {
-    kept += 1;
+    page.kept += 1;
     if (!isOpening && id !== shown.id) shown = { id }; // the Train tab has begun one
     if (id === shown.id) {
       leaveLink(); // from now on a reload shows the stored conversation
@@ -206,7 +212,7 @@
     const found = await soon(transact("readonly", (records) => records.get(id))).catch(() => {});
     if (found) learn(found);
     const record = conversations.get(id);
-    const panel = record?.settings ?? (restored ? null : parse(own.getItem(SETTINGS) ?? shared.getItem(SETTINGS)));
+    const panel = record?.settings ?? (page.restored ? null : parse(own.getItem(SETTINGS) ?? shared.getItem(SETTINGS)));
     const text = unsaved?.text ?? (await toText({ document: EMPTY, ...record, settings: panel }));
     (await events).open({ id, text, source: unsaved?.source ?? "" });
   };
@@ -270,7 +276,7 @@
       list().append(undo()); // what is beside the list cannot be pressed
       list().querySelector("input").value = "";
       render();
-      await refresh().then(render, () => {}); // other tabs may have written
+      await refresh().then(() => find("#conversations li input") || render(), () => {}); // other tabs may have written
     },
     new: () => open(newId()),
     close: () => list().close(),
@@ -338,18 +344,14 @@
   };
 
   // Called by event listeners of conversation_store.py, chat/tab.py and the Train tab.
-  window.chatPage = {
+  const page = (window.chatPage = {
     act,
-    get restored() {
-      return restored;
-    },
-    get kept() {
-      return kept;
-    },
+    restored: false, // whether a conversation has been shown
+    kept: 0, // how often the server has sent one to be kept
     connect,
     begin: () => void begun.then(send),
     // The server has refused an event, or it cannot be reached: maybe that of a conversation to be shown.
-    refused: () => isOpening && !next && window.chatPage.opened(before.id),
+    refused: () => isOpening && !next && page.opened(before.id),
     // A conversation is shown, or could not be: then the page goes on with the one before, or with a new one.
     opened: (id, names, values) => {
       if (id !== shown.id && !next) {
@@ -358,8 +360,8 @@
         before = shown = id === before.id ? before : { id };
         attempt(() => own.setItem(CURRENT, id));
       } else {
-        if (!restored) remember(names, values);
-        restored = true;
+        if (!page.restored) remember(names, values);
+        page.restored = true;
       }
       isOpening = false;
       const again = next ? send : waiting;
@@ -376,9 +378,9 @@
     },
     storeSettings: (names, values) => {
       document.dispatchEvent(new Event("llama-adapter:settings")); // for page.js
-      if (restored) remember(names, values);
+      if (page.restored) remember(names, values);
     },
     copy: copyText, // for page.js
     save,
-  };
+  });
 })();

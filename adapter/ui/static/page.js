@@ -1,6 +1,5 @@
-/* The page's behaviour in the browser: the server's state, copies, keys and focus, pictures that are dropped, names for
-   those who do not see. Conversations are in conversations.js, which is loaded before. Its texts come from data-…
-   attributes. Sends no requests. */
+/* The server's state, copies, keys and focus, pictures that are dropped, names for those who do not see. Loaded after
+   conversations.js. Its texts come from data-… attributes. Sends no requests. */
 
 (() => {
   const find = (selector) => document.querySelector(selector);
@@ -66,8 +65,7 @@
     button.classList.toggle("copied", copied);
   });
 
-  // A picture that is dropped anywhere is pasted into the message box, and the browser never opens a file. Gradio's own
-  // places for files keep theirs.
+  // A picture that is dropped anywhere is pasted into the message box, but on Gradio's own places for files.
   const isOurs = ({ target, dataTransfer }) =>
     dataTransfer.types.includes("Files") && (target.closest?.(".box") || !target.closest?.("[aria-dropeffect]"));
   const drag = (event) => {
@@ -121,8 +119,7 @@
     event.preventDefault();
   });
 
-  // After an answer the message box gets the focus again, unless the user is working elsewhere, or on a phone, whose
-  // keyboard would cover the answer.
+  // After an answer the message box gets the focus, unless one works elsewhere, or a phone's keyboard would cover it.
   let answering = null;
   const restoreFocus = () => {
     const ended = answering;

@@ -1,6 +1,5 @@
 /* X-ray of the answers: colours words in the bubbles by influence. Gradio runs this once, with `element`, `props` and
-   `watch`. The value has one text for each answer: a line for each token, as answer_stream.py writes it. Nothing of it
-   becomes HTML: the colours are highlights of the text that is there, and the card's lines are texts. */
+   `watch`. The value has a text for each answer, a line a token (answer_stream.py). Nothing of it becomes HTML. */
 
 const BOUNDS = [0.5, 1.5, 3, 5]; // nats, from which a word has the next darker shade
 const paint = {}, newHighlight = () => new (window.Highlight ?? Set)(); // a browser without them shows cards only
@@ -18,9 +17,6 @@ element.append(card);
 
 const isOn = () => Boolean(document.querySelector('#xray-switch input')?.checked);
 const bubbles = () => [...document.querySelectorAll('#chat [data-testid="bot"]:not(:has(.aside))')];
-const parse = line => {
-  try { return JSON.parse(line); } catch { return null; }
-};
 
 function draw() {
   Object.values(paint).forEach(highlight => highlight.clear());
@@ -28,10 +24,9 @@ function draw() {
   words = [];
   if (!card.isConnected) element.append(card); // a new value makes the element's content anew
   bubbles().forEach((bubble, i) => {
-    const tokens = isOn() ? String(props.value?.[i] ?? '').split('\n').map(parse) : [];
-    const readable = tokens.filter(token => Array.isArray(token) && token.length >= 4 && typeof token[0] === 'string');
-    findWords(bubble, readable);
-    if (readable.length) bubble.tabIndex = 0;
+    const lines = isOn() && props.value?.[i], tokens = lines ? lines.split('\n').map(line => JSON.parse(line)) : [];
+    findWords(bubble, tokens);
+    if (tokens.length) bubble.tabIndex = 0;
     else bubble.removeAttribute('tabindex');
   });
   current = words.find(word => word.bubble === before?.bubble && word.n === before.n) ?? null;
@@ -79,10 +74,10 @@ function show(word) {
   const isNewest = word.bubble === bubbles().at(-1);
   const list = (title, words) => {
     const column = document.createElement('div');
-    column.append(line(title), ...(Array.isArray(words) ? words : []).map(([other, value, id]) => {
-      const open = isNewest && Number.isInteger(id) && String(other).trim() !== text.trim();
+    column.append(line(title), ...words.map(([other, value, id]) => {
+      const open = isNewest && id !== undefined && other.trim() !== text.trim();
       const row = Object.assign(document.createElement(open ? 'button' : 'p'), {className: 'top'});
-      row.textContent = String(other).trim() || JSON.stringify(other);
+      row.textContent = other.trim() || JSON.stringify(other);
       row.dataset.p = percent(value);
       row.style.setProperty('--p', Math.exp(value));
       if (open) row.onclick = () => { trigger('submit', {index: word.n, token: id}); hide(); };

@@ -1,6 +1,4 @@
-"""All English texts of the page: data in YAML files, and functions that choose words. Knows no components.
-Exceptions (adapter.errors) have their own messages. A translation is another folder with these names.
-"""
+"""All English texts of the page: YAML files, and functions that choose words. A translation is another folder."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ ENDINGS: dict[str | None, tuple[str, ...]] = {
     "repetition": ("it began to repeat itself",),
 }  # fmt: skip
 
-
 OTHERS_CHOICES = [("First sentence", "first sentence"), ("All", "all"), ("Nothing", "nothing")]
 VIEW, VIEWS = "View", [("Strengths", "strengths"), ("Side by side", "side by side")]
 BRUSHES = [("mute", 0), ("amplify", 2), ("put back", 1)]
@@ -67,8 +66,3 @@ def tokens(count: int) -> str:
 
 def rate(tokens_per_s: float) -> str:
     return f"{tokens_per_s:.1f} tokens/s" if tokens_per_s < 10 else f"{tokens_per_s:.0f} tokens/s"
-
-
-def image_not_seen(adapter: str | None) -> str:
-    """The API's error for an image that is sent to a text adapter."""
-    return f"{adapter or 'The frozen base'} reads text only. Name an adapter that sees, or no image."

@@ -26,6 +26,7 @@ from adapter.serve.engine import Engine
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.ui.chat.chatbot import WORD_JOINER
 from adapter.ui.texts import page as page_texts
+from tests.app_process import wait_until
 from tests.browser import Visitor
 from tests.fake_engine import ReadyProvider
 from tests.tiny_models import endless_base, random_adapter
@@ -86,23 +87,19 @@ class TrainTab:
     def button(self, key: str, state: str = "") -> Any:
         return self.page.locator(f"#train-{key}{state}")
 
-    def wait_for_command(self, part: str) -> None:
-        script = "part => document.querySelector('#train-command textarea').value.includes(part)"
-        self.page.wait_for_function(script, arg=part)
-
 
 def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., Visitor]) -> None:
     tab = TrainTab(visit())
     page = tab.page
     page.locator("#samples label", has_text="butler").click()
     page.locator("#train-preview .records").wait_for()
-    assert "30 records of text" in tab.preview.inner_text() and tab.name.input_value() == "my-butler"
+    wait_until(lambda: tab.name.input_value() == "my-butler" and "30 records of text" in tab.preview.inner_text())
     tab.name.fill("jeeves")
-    tab.wait_for_command("name=jeeves")
+    wait_until(lambda: "name=jeeves" in page.locator("#train-command textarea").input_value())
     tab.visitor.set("Steps", 10)
     tab.button("start", ":enabled").click()
     page.locator("#train-run .run.starting").wait_for()
-    assert tab.button("start").is_disabled()
+    tab.button("start", ":disabled").wait_for()
     # The chat answers meanwhile, and the run is there again after a reload.
     page.get_by_role("tab", name="Chat").click()
     assert tab.visitor.ask("Say hello.")
@@ -155,6 +152,7 @@ def test_an_adapter_is_taught_by_chatting(
     assert page.locator("#teach-start").is_disabled()
     assert visitor.answers()[-1].replace(WORD_JOINER, "") == "Yes, sir, <b> 1."
     visitor.reload()
+    visitor.await_answers(1)
     correct(2, "Yes, sir.")
     page.locator("#teach summary").click()
     assert "Yes, sir, <b> 1." in page.locator("#teach .corrections").inner_text()
@@ -169,7 +167,7 @@ def test_an_adapter_is_taught_by_chatting(
     visitor.reload()
     tab.open()
     page.locator("#train-run li", has_text="Step 10").wait_for()
-    assert tab.button("start").is_disabled() and tab.button("chat").inner_text() == texts.TRY
+    wait_until(lambda: tab.button("start").is_disabled() and tab.button("chat").inner_text() == texts.TRY)
     (folder / "go").touch()
     page.locator("#train-run .run.ended").wait_for()
     tab.button("chat").click()
@@ -187,10 +185,10 @@ def test_uploads_and_typed_rows_are_previewed_on_a_phone(visit: Callable[..., Vi
     page.locator("#train-preview .data-preview:not(.empty)").wait_for()
     text = tab.preview.inner_text()
     assert "13 records of text in numbers.jsonl" in text and "line 13: 'output' is missing" in text
-    assert tab.button("start").is_enabled() and tab.name.input_value() == "numbers"
+    wait_until(lambda: tab.button("start").is_enabled() and tab.name.input_value() == "numbers")
     page.locator('#train-upload [aria-label="Clear"]').click()
     page.get_by_text(texts.NO_DATA).wait_for()
-    assert tab.button("start").is_disabled() and tab.name.input_value() == "", "a proposed name leaves"
+    wait_until(lambda: tab.button("start").is_disabled() and tab.name.input_value() == "")  # it was proposed
     page.locator("#train-rows button.label-wrap").click()
     # Typed with the keys of the page in them, and pasted from a table.
     page.locator("#train-rows textarea").press_sequentially("What? / Say 0. => 0!\n")

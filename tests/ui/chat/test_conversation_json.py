@@ -267,11 +267,11 @@ def test_no_path_leads_out_of_the_uploads(
     (uploads.parent / "secret.png").write_bytes(png())
     path = path.format(uploads=uploads)
     with pytest.raises(images.BadPicture, match="no longer on the server"):
-        images.shrink_upload(path)
+        images.read_upload(path)
     link = uploads / "link.png"
     link.symlink_to(uploads.parent / "secret.png")
     with pytest.raises(images.BadPicture):
-        images.shrink_upload(str(link))
+        images.read_upload(str(link))
     history = conversation.user_turn("what?", path)
     assert json.loads(to_file(history)[0])["messages"][0]["text"] == PICTURE_NOT_KEPT
     stored = {"format": transcript.FORMAT, "version": 1, "messages": [{"role": "user", "picture": path}]}

@@ -30,8 +30,8 @@ def test_each_conversation_has_its_words_pictures_and_settings(visit: Callable[.
     seen, picture = visitor.rows(), visitor.loaded_picture()
     visitor.open_conversation("Good morning.")
     visitor.wait_for_rows(poem)
-    visitor.page.locator('#picker input[value="poet"]:checked').wait_for()
-    assert visitor.page.get_by_label("number input for Strength").input_value() == "0.5"
+    strength = visitor.page.get_by_label("number input for Strength")
+    wait_until(lambda: (visitor.picked, strength.input_value()) == ("poet", "0.5"))
     visitor.open_conversation("What is this?")
     visitor.wait_for_rows(seen)
     visitor.page.locator('#picker input[value="see"]:checked').wait_for()
@@ -48,7 +48,7 @@ def test_an_adapter_of_the_hub_that_a_link_names_is_asked_about_first(
     question.get_by_text("me/pirate").wait_for()
     question.get_by_role("button", name=texts.HUB_LEAVE).click()
     question.wait_for(state="hidden")
-    assert "#" not in page.url
+    page.wait_for_url(lambda address: "#" not in address)
 
 
 def test_search_rename_delete_and_undo(visit: Callable[..., Visitor]) -> None:
@@ -58,7 +58,7 @@ def test_search_rename_delete_and_undo(visit: Callable[..., Visitor]) -> None:
         visitor.ask(words)
         visitor.new_conversation()
     visitor.open_list()
-    assert visitor.titles() == ["Why is the sky blue?", "Good morning."]
+    wait_until(lambda: visitor.titles() == ["Why is the sky blue?", "Good morning."], visitor.titles)
     search = page.get_by_label(texts.SEARCH)
     search.fill("YOU SAID: GOOD")  # any of its words
     assert visitor.titles() == ["Good morning."]
@@ -74,7 +74,7 @@ def test_search_rename_delete_and_undo(visit: Callable[..., Visitor]) -> None:
     page.locator("#chat").get_by_text("you said: Why is the sky blue?!").wait_for()
     visitor.reload()
     visitor.open_list()
-    assert visitor.titles() == ["Why is the sky blue?", "<b>Small talk</b>"]
+    wait_until(lambda: visitor.titles() == ["Why is the sky blue?", "<b>Small talk</b>"], visitor.titles)
 
 
 def test_two_tabs_go_on_with_one_conversation_and_lose_neither_a_title_nor_a_deletion(
@@ -100,7 +100,7 @@ def test_two_tabs_go_on_with_one_conversation_and_lose_neither_a_title_nor_a_del
     closed_gate.gate.set()
     two.settle()
     wait_until(lambda: "And on.!" in str(one.stored()))
-    assert [(bool(record["deleted"]), record["title"]) for record in one.stored()] == [(True, "Small talk")]
+    wait_until(lambda: [(bool(r["deleted"]), r["title"]) for r in one.stored()] == [(True, "Small talk")])
     one.page.locator("#conversations [name=undo]").click()
     one.wait_for_rows(two.rows())
     assert two.complaints == []

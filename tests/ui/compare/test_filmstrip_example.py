@@ -14,7 +14,7 @@ import pytest
 from adapter.base.template import Message
 from adapter.serve.settings import Settings
 from adapter.ui import theme
-from adapter.ui.compare.filmstrip import frames_of, recorded_films
+from adapter.ui.compare.tab import frames_of
 
 SHADES = (0.5, 1.5, 3.0, 5.0)  # nats from which a word has the next darker shade, as in xray.js
 FILMS = {
@@ -57,7 +57,7 @@ def _word(line: str) -> list[Any]:
 
 @pytest.mark.slow
 def test_the_films_are_what_the_adapters_answer(base: Any) -> None:
-    films = recorded_films()
+    films = theme.recorded_films()
     assert [film["settings"]["adapter"] for film in films] == list(FILMS)
     if base.quantization != films[0]["precision"]:
         pytest.skip(f"recorded with a base of {films[0]['precision']}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.app_process import wait_until
 from tests.browser import Visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -63,4 +64,4 @@ def test_the_filmstrip_of_an_answer(visit: Callable[..., Visitor]) -> None:
     assert page.locator("#message textarea").input_value() == "How does a boat float?"
     assert shown_frame(visitor, 1) == answer != shown_frame(visitor, 0)
     page.get_by_role("tab", name="Chat").click()
-    assert visitor.answers() == [answer], "the conversation stays as it is"
+    wait_until(lambda: visitor.answers() == [answer], visitor.rows)  # the conversation stays as it is

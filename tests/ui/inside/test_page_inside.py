@@ -60,13 +60,13 @@ def test_a_photograph_is_inspected(inside: InsideVisitor) -> None:
     cell = panel.locator(".gates tr").nth(5).locator("td").nth(3)
     assert cell.evaluate("cell => getComputedStyle(cell).backgroundColor") != "rgba(0, 0, 0, 0)"
     cell.hover()
-    assert panel.locator(".gates .readout").inner_text() == f"Layer 4, head 3: {cell.inner_text()}"
+    panel.locator(".gates .readout", has_text=f"Layer 4, head 3: {cell.inner_text()}").wait_for()
     cell.focus()
     visitor.page.keyboard.press("ArrowDown")
-    assert panel.locator(".gates .readout").inner_text().startswith("Layer 5, head 3: ")
+    panel.locator(".gates .readout", has_text="Layer 5, head 3: ").wait_for()
     # On a phone it is a sheet below.
     visitor.page.set_viewport_size({"width": 390, "height": 844})
-    assert visitor.page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    visitor.page.wait_for_function("() => document.documentElement.scrollWidth <= 390")
     assert findings(visitor.page, "#inside") == []
     visitor.page.set_viewport_size({"width": 1440, "height": 900})
     # A reload loses nothing.
@@ -104,8 +104,7 @@ def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[...
     # What the base would have said: by mouse and by keyboard.
     card = page.locator("#xray-card")
     assert not card.is_visible()
-    page.mouse.move(*page.evaluate(A_WORD))
-    card.wait_for()
+    wait_until(lambda: page.mouse.move(*page.evaluate(A_WORD)) or card.is_visible())
     assert re.search(r"With the adapter [\d.]+ %, without (< )?[\d.]+ %", card.inner_text())
     assert card.locator(".lists > div").count() == 2 and card.locator("p.top").count() >= 5
     page.mouse.move(0, 0)
