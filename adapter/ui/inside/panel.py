@@ -70,6 +70,9 @@ class InsideEvents:
             after = ""
             with closing(engine.submit(replace(asked, gates=gates))) as answer:
                 for arrived in answer.event_lists(REDRAW_SECONDS):
+                    if self.conversations.history(request.session_hash) is not history:
+                        yield ""  # the charts are another answer's by now
+                        return
                     after += "".join(event.text for event in arrived)
                     marked, _, _ = mark_differences(answered.text, after)
                     said = f'<p>{html.escape(texts.REWRITTEN)}</p><div class="answer-text">{marked}</div>'
