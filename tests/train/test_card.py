@@ -40,8 +40,9 @@ def test_training_measures_development_sets_and_scoring_the_sealed_ones(command,
     # The ledger counts by sets: also what other weights were scored on, and what has decided something is spent.
     assert "Of 1 scorings in `train/recipes/ledger.json`, 1 was of this" in scored
     ledger = recipe._FOLDER / "ledger.json"
-    (entry,) = json.loads(ledger.read_text()).values()
-    ledger.write_text(json.dumps({parrot().sealed.digest: {**entry, "spent": "they chose the learning rate"}}))
+    ((key, entry),) = json.loads(ledger.read_text()).items()
+    assert key.startswith("parrot/recipe.yaml ")
+    ledger.write_text(json.dumps({key: {**entry, "spent": "they chose the learning rate"}}))
     save_adapter(random_adapter(FINGERPRINT), tmp_path / "out", scored)
     assert main(command("--score")) == 0
     second = (tmp_path / "out" / CARD).read_text()

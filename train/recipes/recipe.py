@@ -62,9 +62,13 @@ class MeasuredSets:
     files: tuple[str, ...]
 
     @property
+    def digests(self) -> dict[str, str]:
+        """By the file, its content's."""
+        return {file: hashlib.sha256((_FOLDER / file).read_bytes()).hexdigest() for file in self.files}
+
+    @property
     def digest(self) -> str:
-        digests = (hashlib.sha256((_FOLDER / file).read_bytes()).digest() for file in self.files)
-        return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
+        return hashlib.sha256(b"".join(map(bytes.fromhex, self.digests.values()))).hexdigest()[:16]
 
     def describe(self) -> str:
         """A sentence for the card: the files and a digest of their content."""
@@ -159,17 +163,29 @@ def load_recipe(name: str, tokenizer: Any) -> Recipe:
 def record_scoring(name: str, sets: MeasuredSets, adapter: str, commit: str) -> tuple[int, int, str]:
     """Writes a scoring of sealed sets into `ledger.json`, before it is made: the ledger outlives adapters and cards.
 
-    adapter: its digest. Returns how often the sets have been scored with this one, how often with others too, and
-    what the sets have decided, which spends them; "" as long as they have decided nothing.
+    adapter: its digest. Of the recipe's own set that was scored most often, returns how often it was with this
+    adapter, and with all of them; and what any set has decided, which spends it; "" as long as none has.
     """
     file = _FOLDER / "ledger.json"
     ledger = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    entry = ledger.setdefault(sets.digest, {"recipe": name, "spent": "", "scorings": []})
-    entry["scorings"].append({"adapter": adapter, "date": date.today().isoformat(), "commit": commit})
+    entries = {
+        scored: ledger.setdefault(f"{scored} {digest[:16]}", {"spent": "", "scorings": []})
+        for scored, digest in sets.digests.items()
+    }
+    for entry in entries.values():
+        scoring = {"recipe": name, "adapter": adapter, "date": date.today().isoformat(), "commit": commit}
+        entry["scorings"].append(scoring)
     with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(ledger, indent=1) + "\n", encoding="utf-8")
-    adapters = [scoring["adapter"] for scoring in entry["scorings"]]
-    return adapters.count(adapter), len(adapters), entry["spent"]
+    own = [
+        [one["adapter"] for one in entry["scorings"]] for scored, entry in entries.items() if scored not in SHARED
+    ]
+    most = max(own, key=len)
+    return (
+        most.count(adapter),
+        len(most),
+        "; ".join(entry["spent"] for entry in entries.values() if entry["spent"]),
+    )
 
 
 def read_own(name: str, assignments: Sequence[str]) -> RecipeFile:
