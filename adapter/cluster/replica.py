@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from adapter.lru import LRU
 from adapter.method.adapter import Adapter
 from adapter.serve.engine import Engine
 from adapter.serve.inspection import Inspection
-from adapter.serve.request import MAX_SECONDS, GenerationEvent, GenerationRequest
+from adapter.serve.request import MAX_SECONDS, GenerationEvent, GenerationRequest, async_event_lists
 from adapter.serve.scheduler import MAX_ROWS
 
 APP = "llama-adapter"
@@ -74,8 +75,9 @@ class Replica:
             request = await self._fetch(request, adapters)
             answer = await asyncio.to_thread(self._engine.submit, request)
             yield []
-            async for events in answer.async_event_lists(_EVENT_SECONDS):
-                yield list(events)
+            with closing(answer):
+                async for _, events in async_event_lists({0: answer}, _EVENT_SECONDS):
+                    yield list(events)
         except AdapterError as error:
             yield [error]
 

@@ -24,7 +24,7 @@ from adapter.method.vision import VisualEncoder
 from adapter.serve.detokenizer import Detokenizer, TokenTexts
 from adapter.serve.drafts import MAX_DRAFT, Drafter
 from adapter.serve.form import NO_FORM
-from adapter.serve.forward import DecodeBatch, make_forward
+from adapter.serve.forward import make_forward
 from adapter.serve.inspection import CLOSED, TOP_LOGPROBS, Inspection, Inspector, token_logprobs
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks
 from adapter.serve.prompts import PromptKVBuilder, Prompts
@@ -84,7 +84,7 @@ class Engine:
         self._nothing = self._forward.prepare(None)
         self._prepared: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # of running rows, by their prompts
         self._cache = KVCache(base, self.cache_budget.tokens)
-        self._batch = DecodeBatch(self._cache, self._forward)
+        self._stacked: Any = None  # the prompts of the rows that decode, from Forward.stack, once they are known
         self._prefix_cache = PrefixCache(self.cache_budget.prefix_bytes)
         self._failures = 0
         self._done = EngineStatistics()  # the counts of steps; replaced as a whole, read by any thread
@@ -241,7 +241,7 @@ class Engine:
             self._end(row, _for_reader(error, row.request))
         with self._lock:
             self._scheduler.reset()
-        self._batch = DecodeBatch(self._cache, self._forward)
+        self._stacked = None
 
     def _step(self) -> bool:
         """Wait for work and run the scheduler's next step; False when no more are to be run."""
@@ -261,8 +261,8 @@ class Engine:
                 self._fail(step.prefill, error)
             seconds = done.prefill_seconds + time.perf_counter() - began
             self._done = replace(done, prefill_steps=done.prefill_steps + 1, prefill_seconds=seconds)
-        elif rows := self._batch.rows:
-            self._decode()
+        elif rows := list(self._scheduler.decoding):
+            self._decode(rows)
             seconds, count = done.decode_seconds + time.perf_counter() - began, done.decode_rows + len(rows)
             self._done = replace(
                 done, decode_steps=done.decode_steps + 1, decode_seconds=seconds, decode_rows=count
@@ -291,7 +291,7 @@ class Engine:
             row.cached_tokens = self._load_prefix(row.prefix_key(), row.token_ids, row.slot)
             row.computed_tokens = row.cached_tokens
         # With nobody's next token to delay, more at once: attention reads the earlier tokens fewer times.
-        count = PREFILL_CHUNK if scored else self._prefill_chunk * (1 if len(self._batch.rows) else 4)
+        count = PREFILL_CHUNK if scored else self._prefill_chunk * (1 if self._scheduler.decoding else 4)
         start = row.computed_tokens
         chunk = row.token_ids[start : start + count]
         prompts = self._forward.stack([row.prepared])
@@ -315,7 +315,8 @@ class Engine:
         if self._forward.reads_ragged:
             row.drafter = Drafter(row.token_ids)
         if self._postprocess(row, sampled):
-            self._batch.join(row)
+            # Here and not in the step, whose failure would be that of all rows: prompts may not fit together.
+            self._stacked = self._forward.stack([row.prepared for row in self._scheduler.decoding])
 
     def _load_prefix(self, key: Hashable, ids: Sequence[int], slot: Slot) -> int:
         """Write the cached KV of the longest common prefix into a slot; returns its length in tokens."""
@@ -336,18 +337,21 @@ class Engine:
             prepared = self._prepared[prompts.key] = self._forward.prepare(prompts.mixed())
         return prepared
 
-    def _decode(self) -> None:
+    def _decode(self, rows: Sequence[Row]) -> None:
         """Read the newest token of each row, and a draft of those behind it where that is worth it."""
         drafts = {}
-        for row in self._batch.rows:
+        for row in rows:
             try:
-                drafts[row] = _draft(row, len(self._batch.rows))
+                drafts[row] = _draft(row, len(rows))
             except Exception as error:
                 self._fail(row, error)
         if not drafts:
             return
         tokens = [[row.token_ids[-1], *draft] for row, draft in drafts.items()]
-        logits = self._batch.step(tokens, [row.kv_tokens for row in drafts])
+        slots, starts = [row.slot for row in drafts if row.slot is not None], [row.kv_tokens for row in drafts]
+        if self._stacked is None:
+            self._stacked = self._forward.stack([row.prepared for row in drafts])
+        logits = self._forward(self._cache, tokens, slots, starts, self._stacked, every=True)
         tokens_by_row = sample(logits, [row.sampler for row in drafts], list(drafts.values()))
         for row, sampled in zip(drafts, tokens_by_row, strict=True):
             self._postprocess(row, sampled)
@@ -355,7 +359,7 @@ class Engine:
         chunk = BASE_CHUNK * min(2, len(drafts))
         behind = [
             row
-            for row in self._batch.rows
+            for row in self._scheduler.decoding
             if row.base_behind >= min(chunk, max(8, row.base_tokens - row.prompt_tokens))
         ]
         if behind:
@@ -464,9 +468,8 @@ class Engine:
         self._check_base()
 
     def _release(self, row: Row, keep: bool = True) -> None:
-        """Take an ended row out of the scheduler and the batch. keep: its KV goes to the prefix cache."""
-        if row in self._batch.rows:
-            self._batch.leave(row)
+        """Take an ended row out of the scheduler. keep: its KV goes to the prefix cache."""
+        self._stacked = None
         tokens = row.kv_tokens
         try:
             if keep and row.slot is not None and tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -227,7 +228,7 @@ class Scheduler:
         self._most_prompt_bytes = most_prompt_bytes
         self.waiting: list[Row] = []
         self.prefilling: list[Row] = []  # in order of arrival
-        self.decoding: list[Row] = []
+        self.decoding: list[Row] = []  # in the order of their slots
         self._decode_next = self._oldest_next = False
 
     @property
@@ -316,7 +317,7 @@ class Scheduler:
         row.token_ids.append(token)
         if row in self.prefilling:
             self.prefilling.remove(row)
-            self.decoding.append(row)
+            insort(self.decoding, row, key=lambda one: one.slot.start if one.slot else 0)
         if token in row.stop_ids:
             return "stop"
         written = row.new_tokens + len(row.request.answer_ids)

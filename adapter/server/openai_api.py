@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,7 @@ from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
 from adapter.errors import AdapterError, BadForm, BadInput, Busy, EngineBroken, LoadError
+from adapter.serve.request import async_event_lists
 from adapter.server.generation import FAILED, AdapterCatalog, EngineProvider, browser_text, client_of
 from adapter.server.openai_schema import (
     BASE,
@@ -230,7 +231,7 @@ class _Completion:
         with ExitStack() as begun:
             self._answers = [begun.enter_context(closing(engine.submit(request))) for request in requests]
             self._open = begun.pop_all()
-        self._events = _merged([answer.async_event_lists(CHUNK_SECONDS) for answer in self._answers])
+        self._events = async_event_lists(dict(enumerate(self._answers)), CHUNK_SECONDS)
         self._name = body.object_name
         self._about = {
             "id": f"{'cmpl' if self._name == 'text_completion' else 'chatcmpl'}-{uuid.uuid4().hex}",
@@ -287,28 +288,6 @@ async def _chain(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
     yield first
     async for item in rest:
         yield item
-
-
-async def _merged(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int, T]]:
-    """What comes of several iterators, as it comes, with the index of which."""
-    waiting: dict[asyncio.Future[T], int] = {}
-
-    def wait_for(index: int) -> None:
-        waiting[asyncio.ensure_future(anext(streams[index]))] = index
-
-    try:
-        for index in range(len(streams)):
-            wait_for(index)
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                index = waiting.pop(task)
-                with suppress(StopAsyncIteration):
-                    yield index, task.result()
-                    wait_for(index)
-    finally:
-        for task in waiting:
-            task.cancel()
 
 
 async def _until_disconnect(request: Request, work: Awaitable[T]) -> T:
