@@ -30,14 +30,7 @@ from adapter.base.llama import Base, base_config, base_fingerprint, load_base, l
 from adapter.errors import AdapterError, with_detail
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import (
-    CARD,
-    adapter_digest,
-    check_base,
-    load_adapter,
-    read_config,
-    save_adapter,
-)
+from adapter.method.checkpoint import CARD, adapter_digest, check_base, load_adapter, read_config, save_adapter
 from adapter.method.config import BaseFingerprint, base_label
 from adapter.serve.form import NO_FORM
 from train.card import Measured, commit, with_sealed_scores, write_card
