@@ -107,9 +107,8 @@ class TrainConfig:
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
     """Records to learn from. path: a file, a folder, or the id of a data set on the Hub (`hf:user/name`).
-
-    validation: the share of records to hold out, or the path of a separate file, or another split of the data.
-    weight: how often each record comes in an epoch, where there are several parts.
+    validation: the share to hold out, another file, or another split. weight: how often each record comes in an
+    epoch.
     """
 
     path: str

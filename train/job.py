@@ -73,9 +73,8 @@ class _Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with. loss: held-out, in nats a token, of the adapter after `step` of `steps`, or NaN.
-
-    wall, processor: seconds of the run and those that it resumed, by the clock and of the first process's threads.
+    """loss: held-out, in nats a token, of the adapter after `step` of `steps`, or NaN. wall, processor: seconds
+    of the run and those that it resumed, by the clock and of the first process's threads.
     """
 
     loss: float
@@ -134,9 +133,8 @@ class Job:
         self.metrics: MetricsWriter | None = None  # of the main process
 
     def run(self) -> tuple[Adapter, Outcome]:
-        """Trains. Returns the adapter that config.save names, which `folder` then holds.
-
-        Raises TrainError if the folder is in use, holds another run or cannot be written; Stopped after Ctrl-C.
+        """Returns the adapter that config.save names, which `folder` then holds. Raises TrainError, or Stopped on
+        Ctrl-C.
         """
         layers = self.base.model.model
         set_gradient_checkpointing(layers, self.config.gradient_checkpointing)

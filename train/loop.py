@@ -87,9 +87,8 @@ def _adapted_states(model: AdaptedLlama, adapter: Adapter, batch: Batch) -> Tens
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Summed loss of a frozen head, piece by piece: no logits outlive their piece.
-
-    The forward pass computes the gradient of the hidden states too, so that backward recomputes nothing.
+    """Summed loss of a frozen head, with the gradient of its input, piece by piece: no logits outlive their
+    piece.
     """
 
     @staticmethod
@@ -164,9 +163,8 @@ def make_optimizer(
 
 
 def averaged(adapter: Adapter, decay: float) -> AveragedModel:
-    """An exponential moving average of the adapter's parameters, whose decay is smaller early in a run.
-
-    As in TensorFlow's ExponentialMovingAverage with num_updates: the first values would weigh most in a short run.
+    """A moving average of the adapter's parameters; as in TensorFlow's, the decay is smaller early in a short
+    run.
     """
 
     def average_in(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
@@ -176,9 +174,8 @@ def averaged(adapter: Adapter, decay: float) -> AveragedModel:
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """The share of the learning rate at which step `step` of 0 to `steps` - 1 is taken.
-
-    It rises in equal parts, one of which the first step takes already, and falls as a cosine to 0 after the last.
+    """The share of the learning rate at step 0 to `steps` - 1: it rises in equal parts, then falls as a cosine to
+    0.
     """
     rising = int(warmup * steps)
     if step < rising:

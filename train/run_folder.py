@@ -42,9 +42,8 @@ class TrainError(AdapterError):
 
 
 def run_identity(config: TrainConfig, base: BaseFingerprint | None, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """All that the adapter of a run depends on: the same in all its processes, and when it is resumed.
-
-    base: None if it is not known yet. inputs: the digests of what else the run is made from, and its precision.
+    """What an adapter depends on. base: None if not known yet; inputs: digests of what else goes in, the
+    precision.
     """
     settings = {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
     fingerprint = {} if base is None else asdict(base)
@@ -82,9 +81,8 @@ class RunFolder:
         self._lock.release(force=True)
 
     def load(self, identity: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads what `save` wrote. Raises TrainError, which names each difference, if that was another run's.
-
-        identity: of the run that is to go on; what it does not know yet is not compared.
+        """Reads what `save` wrote. Raises TrainError, which names what differs from `identity`, as far as that is
+        known.
         """
         path = self.path / STATE
         with _explained(f"'{path.name}' cannot be read. Start anew with another --out.", path):

@@ -24,10 +24,8 @@ _NO_PROMPTS = PromptKV({})
 
 
 class TorchForward:
-    """The forward pass of any base on any device, by its own decoder layers. Several rows have one new token each.
-
-    A row's logits are the same whatever other rows are there: bit for bit on a CPU in bfloat16, up to the order of
-    summation in fp32 and on CUDA.
+    """The pass of any base on any device, by its own layers: several rows of one new token, or one of several. A
+    row's logits do not depend on other rows: in bits on a CPU in bfloat16, else up to the order of summation.
     """
 
     reads_ragged = False  # whether each of several rows may have several new tokens
@@ -58,7 +56,6 @@ class TorchForward:
         every: bool = False,
     ) -> Tensor:
         """The logits in fp32 after the last new token of each row, or after every one: [tokens, vocab_size].
-
         slots: of the rows, in ascending order; starts: how many tokens each slot holds; prompts: from `stack`.
         """
         tokens = [token for new in ids for token in new]

@@ -59,10 +59,8 @@ class Client:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are sampled. Ranges and defaults are those of Settings; raises BadInput when out of range.
-
-    In this order, each as in transformers and vLLM: biases, penalties (none where the answer has a form),
-    temperature, top_k, top_p, min_p.
+    """Ranges and defaults are those of Settings; raises BadInput. Applied in this order, as in transformers and
+    vLLM: biases, penalties (none where the answer has a form), temperature, top_k, top_p, min_p.
     """
 
     temperature: float = _DEFAULTS.temperature  # 0 takes the likeliest token
@@ -265,9 +263,8 @@ class Mailbox:
 
 
 class Answer:
-    """The events of one request in order, for one reader. Raises errors in their place.
-
-    Deleting the object, `close()` and leaving `contextlib.closing` cancel an unfinished answer.
+    """The events of one request in order, for one reader; errors are raised in their place. Deleting the object,
+    `close()` and leaving `contextlib.closing` cancel an unfinished answer.
     """
 
     def __init__(self, mailbox: Mailbox, cancel: Callable[[], None]) -> None:
@@ -361,10 +358,9 @@ class RemoteAnswer:
 
 
 def read_together(answers: Mapping[int, Answer], seconds: float) -> Iterator[Received]:
-    """Yields lists of (key, event) of all that has arrived of several answers, until all have ended.
-
-    The first list comes with the first event, a list with an answer's last event at once, and any other at least
-    `seconds` after the one before, or longer in a crowd. An error ends its own answer only.
+    """Yields lists of (key, event) of all that has arrived of several answers, until all have ended. A list with
+    an answer's last event comes at once, others at least `seconds` apart, or more in a crowd. An error ends its
+    answer only.
     """
     woken: queue.SimpleQueue[None] = queue.SimpleQueue()  # safe where the garbage collector puts something in
     for found in _next_lists(answers, seconds, lambda: woken.put(None)):

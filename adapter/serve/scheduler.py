@@ -47,10 +47,8 @@ class Admitted:
 def admit(
     request: GenerationRequest, base: Base, load: Callable[[str], Adapter], cache_tokens: int | None = None
 ) -> Admitted:
-    """Load the request's adapters, tokenise its prompt and limit its answer to the context of `base`.
-
-    load: returns an adapter by name; cache_tokens: how many tokens a KV cache can hold of one row. Raises
-    BadInput or LoadError for a request that cannot be served, Busy if its form cannot be checked now.
+    """Load the adapters, tokenise the prompt, limit the answer to the context and to `cache_tokens` of one row.
+    Raises BadInput or LoadError for what cannot be served, Busy if its form cannot be checked now.
     """
     adapters = [(load(name), strength) for name, strength in request.parts]
     if request.image is not None and not any(adapter.config.is_visual for adapter, _ in adapters):
@@ -110,10 +108,8 @@ AnyQueued = TypeVar("AnyQueued", "Row", RemoteAnswer)
 
 
 def in_turn(rows: Iterable[AnyQueued]) -> list[AnyQueued]:
-    """The waiting ones of `rows` in order: first those whose network has the fewest, running and before them.
-
-    In a network the sessions take turns by the same rule: a client chooses its session's name, not its network.
-    Where all places are taken, the last one gives up its own: nobody can keep others out by asking much.
+    """The waiting ones of `rows`: first those whose network, and in it whose session, has fewest, running and
+    before them. Where all places are taken the last one gives up its own: nobody keeps others out by asking much.
     """
     rows = list(rows)
     waiting = sorted((row for row in rows if row.started_at is None), key=lambda row: row.submitted_at)
@@ -236,9 +232,8 @@ class Scheduler:
         return [*self.waiting, *self.prefilling, *self.decoding]
 
     def schedule(self, now: float) -> Step:
-        """Start waiting rows, and choose the next step: prefill chunks and decode steps alternate.
-
-        Every other chunk is of the prompt that is read soonest, the rest are the oldest's.
+        """Start waiting rows and choose the next step: a decode step, or a prefill chunk of the prompt that is
+        read soonest, every other one of the oldest.
         """
         finished: list[tuple[Row, FinishReason]] = []
         for row in self.rows:

@@ -35,11 +35,9 @@ _LOCK = ".lock-of-llama-adapter"  # marks a folder of uploads as made here
 
 @dataclass(frozen=True)
 class Place:
-    """host, port: to listen on, port None being the first free one. auth: USER:PASS.
-
-    public: whether others than programs on this machine may ask; if not, their requests are refused. training:
-    whether visitors may train adapters and upload their own. frames: the origins of pages that may show this one
-    in a frame, as in a content security policy.
+    """port: None for the first free one. public: whether others than programs on this machine may ask. training:
+    whether visitors may train adapters and upload their own. frames: origins whose pages may show this one in a
+    frame.
     """
 
     host: str
@@ -161,10 +159,8 @@ def runs_folder() -> Path:
 
 @contextlib.contextmanager
 def upload_folder(parent: str | None) -> Iterator[Path]:
-    """A new folder in `parent`, or in the system's temporary folder, that only this user can read.
-
-    It is deleted when the block ends, and those of this user's servers that were killed are deleted now. Nothing
-    else in `parent` is touched. Raises OSError if the folder cannot be made.
+    """A new folder in `parent`, or where temporary files lie, for this user alone, deleted when the block ends.
+    Those of this user's killed servers are deleted now, nothing else there. Raises OSError if it cannot be made.
     """
     below = Path(parent or tempfile.gettempdir())
     below.mkdir(mode=0o700, parents=True, exist_ok=True)

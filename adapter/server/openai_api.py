@@ -66,10 +66,9 @@ def mount(
     auth: str | None = None,
     prepare: Callable[[Request], None] = lambda request: None,
 ) -> Mount:
-    """Everything below /v1, for the page's server.
-
-    The key that a client must show is LLAMA_ADAPTER_API_KEY, or else the page's USER:PASS; without both none is.
-    prepare: called with each request in the context in which the engine is asked.
+    """Everything below /v1, for the page's server. A client's key is LLAMA_ADAPTER_API_KEY, or else the page's
+    USER:PASS; without both none is asked for. prepare: called with a request in the context in which the engine
+    is asked.
     """
     return Mount("/v1", _Api(provider, store, find_key(auth), prepare))
 
@@ -87,10 +86,8 @@ def shows_key(request: Request, key: bytes) -> bool:
 
 
 class _Api:
-    """An ASGI application: admits requests by key and number before anything of them is read, and asks the engine.
-
-    In threads: the page shares the event loop. There is one for each request: words wait neither for pictures that
-    are decoded nor for forms that are tried. Errors have OpenAI's shape. The schema is at /openapi.json.
+    """An ASGI application: admits requests by key and number before anything of them is read. A thread of its own
+    asks the engine for each: words wait neither for pictures nor for forms, and the page's event loop for none.
     """
 
     def __init__(
@@ -165,9 +162,8 @@ class _Api:
 
     @asynccontextmanager
     async def _read(self, request: Request) -> AsyncIterator[bytearray]:
-        """Yields the body, whose bytes count until the block ends. Raises ApiError, and Busy for too many of them.
-
-        The first WORDS_BYTES are free, so that nobody's pictures keep words out.
+        """Yields the body, whose bytes count until the block ends but for WORDS_BYTES, so that pictures keep no
+        words out. Raises ApiError, and Busy for too many.
         """
         body, mine = bytearray(), 0
         too_long = f"The body is larger than {MAX_BODY // 2**20} MB. Make the picture smaller."
@@ -199,9 +195,8 @@ class _Api:
             raise ApiError(400, browser_text(error), body.form_field) from error
 
     def _models(self, engine: ServingEngine, wanted: str) -> dict[str, Any]:
-        """The list of models, or the wanted one. Raises ApiError if there is none of that name.
-
-        OpenAI's fields, and in `adapter` what is ours.
+        """The models in OpenAI's fields, and in `adapter` ours, or the wanted one. Raises ApiError if there is
+        none.
         """
         base = engine.base.fingerprint
         about = {"object": "model", "created": self._since, "owned_by": "llama-adapter", "root": base.name}

@@ -174,9 +174,8 @@ class _Completion(_Body, SamplingSettings):
     mix: dict[str, Strength] = Field({}, max_length=MAX_MIX, description="further adapters with their strengths")
 
     def to_requests(self, adapters: Collection[str], base: Base, client: Client) -> list[GenerationRequest]:
-        """The engine's requests: for each prompt its choices. adapters: the names that there are.
-
-        Raises ApiError, and BadInput for a picture that cannot be read or a message that is too long.
+        """The engine's requests: for each prompt its choices. adapters: the names that there are. Raises
+        ApiError, and BadInput for a picture that cannot be read or a message that is too long.
         """
         base_name = base.fingerprint.name
         adapter = find_model(self.model, adapters, base_name)
@@ -447,9 +446,8 @@ def parse(body: bytes | bytearray, kind: type[Body]) -> Body:
 
 
 def find_model(model: str, adapters: Collection[str], base: str) -> str | None:
-    """The adapter that a model's name means, None for the frozen base. Raises ApiError for an unknown one.
-
-    BASE is always the base; its own name is too, unless an adapter has that name.
+    """The adapter that a model's name means, None for the base: always BASE, and its own name unless an adapter
+    has it. Raises ApiError for an unknown one.
     """
     if model in adapters and model != BASE:
         return model
@@ -462,10 +460,8 @@ def find_model(model: str, adapters: Collection[str], base: str) -> str | None:
 def _conversation(
     messages: list[ChatMessage], base_names: Collection[str]
 ) -> tuple[tuple[Message, ...], str | None]:
-    """The texts, neighbours of one speaker joined, and the data URL of the newest picture.
-
-    The call of a tool is read as its arguments, and what the tool says as the user's. A picture without a word
-    asks what the page asks. base_names: those of the frozen base.
+    """The texts, neighbours of one speaker joined, and the data URL of the newest picture. A tool's call is read
+    as its arguments, what it says as the user's; a picture without a word asks what the page asks.
     """
     joined: list[Message] = []
     newest = None

@@ -46,11 +46,9 @@ FOR_THIS_MACHINE_ONLY = (
 
 @dataclass(frozen=True)
 class Rule:
-    """What requests of one kind are limited by; the names are those of Limits.
-
-    rate: of a program's requests wrong keys count as guesses; place: what each holds until it is answered, "body"
-    for one that has to state its body's length; act: what such a body counts as; values: whether those of its JSON
-    count.
+    """What requests of one kind are limited by, in names of Limits. place: what each holds until it is answered,
+    "body" for one that has to state its length; act: what such a body counts as; values: whether those of its
+    JSON count.
     """
 
     rate: Literal["request", "program"]
@@ -160,11 +158,8 @@ EXCEPTION_HANDLERS: dict[type[Exception], Callable[..., Any]] = {
 
 
 class RequestGuard:
-    """Refuses what is no request of the page's or of a program's own, and what is too much for one address.
-
-    That is every route but ROUTES; requests that a page elsewhere makes a browser send; on a server for this
-    machine only, whatever does not come from it, as far as the request tells; and on any other, what exceeds
-    `limits`.
+    """Refuses every route but ROUTES; what a page elsewhere makes a browser send; on a server for this machine
+    only what does not come from it; and on any other what exceeds `limits`.
     """
 
     def __init__(
@@ -176,10 +171,8 @@ class RequestGuard:
         frames: str = "",
         preload: str = "",
     ) -> None:
-        """uploads: the folder of this process's uploads alone, from which file= serves; most: bytes of one.
-
-        frames: the origins of other pages that may show this one in a frame, as in a content security policy.
-        preload: what the page will need, as its header `Link`.
+        """uploads: the folder of this process's uploads alone, from which file= serves; most: bytes of one;
+        frames: origins of pages that may show this one in a frame; preload: the page's header `Link`.
         """
         self._app, self._limits, self._uploads, self._most = app, limits, uploads, most
         self._policy = (_POLICY + frames).strip()
@@ -218,9 +211,8 @@ class RequestGuard:
                 await response(scope, receive, send_with_policy)
 
     def _find_allowed(self, scope: Scope) -> Route:
-        """The route of a request that may be made at all, as Starlette's router finds it. Raises RequestRefused.
-
-        There is none for a path that ends in a line break, to which the router's patterns are blind.
+        """The route of a request that may be made at all. Raises RequestRefused, also for a path that ends in a
+        line break, to which the router's patterns are blind.
         """
         headers, path, method = Headers(scope=scope), get_route_path(scope), scope["method"]
         matching = (r for r in ROUTES if method in (r.methods or (method,)) and r.pattern.fullmatch(path))
@@ -249,9 +241,8 @@ class RequestGuard:
     async def _limit(
         self, rule: Rule, scope: Scope, receive: Receive, send: Send, held: contextlib.ExitStack
     ) -> tuple[Receive, Send]:
-        """Count a request by its address. Returns what limits and counts its body and its answer.
-
-        held: gets what is to be done when it has been answered. Raises RequestRefused and RateLimited.
+        """Count a request by its address; returns what limits and counts body and answer. held: gets what is to
+        be done when it has been answered. Raises RequestRefused and RateLimited.
         """
         address = client_of(Request(scope)).address
 
@@ -329,10 +320,8 @@ class RequestGuard:
 
 
 def _is_of_another_page(headers: Headers) -> bool:
-    """Whether a browser says that a page of another origin sends this. Other programs have no origin.
-
-    Browsers send Sec-Fetch-Site to https and loopback addresses. Elsewhere Origin is compared with Host, which a
-    proxy may have changed.
+    """Whether a browser says that a page of another origin sends this; programs have none. Sec-Fetch-Site comes
+    to https and loopback; elsewhere Origin is compared with Host, which a proxy may have changed.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:

@@ -123,11 +123,9 @@ def merge_turns(turns: Iterable[tuple[str, str, str | None]]) -> tuple[Message, 
 def fit(
     messages: Sequence[dict[str, Any]], weigh: Callable[[str], int | None], limits: Limits
 ) -> tuple[list[dict[str, Any]], Dropped]:
-    """The newest messages and pictures within the limits, beginning with a whole turn, and what was dropped.
-
-    messages: checked, or of a writer; a message of a dropped picture becomes a remark. weigh: the bytes of a
-    picture's data URL by its name in a message, None if there is none; called for the newest pictures only, and
-    once for each. Fitting what was fitted drops nothing.
+    """The newest messages and pictures within the limits, beginning with a whole turn, and what was dropped:
+    nothing the second time. A message of a dropped picture becomes a remark. weigh: the bytes of a picture's data
+    URL by its name, None if there is none; called once for each of the newest.
     """
     kept: list[dict[str, Any]] = []
     sizes: dict[str, int | None] = {}
@@ -184,9 +182,8 @@ def _remark(text: str) -> dict[str, Any]:
 
 
 def read(text: str | bytes, limits: Limits = FILE) -> Transcript:
-    """Parse the text of a conversation file. Raises BadInput that says what is wrong, for any text.
-
-    The values of two large texts are in memory at a time.
+    """Parse the text of a conversation file; the values of two large ones are in memory at a time. Raises
+    BadInput that says what is wrong, for any text.
     """
     if len(text) > MAX_BYTES:
         raise BadInput(f"The file has {len(text) / 2**20:.0f} MB; {MAX_BYTES // 2**20} MB are the limit.")

@@ -56,9 +56,8 @@ _WORKER_ERROR = "ZeroGPU worker error"
 
 
 def load_for_zero_gpu(name: str, quantization: str) -> Base:
-    """Loads the base in bfloat16, the fastest there, onto the GPU that `spaces` emulates until a worker has one.
-
-    To be called before the launch, in the main thread. Raises LoadError.
+    """Loads the base in bfloat16, the fastest there, onto the GPU that `spaces` emulates until a worker has one:
+    before the launch, in the main thread. Raises LoadError.
     """
     if quantization not in ("auto", "none"):
         raise LoadError("On ZeroGPU the base stays in bfloat16: leave --quantization out.")
@@ -72,10 +71,8 @@ def _device() -> str:
 
 
 class ZeroGpuEngine:
-    """An engine whose answers are computed by workers, each with a GPU for as long as it takes. Thread-safe.
-
-    To be made before the launch, in the main thread. gpu: `spaces.GPU`; gpu_error: what it raises (Gradio's
-    error).
+    """An engine whose answers workers compute, each with a GPU for as long as it takes. Thread-safe. To be made
+    before the launch, in the main thread. gpu: `spaces.GPU`; gpu_error: Gradio's error.
     """
 
     def __init__(
