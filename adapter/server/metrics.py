@@ -113,7 +113,7 @@ class Metrics:
         return name
 
     def ended(self, label: str, last: GenerationEvent | Exception) -> None:
-        """Count an answer by its last event, or as refused or an error by what was raised instead. Takes no lock."""
+        """Count an answer by its last event, or by what was raised instead. Takes no lock."""
         if isinstance(last, Exception):
             refused = isinstance(last, (BadInput, Busy, TemplateError))
             self._ended.append((label, "refused" if refused else "error", None))
