@@ -21,7 +21,7 @@ from adapter.base.threads import set_threads
 from adapter.errors import AdapterError, Busy, EngineBroken
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
-from adapter.serve.detokenizer import Detokenizer, TokenTexts
+from adapter.serve.detokenizer import TokenTexts
 from adapter.serve.drafts import MAX_DRAFT, Drafter
 from adapter.serve.form import NO_FORM
 from adapter.serve.forward import make_forward
@@ -105,16 +105,7 @@ class Engine:
     def submit(self, request: GenerationRequest) -> Answer:
         """Start one answer. Raises BadInput, LoadError, Busy or EngineBroken; later errors are its reader's."""
         admitted = admit(request, self.base, self._load, self.cache_budget.tokens)
-        row = Row(
-            request,
-            admitted.adapters,
-            [*admitted.prompt_ids, *request.answer_ids],
-            admitted.max_new_tokens,
-            Detokenizer(self.base.tokenizer, request.stop),
-            time.perf_counter(),
-            admitted.form,
-            stop_ids=self.base.stop_ids,
-        )
+        row = Row(request, admitted, self.base)
         has_room = 2 * round_to_blocks(row.most_tokens) <= self._slots.capacity
         row.reads_base = request.base_logprobs and bool(admitted.adapters) and has_room
         with self._lock:
@@ -196,7 +187,7 @@ class Engine:
         request = row.request
         try:
             if not row.cancelled and self._refusal is None:
-                row.prompts = self.prompts.build(row.adapters, request.image, request.gate_changes)
+                row.prompts = self.prompts.build(row.admitted.adapters, request.image, request.gate_changes)
         except BaseException as error:  # whatever it is: the reader would wait for ever
             _log(error)
             self._end(row, _for_reader(error, request))
@@ -219,7 +210,13 @@ class Engine:
                 if self._failures >= MAX_FAILURES:
                     self._refuse(EngineBroken(BROKEN))
                 elif failure is not None:
-                    self._restart(failure)
+                    with self._lock:
+                        failed = [row for row in self._open if row.started_at is not None or row.cancelled]
+                    for row in failed:  # half a step leaves their KV undefined; the others keep waiting
+                        self._end(row, _for_reader(failure, row.request))
+                    with self._lock:
+                        self._scheduler.reset()
+                    self._stacked = None
                 failure = None
                 while self._step():  # within the try: an exception from outside may come between two steps
                     pass
@@ -232,16 +229,6 @@ class Engine:
             except BaseException as error:  # SystemExit and MemoryError too
                 failure = error
                 self._failures += 1
-
-    def _restart(self, error: BaseException) -> None:
-        """Fail all running rows, since half a step leaves their KV undefined. Waiting rows keep waiting."""
-        with self._lock:
-            failed = [row for row in self._open if row.started_at is not None or row.cancelled]
-        for row in failed:
-            self._end(row, _for_reader(error, row.request))
-        with self._lock:
-            self._scheduler.reset()
-        self._stacked = None
 
     def _step(self) -> bool:
         """Wait for work and run the scheduler's next step; False when no more are to be run."""
@@ -505,7 +492,7 @@ def _draft(row: Row, rows: int) -> list[int]:
     """A draft for a row in a step of so many rows. The answer would have room for it and one more token."""
     if row.drafter is None:
         return []
-    limit = min(MAX_DRAFT, row.max_new_tokens - row.new_tokens - 1)
+    limit = min(MAX_DRAFT, row.admitted.max_new_tokens - row.new_tokens - 1)
     guesses = row.drafter.propose(limit, rows)
     return guesses if row.form is None else row.form.draft(guesses, limit)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -129,14 +130,9 @@ class Row:
     """One request on its way through the engine: its tokens, its prompts and how far its KV has come."""
 
     request: GenerationRequest
-    adapters: WeightedAdapters
-    token_ids: list[int]  # the prompt, then the answer
-    max_new_tokens: int
-    detokenizer: Detokenizer
-    submitted_at: float  # seconds of time.perf_counter
-    form: FormState | None = None  # that the answer is held to
+    admitted: Admitted
+    base: Base
     mailbox: Mailbox = field(default_factory=Mailbox)
-    stop_ids: frozenset[int] = frozenset()  # tokens that end the answer
     prompts: Prompts | None = None  # as soon as they are built; none of the frozen base
     prepared: Any = None  # from Forward.prepare, while the row runs
     slot: Slot | None = None  # of the KV cache, while the row runs
@@ -154,16 +150,19 @@ class Row:
     text: str = ""  # to be sent with the next event: that of the beginning of the answer
 
     def __post_init__(self) -> None:
+        self.submitted_at = time.perf_counter()
+        request, prompt, self.form = self.request, self.admitted.prompt_ids, self.admitted.form
+        begun, top = request.answer_ids, request.top_logprobs
+        self.token_ids = [*prompt, *begun]  # and the answer's
         self.prompt_tokens = len(self.token_ids)
-        begun, top = self.request.answer_ids, self.request.top_logprobs
-        prompt = self.token_ids[: self.prompt_tokens - len(begun)]
-        self.sampler = Sampler(self.request.sampling, self.form, prompt, self.stop_ids, begun, top)
+        self.sampler = Sampler(request.sampling, self.form, prompt, self.base.stop_ids, begun, top)
+        self.detokenizer = Detokenizer(self.base.tokenizer, request.stop)
         self.text = "".join(map(self.detokenizer.push, begun))
 
     @property
     def most_tokens(self) -> int:
         """The length of the prompt and the longest answer together."""
-        return self.prompt_tokens + self.max_new_tokens
+        return self.prompt_tokens + self.admitted.max_new_tokens
 
     @property
     def new_tokens(self) -> int:
@@ -313,12 +312,12 @@ class Scheduler:
         if row in self.prefilling:
             self.prefilling.remove(row)
             insort(self.decoding, row, key=lambda one: one.slot.start if one.slot else 0)
-        if token in row.stop_ids:
+        if token in row.base.stop_ids:
             return "stop"
         written = row.new_tokens + len(row.request.answer_ids)
         if row.request.end_repetition and repeats(row.token_ids, written):
             return "repetition"
-        return "length" if row.new_tokens >= row.max_new_tokens else None
+        return "length" if row.new_tokens >= row.admitted.max_new_tokens else None
 
     def remove(self, row: Row) -> None:
         """Forget a row that has ended, and free its slots."""

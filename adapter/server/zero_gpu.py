@@ -168,7 +168,10 @@ class ZeroGpuEngine:
                 for item in events:
                     if pending.ended:
                         break
-                    pending.receive(item)
+                    if isinstance(item, bytes):
+                        pending.inspection = pickle.loads(item)
+                        item = GenerationEvent(finish_reason="stop", stats=pending.stats())
+                    pending.deliver(item)
             pending.end(Busy(_CLOSED))
         except self._gpu_error as error:
             if getattr(error, "title", "") == _WORKER_ERROR:
@@ -188,13 +191,6 @@ class _PendingAnswer(RemoteAnswer):
     """An answer or an inspection that a worker computes."""
 
     inspection: Inspection | None = None
-
-    def receive(self, item: Any) -> None:
-        """Takes what a worker yields."""
-        if isinstance(item, bytes):
-            self.inspection = pickle.loads(item)
-            item = GenerationEvent(finish_reason="stop", stats=self.stats())
-        self.deliver(item)
 
 
 def _worker_task(base: Base, encoders: Mapping[str, VisualEncoder]) -> Callable[[bytes, float], Iterator[Any]]:
