@@ -137,10 +137,8 @@ class RecipeFile:
     @model_validator(mode="after")
     def _check_stages(self) -> RecipeFile:
         if self.train.learn == "tuning" and self.start_from is None:
-            raise ValueError(
-                "learn: tuning trains a tuning beside prompts that have been trained: name their adapter by "
-                "start_from, or train both with learn: all"
-            )
+            trained = "learn: tuning trains a tuning beside prompts that have been trained"
+            raise ValueError(f"{trained}: name their adapter by start_from, or train both with learn: all")
         if self.train.learn == "prompts" and self.train.tuning is not None and self.start_from is None:
             raise ValueError("learn: prompts leaves the tuning untrained: leave tuning out, or learn: all")
         return self
@@ -306,10 +304,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"The recipe '{path.name}' cannot be read as YAML. Check the path, or mend it.",
-            f"{path}: {' '.join(str(error).split())}",
-        ) from error
+        text = f"The recipe '{path.name}' cannot be read as YAML. Check the path, or mend it."
+        raise ConfigError(text, f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe '{path.name}' must hold `key: value` lines.", str(path))
     return values

@@ -45,9 +45,7 @@ def new_adapter(config: TrainConfig, base: Base) -> Adapter:
 def trainable_parameters(adapter: Adapter, learn: str) -> list[torch.nn.Parameter]:
     """The parameters that `learn` (see TrainConfig) selects; freezes the adapter's others. Raises ConfigError."""
     if learn == "tuning" and adapter.tuning is None:
-        raise ConfigError(
-            "learn: tuning finds no tuning to learn: set one, such as tuning: {norms: true, bias: true}."
-        )
+        raise ConfigError("learn: tuning finds no tuning to learn: set one, such as tuning: {norms: true}.")
     for name, parameter in adapter.named_parameters():
         parameter.requires_grad_(learn == "all" or name.startswith("tuning.") == (learn == "tuning"))
     return [p for p in adapter.parameters() if p.requires_grad]
@@ -147,9 +145,7 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW with a rate of its own for the gates, which do not decay, and for the tuning. Raises ConfigError."""
     if config.tuning_lr is not None and adapter.tuning is None:
-        raise ConfigError(
-            "tuning_lr finds no tuning to learn: leave it out, or set one, such as tuning: {lora_rank: 8}."
-        )
+        raise ConfigError("tuning_lr finds no tuning to learn: leave it out, or set tuning: {lora_rank: 8}.")
     tuning = set() if adapter.tuning is None else set(map(id, adapter.tuning.parameters()))
     groups: dict[str, dict[str, Any]] = {
         "lr": {"params": [], "initial_lr": config.lr},

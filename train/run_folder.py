@@ -71,10 +71,8 @@ class RunFolder:
                 used = f"{name} is in use by another run. Give this one its own with --out."
                 raise TrainError(used, str(self.path)) from error
         if not resume and state.exists():
-            raise TrainError(
-                f"{name} holds an unfinished run. Go on with it by --resume, or give another folder with --out.",
-                str(self.path),
-            )
+            unfinished = f"{name} holds an unfinished run. Go on with it by --resume, or give another --out."
+            raise TrainError(unfinished, str(self.path))
 
     def close(self) -> None:
         """Releases the lock, however often the folder was opened."""
@@ -98,10 +96,8 @@ class RunFolder:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replaces state.pt. state["identity"]: of the run."""
-        sentence = (
-            f"The run cannot be saved in '{self.path.name}'. The last good save is still there: free some room."
-        )
-        with _explained(sentence, self.path), atomic_write(self.path / STATE) as temporary:
+        text = f"The run cannot be saved in '{self.path.name}'. The last save is still there: free some room."
+        with _explained(text, self.path), atomic_write(self.path / STATE) as temporary:
             torch.save(state, temporary)
 
     def save_adapter(self, adapter: Adapter, step: int | None = None) -> None:

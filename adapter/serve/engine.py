@@ -240,22 +240,20 @@ class Engine:
             self._finish(row, reason)
         for row in step.moved:
             row.mailbox.put(GenerationEvent(position=row.position))
-        done, began = self._done, time.perf_counter()
+        began = time.perf_counter()
         if step.prefill is not None:
             try:
                 self._prefill(step.prefill)
             except Exception as error:  # the other rows' KV is untouched
                 self._fail(step.prefill, error)
-            seconds = done.prefill_seconds + time.perf_counter() - began
-            self._done = replace(done, prefill_steps=done.prefill_steps + 1, prefill_seconds=seconds)
+            more: dict[str, float] = {"prefill_steps": 1, "prefill_seconds": time.perf_counter() - began}
         elif rows := list(self._scheduler.decoding):
             self._decode(rows)
-            seconds, count = done.decode_seconds + time.perf_counter() - began, done.decode_rows + len(rows)
-            self._done = replace(
-                done, decode_steps=done.decode_steps + 1, decode_seconds=seconds, decode_rows=count
-            )
+            seconds = time.perf_counter() - began
+            more = {"decode_steps": 1, "decode_seconds": seconds, "decode_rows": len(rows)}
         else:
             return True
+        self._done = replace(self._done, **{name: getattr(self._done, name) + n for name, n in more.items()})
         self._failures = 0
         return True
 

@@ -239,12 +239,9 @@ class Mailbox:
         self._tell_observers()
 
     def _tell_observers(self) -> None:
-        while self.last is not None:
-            try:  # of two threads that come here at once, one gets it
-                tell = self._observers.popleft()
-            except IndexError:
-                return
-            tell(self.last)
+        with contextlib.suppress(IndexError):  # of two threads that come here at once, one gets an observer
+            while self.last is not None:
+                self._observers.popleft()(self.last)
 
     def get(self) -> GenerationEvent | AdapterError:
         return self._events.get()

@@ -90,22 +90,16 @@ class SamplingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    strength: Strength = Field(
-        1.0, title="Strength", description=f"Strength from 0 to {MAX_STRENGTH:g}; 1 is as trained"
-    )
+    strength: Strength = Field(1.0, title="Strength", description=f"Up to {MAX_STRENGTH:g}; 1 is as trained")
     temperature: Temperature = Field(
-        0.1,
-        title="Temperature",
-        description=f"Temperature from 0 to {MAX_TEMPERATURE:g}; 0 takes the likeliest word",
+        0.1, title="Temperature", description=f"Temperature, up to {MAX_TEMPERATURE:g}; 0 takes the likeliest word"
     )
     top_p: TopP = Field(0.75, title="Top-p", description="Top-p, above 0 and up to 1")
     max_tokens: MaxTokens = Field(256, title="Max tokens", description=f"Tokens at most, up to {MAX_TOKENS}")
     seed: Seed = Field(None, title="The seed", description="Seed; the same one gives the same answer")
     top_k: TopK = Field(0, title="Top-k", description="Top-k: only the k likeliest tokens; 0 is off")
     min_p: MinP = Field(
-        0.0,
-        title="Min-p",
-        description="Min-p: only tokens at least so likely as this part of the likeliest; 0 is off",
+        0.0, title="Min-p", description="Min-p: only tokens as likely as this part of the likeliest; 0 is off"
     )
     repetition_penalty: RepetitionPenalty = Field(
         1.0,
@@ -119,9 +113,7 @@ class Settings(SamplingSettings):
     """What a person chooses for an answer, see `checked`."""
 
     adapter: Name = Field(BASE_ONLY, title="Adapter", description="Name of an adapter; none is the frozen base")
-    mix: Name = Field(
-        BASE_ONLY, title="Second adapter", description="Name of a second adapter, added to the first"
-    )
+    mix: Name = Field(BASE_ONLY, title="Second adapter", description="Another adapter, added to the first")
     mix_strength: Strength = Field(1.0, title="Second strength", description="Strength of the second adapter")
     mute_layers: Indices = Field((), description="Layers, by the base's count, in which all gates are shut")
     mute_heads: Indices = Field((), description="Heads whose gates are shut in every layer")

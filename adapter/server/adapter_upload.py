@@ -86,11 +86,8 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
             with names_lock(into):
                 return _move_into_store(folder, into, store)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        raise LoadError(
-            "The adapter cannot be kept on the server. Somebody there has to make room, or let the folder be "
-            "written.",
-            str(error),
-        ) from error
+        text = "The adapter cannot be kept: somebody on the server has to make room, or let the folder be written."
+        raise LoadError(text, str(error)) from error
 
 
 def add_from_hub(name: str, store: AdapterStore, base: BaseFingerprint, token: str | bool) -> UploadedAdapter:
@@ -204,9 +201,7 @@ def _move(folder: Path, to: Path) -> None:
     try:
         os.rename(folder, to)
     except OSError as error:
-        raise LoadError(
-            f"“{folder.name}” could not be moved on the server. It is as it was.", str(error)
-        ) from error
+        raise LoadError(f"“{folder.name}” could not be moved. It is as it was.", str(error)) from error
 
 
 def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> UploadedAdapter:

@@ -214,12 +214,8 @@ class ChatCompletionRequest(_Completion):
     logprobs: StrictBool = False
     top_logprobs: TopLogprobs = 0
     others: Others = Field(Settings().others, description="what is read of other models' answers, by name")
-    response_format: ResponseFormat | None = Field(
-        None, description="the form of the answer; without one, that of the adapter; text: none"
-    )
-    grammar: str | None = Field(
-        None, min_length=1, description="a form as a Lark grammar, in place of response_format"
-    )
+    response_format: ResponseFormat | None = Field(None, description="by default the adapter's; text: none")
+    grammar: str | None = Field(None, min_length=1, description="a Lark grammar, in place of response_format")
     tools: list[Tool] = []
     tool_choice: Annotated[ToolChoice, _from_text(lambda type: {"type": type})] = ToolChoice(type="auto")
     # What cannot be had here, with the values that ask for nothing.

@@ -305,9 +305,7 @@ class RequestGuard:
             if route.kind != "upload":
                 raise
             log.error("An upload cannot be kept: %s", error.strerror or error)
-            text = (
-                "The server could not keep this file: its disk may be full. Send words only, or try again later."
-            )
+            text = "The server could not keep this file: its disk may be full. Send words only, or try again."
             raise RequestRefused(507, text) from None
         finally:
             self._uploading -= route.kind == "upload"

@@ -234,9 +234,7 @@ def check(document: object, limits: Limits = FILE) -> Transcript:
         read = _Document.model_validate(document)
     except ValidationError as error:
         if error.errors(include_url=False, include_input=False)[0]["loc"] == ("version",):
-            raise BadInput(
-                f"The file's version is not 1 or {VERSION}, which are read here. Export it again."
-            ) from None
+            raise BadInput(f"The file's version is neither 1 nor {VERSION}. Export it again.") from None
         raise BadInput("The file holds no conversation. Choose one that was exported here.") from None
     names: dict[str, str] = {}  # of the pictures, by their data URLs
     checked = [_checked(message, read.pictures, names) for message in read.messages]
@@ -257,9 +255,8 @@ def _checked(message: object, pictures: Mapping[Any, Any], names: dict[str, str]
     try:
         read = _Message.model_validate(message)
     except ValidationError:
-        return _remark(
-            PICTURE_NOT_KEPT if isinstance(message, dict) and "picture" in message else MESSAGE_NOT_KEPT
-        )
+        has_picture = isinstance(message, dict) and "picture" in message
+        return _remark(PICTURE_NOT_KEPT if has_picture else MESSAGE_NOT_KEPT)
     if read.role == "user" and read.picture is not None:
         url = pictures.get(read.picture, read.picture)
         if not isinstance(url, str) or not url.startswith("data:image/"):
