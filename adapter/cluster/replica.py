@@ -38,10 +38,10 @@ References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
 class Replica:
     """The deployment: an engine, and its store: adapters come with requests, and those used lately are kept."""
 
-    def __init__(self, base: str, quantization: str = "auto", cache_bytes: int | None = None) -> None:
+    def __init__(self, base: str, quantization: str, cache_bytes: int | None, keep_packed: bool) -> None:
         if base == embedded.BASE:
             embedded.base_folder()
-        self._base = load_base(base, quantization)
+        self._base = load_base(base, quantization, keep_packed=keep_packed)
         self._adapters: LRU[str, Adapter] = LRU(_CACHED_ADAPTERS)
         self._engine = Engine(self._base, self, cache_bytes=cache_bytes)
 
@@ -119,6 +119,7 @@ def build(
     replicas: tuple[int, int] = (1, 1),
     cpus: float = 1,
     gpus: float = 0,
+    keep_packed: bool = False,
 ) -> serve.Application:
     """The application of `serve.run`. replicas: the least and the most; cpus, gpus: of each."""
     least, most = replicas
@@ -145,7 +146,7 @@ def build(
         },
         **scaling,
     )(Replica)
-    return deployment.bind(base, quantization, cache_bytes)
+    return deployment.bind(base, quantization, cache_bytes, keep_packed)
 
 
 def app(args: dict[str, Any]) -> serve.Application:
