@@ -86,13 +86,6 @@ def test_every_quantisation_runs_in_every_dtype_and_a_zero_gate_is_the_base(quan
     assert alike > (0.8 if "4" in quantization else 0.99)
 
 
-def transformers_packed(folder: Path, dtype: torch.dtype) -> AdaptedLlama:
-    """The packed model as transformers' own loader and a pass over the whole model make it."""
-    model = AdaptedLlama.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").requires_grad_(False)
-    quantize_linears(model)
-    return model.eval()
-
-
 @pytest.mark.parametrize(("stored", "tied"), [(torch.bfloat16, True), (torch.float16, False)])
 @torch.no_grad()
 def test_packing_while_loading_is_packing_afterwards(stored, tied, tiny_base, tmp_path):
@@ -106,7 +99,8 @@ def test_packing_while_loading_is_packing_afterwards(stored, tied, tiny_base, tm
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     base = load_base(str(tmp_path), device="cpu", dtype=stored)
     ids = torch.arange(9)[None]
-    want = transformers_packed(tmp_path, stored)
+    want = AdaptedLlama.from_pretrained(tmp_path, dtype=stored, attn_implementation="sdpa").requires_grad_(False)
+    quantize_linears(want.eval())
     assert torch.equal(base.model(input_ids=ids).logits, want(input_ids=ids).logits)
     mine, theirs = base.model.state_dict(), want.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
