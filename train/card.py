@@ -89,9 +89,8 @@ def with_sealed_scores(card: str, scores: Measured, digest: str, scored: tuple[i
     """
     head, *tail = (text for text in re.split(r"(?m)^(?=## )", card) if not text.startswith(_SEALED))
     own, of_all, decided = scored
-    trained = (
-        f"These sets are spent: {decided}." if decided else "Nothing was trained on these sets or chosen by them."
-    )
+    unused = "Nothing was trained on these sets or chosen by them."
+    trained = f"These sets are spent: {decided}." if decided else unused
     today = datetime.date.today()
     section = f"""{_SEALED}
 

@@ -313,8 +313,7 @@ class Job:
     def _step(self, step_input: _StepInput, stop: bool) -> bool:
         """One update from the rows of all processes. Returns whether any process was asked to stop."""
         device = self.base.device
-        # [loss, supervised tokens, tokens, asked to stop, divergence, its positions], summed over processes
-        # together with the gradients.
+        # [loss, supervised tokens, tokens, asked to stop, divergence, its positions], summed with the gradients
         sums = torch.zeros(6, dtype=torch.float64)
         sums[3] = float(stop)
         for batch in step_input.batches:

@@ -88,8 +88,7 @@ def load_to_train(name: str, precision: Precision, device: str) -> Base:
             module.support_avx512bf16_for_cpu = False
     if base.device.type != "cpu":
         return base
-    # glibc keeps what a step frees for the next one, which asks for the same memory again: fetching its pages anew
-    # takes a twentieth of a step's time.
+    # glibc keeps what a step frees for the next one: fetching these pages anew takes a twentieth of its time.
     trim_threshold, mmap_threshold = -1, -3  # of mallopt
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         libc = ctypes.CDLL(None)

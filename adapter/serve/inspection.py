@@ -98,10 +98,8 @@ class Inspector:
         """Wait for the inspection of an answer. Raises BadInput, or Busy if too many wait or this is closed."""
         limit = min(MAX_TOKENS, self._base.context_length)
         if (count := len(prompt_ids) + len(answer_ids)) > limit:
-            raise BadInput(
-                f"Conversation and answer have {count} tokens; answers within {limit} can be looked into. "
-                "Start a new conversation."
-            )
+            text = f"Conversation and answer have {count} tokens; answers within {limit} can be looked into."
+            raise BadInput(f"{text} Start a new conversation.")
 
         def prompts(image: Image.Image | None) -> PromptKV:
             built = self._prompts.build(adapters, image, request.gate_changes)

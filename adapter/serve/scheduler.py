@@ -63,10 +63,8 @@ def admit(
         if tokens < base.context_length:
             limit = f"this server has memory for {cache_tokens}"
             remedy = "; whoever runs the server can give it more (--cache-gb)"
-        raise BadInput(
-            f"The conversation has {tokens} tokens and {limit}. Shorten the message or start a new conversation"
-            f"{remedy}."
-        )
+        text = f"The conversation has {tokens} tokens and {limit}. Shorten the message or start a new conversation"
+        raise BadInput(f"{text}{remedy}.")
     active = [(adapter, strength) for adapter, strength in adapters if strength > 0]
     return Admitted(active, ids, min(room, request.sampling.max_new_tokens), _form(request, base, active, ids))
 

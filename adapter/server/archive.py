@@ -59,8 +59,7 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits = LIMITS) -> None:
     except OSError as error:  # a file in place of a folder, a name that the disk cannot store, a full disk
         raise BadInput(f"A file of the zip cannot be written. {_REMEDY}", first_line(error)) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        # NotImplementedError: a packing unknown to Python; RuntimeError: a password; ValueError: an empty file,
-        # broken fields.
+        # The last three: a packing unknown to Python; a password; an empty file or broken fields.
         raise BadInput(f"The zip cannot be read. {_REMEDY}", first_line(error)) from error
 
 

@@ -87,9 +87,8 @@ class Route:
 _POST = ("POST",)
 _READING = ("GET", "HEAD", "OPTIONS")
 _LOGOUT = Route("/logout")
-# /v1, what watches the server, and what the page, gradio_client and the commands in docs/api.md request of
-# Gradio 6.31. Gradio has some 80 routes more: they record, proxy, stream, edit code, and run private events by
-# name.
+# /v1, what watches the server, and what the page, gradio_client and docs/api.md request of Gradio 6.31, which has
+# some 80 routes more: they record, proxy, stream, edit code, and run private events by name.
 ROUTES = (
     Route("/", ("GET", "HEAD")),
     Route("/config"),
@@ -296,8 +295,7 @@ class RequestGuard:
         try:
             await self._app(scope, receive, send)
         except RuntimeError as error:
-            # Gradio's streams look for their event when they have begun. They have told it to the client by now,
-            # and each request would log a traceback.
+            # Gradio's streams look for their event when they have begun; the client has been told by now.
             if route.kind != "stream" or not isinstance(error.__cause__, HTTPException):
                 raise
             await send({"type": "http.response.body"})
@@ -310,8 +308,7 @@ class RequestGuard:
         finally:
             self._uploading -= route.kind == "upload"
             if route.kind == "upload" and not self._uploading:
-                # Gradio writes a file on its way as tmp* and forgets one that never becomes whole. In the event
-                # loop no upload begins meanwhile.
+                # Gradio forgets a file that never becomes whole. In the event loop no upload begins meanwhile.
                 for file in self._uploads.glob("tmp*"):
                     with contextlib.suppress(OSError):
                         file.unlink()
