@@ -141,14 +141,14 @@ def make_loader(
             except ImportError as error:
                 needs = "--cluster needs Ray: pip install '.[cluster]' in the folder of this program."
                 raise LoadError(needs, str(error)) from error
-            return connect(arguments.cluster, name, *settings, adapters)
+            return connect(arguments.cluster, name, *settings, adapters, arguments.keep_packed)
         report(f"Loading {base_label(name)}")
         if place.zero_gpu:
             from adapter.server.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
 
             base = load_for_zero_gpu(name, arguments.quantization)
             return ZeroGpuEngine(base, adapters, spaces.GPU, gr.Error)
-        base = load_base(name, arguments.quantization)
+        base = load_base(name, arguments.quantization, keep_packed=arguments.keep_packed)
         return Engine(base, adapters, cache_bytes=arguments.cache_bytes)
 
     def load_lean(report: Callable[[str], None]) -> ServingEngine:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import app
-from adapter.serve.forward import DecodeBatch
+from adapter.serve.engine import Engine
 from adapter.serve.kv_cache import KVCache
 
 COUNT_EVERY_SECONDS = 0.05
@@ -32,19 +32,19 @@ def write_counts(file: Path) -> None:
         if (thread := engine_thread()) is not None:
             engine = thread._target.__self__  # type: ignore[attr-defined]
             new = file.with_name("counts.new")
-            new.write_text(json.dumps([len(engine._open), len(engine._batch.rows)]))
+            new.write_text(json.dumps([len(engine._open), len(engine._scheduler.decoding)]))
             os.replace(new, file)  # readers never see half of it
         time.sleep(COUNT_EVERY_SECONDS)
 
 
 def slow_down(file: Path) -> None:
-    step = DecodeBatch.step
+    step = Engine._decode
 
-    def slow_step(self: DecodeBatch, *arguments: Any) -> Any:
+    def slow_step(self: Engine, *arguments: Any) -> Any:
         time.sleep(float(file.read_text() or 0))  # it is empty while it is written
         return step(self, *arguments)
 
-    DecodeBatch.step = slow_step  # type: ignore[method-assign, assignment]
+    Engine._decode = slow_step  # type: ignore[method-assign, assignment]
 
 
 def poison_cache() -> None:

@@ -91,7 +91,7 @@ def test_the_page_refuses_a_file_as_adapter_folder(tmp_path, capsys):
 @pytest.fixture
 def ask(base, monkeypatch, capsys):
     """Runs `generate` greedily on the real base, which is loaded once; returns its JSON object."""
-    monkeypatch.setattr("adapter.__main__.load_base", lambda *_: base)
+    monkeypatch.setattr("adapter.__main__.load_base", lambda *_, **__: base)
 
     def run(*arguments):
         assert main(["generate", "--temperature", "0", "--max-new-tokens", "16", "--json", *arguments]) == 0

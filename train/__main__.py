@@ -30,14 +30,7 @@ from adapter.base.llama import Base, base_config, base_fingerprint, load_base, l
 from adapter.errors import AdapterError, with_detail
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import (
-    CARD,
-    adapter_digest,
-    check_base,
-    load_adapter,
-    read_config,
-    save_adapter,
-)
+from adapter.method.checkpoint import CARD, adapter_digest, check_base, load_adapter, read_config, save_adapter
 from adapter.method.config import BaseFingerprint, base_label
 from adapter.serve.form import NO_FORM
 from train.card import Measured, commit, with_sealed_scores, write_card
@@ -190,8 +183,7 @@ def _train(
                 return started, "as when the run started"
         return choose_precision(recipe.precision, accelerator.device)
 
-    # What can be refused is refused before minutes of reading and loading. What one machine lacks, all are told:
-    # they would wait for it.
+    # What can be refused is refused before minutes of loading. What one machine lacks, all are told.
     in_main(accelerator, open_folder)
     tokenizer, known_base = in_all(accelerator, know_base, in_turn=True)
     project = None if own is None else load_recipe(own, tokenizer)
@@ -249,9 +241,7 @@ def _start_digest(start_from: str, folder: Path, base: BaseFingerprint | None) -
     """The digest of the adapter to start from. Raises LoadError if there is none, or it is for another base."""
     start = Path(start_from)
     if folder.resolve() in (start.resolve(), start.resolve().parent.parent):
-        raise AdapterError(
-            f"start_from is '{start.name}', which this run would write over. Give another folder with --out."
-        )
+        raise AdapterError(f"start_from is '{start.name}', which this run would write over. Give another --out.")
     if base is not None:
         check_base(read_config(start), start.name, base)
     return adapter_digest(start)

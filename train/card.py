@@ -23,9 +23,8 @@ _CARD = Path(__file__).with_name("card.md")
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores by measure of each system, the adapter first. served: the base's precision, and the processor.
-
-    sets: a sentence that names the test sets' files and their digest.
+    """Scores by measure of each system, the adapter first. served: precision and processor; sets: names the test
+    sets.
     """
 
     scores: dict[str, Scores]
@@ -43,10 +42,8 @@ def write_card(
     command: str = "",
     start: str = "",
 ) -> str:
-    """The text of README.md, for an adapter that was trained just now.
-
-    data: what it was trained on. trained_on: the precision of training, and the processor. command: what trained
-    the adapter, if not a recipe of this project. start: digest of the adapter that a recipe's run went on from.
+    """The text of README.md. data: what it was trained on; trained_on: precision and processor; command: if not a
+    recipe of this project; start: digest of the adapter that a recipe's run went on from.
     """
     about: AdapterConfig = adapter.config
     loss = "not measured"
@@ -87,15 +84,13 @@ Sets that decisions about the recipe were made by: {development.served}, greedy 
 
 
 def with_sealed_scores(card: str, scores: Measured, digest: str, scored: tuple[int, int, str]) -> str:
-    """A card with these scores on the sealed sets in place of its own; all else stays as it is written there.
-
-    digest: of the scored adapter. scored: what `record_scoring` returns.
+    """The card with other scores on the sealed sets. digest: of the adapter; scored: what `record_scoring`
+    returns.
     """
     head, *tail = (text for text in re.split(r"(?m)^(?=## )", card) if not text.startswith(_SEALED))
     own, of_all, decided = scored
-    trained = (
-        f"These sets are spent: {decided}." if decided else "Nothing was trained on these sets or chosen by them."
-    )
+    unused = "Nothing was trained on these sets or chosen by them."
+    trained = f"These sets are spent: {decided}." if decided else unused
     today = datetime.date.today()
     section = f"""{_SEALED}
 

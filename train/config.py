@@ -107,9 +107,8 @@ class TrainConfig:
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
     """Records to learn from. path: a file, a folder, or the id of a data set on the Hub (`hf:user/name`).
-
-    validation: the share of records to hold out, or the path of a separate file, or another split of the data.
-    weight: how often each record comes in an epoch, where there are several parts.
+    validation: the share to hold out, another file, or another split. weight: how often each record comes in an
+    epoch.
     """
 
     path: str
@@ -138,10 +137,8 @@ class RecipeFile:
     @model_validator(mode="after")
     def _check_stages(self) -> RecipeFile:
         if self.train.learn == "tuning" and self.start_from is None:
-            raise ValueError(
-                "learn: tuning trains a tuning beside prompts that have been trained: name their adapter by "
-                "start_from, or train both with learn: all"
-            )
+            trained = "learn: tuning trains a tuning beside prompts that have been trained"
+            raise ValueError(f"{trained}: name their adapter by start_from, or train both with learn: all")
         if self.train.learn == "prompts" and self.train.tuning is not None and self.start_from is None:
             raise ValueError("learn: prompts leaves the tuning untrained: leave tuning out, or learn: all")
         return self
@@ -307,10 +304,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"The recipe '{path.name}' cannot be read as YAML. Check the path, or mend it.",
-            f"{path}: {' '.join(str(error).split())}",
-        ) from error
+        text = f"The recipe '{path.name}' cannot be read as YAML. Check the path, or mend it."
+        raise ConfigError(text, f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe '{path.name}' must hold `key: value` lines.", str(path))
     return values

@@ -73,9 +73,8 @@ class _Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with. loss: held-out, in nats a token, of the adapter after `step` of `steps`, or NaN.
-
-    wall, processor: seconds of the run and those that it resumed, by the clock and of the first process's threads.
+    """loss: held-out, in nats a token, of the adapter after `step` of `steps`, or NaN. wall, processor: seconds
+    of the run and those that it resumed, by the clock and of the first process's threads.
     """
 
     loss: float
@@ -134,9 +133,8 @@ class Job:
         self.metrics: MetricsWriter | None = None  # of the main process
 
     def run(self) -> tuple[Adapter, Outcome]:
-        """Trains. Returns the adapter that config.save names, which `folder` then holds.
-
-        Raises TrainError if the folder is in use, holds another run or cannot be written; Stopped after Ctrl-C.
+        """Returns the adapter that config.save names, which `folder` then holds. Raises TrainError, or Stopped on
+        Ctrl-C.
         """
         layers = self.base.model.model
         set_gradient_checkpointing(layers, self.config.gradient_checkpointing)
@@ -315,8 +313,7 @@ class Job:
     def _step(self, step_input: _StepInput, stop: bool) -> bool:
         """One update from the rows of all processes. Returns whether any process was asked to stop."""
         device = self.base.device
-        # [loss, supervised tokens, tokens, asked to stop, divergence, its positions], summed over processes
-        # together with the gradients.
+        # [loss, supervised tokens, tokens, asked to stop, divergence, its positions], summed with the gradients
         sums = torch.zeros(6, dtype=torch.float64)
         sums[3] = float(stop)
         for batch in step_input.batches:
@@ -357,11 +354,8 @@ class Job:
             also = " and the loss scale of fp16 halved" if self.scaler.is_enabled() else ""
             self._log(f"warning: a gradient is not finite at step {progress.step + 1}; the step is left out{also}")
             if progress.not_finite == _MOST_NOT_FINITE:
-                raise TrainError(
-                    f"{_MOST_NOT_FINITE} steps in a row had a gradient that is not finite. Use a smaller lr, or "
-                    "clip_norm: 1.",
-                    f"the last save is in {self.folder.path}",
-                )
+                text = f"{_MOST_NOT_FINITE} steps in a row had a gradient that is not finite. Use a smaller lr,"
+                raise TrainError(f"{text} or clip_norm: 1.", f"the last save is in {self.folder.path}")
         else:
             progress.not_finite = 0
             if supervised:

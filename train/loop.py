@@ -45,9 +45,7 @@ def new_adapter(config: TrainConfig, base: Base) -> Adapter:
 def trainable_parameters(adapter: Adapter, learn: str) -> list[torch.nn.Parameter]:
     """The parameters that `learn` (see TrainConfig) selects; freezes the adapter's others. Raises ConfigError."""
     if learn == "tuning" and adapter.tuning is None:
-        raise ConfigError(
-            "learn: tuning finds no tuning to learn: set one, such as tuning: {norms: true, bias: true}."
-        )
+        raise ConfigError("learn: tuning finds no tuning to learn: set one, such as tuning: {norms: true}.")
     for name, parameter in adapter.named_parameters():
         parameter.requires_grad_(learn == "all" or name.startswith("tuning.") == (learn == "tuning"))
     return [p for p in adapter.parameters() if p.requires_grad]
@@ -87,9 +85,8 @@ def _adapted_states(model: AdaptedLlama, adapter: Adapter, batch: Batch) -> Tens
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Summed loss of a frozen head, piece by piece: no logits outlive their piece.
-
-    The forward pass computes the gradient of the hidden states too, so that backward recomputes nothing.
+    """Summed loss of a frozen head, with the gradient of its input, piece by piece: no logits outlive their
+    piece.
     """
 
     @staticmethod
@@ -148,9 +145,7 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW with a rate of its own for the gates, which do not decay, and for the tuning. Raises ConfigError."""
     if config.tuning_lr is not None and adapter.tuning is None:
-        raise ConfigError(
-            "tuning_lr finds no tuning to learn: leave it out, or set one, such as tuning: {lora_rank: 8}."
-        )
+        raise ConfigError("tuning_lr finds no tuning to learn: leave it out, or set tuning: {lora_rank: 8}.")
     tuning = set() if adapter.tuning is None else set(map(id, adapter.tuning.parameters()))
     groups: dict[str, dict[str, Any]] = {
         "lr": {"params": [], "initial_lr": config.lr},
@@ -164,9 +159,8 @@ def make_optimizer(
 
 
 def averaged(adapter: Adapter, decay: float) -> AveragedModel:
-    """An exponential moving average of the adapter's parameters, whose decay is smaller early in a run.
-
-    As in TensorFlow's ExponentialMovingAverage with num_updates: the first values would weigh most in a short run.
+    """A moving average of the adapter's parameters; as in TensorFlow's, the decay is smaller early in a short
+    run.
     """
 
     def average_in(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
@@ -176,9 +170,8 @@ def averaged(adapter: Adapter, decay: float) -> AveragedModel:
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """The share of the learning rate at which step `step` of 0 to `steps` - 1 is taken.
-
-    It rises in equal parts, one of which the first step takes already, and falls as a cosine to 0 after the last.
+    """The share of the learning rate at step 0 to `steps` - 1: it rises in equal parts, then falls as a cosine to
+    0.
     """
     rising = int(warmup * steps)
     if step < rising:

@@ -36,11 +36,10 @@ def processor_name() -> str:
 
 
 def choose_precision(precision: Precision, device: torch.device) -> tuple[Precision, str]:
-    """The precision that "auto" means on `device`, and why; another one as it is, because it was asked for.
+    """The precision that "auto" means on `device`, and why; another one as it is.
 
-    What `accelerate launch --mixed_precision` asks for; else bf16 where the hardware multiplies it, fp16 on GPUs
-    that have tensor cores for it alone (V100, T4), and fp32 elsewhere: a step in emulated bf16 takes two to four
-    times as long as in fp32. ATEN_CPU_CAPABILITY does not matter, because the products are oneDNN's.
+    What `accelerate launch` asks for; else bf16 where the hardware multiplies it (emulated, a step takes two to
+    four times as long as in fp32), fp16 on GPUs with tensor cores for it alone (V100, T4), and fp32 elsewhere.
     """
     if precision != "auto":
         return precision, "as asked"
@@ -89,8 +88,7 @@ def load_to_train(name: str, precision: Precision, device: str) -> Base:
             module.support_avx512bf16_for_cpu = False
     if base.device.type != "cpu":
         return base
-    # glibc keeps what a step frees for the next one, which asks for the same memory again: fetching its pages anew
-    # takes a twentieth of a step's time.
+    # glibc keeps what a step frees for the next one: fetching these pages anew takes a twentieth of its time.
     trim_threshold, mmap_threshold = -1, -3  # of mallopt
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         libc = ctypes.CDLL(None)

@@ -24,9 +24,8 @@ def in_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
 
 
 def in_all(accelerator: Accelerator, work: Callable[[], Result], in_turn: bool = False) -> Result:
-    """What `work` returns in this process; if it fails in one process, it fails in all, which would wait for it.
-
-    in_turn: the first process of each machine goes first: it fetches and converts the base for the others there.
+    """What `work` returns in this process; if it fails in one, it fails in all. in_turn: the first process of
+    each machine goes first, and fetches and converts the base for the others there.
     """
     failure: Exception | None = None
     with accelerator.local_main_process_first() if in_turn else contextlib.nullcontext():
@@ -64,10 +63,8 @@ def summed(accelerator: Accelerator, figures: Tensor) -> Tensor:
 
 
 def sum_gradients(accelerator: Accelerator, parameters: Sequence[torch.nn.Parameter], sums: Tensor) -> Tensor:
-    """Sums the gradients over processes, in place. Returns `sums`, summed too; missing gradients are zero.
-
-    One flat all-reduce instead of DistributedDataParallel: the gradients are a megabyte, and a batch without
-    images leaves the visual projection without gradients, which DDP has to be told about.
+    """Sums gradients over processes, in place, a missing one as zero, and returns `sums`, summed too. One flat
+    all-reduce: DDP has to be told of parameters without gradients, and a batch without images has such.
     """
     for p in parameters:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad

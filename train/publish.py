@@ -51,9 +51,6 @@ def push(folder: Path, repo: str, token: str, section: str = "") -> str:
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         api.create_commit(repo, operations, commit_message="An adapter for LLaMA")
     except Exception as error:  # of the network, of the Hub, of the disk
-        raise PushError(
-            f"The adapter could not be sent to {repo}: the Hub or the network refused. Check name and login, "
-            "or try again later.",
-            f"{os.fspath(folder)}: {first_line(error)}",
-        ) from error
+        text = f"The adapter could not be sent to {repo}. Check name and login, or try again later."
+        raise PushError(text, f"{os.fspath(folder)}: {first_line(error)}") from error
     return str(url)

@@ -42,9 +42,8 @@ class TrainError(AdapterError):
 
 
 def run_identity(config: TrainConfig, base: BaseFingerprint | None, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """All that the adapter of a run depends on: the same in all its processes, and when it is resumed.
-
-    base: None if it is not known yet. inputs: the digests of what else the run is made from, and its precision.
+    """What an adapter depends on. base: None if not known yet; inputs: digests of what else goes in, the
+    precision.
     """
     settings = {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
     fingerprint = {} if base is None else asdict(base)
@@ -72,19 +71,16 @@ class RunFolder:
                 used = f"{name} is in use by another run. Give this one its own with --out."
                 raise TrainError(used, str(self.path)) from error
         if not resume and state.exists():
-            raise TrainError(
-                f"{name} holds an unfinished run. Go on with it by --resume, or give another folder with --out.",
-                str(self.path),
-            )
+            unfinished = f"{name} holds an unfinished run. Go on with it by --resume, or give another --out."
+            raise TrainError(unfinished, str(self.path))
 
     def close(self) -> None:
         """Releases the lock, however often the folder was opened."""
         self._lock.release(force=True)
 
     def load(self, identity: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads what `save` wrote. Raises TrainError, which names each difference, if that was another run's.
-
-        identity: of the run that is to go on; what it does not know yet is not compared.
+        """Reads what `save` wrote. Raises TrainError, which names what differs from `identity`, as far as that is
+        known.
         """
         path = self.path / STATE
         with _explained(f"'{path.name}' cannot be read. Start anew with another --out.", path):
@@ -100,10 +96,8 @@ class RunFolder:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replaces state.pt. state["identity"]: of the run."""
-        sentence = (
-            f"The run cannot be saved in '{self.path.name}'. The last good save is still there: free some room."
-        )
-        with _explained(sentence, self.path), atomic_write(self.path / STATE) as temporary:
+        text = f"The run cannot be saved in '{self.path.name}'. The last save is still there: free some room."
+        with _explained(text, self.path), atomic_write(self.path / STATE) as temporary:
             torch.save(state, temporary)
 
     def save_adapter(self, adapter: Adapter, step: int | None = None) -> None:

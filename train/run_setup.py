@@ -56,9 +56,8 @@ def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callabl
 
 
 def _with_start(recipe: RecipeFile) -> RecipeFile:
-    """The recipe with the settings of the adapter in `start_from`, if it names one. Raises LoadError.
-
-    Raises ConfigError if the recipe itself states others; a preset's give way. V2's second stage adds a tuning.
+    """The recipe with the settings of the adapter in `start_from`; a tuning may be new, as in V2's second stage.
+    Raises LoadError, and ConfigError if the recipe itself states others; a preset's give way.
     """
     if recipe.start_from is None:
         return recipe
@@ -121,9 +120,8 @@ def with_encoder(
 
 
 def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapter:
-    """The adapter to train: a new one, or the one in `start_from`, with an untrained tuning if it lacks one.
-
-    config: the recipe's, after `complete`. Raises LoadError if the loaded one is for another base.
+    """The adapter to train: a new one, or that in `start_from`, with an untrained tuning if it lacks one. config:
+    the recipe's, after `complete`. Raises LoadError if the loaded one is for another base.
     """
     if recipe.start_from is None:
         return new_adapter(config, base)

@@ -56,10 +56,8 @@ class MetricsWriter:
         try:
             accelerator.init_trackers(config.name, settings, options)
         except Exception as error:  # whatever a service's client raises, such as for a missing login
-            raise TrainError(
-                f"The tracker {config.tracker} could not be started. Set it up, or leave tracker out.",
-                first_line(error),
-            ) from error
+            text = f"The tracker {config.tracker} could not be started. Set it up, or leave tracker out."
+            raise TrainError(text, first_line(error)) from error
 
     def record(self, step: int, **values: float) -> None:
         """Writes the finite values. A full disk or a tracker that fails loses figures but does not end the run."""

@@ -16,7 +16,7 @@ from filelock import FileLock
 from adapter.errors import LoadError, first_line
 
 CACHE_VARIABLE = "LLAMA_ADAPTER_CACHE"
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 def cache_dir() -> Path:
@@ -60,7 +60,7 @@ def _build(folder: Path, fill: Callable[[Path, Path], None], made_from: str) -> 
         result.mkdir()
         fill(result, scratch)
         files = {path.name: _sample(path) for path in sorted(result.iterdir())}
-        manifest = result / _MANIFEST
+        manifest = result / MANIFEST
         manifest.write_text(json.dumps({"made_from": made_from, "files": files}, indent=2), encoding="utf-8")
         for path in result.iterdir():
             path.chmod(manifest.stat().st_mode)  # safetensors writes for the owner alone
@@ -76,10 +76,10 @@ def _build(folder: Path, fill: Callable[[Path, Path], None], made_from: str) -> 
 def is_built(folder: Path, made_from: str = "") -> bool:
     """Whether `folder` is complete, undamaged and made from this source: `build_once` then builds nothing."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         same = manifest.get("made_from", "") == made_from
         return same and all(_sample(folder / name) == known for name, known in manifest["files"].items())
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -70,6 +70,7 @@ def connect(
     cache_bytes: int | None,
     replicas: tuple[int, int],
     store: AdapterStore,
+    keep_packed: bool = False,
 ) -> RayEngine:
     """Joins a cluster, deploys the replicas unless they are there, and waits until one answers.
 
@@ -82,7 +83,7 @@ def connect(
         found = serve.status().applications.get(APP)
         if found is None or found.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING):
             share = _share(address == "local", replicas[1])
-            application = build(base, quantization, cache_bytes, replicas, *share)
+            application = build(base, quantization, cache_bytes, replicas, *share, keep_packed)
             target = serve.RunTarget(application, name=APP, route_prefix=None)
             serve.run_many([target], wait_for_applications_running=False)
         handle = serve.get_app_handle(APP)

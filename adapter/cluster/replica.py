@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from adapter.lru import LRU
 from adapter.method.adapter import Adapter
 from adapter.serve.engine import Engine
 from adapter.serve.inspection import Inspection
-from adapter.serve.request import MAX_SECONDS, GenerationEvent, GenerationRequest
+from adapter.serve.request import MAX_SECONDS, GenerationEvent, GenerationRequest, async_event_lists
 from adapter.serve.scheduler import MAX_ROWS
 
 APP = "llama-adapter"
@@ -37,10 +38,10 @@ References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
 class Replica:
     """The deployment: an engine, and its store: adapters come with requests, and those used lately are kept."""
 
-    def __init__(self, base: str, quantization: str = "auto", cache_bytes: int | None = None) -> None:
+    def __init__(self, base: str, quantization: str, cache_bytes: int | None, keep_packed: bool) -> None:
         if base == embedded.BASE:
             embedded.base_folder()
-        self._base = load_base(base, quantization)
+        self._base = load_base(base, quantization, keep_packed=keep_packed)
         self._adapters: LRU[str, Adapter] = LRU(_CACHED_ADAPTERS)
         self._engine = Engine(self._base, self, cache_bytes=cache_bytes)
 
@@ -74,8 +75,9 @@ class Replica:
             request = await self._fetch(request, adapters)
             answer = await asyncio.to_thread(self._engine.submit, request)
             yield []
-            async for events in answer.async_event_lists(_EVENT_SECONDS):
-                yield list(events)
+            with closing(answer):
+                async for _, events in async_event_lists({0: answer}, _EVENT_SECONDS):
+                    yield list(events)
         except AdapterError as error:
             yield [error]
 
@@ -117,6 +119,7 @@ def build(
     replicas: tuple[int, int] = (1, 1),
     cpus: float = 1,
     gpus: float = 0,
+    keep_packed: bool = False,
 ) -> serve.Application:
     """The application of `serve.run`. replicas: the least and the most; cpus, gpus: of each."""
     least, most = replicas
@@ -143,7 +146,7 @@ def build(
         },
         **scaling,
     )(Replica)
-    return deployment.bind(base, quantization, cache_bytes)
+    return deployment.bind(base, quantization, cache_bytes, keep_packed)
 
 
 def app(args: dict[str, Any]) -> serve.Application:

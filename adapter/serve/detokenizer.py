@@ -31,10 +31,9 @@ class TokenTexts:
 
 
 class Detokenizer:
-    """Turns the tokens of one answer into text: whole characters only, without stop strings.
-
-    All texts together are what the tokenizer decodes from all tokens at once, up to the first stop string; half a
-    character at the end is dropped. What may begin a stop string is held back until that is decided.
+    """The text of one answer's tokens: whole characters only, without stop strings. All texts together are what
+    the tokenizer decodes from all tokens at once; what may begin a stop string is held back until that is
+    decided.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:

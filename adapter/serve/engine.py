@@ -21,10 +21,10 @@ from adapter.base.threads import set_threads
 from adapter.errors import AdapterError, Busy, EngineBroken
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
-from adapter.serve.detokenizer import Detokenizer, TokenTexts
+from adapter.serve.detokenizer import TokenTexts
 from adapter.serve.drafts import MAX_DRAFT, Drafter
 from adapter.serve.form import NO_FORM
-from adapter.serve.forward import DecodeBatch, make_forward
+from adapter.serve.forward import make_forward
 from adapter.serve.inspection import CLOSED, TOP_LOGPROBS, Inspection, Inspector, token_logprobs
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks
 from adapter.serve.prompts import PromptKVBuilder, Prompts
@@ -84,7 +84,7 @@ class Engine:
         self._nothing = self._forward.prepare(None)
         self._prepared: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # of running rows, by their prompts
         self._cache = KVCache(base, self.cache_budget.tokens)
-        self._batch = DecodeBatch(self._cache, self._forward)
+        self._stacked: Any = None  # the prompts of the rows that decode, from Forward.stack, once they are known
         self._prefix_cache = PrefixCache(self.cache_budget.prefix_bytes)
         self._failures = 0
         self._done = EngineStatistics()  # the counts of steps; replaced as a whole, read by any thread
@@ -105,16 +105,7 @@ class Engine:
     def submit(self, request: GenerationRequest) -> Answer:
         """Start one answer. Raises BadInput, LoadError, Busy or EngineBroken; later errors are its reader's."""
         admitted = admit(request, self.base, self._load, self.cache_budget.tokens)
-        row = Row(
-            request,
-            admitted.adapters,
-            [*admitted.prompt_ids, *request.answer_ids],
-            admitted.max_new_tokens,
-            Detokenizer(self.base.tokenizer, request.stop),
-            time.perf_counter(),
-            admitted.form,
-            stop_ids=self.base.stop_ids,
-        )
+        row = Row(request, admitted, self.base)
         has_room = 2 * round_to_blocks(row.most_tokens) <= self._slots.capacity
         row.reads_base = request.base_logprobs and bool(admitted.adapters) and has_room
         with self._lock:
@@ -196,7 +187,7 @@ class Engine:
         request = row.request
         try:
             if not row.cancelled and self._refusal is None:
-                row.prompts = self.prompts.build(row.adapters, request.image, request.gate_changes)
+                row.prompts = self.prompts.build(row.admitted.adapters, request.image, request.gate_changes)
         except BaseException as error:  # whatever it is: the reader would wait for ever
             _log(error)
             self._end(row, _for_reader(error, request))
@@ -219,7 +210,13 @@ class Engine:
                 if self._failures >= MAX_FAILURES:
                     self._refuse(EngineBroken(BROKEN))
                 elif failure is not None:
-                    self._restart(failure)
+                    with self._lock:
+                        failed = [row for row in self._open if row.started_at is not None or row.cancelled]
+                    for row in failed:  # half a step leaves their KV undefined; the others keep waiting
+                        self._end(row, _for_reader(failure, row.request))
+                    with self._lock:
+                        self._scheduler.reset()
+                    self._stacked = None
                 failure = None
                 while self._step():  # within the try: an exception from outside may come between two steps
                     pass
@@ -233,16 +230,6 @@ class Engine:
                 failure = error
                 self._failures += 1
 
-    def _restart(self, error: BaseException) -> None:
-        """Fail all running rows, since half a step leaves their KV undefined. Waiting rows keep waiting."""
-        with self._lock:
-            failed = [row for row in self._open if row.started_at is not None or row.cancelled]
-        for row in failed:
-            self._end(row, _for_reader(error, row.request))
-        with self._lock:
-            self._scheduler.reset()
-        self._batch = DecodeBatch(self._cache, self._forward)
-
     def _step(self) -> bool:
         """Wait for work and run the scheduler's next step; False when no more are to be run."""
         while (step := self._schedule()) is None:
@@ -253,22 +240,20 @@ class Engine:
             self._finish(row, reason)
         for row in step.moved:
             row.mailbox.put(GenerationEvent(position=row.position))
-        done, began = self._done, time.perf_counter()
+        began = time.perf_counter()
         if step.prefill is not None:
             try:
                 self._prefill(step.prefill)
             except Exception as error:  # the other rows' KV is untouched
                 self._fail(step.prefill, error)
-            seconds = done.prefill_seconds + time.perf_counter() - began
-            self._done = replace(done, prefill_steps=done.prefill_steps + 1, prefill_seconds=seconds)
-        elif rows := self._batch.rows:
-            self._decode()
-            seconds, count = done.decode_seconds + time.perf_counter() - began, done.decode_rows + len(rows)
-            self._done = replace(
-                done, decode_steps=done.decode_steps + 1, decode_seconds=seconds, decode_rows=count
-            )
+            more: dict[str, float] = {"prefill_steps": 1, "prefill_seconds": time.perf_counter() - began}
+        elif rows := list(self._scheduler.decoding):
+            self._decode(rows)
+            seconds = time.perf_counter() - began
+            more = {"decode_steps": 1, "decode_seconds": seconds, "decode_rows": len(rows)}
         else:
             return True
+        self._done = replace(self._done, **{name: getattr(self._done, name) + n for name, n in more.items()})
         self._failures = 0
         return True
 
@@ -291,7 +276,7 @@ class Engine:
             row.cached_tokens = self._load_prefix(row.prefix_key(), row.token_ids, row.slot)
             row.computed_tokens = row.cached_tokens
         # With nobody's next token to delay, more at once: attention reads the earlier tokens fewer times.
-        count = PREFILL_CHUNK if scored else self._prefill_chunk * (1 if len(self._batch.rows) else 4)
+        count = PREFILL_CHUNK if scored else self._prefill_chunk * (1 if self._scheduler.decoding else 4)
         start = row.computed_tokens
         chunk = row.token_ids[start : start + count]
         prompts = self._forward.stack([row.prepared])
@@ -315,7 +300,8 @@ class Engine:
         if self._forward.reads_ragged:
             row.drafter = Drafter(row.token_ids)
         if self._postprocess(row, sampled):
-            self._batch.join(row)
+            # Here and not in the step, whose failure would be that of all rows: prompts may not fit together.
+            self._stacked = self._forward.stack([row.prepared for row in self._scheduler.decoding])
 
     def _load_prefix(self, key: Hashable, ids: Sequence[int], slot: Slot) -> int:
         """Write the cached KV of the longest common prefix into a slot; returns its length in tokens."""
@@ -336,18 +322,21 @@ class Engine:
             prepared = self._prepared[prompts.key] = self._forward.prepare(prompts.mixed())
         return prepared
 
-    def _decode(self) -> None:
+    def _decode(self, rows: Sequence[Row]) -> None:
         """Read the newest token of each row, and a draft of those behind it where that is worth it."""
         drafts = {}
-        for row in self._batch.rows:
+        for row in rows:
             try:
-                drafts[row] = _draft(row, len(self._batch.rows))
+                drafts[row] = _draft(row, len(rows))
             except Exception as error:
                 self._fail(row, error)
         if not drafts:
             return
         tokens = [[row.token_ids[-1], *draft] for row, draft in drafts.items()]
-        logits = self._batch.step(tokens, [row.kv_tokens for row in drafts])
+        slots, starts = [row.slot for row in drafts if row.slot is not None], [row.kv_tokens for row in drafts]
+        if self._stacked is None:
+            self._stacked = self._forward.stack([row.prepared for row in drafts])
+        logits = self._forward(self._cache, tokens, slots, starts, self._stacked, every=True)
         tokens_by_row = sample(logits, [row.sampler for row in drafts], list(drafts.values()))
         for row, sampled in zip(drafts, tokens_by_row, strict=True):
             self._postprocess(row, sampled)
@@ -355,7 +344,7 @@ class Engine:
         chunk = BASE_CHUNK * min(2, len(drafts))
         behind = [
             row
-            for row in self._batch.rows
+            for row in self._scheduler.decoding
             if row.base_behind >= min(chunk, max(8, row.base_tokens - row.prompt_tokens))
         ]
         if behind:
@@ -464,9 +453,8 @@ class Engine:
         self._check_base()
 
     def _release(self, row: Row, keep: bool = True) -> None:
-        """Take an ended row out of the scheduler and the batch. keep: its KV goes to the prefix cache."""
-        if row in self._batch.rows:
-            self._batch.leave(row)
+        """Take an ended row out of the scheduler. keep: its KV goes to the prefix cache."""
+        self._stacked = None
         tokens = row.kv_tokens
         try:
             if keep and row.slot is not None and tokens:
@@ -502,7 +490,7 @@ def _draft(row: Row, rows: int) -> list[int]:
     """A draft for a row in a step of so many rows. The answer would have room for it and one more token."""
     if row.drafter is None:
         return []
-    limit = min(MAX_DRAFT, row.max_new_tokens - row.new_tokens - 1)
+    limit = min(MAX_DRAFT, row.admitted.max_new_tokens - row.new_tokens - 1)
     guesses = row.drafter.propose(limit, rows)
     return guesses if row.form is None else row.form.draft(guesses, limit)
 

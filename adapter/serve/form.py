@@ -81,10 +81,7 @@ JSON_OBJECT = json_schema_form({"type": "object"})  # any
 
 
 def with_message(form: str, message: str) -> str:
-    """The form with MESSAGE_WORDS defined, if it uses that and does not define it.
-
-    Of a message without words, or of more than 300, it is any text that JSON can hold.
-    """
+    """The form with MESSAGE_WORDS defined, if it needs that: as any text for a message of no words or too many."""
     if not _MESSAGE.search(form) or re.search(r"^MESSAGE_WORDS\s*:", form, re.MULTILINE):
         return form
     text = message.encode("utf-8", "replace").decode()
@@ -97,9 +94,8 @@ def with_message(form: str, message: str) -> str:
 
 
 def check_form(form: str) -> None:
-    """Raises BadForm, with the reason in its sentence, if a form cannot be used; Busy if many are being checked.
-
-    A process of its own tries it, once: some small grammars take hours, gigabytes, or the whole stack.
+    """Raises BadForm, with the reason in its sentence, or Busy if many are being checked. A process of its own
+    tries the form, once: some small grammars take hours, gigabytes, or the whole stack.
     """
     try:
         size = len(form.encode())

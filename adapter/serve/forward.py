@@ -15,7 +15,6 @@ from adapter.errors import first_line
 from adapter.method.attention import PromptKV
 from adapter.serve.compiled.forward import CompiledForward
 from adapter.serve.kv_cache import KVCache, Slot, StepCache, round_to_blocks
-from adapter.serve.scheduler import Row
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +24,8 @@ _NO_PROMPTS = PromptKV({})
 
 
 class TorchForward:
-    """The forward pass of any base on any device, by its own decoder layers. Several rows have one new token each.
-
-    A row's logits are the same whatever other rows are there: bit for bit on a CPU in bfloat16, up to the order of
-    summation in fp32 and on CUDA.
+    """The pass of any base on any device, by its own layers: several rows of one new token, or one of several. A
+    row's logits do not depend on other rows: in bits on a CPU in bfloat16, else up to the order of summation.
     """
 
     reads_ragged = False  # whether each of several rows may have several new tokens
@@ -59,7 +56,6 @@ class TorchForward:
         every: bool = False,
     ) -> Tensor:
         """The logits in fp32 after the last new token of each row, or after every one: [tokens, vocab_size].
-
         slots: of the rows, in ascending order; starts: how many tokens each slot holds; prompts: from `stack`.
         """
         tokens = [token for new in ids for token in new]
@@ -100,35 +96,3 @@ def make_forward(base: Base, threads: int) -> Forward:
         except Exception as error:  # numba and LLVM raise nearly anything where they cannot compile
             log.warning("The layers cannot be compiled here, and torch computes them: %s", first_line(error))
     return TorchForward(base)
-
-
-class DecodeBatch:
-    """Rows that take decode steps together, each with its own slot of `cache` and its prepared prompts."""
-
-    def __init__(self, cache: KVCache, forward: Forward) -> None:
-        self._cache, self._forward = cache, forward
-        self.rows: list[Row] = []  # in the order of their slots, and of `step`
-        self._prompts: Any = None  # of all rows, from Forward.stack
-
-    def join(self, row: Row) -> None:
-        """Add a row. Raises if its prompts do not fit the others'."""
-        rows = sorted([*self.rows, row], key=lambda row: _slot(row).start)
-        # Here and not in the step, whose failure would be that of all rows.
-        self._prompts = self._forward.stack([row.prepared for row in rows])
-        self.rows = rows
-
-    def leave(self, row: Row) -> None:
-        # A new list: the engine may be going through the old one.
-        self.rows = [other for other in self.rows if other is not row]
-        self._prompts = None
-
-    def step(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
-        """The logits behind each row's new tokens, [tokens, vocab_size]; starts: tokens of its slot that stay."""
-        if self._prompts is None:
-            self._prompts = self._forward.stack([row.prepared for row in self.rows])
-        return self._forward(self._cache, tokens, list(map(_slot, self.rows)), starts, self._prompts, every=True)
-
-
-def _slot(row: Row) -> Slot:
-    assert row.slot is not None, "a row that runs has one"
-    return row.slot

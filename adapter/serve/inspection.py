@@ -98,10 +98,8 @@ class Inspector:
         """Wait for the inspection of an answer. Raises BadInput, or Busy if too many wait or this is closed."""
         limit = min(MAX_TOKENS, self._base.context_length)
         if (count := len(prompt_ids) + len(answer_ids)) > limit:
-            raise BadInput(
-                f"Conversation and answer have {count} tokens; answers within {limit} can be looked into. "
-                "Start a new conversation."
-            )
+            text = f"Conversation and answer have {count} tokens; answers within {limit} can be looked into."
+            raise BadInput(f"{text} Start a new conversation.")
 
         def prompts(image: Image.Image | None) -> PromptKV:
             built = self._prompts.build(adapters, image, request.gate_changes)
@@ -140,9 +138,8 @@ def inspect_answer(
     no_image: PromptKV | None = None,
     top: int = TOP_LOGPROBS,
 ) -> Inspection:
-    """Inspect an answer that was given with `prompts`: one entry, see PromptKVBuilder.build. Raises as `_logits`.
-
-    no_image: the same prompts without the image, if there was one. top: likeliest tokens that are named.
+    """Inspect an answer that was given with `prompts`, one entry. no_image: the same without the image, if there
+    was one; top: how many likeliest tokens are named. Raises as `_logits`.
     """
     owners = {layer: [i for i, a in enumerate(adapters) if layer in a.config.layers] for layer in prompts.layers}
     recorder = _Recorder(len(answer_ids), owners)
@@ -211,9 +208,8 @@ class _Recorder:
 def _logits(
     base: Base, prompt_ids: Sequence[int], answer_ids: Sequence[int], prompt_kv: PromptKV | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits in fp32 and the token that was chosen by them, of some places of the answer at a time.
-
-    Raises BadInput for an empty answer or unknown token ids, FloatingPointError if the numbers overflow.
+    """Logits in fp32 and the token chosen by them, of some places of the answer at a time. Raises BadInput for an
+    empty answer or unknown ids, FloatingPointError if numbers overflow.
     """
     ids, length = [*prompt_ids, *answer_ids], len(answer_ids)
     vocabulary = base.fingerprint.vocab_size

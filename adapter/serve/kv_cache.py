@@ -36,9 +36,8 @@ class CacheBudget:
 
     @staticmethod
     def choose(base: Base, rows: int, size: int | None = None) -> CacheBudget:
-        """Divide `size` bytes; by default a third of the device's free memory, but not more than `rows` can use.
-
-        A quarter is for earlier rows. Raises BadInput if `size` does not hold one short conversation.
+        """Divide `size` bytes, by default a third of the free memory or what `rows` can use; a quarter is for
+        earlier rows. Raises BadInput if `size` does not hold one short conversation.
         """
         token_bytes = memory.kv_bytes_per_token(base.model.config, base.model.dtype)
         context = round_to_blocks(base.context_length)
@@ -78,9 +77,8 @@ class SlotAllocator:
         self._taken: list[Slot] = []
 
     def take(self, tokens: int) -> Slot | None:
-        """The lowest slot for `tokens` tokens, or None if there is no room now.
-
-        Starts are multiples of a power of two if possible: rows of similar length then lie equally spaced.
+        """The lowest slot for `tokens` tokens, or None if there is no room now. Starts are multiples of a power
+        of two if possible: rows of similar length then lie equally spaced.
         """
         size = round_to_blocks(tokens)
         starts = [0, *(slot.start + slot.tokens for slot in self._taken)]
@@ -107,9 +105,8 @@ class SlotAllocator:
 
 
 class KVCache:
-    """Keys and values of all running rows in one pool, `data`: [layers, 2, Hkv, capacity, head_dim].
-
-    A row's tokens are zeroed before torch's attention first reads them: masked positions must be finite.
+    """The running rows' keys and values, `data`: [layers, 2, Hkv, capacity, head_dim]. A row's tokens are zeroed
+    before torch's attention first reads them: masked positions must be finite.
     """
 
     def __init__(self, base: Base, capacity: int) -> None:
@@ -130,10 +127,9 @@ class KVCache:
 
 
 class StepCache:
-    """A KVCache as the layers of one forward pass see it: takes the new tokens in, returns all up to them.
-
-    One new token for each of several rows, in the order of their slots and in runs (see _is_run), or several for
-    one row. spans: tokens that each run is read up to; sizes: its rows.
+    """A KVCache as the layers of one pass see it: it takes the new tokens in and returns all up to them. They are
+    one for each of several rows in runs (see _is_run), of `sizes` rows and read up to `spans`, or several of one
+    row.
     """
 
     def __init__(self, data: Tensor, slots: Sequence[Slot], starts: Sequence[int], count: int) -> None:
@@ -170,8 +166,7 @@ class StepCache:
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Write keys and values of N new tokens, [N, Hkv, 1, head_dim] or, of one row, [1, Hkv, N, head_dim].
-
-        Returns keys and values by run: [rows, Hkv, span, head_dim].
+        Returns those of each run: [rows, Hkv, span, head_dim].
         """
         if key.shape[0] > 1:
             key, value = key.transpose(0, 2), value.transpose(0, 2)  # [1, Hkv, N, head_dim]

@@ -23,9 +23,8 @@ _OPENS_BLOCK = re.compile(rf"{_LIST_MARK.pattern}|#{{1,6}} |>|\||```|~~~|[-*_]{{
 
 
 def as_read(messages: Sequence[Message], own: Collection[str], others: Others) -> tuple[Message, ...]:
-    """The conversation as a model reads it that answers under the names `own`; neighbouring answers become one.
-
-    Answers of these names, or of none, are read whole; with "nothing" neither the others nor what they answer.
+    """The conversation as a model with the names `own` reads it: answers of these or of no name whole; with
+    "nothing" neither the others nor what they answer. Neighbouring answers become one.
     """
     if others == "all" or all(_is_read(message, own) for message in messages):
         return tuple(messages)

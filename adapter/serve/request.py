@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv6Address, ip_address
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 from PIL import Image
@@ -58,10 +59,8 @@ class Client:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are sampled. Ranges and defaults are those of Settings; raises BadInput when out of range.
-
-    In this order, each as in transformers and vLLM: biases, penalties (none where the answer has a form),
-    temperature, top_k, top_p, min_p.
+    """Ranges and defaults are those of Settings; raises BadInput. Applied in this order, as in transformers and
+    vLLM: biases, penalties (none where the answer has a form), temperature, top_k, top_p, min_p.
     """
 
     temperature: float = _DEFAULTS.temperature  # 0 takes the likeliest token
@@ -240,12 +239,9 @@ class Mailbox:
         self._tell_observers()
 
     def _tell_observers(self) -> None:
-        while self.last is not None:
-            try:  # of two threads that come here at once, one gets it
-                tell = self._observers.popleft()
-            except IndexError:
-                return
-            tell(self.last)
+        with contextlib.suppress(IndexError):  # of two threads that come here at once, one gets an observer
+            while self.last is not None:
+                self._observers.popleft()(self.last)
 
     def get(self) -> GenerationEvent | AdapterError:
         return self._events.get()
@@ -264,9 +260,8 @@ class Mailbox:
 
 
 class Answer:
-    """The events of one request in order, for one reader. Raises errors in their place.
-
-    Deleting the object, `close()` and leaving `contextlib.closing` cancel an unfinished answer.
+    """The events of one request in order, for one reader; errors are raised in their place. Deleting the object,
+    `close()` and leaving `contextlib.closing` cancel an unfinished answer.
     """
 
     def __init__(self, mailbox: Mailbox, cancel: Callable[[], None]) -> None:
@@ -300,33 +295,17 @@ class Answer:
     def event_lists(self, seconds: float) -> Iterator[list[GenerationEvent]]:
         """As `read_together`, for this answer alone."""
         for received in read_together({0: self}, seconds):
-            yield from _raise_last([event for _, event in received])
-
-    async def async_event_lists(self, seconds: float) -> AsyncIterator[list[GenerationEvent]]:
-        """As `event_lists`, in an event loop. Closes the answer at the end, also if the reader leaves."""
-        loop, arrived, mailbox, due = asyncio.get_running_loop(), asyncio.Event(), self.mailbox, 0.0
-        mailbox.wake = lambda: loop.call_soon_threadsafe(arrived.set)
-        with contextlib.closing(self), _pauses(seconds) as next_due:
-            while not self.ended:
-                mailbox.waiting = True
-                while mailbox.empty():
-                    await arrived.wait()
-                    arrived.clear()
-                mailbox.waiting = False
-                while (rest := due - time.monotonic()) > 0 and mailbox.last is None:
-                    timer = loop.call_later(rest, arrived.set)
-                    await arrived.wait()
-                    timer.cancel()
-                    arrived.clear()
-                due = next_due()
-                for events in _raise_last(self.take()):
-                    yield events
+            for _, events in _by_answer(received):
+                yield events
 
     def take(self) -> list[GenerationEvent | AdapterError]:
         """All events that have arrived; the last one may be an error."""
         taken = self.mailbox.take()
         self.ended = self.ended or any(map(_is_last, taken[-1:]))
         return taken
+
+
+Received = list[tuple[int, GenerationEvent | AdapterError]]  # with the key of the answer
 
 
 class RemoteAnswer:
@@ -375,54 +354,72 @@ class RemoteAnswer:
         return GenerationStats(self._prompt_tokens, self.tokens, 0.0, 0.0, now - first)
 
 
-def read_together(
-    answers: Mapping[int, Answer], seconds: float
-) -> Iterator[list[tuple[int, GenerationEvent | AdapterError]]]:
-    """Yields lists of (key, event) of all that has arrived of several answers, until all have ended.
-
-    The first list comes with the first event, a list with an answer's last event at once, and any other at least
-    `seconds` after the one before, or longer in a crowd. An error ends its own answer only.
+def read_together(answers: Mapping[int, Answer], seconds: float) -> Iterator[Received]:
+    """Yields lists of (key, event) of all that has arrived of several answers, until all have ended. A list with
+    an answer's last event comes at once, others at least `seconds` apart, or more in a crowd. An error ends its
+    answer only.
     """
     woken: queue.SimpleQueue[None] = queue.SimpleQueue()  # safe where the garbage collector puts something in
-    unfinished, due = dict(answers), 0.0
+    for found in _next_lists(answers, seconds, lambda: woken.put(None)):
+        if isinstance(found, list):
+            yield found
+        else:
+            with contextlib.suppress(queue.Empty):
+                woken.get(timeout=found)
+
+
+async def async_event_lists(
+    answers: Mapping[int, Answer], seconds: float
+) -> AsyncIterator[tuple[int, list[GenerationEvent]]]:
+    """As `read_together`, in an event loop: the events of one answer at a time; raises the first error."""
+    loop, woken = asyncio.get_running_loop(), asyncio.Event()
+    for found in _next_lists(answers, seconds, lambda: loop.call_soon_threadsafe(woken.set)):
+        if isinstance(found, list):
+            for key_and_events in _by_answer(found):
+                yield key_and_events
+            continue
+        timer = None if found is None else loop.call_later(found, woken.set)
+        await woken.wait()
+        woken.clear()
+        if timer is not None:
+            timer.cancel()
+
+
+def _next_lists(
+    answers: Mapping[int, Answer], seconds: float, wake: Callable[[], object]
+) -> Iterator[Received | float | None]:
+    """Yields the lists of `read_together`, and before them the seconds to wait for `wake`; None: for ever."""
+    reader, unfinished, due = object(), dict(answers), 0.0
     for answer in answers.values():
-        answer.mailbox.wake = lambda: woken.put(None)
-    with _pauses(seconds) as next_due:
+        answer.mailbox.wake = wake
+    _reading.add(reader)
+    try:
         while unfinished:
             mailboxes = [answer.mailbox for answer in unfinished.values()]
             for mailbox in mailboxes:
                 mailbox.waiting = True
             while all(mailbox.empty() for mailbox in mailboxes):
-                woken.get()
+                yield None
             for mailbox in mailboxes:
                 mailbox.waiting = False
             while (rest := due - time.monotonic()) > 0 and all(mailbox.last is None for mailbox in mailboxes):
-                with contextlib.suppress(queue.Empty):
-                    woken.get(timeout=rest)
-            due = next_due()
+                yield rest
+            due = time.monotonic() + seconds * max(1.0, len(_reading) / CROWD)
             received = [(key, event) for key, answer in unfinished.items() for event in answer.take()]
             unfinished = {key: answer for key, answer in unfinished.items() if not answer.ended}
             yield received
-
-
-@contextlib.contextmanager
-def _pauses(seconds: float) -> Iterator[Callable[[], float]]:
-    """Counts a reader. Yields a function that says when its next list is due, on the clock `time.monotonic`."""
-    reader = object()
-    _reading.add(reader)
-    try:
-        yield lambda: time.monotonic() + seconds * max(1.0, len(_reading) / CROWD)
     finally:
         _reading.discard(reader)
 
 
-def _raise_last(events: list[GenerationEvent | AdapterError]) -> Iterator[list[GenerationEvent]]:
-    """Yields the events; if an error is the last one, raises it after those before it."""
-    before = [event for event in events if isinstance(event, GenerationEvent)]
-    if before:
-        yield before
-    if events and isinstance(events[-1], AdapterError):
-        raise events[-1]
+def _by_answer(received: Received) -> Iterator[tuple[int, list[GenerationEvent]]]:
+    """The events of each answer; an error is raised behind those before it."""
+    for key, group in groupby(received, lambda pair: pair[0]):
+        events = [event for _, event in group]
+        if before := [event for event in events if isinstance(event, GenerationEvent)]:
+            yield key, before
+        if isinstance(events[-1], AdapterError):
+            raise events[-1]
 
 
 def _is_last(event: GenerationEvent | AdapterError) -> bool:

@@ -43,9 +43,8 @@ def check_finite(logits: Tensor) -> None:
 
 
 class Sampler:
-    """The parameters, the form and the random numbers of one request: one a token, those of `begun` too.
-
-    begun: the beginning of the answer; stop_ids: have no repetition penalty; top: likeliest tokens asked for.
+    """The parameters, form and random numbers of a request: one a token, those of `begun` (of the answer) too.
+    stop_ids: have no repetition penalty; top: likeliest tokens asked for.
     """
 
     def __init__(
@@ -155,13 +154,12 @@ class Sampler:
 def sample(
     logits: Tensor, samplers: Sequence[Sampler], drafts: Sequence[Sequence[int]] | None = None
 ) -> list[list[Sampled]]:
-    """Sample the next tokens of several requests, as if one token at a time; requests do not depend on each other.
+    """The next tokens of several independent requests, as if one token at a time.
 
-    logits: [N, vocab_size], for each request in order one row, or 1 + len(drafts[i]) consecutive ones: each but
-    the first was computed behind one more of the draft's guesses.
-    Returns for each request its new tokens in order: one, and another for each guess that equals the token sampled
-    in its place. The request's form has accepted them; the one that completes it is the last. What went wrong with
-    a token stands in its place and ends the request's list.
+    logits: [N, vocab_size], for each request in order one row, or 1 + len(drafts[i]): each but the first behind
+    one more of the draft's guesses. Returns for each its new tokens, which its form has accepted: one, and
+    another for each guess that equals the token sampled in its place. A failure stands in place of a token and
+    ends the list.
     """
     logits = logits.float().cpu()
     found: list[list[Sampled]] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -46,10 +48,8 @@ class Admitted:
 def admit(
     request: GenerationRequest, base: Base, load: Callable[[str], Adapter], cache_tokens: int | None = None
 ) -> Admitted:
-    """Load the request's adapters, tokenise its prompt and limit its answer to the context of `base`.
-
-    load: returns an adapter by name; cache_tokens: how many tokens a KV cache can hold of one row. Raises
-    BadInput or LoadError for a request that cannot be served, Busy if its form cannot be checked now.
+    """Load the adapters, tokenise the prompt, limit the answer to the context and to `cache_tokens` of one row.
+    Raises BadInput or LoadError for what cannot be served, Busy if its form cannot be checked now.
     """
     adapters = [(load(name), strength) for name, strength in request.parts]
     if request.image is not None and not any(adapter.config.is_visual for adapter, _ in adapters):
@@ -63,10 +63,8 @@ def admit(
         if tokens < base.context_length:
             limit = f"this server has memory for {cache_tokens}"
             remedy = "; whoever runs the server can give it more (--cache-gb)"
-        raise BadInput(
-            f"The conversation has {tokens} tokens and {limit}. Shorten the message or start a new conversation"
-            f"{remedy}."
-        )
+        text = f"The conversation has {tokens} tokens and {limit}. Shorten the message or start a new conversation"
+        raise BadInput(f"{text}{remedy}.")
     active = [(adapter, strength) for adapter, strength in adapters if strength > 0]
     return Admitted(active, ids, min(room, request.sampling.max_new_tokens), _form(request, base, active, ids))
 
@@ -109,10 +107,8 @@ AnyQueued = TypeVar("AnyQueued", "Row", RemoteAnswer)
 
 
 def in_turn(rows: Iterable[AnyQueued]) -> list[AnyQueued]:
-    """The waiting ones of `rows` in order: first those whose network has the fewest, running and before them.
-
-    In a network the sessions take turns by the same rule: a client chooses its session's name, not its network.
-    Where all places are taken, the last one gives up its own: nobody can keep others out by asking much.
+    """The waiting ones of `rows`: first those whose network, and in it whose session, has fewest, running and
+    before them. Where all places are taken the last one gives up its own: nobody keeps others out by asking much.
     """
     rows = list(rows)
     waiting = sorted((row for row in rows if row.started_at is None), key=lambda row: row.submitted_at)
@@ -132,14 +128,9 @@ class Row:
     """One request on its way through the engine: its tokens, its prompts and how far its KV has come."""
 
     request: GenerationRequest
-    adapters: WeightedAdapters
-    token_ids: list[int]  # the prompt, then the answer
-    max_new_tokens: int
-    detokenizer: Detokenizer
-    submitted_at: float  # seconds of time.perf_counter
-    form: FormState | None = None  # that the answer is held to
+    admitted: Admitted
+    base: Base
     mailbox: Mailbox = field(default_factory=Mailbox)
-    stop_ids: frozenset[int] = frozenset()  # tokens that end the answer
     prompts: Prompts | None = None  # as soon as they are built; none of the frozen base
     prepared: Any = None  # from Forward.prepare, while the row runs
     slot: Slot | None = None  # of the KV cache, while the row runs
@@ -157,16 +148,19 @@ class Row:
     text: str = ""  # to be sent with the next event: that of the beginning of the answer
 
     def __post_init__(self) -> None:
+        self.submitted_at = time.perf_counter()
+        request, prompt, self.form = self.request, self.admitted.prompt_ids, self.admitted.form
+        begun, top = request.answer_ids, request.top_logprobs
+        self.token_ids = [*prompt, *begun]  # and the answer's
         self.prompt_tokens = len(self.token_ids)
-        begun, top = self.request.answer_ids, self.request.top_logprobs
-        prompt = self.token_ids[: self.prompt_tokens - len(begun)]
-        self.sampler = Sampler(self.request.sampling, self.form, prompt, self.stop_ids, begun, top)
+        self.sampler = Sampler(request.sampling, self.form, prompt, self.base.stop_ids, begun, top)
+        self.detokenizer = Detokenizer(self.base.tokenizer, request.stop)
         self.text = "".join(map(self.detokenizer.push, begun))
 
     @property
     def most_tokens(self) -> int:
         """The length of the prompt and the longest answer together."""
-        return self.prompt_tokens + self.max_new_tokens
+        return self.prompt_tokens + self.admitted.max_new_tokens
 
     @property
     def new_tokens(self) -> int:
@@ -227,7 +221,7 @@ class Scheduler:
         self._most_prompt_bytes = most_prompt_bytes
         self.waiting: list[Row] = []
         self.prefilling: list[Row] = []  # in order of arrival
-        self.decoding: list[Row] = []
+        self.decoding: list[Row] = []  # in the order of their slots
         self._decode_next = self._oldest_next = False
 
     @property
@@ -235,9 +229,8 @@ class Scheduler:
         return [*self.waiting, *self.prefilling, *self.decoding]
 
     def schedule(self, now: float) -> Step:
-        """Start waiting rows, and choose the next step: prefill chunks and decode steps alternate.
-
-        Every other chunk is of the prompt that is read soonest, the rest are the oldest's.
+        """Start waiting rows and choose the next step: a decode step, or a prefill chunk of the prompt that is
+        read soonest, every other one of the oldest.
         """
         finished: list[tuple[Row, FinishReason]] = []
         for row in self.rows:
@@ -316,13 +309,13 @@ class Scheduler:
         row.token_ids.append(token)
         if row in self.prefilling:
             self.prefilling.remove(row)
-            self.decoding.append(row)
-        if token in row.stop_ids:
+            insort(self.decoding, row, key=lambda one: one.slot.start if one.slot else 0)
+        if token in row.base.stop_ids:
             return "stop"
         written = row.new_tokens + len(row.request.answer_ids)
         if row.request.end_repetition and repeats(row.token_ids, written):
             return "repetition"
-        return "length" if row.new_tokens >= row.max_new_tokens else None
+        return "length" if row.new_tokens >= row.admitted.max_new_tokens else None
 
     def remove(self, row: Row) -> None:
         """Forget a row that has ended, and free its slots."""

@@ -69,12 +69,13 @@ def _is_name(value: str) -> str:
 
 
 Name = Annotated[str, BeforeValidator(_to_name), Field(max_length=_LONGEST_NAME), AfterValidator(_is_name)]
-Strength = Annotated[float, Field(ge=0, le=MAX_STRENGTH, strict=True, allow_inf_nan=False)]
-Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, strict=True, allow_inf_nan=False)]
-TopP = Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Strength = Annotated[Number, Field(ge=0, le=MAX_STRENGTH)]
+Temperature = Annotated[Number, Field(ge=0, le=MAX_TEMPERATURE)]
+TopP = Annotated[Number, Field(gt=0, le=1)]
 TopK = Annotated[int, BeforeValidator(_to_whole_number), Field(ge=0, le=MAX_TOP_K, strict=True)]
-MinP = Annotated[float, Field(ge=0, le=1, strict=True, allow_inf_nan=False)]
-RepetitionPenalty = Annotated[float, Field(ge=1, le=MAX_PENALTY, strict=True, allow_inf_nan=False)]
+MinP = Annotated[Number, Field(ge=0, le=1)]
+RepetitionPenalty = Annotated[Number, Field(ge=1, le=MAX_PENALTY)]
 MaxTokens = Annotated[int, BeforeValidator(_to_whole_number), Field(ge=1, le=MAX_TOKENS, strict=True)]
 Seed = Annotated[Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] | None, BeforeValidator(_to_seed)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -84,34 +85,21 @@ Others = Literal["first sentence", "all", "nothing"]
 Indices = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(max_length=_LONGEST_LIST)]
 
 
-class Settings(BaseModel):
-    """What a person chooses for an answer, see `checked`. A title begins the sentence about a wrong value."""
+class SamplingSettings(BaseModel):
+    """What the page and the API have in common. A title begins the sentence about a wrong value."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    adapter: Name = Field(BASE_ONLY, title="Adapter", description="Name of an adapter; none is the frozen base")
-    strength: Strength = Field(
-        1.0, title="Strength", description=f"Strength from 0 to {MAX_STRENGTH:g}; 1 is as trained"
-    )
+    strength: Strength = Field(1.0, title="Strength", description=f"Up to {MAX_STRENGTH:g}; 1 is as trained")
     temperature: Temperature = Field(
-        0.1,
-        title="Temperature",
-        description=f"Temperature from 0 to {MAX_TEMPERATURE:g}; 0 takes the likeliest word",
+        0.1, title="Temperature", description=f"Temperature, up to {MAX_TEMPERATURE:g}; 0 takes the likeliest word"
     )
     top_p: TopP = Field(0.75, title="Top-p", description="Top-p, above 0 and up to 1")
     max_tokens: MaxTokens = Field(256, title="Max tokens", description=f"Tokens at most, up to {MAX_TOKENS}")
     seed: Seed = Field(None, title="The seed", description="Seed; the same one gives the same answer")
-    mix: Name = Field(
-        BASE_ONLY, title="Second adapter", description="Name of a second adapter, added to the first"
-    )
-    mix_strength: Strength = Field(1.0, title="Second strength", description="Strength of the second adapter")
-    mute_layers: Indices = Field((), description="Layers, by the base's count, in which all gates are shut")
-    mute_heads: Indices = Field((), description="Heads whose gates are shut in every layer")
     top_k: TopK = Field(0, title="Top-k", description="Top-k: only the k likeliest tokens; 0 is off")
     min_p: MinP = Field(
-        0.0,
-        title="Min-p",
-        description="Min-p: only tokens at least so likely as this part of the likeliest; 0 is off",
+        0.0, title="Min-p", description="Min-p: only tokens as likely as this part of the likeliest; 0 is off"
     )
     repetition_penalty: RepetitionPenalty = Field(
         1.0,
@@ -119,6 +107,16 @@ class Settings(BaseModel):
         description=f"Repetition penalty from 1 (none) to {MAX_PENALTY:g}, on tokens of the prompt and the "
         "answer; answers with a form have none",
     )
+
+
+class Settings(SamplingSettings):
+    """What a person chooses for an answer, see `checked`."""
+
+    adapter: Name = Field(BASE_ONLY, title="Adapter", description="Name of an adapter; none is the frozen base")
+    mix: Name = Field(BASE_ONLY, title="Second adapter", description="Another adapter, added to the first")
+    mix_strength: Strength = Field(1.0, title="Second strength", description="Strength of the second adapter")
+    mute_layers: Indices = Field((), description="Layers, by the base's count, in which all gates are shut")
+    mute_heads: Indices = Field((), description="Heads whose gates are shut in every layer")
     stop: Stops = Field((), description=f"Texts that end the answer before them, one a line, {MAX_STOPS} at most")
     system: System = Field("", description="System prompt, in place of the base's own")
     others: Others = Field(

@@ -79,9 +79,7 @@ class AdapterStore:
         try:
             size = (folder / WEIGHTS).stat().st_size
         except OSError as error:
-            raise LoadError(
-                f"Adapter '{name}': {WEIGHTS} is missing. Download or train the adapter again."
-            ) from error
+            raise LoadError(f"Adapter '{name}': {WEIGHTS} is missing. Download or train it again.") from error
         return AdapterCard(name, read_config(folder), size, folder.parent == self._own)
 
     def card_text(self, name: str) -> str:

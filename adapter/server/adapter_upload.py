@@ -51,10 +51,8 @@ class UploadedAdapter:
 
 
 def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: BaseFingerprint) -> UploadedAdapter:
-    """Adds the adapter in `files` to the store's folder for new ones, as `name`, or its own name if that is empty.
-
-    files: one zip, or the adapter's loose files. Raises BadInput or LoadError and then has changed nothing. May be
-    called from several threads and processes at once.
+    """Adds an adapter, a zip or its loose files, to the store's folder for new ones, as `name` or its own name.
+    Raises BadInput or LoadError and then has changed nothing. Threads and processes may call it at once.
     """
     if not files:
         raise BadInput(f"Drop an adapter first. {_NEEDED}")
@@ -88,17 +86,13 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
             with names_lock(into):
                 return _move_into_store(folder, into, store)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        raise LoadError(
-            "The adapter cannot be kept on the server. Somebody there has to make room, or let the folder be "
-            "written.",
-            str(error),
-        ) from error
+        text = "The adapter cannot be kept: somebody on the server has to make room, or let the folder be written."
+        raise LoadError(text, str(error)) from error
 
 
 def add_from_hub(name: str, store: AdapterStore, base: BaseFingerprint, token: str | bool) -> UploadedAdapter:
-    """Adds the adapter of a repository, `owner/name` or `owner/name@revision`, under its name there.
-
-    token: of who asks, or False. Raises BadInput or LoadError and then has kept nothing.
+    """Adds the adapter of `owner/name[@revision]` under its name there. token: of who asks, or False. Raises
+    BadInput or LoadError and then has kept nothing.
     """
     if (repository := hub.parse(name.strip())) is None:
         raise BadInput("An adapter on the Hub is named as owner/name.")
@@ -163,9 +157,8 @@ def rename_adapter(name: str, new_name: str, store: AdapterStore) -> str:
 
 
 def delete_adapter(name: str, store: AdapterStore) -> str:
-    """Moves an adapter that was added here aside, and returns what `restore_adapter` needs.
-
-    What was deleted longer than DELETED_SECONDS ago is removed. Raises BadInput or LoadError.
+    """Moves an adapter that was added here aside for DELETED_SECONDS, and returns what `restore_adapter` needs.
+    Raises BadInput or LoadError.
     """
     with names_lock(store.incoming), _own_folder(name, store) as folder:
         aside = store.incoming / DELETED
@@ -208,9 +201,7 @@ def _move(folder: Path, to: Path) -> None:
     try:
         os.rename(folder, to)
     except OSError as error:
-        raise LoadError(
-            f"“{folder.name}” could not be moved on the server. It is as it was.", str(error)
-        ) from error
+        raise LoadError(f"“{folder.name}” could not be moved. It is as it was.", str(error)) from error
 
 
 def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> UploadedAdapter:

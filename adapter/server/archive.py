@@ -26,8 +26,7 @@ _SMALL = 2**20  # bytes: a small file may be packed at any ratio
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """files: entries, folders included; ratio: of unpacked to packed bytes, for a file that is not small.
-
+    """files: entries, folders included; ratio: of unpacked to packed bytes, for a file that is not small;
     endings: of the files that are unpacked; kind: what a sentence calls them.
     """
 
@@ -43,9 +42,8 @@ LIMITS = ArchiveLimits()
 
 
 def unpack(archive: Path, folder: Path, limits: ArchiveLimits = LIMITS) -> None:
-    """Unpacks the wanted files of `archive` into the empty `folder`.
-
-    Raises BadInput with a sentence if the zip is damaged, too large, packed as a bomb, or reaches outside.
+    """Unpacks the wanted files into the empty `folder`. Raises BadInput for a zip that is damaged, a bomb, or
+    reaches outside.
     """
     try:
         with open(archive, "rb") as packed, mmap.mmap(packed.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -61,8 +59,7 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits = LIMITS) -> None:
     except OSError as error:  # a file in place of a folder, a name that the disk cannot store, a full disk
         raise BadInput(f"A file of the zip cannot be written. {_REMEDY}", first_line(error)) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        # NotImplementedError: a packing unknown to Python; RuntimeError: a password; ValueError: an empty file,
-        # broken fields.
+        # The last three: a packing unknown to Python; a password; an empty file or broken fields.
         raise BadInput(f"The zip cannot be read. {_REMEDY}", first_line(error)) from error
 
 

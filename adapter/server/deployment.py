@@ -35,11 +35,9 @@ _LOCK = ".lock-of-llama-adapter"  # marks a folder of uploads as made here
 
 @dataclass(frozen=True)
 class Place:
-    """host, port: to listen on, port None being the first free one. auth: USER:PASS.
-
-    public: whether others than programs on this machine may ask; if not, their requests are refused. training:
-    whether visitors may train adapters and upload their own. frames: the origins of pages that may show this one
-    in a frame, as in a content security policy.
+    """port: None for the first free one. public: whether others than programs on this machine may ask. training:
+    whether visitors may train adapters and upload their own. frames: origins whose pages may show this one in a
+    frame.
     """
 
     host: str
@@ -60,7 +58,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--host", help="address to listen on (default 127.0.0.1: this machine only)")
     add("--port", type=int, help=f"port (default: the first free one from {FIRST_PORT})")
     add("--base", metavar="NAME", help="Hugging Face id or folder of a LLaMA (default: the embedded one)")
-    add("--quantization", choices=QUANTIZATIONS, default="auto")
+    add_quantization(parser)
     add_adapters(parser, "another folder of adapters, looked into before assets/adapters; may be repeated")
     what = (
         "gigabytes for the keys and values of running and earlier conversations (default: a third of the memory "
@@ -102,6 +100,15 @@ def add_adapters(parser: argparse.ArgumentParser, help: str) -> None:
         return Path(text)
 
     parser.add_argument("--adapters", metavar="DIR", type=folder, action="append", default=[], help=help)
+
+
+def add_quantization(parser: argparse.ArgumentParser) -> None:
+    """Adds --quantization and --keep-packed."""
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
+    help = (
+        "keep the packed weights, if there is room on the disk, beside the base's files, to load faster next time"
+    )
+    parser.add_argument("--keep-packed", action="store_true", help=help)
 
 
 def _replicas(text: str) -> tuple[int, int]:
@@ -161,10 +168,8 @@ def runs_folder() -> Path:
 
 @contextlib.contextmanager
 def upload_folder(parent: str | None) -> Iterator[Path]:
-    """A new folder in `parent`, or in the system's temporary folder, that only this user can read.
-
-    It is deleted when the block ends, and those of this user's servers that were killed are deleted now. Nothing
-    else in `parent` is touched. Raises OSError if the folder cannot be made.
+    """A new folder in `parent`, or where temporary files lie, for this user alone, deleted when the block ends.
+    Those of this user's killed servers are deleted now, nothing else there. Raises OSError if it cannot be made.
     """
     below = Path(parent or tempfile.gettempdir())
     below.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -41,10 +41,8 @@ _OF_PROXIES = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client
 
 
 def import_libraries() -> None:
-    """Import torch and transformers, which takes seconds. For code that may run before the model is loaded.
-
-    One thread at a time: their modules import each other in circles, and of two threads that begin at once Python
-    lets one see half a module. Raises ImportError.
+    """Import torch and transformers, which takes seconds. One thread at a time: their modules import each other
+    in circles, and a second thread would see half a module. Raises ImportError.
     """
     with _IMPORT_LOCK:
         for name in ("adapter.serve.engine", "adapter.serve.store"):
@@ -53,10 +51,8 @@ def import_libraries() -> None:
 
 
 class ServingEngine(Protocol):
-    """What the page and the API need of an engine, wherever it computes; adapter.serve.engine.Engine is one.
-
-    failure: why it answers nothing any more, as a sentence; None while it does. replicas: the figures of each
-    engine that computes for it, by a short label ("" for the one in this process); returns at once.
+    """What the page and the API need of an engine. failure: why it answers nothing any more, or None. replicas:
+    the figures of each engine that computes for it, by a label ("" for the one in this process); returns at once.
     """
 
     base: Base
@@ -85,9 +81,8 @@ class LoadStatus:
 
 
 class EngineProvider:
-    """Runs `load` and holds the engine that it returns; until then `status` says how far it is.
-
-    load: is passed a function that reports progress; returns the engine.
+    """Runs `load`, which may report progress, and holds the engine that it returns; until then `status` says how
+    far it is.
     """
 
     def __init__(self, load: Callable[[Callable[[str], None]], ServingEngine]) -> None:
@@ -191,18 +186,16 @@ def check_length(text: str) -> None:
 
 
 def client_of(request: Any) -> Client:
-    """Who sends a request of Starlette's or of Gradio's, which has the session of a page too.
-
-    The address is the connection's, or what a proxy that uvicorn trusts says of it.
+    """Who sends a request of Starlette's or of Gradio's, which has a page's session too. The address is the
+    connection's, or what a proxy that uvicorn trusts says of it.
     """
     connection = getattr(request, "client", None)
     return Client(connection.host if connection else "", getattr(request, "session_hash", None) or "")
 
 
 def is_local(scope: Scope, headers: Headers) -> bool:
-    """Whether a program on this machine asks, and no proxy for another one.
-
-    A page elsewhere may have its own name resolved to this machine: its requests then name it as Host.
+    """Whether a program on this machine asks, and no proxy for another one. A page elsewhere may have its name
+    resolved to this machine: its requests then name it as Host.
     """
     if scope.get("http_version") == "1.0":
         return False
@@ -215,10 +208,7 @@ def is_local(scope: Scope, headers: Headers) -> bool:
 
 
 def browser_text(error: AdapterError) -> str:
-    """The error's sentence, which a browser may show.
-
-    The detail goes to the log, except that of what the visitor sent.
-    """
+    """The error's sentence for a browser. The detail goes to the log, except that of what the visitor sent."""
     if error.detail and not isinstance(error, BadInput):
         log.warning("%s", with_detail(error))
     return str(error)

@@ -70,9 +70,8 @@ class TokenBuckets:
 
 
 class Slots:
-    """`size` slots for each key. Thread-safe; `release` may be called from anywhere, even by the collector.
-
-    Not semaphores: there would be one for each address, and the collector may run while this thread holds a lock.
+    """`size` slots for each key. Thread-safe; `release` may be called even by the collector, while this thread
+    holds a lock, so that these are no semaphores.
     """
 
     def __init__(self, size: int) -> None:
@@ -97,9 +96,8 @@ class Slots:
 
 
 class Limits:
-    """All limits of one server. public: whether others than its own machine may ask; if not, there are none.
-
-    Every method raises RateLimited for an address that has used up its share.
+    """All limits of one server, none unless it is `public`: each method raises RateLimited for an address that
+    has used up its share.
     """
 
     def __init__(self, public: bool, clock: Callable[[], float] = time.monotonic) -> None:

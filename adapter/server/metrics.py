@@ -47,10 +47,8 @@ _FIRST_TOKEN_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 def routes(provider: EngineProvider, metrics: Metrics, auth: str | None) -> list[Route]:
-    """The three routes. auth: the page's USER:PASS, or None; see `openai_api.mount` for the key that follows.
-
-    No handler but that of /metrics, which has a thread of its own, waits for anything: probes are answered while
-    all threads are busy.
+    """The three routes. auth: the page's USER:PASS, or None; see `openai_api.mount`. Probes wait for nothing, so
+    that they are answered while all threads are busy.
     """
     key = find_key(auth)
 
@@ -115,10 +113,7 @@ class Metrics:
         return name
 
     def ended(self, label: str, last: GenerationEvent | Exception) -> None:
-        """Count an answer by its last event, or by what was raised in place of it. Takes no lock.
-
-        stop, length, time, cancelled, repetition; refused: what was asked, or how much, could not be; error.
-        """
+        """Count an answer by its last event, or by what was raised instead. Takes no lock."""
         if isinstance(last, Exception):
             refused = isinstance(last, (BadInput, Busy, TemplateError))
             self._ended.append((label, "refused" if refused else "error", None))
@@ -147,10 +142,7 @@ class Metrics:
 
 
 class CountedEngine:
-    """An engine that counts answers by the address of a request's client, and for /metrics, whoever reads them.
-
-    All else is the engine's own.
-    """
+    """An engine whose answers are counted by the client's address and for /metrics, whoever reads them."""
 
     def __init__(self, engine: ServingEngine, limits: Limits, metrics: Metrics) -> None:
         self._engine, self._limits, self._metrics = engine, limits, metrics

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,7 @@ from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
 from adapter.errors import AdapterError, BadForm, BadInput, Busy, EngineBroken, LoadError
+from adapter.serve.request import async_event_lists
 from adapter.server.generation import FAILED, AdapterCatalog, EngineProvider, browser_text, client_of
 from adapter.server.openai_schema import (
     BASE,
@@ -65,10 +66,9 @@ def mount(
     auth: str | None = None,
     prepare: Callable[[Request], None] = lambda request: None,
 ) -> Mount:
-    """Everything below /v1, for the page's server.
-
-    The key that a client must show is LLAMA_ADAPTER_API_KEY, or else the page's USER:PASS; without both none is.
-    prepare: called with each request in the context in which the engine is asked.
+    """Everything below /v1, for the page's server. A client's key is LLAMA_ADAPTER_API_KEY, or else the page's
+    USER:PASS; without both none is asked for. prepare: called with a request in the context in which the engine
+    is asked.
     """
     return Mount("/v1", _Api(provider, store, find_key(auth), prepare))
 
@@ -86,10 +86,8 @@ def shows_key(request: Request, key: bytes) -> bool:
 
 
 class _Api:
-    """An ASGI application: admits requests by key and number before anything of them is read, and asks the engine.
-
-    In threads: the page shares the event loop. There is one for each request: words wait neither for pictures that
-    are decoded nor for forms that are tried. Errors have OpenAI's shape. The schema is at /openapi.json.
+    """An ASGI application: admits requests by key and number before anything of them is read. A thread of its own
+    asks the engine for each: words wait neither for pictures nor for forms, and the page's event loop for none.
     """
 
     def __init__(
@@ -164,9 +162,8 @@ class _Api:
 
     @asynccontextmanager
     async def _read(self, request: Request) -> AsyncIterator[bytearray]:
-        """Yields the body, whose bytes count until the block ends. Raises ApiError, and Busy for too many of them.
-
-        The first WORDS_BYTES are free, so that nobody's pictures keep words out.
+        """Yields the body, whose bytes count until the block ends but for WORDS_BYTES, so that pictures keep no
+        words out. Raises ApiError, and Busy for too many.
         """
         body, mine = bytearray(), 0
         too_long = f"The body is larger than {MAX_BODY // 2**20} MB. Make the picture smaller."
@@ -198,9 +195,8 @@ class _Api:
             raise ApiError(400, browser_text(error), body.form_field) from error
 
     def _models(self, engine: ServingEngine, wanted: str) -> dict[str, Any]:
-        """The list of models, or the wanted one. Raises ApiError if there is none of that name.
-
-        OpenAI's fields, and in `adapter` what is ours.
+        """The models in OpenAI's fields, and in `adapter` ours, or the wanted one. Raises ApiError if there is
+        none.
         """
         base = engine.base.fingerprint
         about = {"object": "model", "created": self._since, "owned_by": "llama-adapter", "root": base.name}
@@ -230,7 +226,7 @@ class _Completion:
         with ExitStack() as begun:
             self._answers = [begun.enter_context(closing(engine.submit(request))) for request in requests]
             self._open = begun.pop_all()
-        self._events = _merged([answer.async_event_lists(CHUNK_SECONDS) for answer in self._answers])
+        self._events = async_event_lists(dict(enumerate(self._answers)), CHUNK_SECONDS)
         self._name = body.object_name
         self._about = {
             "id": f"{'cmpl' if self._name == 'text_completion' else 'chatcmpl'}-{uuid.uuid4().hex}",
@@ -287,28 +283,6 @@ async def _chain(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
     yield first
     async for item in rest:
         yield item
-
-
-async def _merged(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int, T]]:
-    """What comes of several iterators, as it comes, with the index of which."""
-    waiting: dict[asyncio.Future[T], int] = {}
-
-    def wait_for(index: int) -> None:
-        waiting[asyncio.ensure_future(anext(streams[index]))] = index
-
-    try:
-        for index in range(len(streams)):
-            wait_for(index)
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                index = waiting.pop(task)
-                with suppress(StopAsyncIteration):
-                    yield index, task.result()
-                    wait_for(index)
-    finally:
-        for task in waiting:
-            task.cancel()
 
 
 async def _until_disconnect(request: Request, work: Awaitable[T]) -> T:

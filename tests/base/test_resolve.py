@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM
 
 from adapter.base.llama import AdaptedLlama, base_config, load_base
 from adapter.errors import LoadError
-from tests.tiny_models import random_adapter, tiny_config
+from tests.tiny_models import tiny_config
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -59,11 +59,7 @@ def test_a_mistral_without_a_window_is_a_llama(window, tiny_base, tmp_path):
     base = loaded(tmp_path)
     assert isinstance(base.model, AdaptedLlama)
     ids = torch.arange(90)[None]
-    plain = base.model(input_ids=ids).logits
-    assert torch.equal(plain, model(input_ids=ids).logits)
-    kv = random_adapter(base.fingerprint)(base.model)
-    assert torch.equal(base.model(input_ids=ids, prompt_kv=kv.scaled(0.0)).logits, plain)
-    assert not torch.allclose(base.model(input_ids=ids, prompt_kv=kv).logits, plain, atol=0.1)
+    assert torch.equal(base.model(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 def test_a_mistral_with_a_window_is_refused(tiny_base, tmp_path):

@@ -68,9 +68,8 @@ def text_tokenizer(template: str | None = None, prefix: bool = False) -> PreTrai
 
 def prompt_text(messages, template="alpaca", tokenizer=None) -> str:
     tokenizer = tokenizer or text_tokenizer()
-    return "".join(tokenizer.convert_ids_to_tokens(encode_prompt(tokenizer, messages, template))).replace(
-        "¶", "\n"
-    )
+    ids = encode_prompt(tokenizer, messages, template)
+    return "".join(tokenizer.convert_ids_to_tokens(ids)).replace("¶", "\n")
 
 
 WITH_INPUT = f"{ASK_ABOUT}\n\n### Instruction:\nAdd.\n\n### Input:\n2\n4\n\n### Response:"

@@ -66,23 +66,20 @@ def test_idle_threads_sleep_unless_the_environment_says_otherwise(given, expecte
 
 ARENAS = """
 import ctypes, sys, threading
+from concurrent.futures import ThreadPoolExecutor
 from adapter.base.threads import share_arenas
 if sys.argv[1] == "shared":
     share_arenas()
-libc = ctypes.CDLL(None)
+libc, all_there = ctypes.CDLL(None), threading.Barrier(8)
 if not hasattr(libc, "mallopt"):
     sys.exit("no glibc")
-libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
-libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
-all_there = threading.Barrier(8)
-def allocate():
+def allocate(_):
     all_there.wait()
     libc.malloc(1000)
     all_there.wait()
-threads = [threading.Thread(target=allocate) for _ in range(8)]
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
-libc.malloc_info(0, libc.fopen(b"/dev/stdout", b"w"))
+list(ThreadPoolExecutor(8).map(allocate, range(8)))
+libc.fopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w")))
 libc.fflush(None)
 """
 

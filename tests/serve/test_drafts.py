@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from adapter.base.packed.quantize import quantize_linears
 from adapter.method.checkpoint import save_adapter
+from adapter.serve.compiled.forward import CompiledForward
 from adapter.serve.drafts import MAX_DRAFT
 from adapter.serve.engine import Engine
-from adapter.serve.forward import DecodeBatch
 from adapter.serve.request import GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.app_process import wait_until
@@ -36,13 +36,14 @@ def engine(tmp_path, packed_base, tiny_fingerprint):
 @pytest.fixture
 def passes(monkeypatch):
     """How many tokens each decode step has read."""
-    passes, step = [], DecodeBatch.step
+    passes, whole = [], CompiledForward.__call__
 
-    def counted_step(batch, tokens, *arguments):
-        passes.append([len(new) for new in tokens])
-        return step(batch, tokens, *arguments)
+    def counted_pass(forward, cache, tokens, *arguments, **every):
+        if every:
+            passes.append([len(new) for new in tokens])
+        return whole(forward, cache, tokens, *arguments, **every)
 
-    monkeypatch.setattr(DecodeBatch, "step", counted_step)
+    monkeypatch.setattr(CompiledForward, "__call__", counted_pass)
     return passes
 
 

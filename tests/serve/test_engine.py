@@ -22,7 +22,6 @@ from adapter.errors import BadInput, Busy, LoadError
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
-from adapter.serve.forward import DecodeBatch
 from adapter.serve.request import Client, GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.app_process import wait_until
@@ -44,13 +43,13 @@ def engine(tmp_path, tiny_base, tiny_fingerprint):
 @pytest.fixture
 def pace(monkeypatch):
     """Decode steps sleep for `pace.seconds`: an answer of 100 tokens is still running when a test needs it."""
-    pace, step = SimpleNamespace(seconds=0.05), DecodeBatch.step
+    pace, step = SimpleNamespace(seconds=0.05), Engine._decode
 
     def slow_step(*arguments):
         time.sleep(pace.seconds)
         return step(*arguments)
 
-    monkeypatch.setattr(DecodeBatch, "step", slow_step)
+    monkeypatch.setattr(Engine, "_decode", slow_step)
     return pace
 
 
@@ -279,7 +278,7 @@ def test_rows_that_find_no_room_wait_and_the_cache_never_grows(engine, tiny_base
         place, running = small._cache.data.data_ptr(), []
         answers = [small.submit(request) for request in requests]
         while small._open:
-            running.append(len(small._batch.rows) + len(small._scheduler.prefilling))
+            running.append(len(small._scheduler.decoding) + len(small._scheduler.prefilling))
             time.sleep(0.001)
         assert [[e.token_id for e in answer if e.is_output] for answer in answers] == expected
         assert max(running) == 2

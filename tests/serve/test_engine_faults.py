@@ -28,7 +28,7 @@ from adapter.serve.engine import MAX_FAILURES, Engine
 from adapter.serve.forward import TorchForward
 from adapter.serve.inspection import CLOSED
 from adapter.serve.kv_cache import PrefixCache
-from adapter.serve.request import GenerationRequest
+from adapter.serve.request import GenerationRequest, async_event_lists
 from adapter.serve.sampling import Sampler, SamplingParams
 from adapter.serve.scheduler import Scheduler
 from adapter.serve.store import AdapterStore
@@ -107,7 +107,7 @@ def check_honest(engine, alone):
                 ends[index] = error
         assert [tokens_of(engine.submit(request)) for request in HONEST] == alone
         wait_until(lambda: not engine._open and not engine._scheduler.rows)
-        assert engine.failure is None and not len(engine._batch.rows) and not engine._scheduler._slots.tokens
+        assert engine.failure is None and not engine._scheduler.decoding and not engine._scheduler._slots.tokens
         return ends
 
     return check
@@ -198,7 +198,7 @@ def test_an_answer_whose_kv_cannot_be_kept_is_given(check_honest, monkeypatch):
 def test_a_reader_whose_event_loop_is_closed_disturbs_nobody(engine, check_honest):
     loop = asyncio.new_event_loop()
     left = engine.submit(ENDLESS)
-    events = left.async_event_lists(0.0)
+    events = async_event_lists({0: left}, 0.0)
     loop.run_until_complete(anext(events))
     loop.close()
     check_honest()

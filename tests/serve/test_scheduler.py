@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from adapter.base.llama import load_tokenizer
 from adapter.serve import scheduler as scheduler_module
-from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.kv_cache import BLOCK, SlotAllocator
 from adapter.serve.request import Client, GenerationRequest
-from adapter.serve.scheduler import Row, Scheduler, in_turn, repeats
+from adapter.serve.scheduler import Admitted, Row, Scheduler, in_turn, repeats
 
 END = 9  # the stop id
 
@@ -22,8 +21,8 @@ END = 9  # the stop id
 def make_row(tiny_base):
     def make(max_new_tokens: int = 100, prompt_tokens: int = 3, **request) -> Row:
         tokens = [1, 2, 3] * (prompt_tokens // 3)
-        detokenizer, end = Detokenizer(tiny_base.tokenizer), frozenset([END])
-        return Row(GenerationRequest(**request), [], tokens, max_new_tokens, detokenizer, 0.0, stop_ids=end)
+        base = SimpleNamespace(tokenizer=tiny_base.tokenizer, stop_ids=frozenset([END]))
+        return Row(GenerationRequest(**request), Admitted([], tokens, max_new_tokens, None), base)
 
     return make
 

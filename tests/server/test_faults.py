@@ -21,7 +21,6 @@ from adapter.base.template import Message
 from adapter.errors import AdapterError
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.serve.engine import Engine
-from adapter.serve.forward import DecodeBatch
 from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import SamplingParams
@@ -69,7 +68,7 @@ def request_for(adapter: str | None = None) -> GenerationRequest:
 @pytest.mark.parametrize(
     "error, of, name",
     [
-        (RuntimeError, DecodeBatch, "step"),
+        (RuntimeError, Engine, "_decode"),
         (KeyboardInterrupt, PromptKVBuilder, "build"),
     ],
 )
