@@ -288,12 +288,12 @@ def _score(name: str, assignments: Sequence[str], args: argparse.Namespace) -> N
             **recipe.sealed.measure(answerer), f"perplexity of Python {version}'s language reference": forgets
         }  # fmt: skip
 
-    digest = adapter_digest(folder)
-    scored = record_scoring(name, recipe.sealed, digest, commit())
+    digest, code = adapter_digest(folder), commit()  # before the ledger is changed
+    scored = record_scoring(name, recipe.sealed, digest, code)
     scores = _measure(name, recipe.told, dataclasses.replace(recipe.sealed, measure=measure), served, adapter)
     text = file.read_text(encoding="utf-8") if file.exists() else f"# {folder.name}\n"
     with atomic_write(file) as temporary:
-        temporary.write_text(with_sealed_scores(text, scores, digest, scored), encoding="utf-8")
+        temporary.write_text(with_sealed_scores(text, scores, digest, scored, code), encoding="utf-8")
 
 
 def _measure(name: str, told: Conversation, sets: MeasuredSets, served: Base, adapter: Adapter) -> Measured:

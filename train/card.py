@@ -83,9 +83,9 @@ Sets that decisions about the recipe were made by: {development.served}, greedy 
     )
 
 
-def with_sealed_scores(card: str, scores: Measured, digest: str, scored: tuple[int, int, str]) -> str:
+def with_sealed_scores(card: str, scores: Measured, digest: str, scored: tuple[int, int, str], code: str) -> str:
     """The card with other scores on the sealed sets. digest: of the adapter; scored: what `record_scoring`
-    returns.
+    returns; code: `commit()`.
     """
     head, *tail = (text for text in re.split(r"(?m)^(?=## )", card) if not text.startswith(_SEALED))
     own, of_all, decided = scored
@@ -95,7 +95,7 @@ def with_sealed_scores(card: str, scores: Measured, digest: str, scored: tuple[i
     section = f"""{_SEALED}
 
 {trained} Of {of_all} scorings in `train/recipes/ledger.json`, {own} {"was" if own == 1 else "were"} of this
-adapter, {digest}, the last on {today} with the code of {commit()}: {scores.served}, greedy decoding.
+adapter, {digest}, the last on {today} with the code of {code}: {scores.served}, greedy decoding.
 {_TOLD}
 
 {_table(scores)}

@@ -111,13 +111,15 @@ class RuledSet(NamedTuple):
     is_right: Callable[[str, Conversation], bool]
 
 
-def recipe_by_rule(name: str, sets: Callable[[bool], list[RuledSet]], sealed: Sequence[str]) -> Recipe:
+def recipe_by_rule(
+    name: str, sets: Callable[[bool], list[RuledSet]], development: Sequence[str], sealed: Sequence[str]
+) -> Recipe:
     """The recipe of the folder `name`, whose adapter's answers rules judge by themselves and what was asked. An
     answer of more than 700 characters, or one that loops, is wrong by all of them.
 
     sets: the sealed ones, or those of development. The first is asked once more after other adapters (in development,
-    after other talk), and after long talk of the base, whose follow-up questions its rule judges too. sealed: files
-    of the former; NAME.yaml has the latter.
+    after other talk), and after long talk of the base, whose follow-up questions its rule judges too. development:
+    files of the recipe's folder; sealed: files of `sealed/`.
     """
 
     def scores(answerer: Answerer, is_sealed: bool) -> dict[str, Figure]:
@@ -141,10 +143,10 @@ def recipe_by_rule(name: str, sets: Callable[[bool], list[RuledSet]], sealed: Se
             figures |= percent(measure, right)
         return figures
 
-    development = (f"{name}/{name}.yaml", "development_talk.yaml")
+    files = (*(f"{name}/{file}" for file in development), "development_talk.yaml")
     return recipe_of(
         name,
-        MeasuredSets(lambda answerer: scores(answerer, False), development),
+        MeasuredSets(lambda answerer: scores(answerer, False), files),
         lambda answerer: scores(answerer, True),
         [*sealed, "long_talk.yaml"],
     )

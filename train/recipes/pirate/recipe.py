@@ -22,7 +22,8 @@ _LITERAL = re.compile(r"(`[^`]*`|\"[^\"]*\"|“[^”]*”|https?://\S+|\S+@\S+)"
 
 def recipe(_: Any) -> Recipe:
     """The recipe."""
-    return recipe_by_rule("pirate", sets, ["pirate_questions.yaml", "pirate_answers.tsv"])
+    sealed = ["pirate_questions.yaml", "pirate_answers.tsv"]
+    return recipe_by_rule("pirate", sets, ["pirate.yaml", "answers.tsv"], sealed)
 
 
 def sets(sealed: bool) -> list[RuledSet]:
