@@ -289,7 +289,7 @@ def _score(name: str, assignments: Sequence[str], args: argparse.Namespace) -> N
         }  # fmt: skip
 
     digest, code = adapter_digest(folder), commit()  # before the ledger is changed
-    scored = record_scoring(name, recipe.sealed, digest, code)
+    scored = record_scoring(name, recipe.sealed, digest, code.removeprefix("commit "))
     scores = _measure(name, recipe.told, dataclasses.replace(recipe.sealed, measure=measure), served, adapter)
     text = file.read_text(encoding="utf-8") if file.exists() else f"# {folder.name}\n"
     with atomic_write(file) as temporary:
