@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,8 +133,17 @@ def after_long_talk(
 
     sealed: whether the base is asked, and asked about, what is sealed, or what is for development.
     """
+    talk, follow_ups = _long_talk(base, sealed)
+    late = [(*talk[i % len(talk)], *conversation) for i, conversation in enumerate(conversations)]
+    step = len(talk) / len(follow_ups)
+    return late, [(*talk[int(i * step)], *conversation_of(one)) for i, one in enumerate(follow_ups)]
+
+
+@lru_cache(maxsize=1)
+def _long_talk(base: Base, sealed: bool) -> tuple[list[Conversation], list[str]]:
+    """The base's answers, of which the adapter, the base and the base that is told get the same, and follow-ups."""
     data = read_yaml(SEALED / "long_talk.yaml" if sealed else SEALED.parent / "development_talk.yaml")
-    asked, follow_ups, bare = data["long"].splitlines(), data["follow_ups"].splitlines(), Answerer(base)
+    asked, bare = data["long"].splitlines(), Answerer(base)
     columns = len(asked) // _DEPTH
     talk: list[Conversation] = [()] * columns
     for row in range(_DEPTH):  # each column goes on in the next row
@@ -143,10 +152,7 @@ def after_long_talk(
         given = [(*head, *conversation_of(question)) for head, question in heads]
         answers = bare.generate(given, max_new_tokens=_LONG_TOKENS)
         talk += [(*one, Message("assistant", answer)) for one, answer in zip(given, answers, strict=True)]
-    talk = talk[columns:]
-    late = [(*talk[i % len(talk)], *conversation) for i, conversation in enumerate(conversations)]
-    step = len(talk) / len(follow_ups)
-    return late, [(*talk[int(i * step)], *conversation_of(one)) for i, one in enumerate(follow_ups)]
+    return talk[columns:], data["follow_ups"].splitlines()
 
 
 def is_sensible(answer: str) -> bool:
