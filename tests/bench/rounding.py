@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -46,7 +47,7 @@ def run() -> None:
         print_head("format", "MB", "nats from fp32", "perplexity", "in %", "with the adapter", "in %")
         print_row("fp32", round(base.memory_bytes / 2**20), "", f"{exact[0]:.2f}", "", f"{exact[1]:.2f}", "")
         for name, options in formats().items():
-            with mock.patch.multiple(quantize, **options):
+            with mock.patch.multiple(quantize, **options) if options else nullcontext():
                 measured = load_base(folder, name.partition(",")[0], "cpu")
             with torch.inference_mode():
                 found = perplexity(measured, prose()), perplexity(measured, prose(), adapter(measured.model))
