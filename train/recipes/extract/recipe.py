@@ -38,18 +38,18 @@ class ObjectTest(NamedTuple):
 
 def recipe(_: Any) -> Recipe:
     """The recipe."""
-    files = tuple(f"extract/development_{part}.jsonl" for part in ("generated", "hand_written"))
-    return recipe_of("extract", MeasuredSets(development, files), scores, ["extract_hand_written.yaml"])
+    files = tuple(f"extract/development_{part}.jsonl" for part in ("messages", "sentences"))
+    return recipe_of("extract", MeasuredSets(development, files), scores, ["extract_messages.yaml"])
 
 
 def development_tests(part: str) -> list[ObjectTest]:
-    """The 200 "generated" messages, or the 60 "hand_written" ones, that the recipe was developed on."""
+    """The 300 "messages", or the 160 "sentences", that the recipe was developed on."""
     rows = open_records(Path(__file__).with_name(f"development_{part}.jsonl"))
     return [ObjectTest(row.messages[:-1], json.loads(row.messages[-1].text)) for row in rows]
 
 
 def sealed_tests(part: str) -> list[ObjectTest]:
-    """The 200 "generated" messages, or the 100 "hand_written" ones, that are sealed."""
+    """The 300 "messages", or the 200 "generated" ones, that are sealed."""
     tests = sealed_sets.read_yaml(sealed_sets.SEALED / f"extract_{part}.yaml")
     return [ObjectTest(conversation_of(test["text"]), test["fields"]) for test in tests]
 
@@ -59,9 +59,9 @@ def development(answerer: Answerer) -> dict[str, Figure]:
     answerer = replace(answerer, form=NO_FORM)
     figures: dict[str, Figure] = {}
     for where, part, other_talk in (
-        ("generated", "generated", False),
-        ("hand-written", "hand_written", False),
-        ("hand-written, after other talk", "hand_written", True),
+        ("messages", "messages", False),
+        ("sentences", "sentences", False),
+        ("sentences, after other talk", "sentences", True),
     ):
         tests = development_tests(part)
         asked = [test.messages for test in tests]
@@ -71,23 +71,22 @@ def development(answerer: Answerer) -> dict[str, Figure]:
 
 
 def scores(answerer: Answerer) -> dict[str, Figure]:
-    """Whole objects and single fields of 300 messages; its manner in mid-conversation and on messages of no kind.
+    """Whole objects and single fields of both sealed sets; its manner in mid-conversation and on messages of no kind.
 
     An adapter with a form is measured as it is served, and without its form, which is its own merit.
     """
-    generated, by_hand = map(sealed_tests, ("generated", "hand_written"))
-    tests, late = [*generated, *by_hand], some([*generated, *by_hand])
+    sets = {part: sealed_tests(part) for part in ("messages", "generated")}
+    late = some(sets["messages"])
     after = after_others(answerer.base, "extract", [test.messages for test in late])
     measured = {"": answerer}
     if answerer.adapter is not None and answerer.adapter.config.form is not None:
         measured[", without its form"] = replace(answerer, form=NO_FORM)
     figures: dict[str, Figure] = {}
     for form, one in measured.items():
-        answers, later = one.generate([test.messages for test in tests]), one.generate(after)
+        for part, tests in sets.items():
+            figures |= _object_scores(f"{part}{form}", one.generate([test.messages for test in tests]), tests)
+        later = one.generate(after)
         figures |= {
-            **_object_scores(f"all{form}", answers, tests),
-            **_object_scores(f"generated{form}", answers[: len(generated)], generated),
-            **_object_scores(f"hand-written{form}", answers[len(generated) :], by_hand),
             **percent(f"an object of a known type, after other adapters{form}", [*map(is_object, later)]),
             **_object_scores(f"after other adapters{form}", later, late),
             **off_task_scores(one, form),
