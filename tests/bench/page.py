@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tests.app_process import app_process
 from tests.bench.engine import PICTURE
@@ -26,16 +27,19 @@ class Page:
         while len(self._visitors) < len(task.texts):
             self._visitors.append(Connection(self._url, "127.0.0.1", signed_in=False))
 
-        def ask(visitor: Connection, text: str, adapter: str) -> Answer:
+        settings = {"temperature": 0.0, "max_tokens": task.tokens}
+        questions = [
             # The only shipped adapter that takes a picture.
-            picture = PICTURE if adapter == "see" else None
-            settings = {"temperature": 0.0, "max_tokens": task.tokens}
-            return visitor.ask(Question(text, self._through, adapter, picture, settings=settings))
-
+            Question(text, self._through, adapter, PICTURE if adapter == "see" else None, settings=settings)
+            for text, adapter in zip(task.texts, task.adapters, strict=True)
+        ]
+        through_page = self._through == "page"
+        ask: Callable[[Connection, Any], Answer] = Connection.send if through_page else Connection.ask
+        # A page that has been opened: only what it does for an answer is timed.
+        asked = [*map(Connection.asked, self._visitors, questions)] if through_page else questions
         with ThreadPoolExecutor(len(task.texts)) as pool:
             answers: list[Answer] = []
-            seconds = timed(lambda: answers.extend(pool.map(ask, self._visitors, task.texts, task.adapters)))
-        through_page = self._through == "page"
+            seconds = timed(lambda: answers.extend(pool.map(ask, self._visitors, asked)))
         return seconds, sum(len(a.tokens) if through_page else a.tokens[0] for a in answers)
 
 

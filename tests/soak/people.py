@@ -183,8 +183,14 @@ class Connection:
         return data
 
     def _ask_page(self, question: Question) -> Answer:
+        return self.send(self.asked(question))
+
+    def asked(self, question: Question) -> list[Any]:
+        """As `message`, for a question."""
         files = [] if question.picture is None else [self.upload(question.picture)]
-        data = self.message(question.text, files, question.said, adapter=question.adapter, **question.settings)
+        return self.message(question.text, files, question.said, adapter=question.adapter, **question.settings)
+
+    def send(self, data: list[Any]) -> Answer:
         outputs, toasts = self.fire("send", data)
         if outputs is None:
             raise NoAnswer(toasts)
