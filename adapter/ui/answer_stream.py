@@ -183,7 +183,7 @@ def stream(
     image = open_upload(picture) if visual and picture else None
     engine = provider.engine()
     assert engine is not None
-    xray = xray and sum(replica.running for replica in engine.replicas().values()) < XRAY_ROWS
+    xray = xray and sum(r.running + r.waiting for r in engine.replicas().values()) < XRAY_ROWS
     request = build_request(conversation.to_messages(history), settings, image, client, xray)
     request = replace(request, answer_ids=begun_ids)
     progress.notes += [texts.MUTED] if settings.mute_layers or settings.mute_heads else []

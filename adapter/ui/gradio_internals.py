@@ -153,11 +153,12 @@ class _PendingMessages(_RecentlyUsed):
     """Gradio deletes a session's messages with each of its streams that is cut. Here they go with the session."""
 
     def __setitem__(self, key: str, value: Any) -> None:
+        if key not in self and len(self) >= self.max_size:
+            super().__delitem__(next(iter(self)))
         super().__setitem__(key, _Results())
 
     def __delitem__(self, key: str) -> None:
-        if len(self) >= self.max_size:  # popitem deletes, too
-            super().__delitem__(key)
+        pass
 
     def drop_unread(self, network: str | None) -> None:
         """Drop what waits for a fetch too long, and what the network's sessions have beyond UNREAD_BYTES: first of
@@ -178,6 +179,7 @@ class _Session(state_holder.SessionState):
 
     def __init__(self, blocks: gr.Blocks) -> None:
         super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks={}))
+        self.blocks_config.config_for_block = lambda *_: {}  # a schema of the message box with every update
 
     _update_config = _update_value_in_config = lambda *_: None
 
@@ -215,6 +217,7 @@ def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
     queue.__class__, queue.limits = _BoundedQueue, limits
     queue.pending_messages_per_session = _PendingMessages(most)
     queue.pending_event_ids_session = _RecentlyUsed(most)
+    queue.ANALYTICS_MAX_EVENTS = 0  # of which a table is made with every event that ends
     queue.sleep_when_free, queue.progress_update_sleep_when_free = IDLE_SECONDS, 1.0
     get_fn = route_utils.get_fn  # comes before all else that is done for a session
 

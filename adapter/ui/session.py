@@ -43,8 +43,9 @@ class NotOpen(Exception):
 @dataclass
 class Change:
     """A change that is under way. session: of the page that reads it, None once that has left; message: that is
-    answered, as the box had it; updates: of an answer; shown: the newest of them that is a history; cancel: set
-    once generation has begun; ended: whether its last update has been made.
+    answered, as the box had it; updates: of an answer; shown: the newest of them that is a history; keeps: whether
+    the former answers stay unless it has a word; cancel: set once generation has begun; ended: whether its last
+    update has been made.
     """
 
     conversation: Conversation
@@ -52,6 +53,7 @@ class Change:
     message: object = None
     updates: Generator[Any, None, None] | None = None
     shown: History = field(default_factory=list)
+    keeps: bool = False
     stopped: bool = False
     ended: bool = False
     cancel: Callable[[], None] = lambda: None
@@ -61,6 +63,13 @@ class Change:
         """Whether it is an answer that another page may go on with."""
         open_states = (inspect.GEN_CREATED, inspect.GEN_SUSPENDED)
         return self.updates is not None and inspect.getgeneratorstate(self.updates) in open_states
+
+    @property
+    def result(self) -> History:
+        """What the conversation becomes if nothing more is read."""
+        last = self.shown[-1]
+        stays = self.keeps and last.role == "page" and not last.options
+        return self.conversation.history if stays else ended(self.shown)
 
 
 @dataclass
@@ -198,7 +207,7 @@ class Conversations:
         shown = change.conversation
         if change.unread and not change.stopped:
             with self._changed:
-                shown.history, change.session = ended(change.shown), None
+                shown.history, change.session = change.result, None
                 self._changed.notify_all()
             timer = threading.Timer(UNREAD_SECONDS, self._abandon, (change,))
             timer.daemon = True

@@ -185,6 +185,7 @@ class ChatEvents:
                     asked = ask(shown)
                 if isinstance(asked, Turn):
                     change.updates, change.shown = self._answer(asked, change, request, settings), asked.waiting
+                    change.keeps = bool(asked.variants)
                     yield from self._read(asked, change, settings)
                     return
                 change.ended = True
@@ -214,7 +215,8 @@ class ChatEvents:
         box, due = gr.update(**emptied, **theme.SHOW_STOP_BUTTON), 0.0
         assert change.updates is not None
         with errors_as_toasts("a chat turn") as errors:
-            yield self.store.keep(shown, change.shown)._replace(box=box)
+            start = self.store.show if change.keeps else self.store.keep
+            yield start(shown, change.shown)._replace(box=box)
             for update in change.updates:
                 if isinstance(update, dict):
                     switched = update
@@ -225,12 +227,12 @@ class ChatEvents:
                 if not self.conversations.shows(session, shown.id):
                     break
                 # The button with every update: a page that is being loaded may lose the first one (Gradio 6.31).
-                if time.monotonic() < due:
+                if time.monotonic() < due or change.result is shown.history:
                     yield self.store.show(shown, update)._replace(box=_STOP)
                 else:
                     due = time.monotonic() + max(SECONDS, shown.bytes / BYTES_PER_SECOND)
                     yield self.store.keep(shown, update, begins=False)._replace(box=_STOP)
-            shown.history = conversation.ended(change.shown)
+            shown.history = change.result
         if errors:
             end = self._restored(turn, switched, settings, errors[0])
         if change.unread or not self.conversations.shows(session, shown.id):
@@ -298,6 +300,8 @@ def _edited(shown: Conversation, row: object, value: object, before: object, kno
     role = history[index].role if index >= 0 else "page"
     if role == "page" or (role == "assistant" and (text == before or not index)):
         return None
+    if role == "user" and before and before != history[index].text.strip():
+        return None  # the page shows an older state of the conversation
     if not text:
         raise BadInput(texts.EMPTY_EDIT if role == "user" else texts.EMPTY_CORRECTION)
     check_length(text)

@@ -1,7 +1,7 @@
 /* The charts of the panel Inside in the browser. Gradio runs this once for each chart, with `element`, `trigger` and
    `watch`. One cell of a chart is in the tab order, arrow keys move from there. */
 
-const factors = new Map(); // of painted gates, by 'layer,head'
+let factors = new Map(); // of painted gates, by 'layer,head'
 const items = group => [...group.querySelectorAll('button, td')];
 const at = event => event.target.closest('[data-roving] :is(button, td)');
 
@@ -71,16 +71,21 @@ const play = () => {
   const painted = [...factors].filter(([, factor]) => factor !== 1);
   trigger('play', {gates: painted.map(([name, factor]) => [...name.split(',').map(Number), factor])});
 };
-let painting = false;
+let painting = false, before;
 for (const kind of ['pointerdown', 'pointerover']) element.addEventListener(kind, event => {
   const cell = event.target.closest('.gates td');
   if (!cell || (kind === 'pointerover' && !painting)) return;
   if (!painting) event.target.releasePointerCapture(event.pointerId); // or a finger would stay on the first one
+  if (!painting) before = new Map(factors);
   painting = true;
   paint(cell);
 });
 for (const kind of ['pointerup', 'pointercancel']) document.addEventListener(kind, () => {
-  if (painting) play();
+  if (painting && kind === 'pointerup') play();
+  else if (painting) { // by a finger that scrolls
+    factors = before;
+    showFactors();
+  }
   painting = false;
 });
 watch('value', prepare);

@@ -194,6 +194,11 @@ def test_a_retry_keeps_the_former_answers_to_page_through() -> None:
     before = page.buttons()
     page.open(page.id)
     assert page.buttons() == before
+    asked = page.act("retry")
+    page.apply(next(asked))
+    page.do("stop")  # before a word has come
+    page.run(asked).open(page.id)
+    assert page.buttons() == before
     page.send("and?")
     assert page.shown[1] == "you said: hello!" and page.buttons() == {}
 
