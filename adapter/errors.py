@@ -19,6 +19,10 @@ class BadInput(AdapterError):
     """This request (message, image, parameter) cannot be served."""
 
 
+class WrongBase(LoadError, BadInput):
+    """An adapter that was made for another base is asked for."""
+
+
 class BadForm(BadInput):
     """The form that is asked for cannot be used for any answer."""
 

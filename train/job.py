@@ -416,6 +416,10 @@ class Job:
 
     def _evaluate_and_save(self, held_out: list[Batch], last: bool) -> None:
         progress, count = self.progress, self._evaluate(held_out)
+        if not progress.tokens:
+            raise TrainError(
+                "Nothing was learnt: no row has a picture that can be read. Mend data.images; --check lists them."
+            )
         status = ", ".join(f"{name} {value}" for name, value in self._status().items())
         self._log(f"{self.config.name} step {progress.step}: {status}")
         better = progress.held_out < progress.best or not count
@@ -457,17 +461,19 @@ class Job:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list, in the main thread; a second one raises KeyboardInterrupt at once."""
+    """Collects SIGINT and SIGTERM in a list, in the main thread. Ctrl-C after one raises KeyboardInterrupt, but
+    SIGTERM changes nothing: batch systems send it to a process and to its group.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
     def handle(number: int, _: Any) -> None:
-        if received:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
-        tqdm.write("stopping after this step; once more to stop at once")
+        tqdm.write("stopping after this step; Ctrl-C to stop at once")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

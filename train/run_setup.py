@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from transformers import LlamaConfig
 
 from adapter.base.encoder import load_encoder
@@ -127,6 +128,7 @@ def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapte
         return new_adapter(config, base)
     loaded = load_adapter(Path(recipe.start_from), base.fingerprint, base.device)
     about = dataclasses.replace(loaded.config, description=config.description, form=config.form)
+    set_seed(config.seed)  # a new tuning is the same in every process
     adapter = Adapter(dataclasses.replace(about, tuning=about.tuning or config.tuning)).to(base.device)
     adapter.load_state_dict({**adapter.state_dict(), **loaded.state_dict()})
     return adapter

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from adapter.errors import LoadError, first_line
 
@@ -41,11 +42,11 @@ def build_once(folder: Path, fill: Callable[[Path, Path], None], made_from: str 
         with FileLock(folder.with_name(f"{folder.name}.lock")):
             if not is_built(folder, made_from):  # by another process, while this one waited
                 _build(folder, fill, made_from)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise LoadError(
             f"Cannot keep {folder.name} in the cache folder. Make it a folder that this user can write, with room "
             f"for a whole base, or set {CACHE_VARIABLE} to another one.",
-            f"{folder.parent}: {error.strerror or first_line(error)}",
+            f"{folder.parent}: {getattr(error, 'strerror', None) or first_line(error)}",
         ) from error
     return folder
 

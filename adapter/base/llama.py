@@ -252,8 +252,8 @@ def _keep_packed(model: AdaptedLlama, place: Path, state: str) -> None:
 
     try:
         build_once(place, fill, state)
-    except (LoadError, SafetensorError) as error:
-        log.warning("The packed weights are not kept: %s", getattr(error, "detail", error))
+    except LoadError as error:
+        log.warning("The packed weights are not kept: %s", error.detail)
 
 
 def _read_packed(model: AdaptedLlama, place: Path) -> None:

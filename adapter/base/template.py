@@ -91,9 +91,10 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
 
 def _without_control(tokenizer: Any, message: Message) -> Message:
     """The message with a space inside everything that the tokenizer would read as a control token."""
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    # Converters often write a template's tokens as added ones that are not special; runs of blanks are none.
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     text, given = message.text, message.input
-    for token in {*tokenizer.all_special_tokens, *added}:
+    for token in {*tokenizer.all_special_tokens, *(token for token in added if not token.isspace())}:
         if len(token) > 1:
             text, given = (part.replace(token, f"{token[0]} {token[1:]}") for part in (text, given))
     return replace(message, text=text, input=given)

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 # Ray reads them when it starts.
@@ -281,7 +282,8 @@ class RayEngine:
                 except RayTaskError:
                     raise  # by the replica's own code: another replica would do the same
                 except (RayError, RayServeException) as error:
-                    if answer.tokens or attempt == _MOST_LOST:
+                    # The scores of a prompt come in pieces, too.
+                    if answer.tokens or answer.request.prompt_logprobs or attempt == _MOST_LOST:
                         answer.end(_lost(error))
                         return
                     answer.started_at = None
@@ -318,7 +320,8 @@ def _conversation(request: GenerationRequest) -> str:
     """A name for the conversation: its page's, or else who asks and how the talk began."""
     if request.client.session:
         return request.client.session
-    began = "\n".join(message.text for message in request.messages[:2]) or repr(request.prompt_ids)[:200]
+    asked = takewhile(lambda message: message.role != "assistant", request.messages)
+    began = "\n".join(message.text for message in asked) or repr(request.prompt_ids)[:200]
     return hashlib.sha256(f"{request.client.network}\n{began}".encode()).hexdigest()
 
 

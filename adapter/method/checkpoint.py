@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from adapter.errors import LoadError, first_line
+from adapter.errors import LoadError, WrongBase, first_line
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint, base_label
@@ -33,12 +33,12 @@ def save_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     config = adapter.config.to_json()
     current = folder / CONFIG
-    if current.exists() and current.read_text() != config:
-        # Weights of another shape are coming: without config.json the folder is no adapter for a moment.
-        current.unlink()
     tensors = {name: t.detach().cpu().contiguous() for name, t in adapter.state_dict().items()}
     with atomic_write(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
+        if current.exists() and current.read_text() != config:
+            # Weights of another shape are coming: without config.json the folder is no adapter for a moment.
+            current.unlink()
     if card is not None:
         with atomic_write(folder / CARD) as temporary:
             temporary.write_text(card)
@@ -68,10 +68,10 @@ def adapter_digest(folder: Path) -> str:
 
 
 def check_base(config: AdapterConfig, name: str, base: BaseFingerprint) -> None:
-    """Raises LoadError if the adapter called `name` was made for another base."""
+    """Raises WrongBase if the adapter called `name` was made for another base."""
     if differences := config.base.differences(base):
         made_for = base_label(config.base.name)
-        raise LoadError(
+        raise WrongBase(
             f"Adapter '{name}' was made for {made_for} and does not fit {base.name}: "
             f"{'; '.join(differences)}. Load the base it names: {made_for}."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -47,10 +48,10 @@ class CacheBudget:
         prefix_tokens = min(size // 4 // token_bytes, _MOST_PREFIX_TOKENS)
         tokens = min(size // token_bytes - prefix_tokens, rows * context) // BLOCK * BLOCK
         if tokens < min(context, _FEWEST_TOKENS):
-            least = token_bytes * min(context, _FEWEST_TOKENS) * 4 / 3 / 1e9
+            least = math.ceil(token_bytes * min(context, _FEWEST_TOKENS) * 4 / 3 / 1e7) / 100
             raise BadInput(
                 f"A KV cache of {size / 1e9:.2g} GB holds {tokens} tokens of this base; it needs at least "
-                f"{min(context, _FEWEST_TOKENS)}. Give it {least:.1g} GB or more (--cache-gb)."
+                f"{min(context, _FEWEST_TOKENS)}. Give it {least:g} GB or more (--cache-gb)."
             )
         return CacheBudget(tokens, prefix_tokens * token_bytes, (tokens + prefix_tokens) * token_bytes)
 

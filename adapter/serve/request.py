@@ -110,6 +110,7 @@ class GenerationRequest:
     form: str | None = None  # None: that of the only adapter with a strength above 0; NO_FORM: none
     end_repetition: bool = False  # whether the answer ends as soon as it goes in circles, see `scheduler.repeats`
     client: Client = field(default_factory=Client)
+    answers: int = 1  # that the limits count with this one; 0 for one that was counted with another
     max_seconds: float = MAX_SECONDS  # from the start of prefill
     base_logprobs: bool = False  # whether the frozen base reads the answer too, if the cache has room
     top_logprobs: int = 0  # of the likeliest tokens, how many are named with each token

@@ -117,8 +117,10 @@ class Limits:
             again = f"{whole} second{'s' * (whole > 1)}" if wait < 90 else f"{math.ceil(wait / 60)} minutes"
             raise RateLimited(f"{most} {what} are the limit for one address. Try again in {again}.", wait)
 
-    def hold(self, name: str, address: str) -> Callable[[], None]:
-        """Count something that begins now. Returns what is to be called when it has ended."""
+    def hold(self, name: str, address: str, count: int = 1) -> Callable[[], None]:
+        """Count something that begins now, 0 if it is counted already. Returns what is to be called when it has
+        ended.
+        """
         if (key := self.key(address)) is None:
             return lambda: None
         slots = self._places[name]
@@ -126,8 +128,8 @@ class Limits:
             _, what, retry_after = PLACES[name]
             raise RateLimited(f"{slots.size} {what}.", retry_after)
         try:
-            if name in self._rates:
-                self.count(name, address)
+            if count and name in self._rates:
+                self.count(name, address, count)
         except RateLimited:
             slots.release(key)
             raise

@@ -154,7 +154,7 @@ class CountedEngine:
         """As the engine's. Raises RateLimited too."""
         ended = partial(self._metrics.ended, self._metrics.label(request))
         try:
-            release = self._limits.hold("answer", request.client.address)
+            release = self._limits.hold("answer", request.client.address, request.answers)
             try:
                 answer = self._engine.submit(request)
             except BaseException:

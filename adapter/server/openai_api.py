@@ -133,7 +133,9 @@ class _Api:
             chunks = completion.chunks()
             # What fails before the first chunk still gets a status of its own.
             first = await _until_disconnect(request, anext(chunks))
-            return EventSourceResponse(_chain(first, chunks), headers={"Cache-Control": "no-cache"}, sep="\n")
+            headers = {"Cache-Control": "no-cache"}
+            # A client that takes nothing for a minute holds its place no longer.
+            return EventSourceResponse(_chain(first, chunks), headers=headers, sep="\n", send_timeout=60)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._open += 1
@@ -209,6 +211,8 @@ class _Api:
         for name in self._store.names():
             with suppress(LoadError):  # it cannot be used either
                 card = self._store.card(name)
+                if card.config.base.differences(base):
+                    continue
                 kind = "visual" if card.is_visual else "text"
                 models.setdefault(name, model(name, kind, card.description, card.bytes, card.config.base))
         if not wanted:
@@ -273,7 +277,8 @@ class _Completion:
     def _usage(self) -> dict[str, Any]:
         """A prompt counts once, however many choices it has."""
         prompts = [self._ended[index] for index in range(0, len(self._ended), self.body.n)]
-        prompt, new = sum(s.prompt_tokens for s in prompts), sum(s.new_tokens for s in self._ended.values())
+        prompt = sum(s.prompt_tokens for s in prompts)
+        new = sum(s.new_tokens for s in self._ended.values()) if self.body.max_tokens else 0
         cached = {"cached_tokens": sum(s.cached_tokens for s in prompts)}
         total = {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
         return {**total, "prompt_tokens_details": cached}

@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
@@ -141,7 +141,7 @@ class ResponseFormat(_OfType):
 
 class Function(_Body):
     name: str = Field(min_length=1, max_length=64)
-    parameters: dict[str, Any] = {"type": "object", "properties": {}}
+    parameters: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 class Tool(_Body):
@@ -194,9 +194,11 @@ class _Completion(_Body, SamplingSettings):
         about: dict[str, Any] = {"adapter": adapter, "strength": self.strength, "client": client}
         about |= {"mix": tuple(self.mix.items()), "stop": tuple(self.stop)}
         seeds = [None if self.seed is None else (self.seed + i) % (MAX_SEED + 1) for i in range(self.n)]
+        prompts = self.prompts((BASE, base_name))
+        counts = chain([self.n * len(prompts)], repeat(0))  # one limit is asked for all of them at once
         return [
-            GenerationRequest(**about, **prompt, sampling=replace(sampling, seed=seed))
-            for prompt in self.prompts((BASE, base_name))
+            GenerationRequest(**about, **prompt, sampling=replace(sampling, seed=seed), answers=next(counts))
+            for prompt in prompts
             for seed in seeds
         ]
 
@@ -381,7 +383,7 @@ class CompletionRequest(_Completion):
         text, ended = text_of(events) if self.max_tokens else "", None
         if events[-1].finish_reason is not None:
             ended = finish_reason(events[-1]) if self.max_tokens else "length"
-        if not (first or ended or text or any(event.is_output for event in events)):
+        if not (first or ended or text or any(event.is_output or event.prompt_logprobs for event in events)):
             return []
         if first and self.echo:
             prompt = self.prompt[index // self.n]
@@ -402,7 +404,7 @@ class CompletionRequest(_Completion):
             "tokens": [one.token.text for one in given],
             "token_logprobs": [one.logprob if k else None for one, k in zip(given, known, strict=True)],
             "top_logprobs": [top if k else None for top, k in zip(tops, known, strict=True)],
-            "text_offset": list(accumulate(lengths, initial=0))[:-1],
+            "text_offset": [] if self.stream else list(accumulate(lengths, initial=0))[:-1],
         }
 
 

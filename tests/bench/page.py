@@ -27,7 +27,8 @@ class Page:
         while len(self._visitors) < len(task.texts):
             self._visitors.append(Connection(self._url, "127.0.0.1", signed_in=False))
 
-        settings = {"temperature": 0.0, "max_tokens": task.tokens}
+        # Those of the engine's requests: without penalty, and the base does not read along.
+        settings = {"temperature": 0.0, "max_tokens": task.tokens, "repetition_penalty": 1.0, "xray": False}
         questions = [
             # The only shipped adapter that takes a picture.
             Question(text, self._through, adapter, PICTURE if adapter == "see" else None, settings=settings)

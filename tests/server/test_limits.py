@@ -86,7 +86,7 @@ class Engine:
 
 
 def asked_by(address: str) -> Any:
-    return SimpleNamespace(client=Client(address))
+    return SimpleNamespace(answers=1, client=Client(address))
 
 
 def limited(clock: Clock) -> tuple[Engine, Any]:
@@ -115,6 +115,19 @@ def test_answer_holds_its_slot_until_dropped() -> None:
     slots = counted._limits._places["answer"]
     slots.acquire("nobody")
     assert slots._taken == {"nobody": 1}
+
+
+def test_answers_of_one_request_are_counted_at_once() -> None:
+    clock = Clock()
+    limited = Limits(True, clock)
+    for _ in range(2):
+        limited.hold("answer", STRANGER, limits.ANSWERS_AT_ONCE)()
+    with pytest.raises(RateLimited) as refused:
+        for _ in range(limits.ANSWERS_PER_MINUTE):
+            limited.hold("answer", STRANGER, limits.ANSWERS_AT_ONCE)()
+    limited.hold("answer", STRANGER, 0)()
+    clock.now += refused.value.retry_after
+    limited.hold("answer", STRANGER, limits.ANSWERS_AT_ONCE)()
 
 
 def test_one_address_leaves_inspections_to_others() -> None:

@@ -32,6 +32,7 @@ LABELS = {
     "mix": texts.SECOND_ADAPTER,
     "mix_strength": texts.SECOND_STRENGTH,
     "repetition_penalty": texts.PENALTY,
+    "xray": texts.XRAY,
 }
 USER, PASSWORD = "visitor", "open sesame"
 KEY = {"Authorization": f"Bearer {USER}:{PASSWORD}"}

@@ -75,7 +75,7 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
     print(f"{base.fingerprint.name}, {precision}", file=sys.stderr)
     notes, systems = list(task.notes), []
     for name, digest, adapter in adapters:
-        answerer = Answerer(base, adapter)
+        answerer = Answerer(base, adapter, form=None)  # its own, as when it is served
         print(f"measuring {name}", file=sys.stderr, flush=True)
         measured = task.measure(answerer, args.seed)
         if adapter is not None and adapter.config.base.weights not in ("", base.fingerprint.weights):

@@ -141,4 +141,4 @@ def open_records(
         items = sources.of_file(file)
     else:
         items = sources.of_pictures(path, with_text) if with_text else sources.of_shards(path, split)
-    return Records(path, folder or home, format, items, has_splits, without)
+    return Records(path, folder or home, format, items, has_splits, without if with_text else [])

@@ -59,7 +59,7 @@ def of_file(path: Path) -> Iterator[Item]:
         file.seek(start)
         if head.lstrip().startswith("["):
             yield from _elements(path.name, file)
-        elif path.suffix.lower() == ".json" and _COCO.match(head):
+        elif path.name.lower().removesuffix(".gz").endswith(".json") and _COCO.match(head):
             coco = check(_Coco, read_json(path), path.name)
             names = {str(image.id): image.file_name for image in coco.images}
             for item in coco.annotations:
@@ -254,6 +254,8 @@ def _table(path: Path) -> Iterator[Item]:
             f"Separate the cells by one {_NAMES[separator]}; put a cell that holds one, a quote or a new line in "
             "quotes, its own quotes doubled."
         )
+        if tab:
+            remedy = "A line is a record here. Save texts that hold a tab or a new line as CSV or JSONL."
         columns: tuple[str, ...] = ()
         # Tabs need no quotes: a quote is part of a cell, unless a CSV writer quoted the whole cell.
         style = {"delimiter": separator, "skipinitialspace": not tab, "strict": True}
@@ -262,12 +264,17 @@ def _table(path: Path) -> Iterator[Item]:
         while True:
             where = f"{path.name}, line {rows.line_num + 1}"
             try:
-                cells = [_unquoted(cell) for cell in next(rows)] if tab else next(rows)
+                cells = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:  # also of a cell of 131,072 characters
                 yield where, DataError(f"{where}: this row cannot be read as CSV. {remedy}", str(error))
                 continue
+            if tab:
+                if any(cell.startswith('"') and cell.count('"') % 2 for cell in cells):
+                    yield where, DataError(f"{where}: a cell in quotes does not end here. {remedy}")
+                    continue
+                cells = [*map(_unquoted, cells)]
             if len(cells) < 2 and not any(cell.strip() for cell in cells):
                 continue
             if not columns:

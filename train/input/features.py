@@ -84,7 +84,9 @@ class FeatureStore:
     def put(self, picture: str, features: VisualFeatures) -> None:
         body = save({name: tensor.contiguous() for name, tensor in vars(features).items() if tensor is not None})
         data, path = hashlib.sha256(body).digest() + body, self._path(picture)
-        if not self._writes or self.bytes + len(data) > self.max_bytes:
+        # The node's other processes write as much.
+        size = len(data) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if not self._writes or self.bytes + size > self.max_bytes:
             return
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
@@ -94,7 +96,7 @@ class FeatureStore:
             # Not synced, as it would take longer than most pictures: the digest finds what a power cut left.
             temporary.write_bytes(data)
             os.replace(temporary, path)
-            self.bytes += len(data)
+            self.bytes += size
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)

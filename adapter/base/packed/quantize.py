@@ -138,9 +138,12 @@ class PackedEmbedding(nn.Module):
         return self.table.unpacked().to(self.dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
-        blocks = self.table.unpacked(ids.flatten() // BLOCK)  # [ids, 16, size]
-        rows = blocks[torch.arange(len(blocks)), ids.flatten() % BLOCK]
-        return rows.to(self.dtype).view(*ids.shape, -1)
+        # A token's block, [16, size] in fp32, is unpacked to keep one row: few of them at a time.
+        rows = [
+            self.table.unpacked(part // BLOCK)[torch.arange(len(part)), part % BLOCK].to(self.dtype)
+            for part in ids.flatten().split(64)
+        ]
+        return torch.cat(rows).view(*ids.shape, -1)
 
 
 # The scales and minima of groups, both fp16 [rows, groups], of values, fp32 [rows, groups, 32].

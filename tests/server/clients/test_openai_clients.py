@@ -115,12 +115,15 @@ def test_openai_raw_prompts(client: Any) -> None:
     assert "".join(given.tokens).removesuffix("<end>") == first.text and given.text_offset[:4] == [0, 1, 2, 3]
     assert given.token_logprobs[0] is given.top_logprobs[0] is None
     assert given.token_logprobs[1] == pytest.approx(other.logprobs.token_logprobs[1], abs=1e-4)
-    chunks = [chunk.choices[0] for chunk in client.completions.create(**asked, prompt="abc", stream=True)]
-    assert "".join(chunk.text for chunk in chunks) == first.text and chunks[-1].finish_reason
+    long = {**asked, "prompt": "abc" * 40}  # is read in pieces
+    whole, pieces = client.completions.create(**long).choices[0], client.completions.create(**long, stream=True)
+    chunks = [chunk.choices[0] for chunk in pieces]
+    assert "".join(chunk.text for chunk in chunks) == whole.text and chunks[-1].finish_reason
     streamed = [one for chunk in chunks for one in chunk.logprobs.token_logprobs]
-    assert streamed[1:] == pytest.approx(given.token_logprobs[1:], abs=1e-4) and len(streamed) > 5
-    scored = client.completions.create(**{**asked, "max_tokens": 0}, prompt="abc").choices[0]
-    assert scored.text == "abc" and len(scored.logprobs.tokens) == 3
+    assert streamed[1:] == pytest.approx(whole.logprobs.token_logprobs[1:], abs=1e-4) and len(streamed) > 120
+    unwritten = client.completions.create(**{**asked, "max_tokens": 0}, prompt="abc")
+    scored = unwritten.choices[0]
+    assert scored.text == "abc" and unwritten.usage.completion_tokens == 0 and len(scored.logprobs.tokens) == 3
     assert scored.logprobs.token_logprobs[1:] == pytest.approx(given.token_logprobs[1:3], abs=1e-4)
 
 
