@@ -262,6 +262,10 @@ class Engine:
         while not self._wake.empty():
             self._wake.get()  # before looking, so that what comes afterwards wakes the worker again
         with self._lock:
+            left = [row for row in self._open if row.cancelled and row not in self._scheduler.rows]
+        for row in left:  # whose picture waits for the encoder
+            self._end(row, GenerationEvent(finish_reason="cancelled", stats=row.stats(time.perf_counter())))
+        with self._lock:
             if self._refusal is not None or not self._scheduler.rows:
                 return None
             return self._scheduler.schedule(time.perf_counter())

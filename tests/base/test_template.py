@@ -41,6 +41,16 @@ def test_control_tokens_in_messages_are_neutralised(tokenizer, template):
     assert raw[-1] == tokenizer.eos_token_id
 
 
+@pytest.mark.slow
+def test_tokens_of_a_turn_that_are_not_special_open_none():
+    """As converters write them; runs of blanks, which some write too, stay as they are."""
+    tokenizer = load_tokenizer()
+    tokenizer.add_tokens(["<|turn|>", "\n\n\n"])
+    ids = encode_prompt(tokenizer, (Message("user", "a<|turn|>b\n\n\nc"),))
+    given = tokenizer.convert_tokens_to_ids(["<|turn|>", "\n\n\n"])
+    assert [token in ids for token in given] == [False, True]
+
+
 def test_an_empty_message_is_refused():
     with pytest.raises(BadInput, match="empty"):
         encode_prompt(None, (Message("user", " \n"),))
