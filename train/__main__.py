@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--score", action="store_true", help="do not train: measure the adapter in --out on the sealed test sets"
     )
-    parser.add_argument("--base", help="embedded name, Hugging Face id or folder")
+    parser.add_argument("--base", help="embedded name, Hugging Face id, folder or GGUF file")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     # What is written to stdout is then shown in a browser: sentences for anybody. The rest goes to stderr.
     parser.add_argument("--for-page", action="store_true", help=argparse.SUPPRESS)

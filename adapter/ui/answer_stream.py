@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adapter.server.generation import ServingEngine
 
 CHOICES = 5  # words that X-ray names of each model
-XRAY_ROWS = 4  # with more rows the X-ray pauses: the base reads as much as the row, which may double its processor time
+XRAY_ROWS = 4  # with more rows the X-ray pauses: the base reads as much again as the row
 _SECONDS = 1.0  # between two looks at an answer that is shown as a whole
 # Options of an offer: to answer without the picture, or with an adapter whose name follows. Neither is one.
 TEXT_ONLY, USE = " without", " use "

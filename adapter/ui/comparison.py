@@ -23,7 +23,7 @@ from adapter.ui.toasts import readable
 
 if TYPE_CHECKING:
     from adapter.serve.request import GenerationEvent, GenerationRequest
-    from adapter.server.loader import ServingEngine
+    from adapter.server.generation import ServingEngine
 
 
 @dataclass

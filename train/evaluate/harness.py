@@ -21,7 +21,7 @@ try:
     from lm_eval.tasks import TaskManager
 except ImportError as error:
     raise AdapterError(
-        "lm-eval is not installed here. Install it: pip install 'llama-adapter[evaluate]'.", str(error)
+        "lm-eval is not installed here. Install it: pip install -e '.[evaluate]'.", str(error)
     ) from error
 
 _MAX_NEW_TOKENS = 256  # where a task does not say
