@@ -194,7 +194,9 @@ def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int, 
             _read_packed(model, place)
         elif not _pack_stored(model, folder, bits, name):
             return None
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except LoadError:
+        raise
+    except Exception as error:  # a connection's is of another library
         raise _not_loaded(name, error) from error
     model.model.rotary_emb = LlamaRotaryEmbedding(config)  # computed from the config, not stored
     with contextlib.suppress(OSError):

@@ -81,7 +81,7 @@ def open_source(source: str, options: Options = Options()) -> Source:
     """The adapter in a file or folder, or in `user/repo[@revision]` on the Hub. Raises LoadError."""
     path = Path(source)
     if path.exists():
-        return _open_path(path, path.name, options)
+        return _open_path(path, path.resolve().name, options)
     if (repository := hub.parse(source)) is None:
         raise LoadError(f"There is no '{path.name}'. What can be converted: {CONVERTIBLE}; or user/repo.", source)
     path, commit = hub.fetch(*repository)
@@ -219,9 +219,9 @@ def _make_adapter(config: AdapterConfig, state: dict[str, Tensor]) -> Adapter:
 
 
 def _read_licence(path: Path) -> str:
-    """The licence in the front matter of the README beside the weights; empty if there is none."""
+    """The licence in the front matter of a folder's README; empty if there is none. Beside a file any may lie."""
     try:
-        text = ((path if path.is_dir() else path.parent) / CARD).read_text(encoding="utf-8")[:10_000]
+        text = (path / CARD).read_text(encoding="utf-8")[:10_000]
     except (OSError, UnicodeDecodeError):
         return ""
     head = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)

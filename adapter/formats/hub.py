@@ -28,7 +28,7 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, str]:
     """The folder of a repository in the local cache, and its commit. Raises LoadError, also when offline."""
     try:
         folder = Path(str(snapshot_download(repo, revision=revision, allow_patterns=_FILES)))
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a proxy's or a connection's is of another library
         raise _not_fetched(repo, revision, error) from error
     return folder, folder.name
 

@@ -71,7 +71,7 @@ def _insertion_layers(
     if not count or rows % count:
         raise LoadError(
             f"'{path.name}' does not tell how its {rows} prompts are shared out among layers. "
-            f"State it with --layers, one of {choices} (the published 7B has 30)."
+            f"State it with `convert --layers`, one of {choices} (the published 7B has 30)."
         )
     return count, {"prompts": "in all layers down to the lowest whose gate is not zero. `--layers` states L."}
 

@@ -168,7 +168,8 @@ def test_answers_are_those_of_one_engine(engine, base_folder, adapters):
 def test_an_exception_of_a_replicas_own_code_is_not_a_lost_machine(engine, monkeypatch):
     """It is asked once, and the sentence says that the cluster failed, not that a machine is gone."""
     asked, handle = [], engine._handle
-    counted = SimpleNamespace(options=lambda **o: asked.append(o) or handle.options(**o))
+    answer = SimpleNamespace(remote=lambda *a: asked.append(a) or handle.options(stream=True).answer.remote(*a))
+    counted = SimpleNamespace(options=lambda **_: SimpleNamespace(answer=answer))
     monkeypatch.setitem(engine._references, engine._load("one"), ("0" * 64, ray.put("no adapter")))
     monkeypatch.setattr(engine, "_handle", counted)
     with pytest.raises(AdapterError, match="failed on this request"):

@@ -254,8 +254,9 @@ def test_law_each_row_gets_what_it_gets_alone(engine, tiny_fingerprint, schedule
             events.append(event)
         together.append([e for e in events if e.token_id is not None])
     with closing(Engine(engine.base, engine.store)) as fresh:
-        for request, events in zip(requests, together, strict=True):
-            alone = [e for e in fresh.submit(request) if e.token_id is not None][: len(events)]
+        for request, events, (*_, cancel_after, _, _, _) in zip(requests, together, schedule, strict=True):
+            alone = [e for e in fresh.submit(request) if e.token_id is not None]
+            alone = alone[: None if cancel_after is None else len(events)]
             assert token_ids(events) == token_ids(alone)
             assert_logprobs_close(events, alone)
 
@@ -355,7 +356,7 @@ def test_another_word_goes_on_as_if_it_had_been_said(engine):
 
 @pytest.mark.parametrize("base", ["tiny_base", "packed_base"])
 def test_a_prompt_is_scored_as_if_it_had_been_written(engine, request, base):
-    """Bit for bit on packed bases, and whatever the prefix cache has of it."""
+    """Whatever the prefix cache has of it."""
     ids = tuple((7 * i) % 95 for i in range(70))
     asked = GenerationRequest(prompt_ids=ids, adapter="one", sampling=replace(GREEDY, max_new_tokens=30))
     with closing(Engine(request.getfixturevalue(base), engine.store)) as engine:
@@ -366,7 +367,7 @@ def test_a_prompt_is_scored_as_if_it_had_been_written(engine, request, base):
             given = [one for event in events for one in event.prompt_logprobs]
             assert [one.token.token_id for one in given] == list(whole)
             assert math.isnan(given[0].logprob)
-            expected, close = [event.choices for event in written], 0 if base == "packed_base" else 1e-3
+            expected, close = [event.choices for event in written], 1e-5 if base == "packed_base" else 1e-3
             for one, other in zip(given[len(ids) :], expected, strict=True):
-                assert one.logprob == pytest.approx(other.logprob, abs=close or 1e-5)
+                assert one.logprob == pytest.approx(other.logprob, abs=close)
                 assert [t.token_id for t in one.top] == [t.token_id for t in other.top]

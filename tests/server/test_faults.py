@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -69,15 +70,15 @@ def request_for(adapter: str | None = None) -> GenerationRequest:
     "error, of, name",
     [
         (RuntimeError, Engine, "_decode"),
+        (SystemExit, Engine, "_decode"),
         (KeyboardInterrupt, PromptKVBuilder, "build"),
     ],
 )
 def test_every_request_ends_after_an_exception_in_the_worker(tiny_base, monkeypatch, tmp_path, error, of, name):
-    engine, calls, whole = Engine(tiny_base, AdapterStore(tmp_path)), [], getattr(of, name)
+    engine, calls, whole = Engine(tiny_base, AdapterStore(tmp_path)), itertools.count(), getattr(of, name)
 
     def once(*arguments: Any, **named: Any) -> Any:
-        calls.append(None)
-        if len(calls) == 1:
+        if next(calls) == 0:
             raise error("struck")
         return whole(*arguments, **named)
 
@@ -166,15 +167,12 @@ def test_loaded_adapter_outlives_its_file(tiny_fingerprint, tmp_path):
     assert torch.equal(loaded.prompts, saved.prompts)
 
 
-# The disk.
-
-
 # Clients that disconnect.
 
 
 def leave_v1(server: AppProcess) -> None:
     with streaming(server):
-        pass
+        wait_until(lambda: server.counts == (1, 1))
 
 
 def leave_page(server: AppProcess) -> None:
@@ -184,6 +182,7 @@ def leave_page(server: AppProcess) -> None:
         data[:7] = ["go on", None, None, 1, 0, 1, LONG]
         visitor.join("chat", data).raise_for_status()
         next(message for message in visitor.updates() if message["msg"] == "process_generating")
+        wait_until(lambda: server.counts == (1, 1))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -94,7 +95,7 @@ def test_cancel_ends_reader_and_worker(on_gpu: Any) -> None:
     def gpu(task: Callable[..., Any], **_: Any) -> Callable[..., Any]:
         def run(*arguments: Any) -> Iterator[Any]:
             try:
-                yield from task(*arguments)
+                yield from itertools.repeat(next(task(*arguments)))  # never ends by itself
             finally:
                 ended.set()
 

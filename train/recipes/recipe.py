@@ -165,29 +165,24 @@ def load_recipe(name: str, tokenizer: Any) -> Recipe:
 def record_scoring(name: str, sets: MeasuredSets, adapter: str, commit: str) -> tuple[int, int, str]:
     """Writes a scoring of sealed sets into `ledger.json`, before it is made: the ledger outlives adapters and cards.
 
-    adapter: its digest. Of the recipe's own set that was scored most often, returns how often it was with this
-    adapter, and with all of them; and what any set has decided, which spends it; "" as long as none has.
+    adapter: its digest. Of the recipe's own set that was scored most often, whatever a file of its name held, returns
+    how often it was with this adapter, and with all of them; and what any set has decided, which spends it; "" as
+    long as none has.
     """
     file = _FOLDER / "ledger.json"
     ledger = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    entries = {
-        scored: ledger.setdefault(f"{scored} {digest[:16]}", {"spent": "", "scorings": []})
-        for scored, digest in sets.digests.items()
-    }
-    for entry in entries.values():
+    for scored, digest in sets.digests.items():
+        entry = ledger.setdefault(f"{scored} {digest[:16]}", {"spent": "", "scorings": []})
         scoring = {"recipe": name, "adapter": adapter, "date": date.today().isoformat(), "commit": commit}
         entry["scorings"].append(scoring)
     with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(ledger, indent=1) + "\n", encoding="utf-8")
-    own = [
-        [one["adapter"] for one in entry["scorings"]] for scored, entry in entries.items() if scored not in SHARED
-    ]
-    most = max(own, key=len)
-    return (
-        most.count(adapter),
-        len(most),
-        "; ".join(entry["spent"] for entry in entries.values() if entry["spent"]),
-    )
+    by_file: dict[str, list[str]] = {scored: [] for scored in sets.digests}
+    for key, entry in ledger.items():
+        by_file.get(key.split()[0], []).extend(one["adapter"] for one in entry["scorings"])
+    most = max((own for scored, own in by_file.items() if scored not in SHARED), key=len)
+    spent = [entry["spent"] for key, entry in ledger.items() if entry["spent"] and key.split()[0] in by_file]
+    return most.count(adapter), len(most), "; ".join(spent)
 
 
 def read_own(name: str, assignments: Sequence[str]) -> RecipeFile:

@@ -61,7 +61,7 @@ def test_chosen_data_fills_the_settings(tab: TrainEvents) -> None:
     first, blank, second, *_ = Path(path).read_text().splitlines()
     assert json.loads(first) == {"question": "Who are you?", "answer": "A pirate, arr => arr!"} and not blank
     assert json.loads(second) == {"question": "0?", "answer": "Arr 0!"}
-    assert "line 1: " in tab.use_rows("no arrow")[2] and tab.choose_upload("/etc/passwd")[3] is None
+    assert "line 1: " in tab.use_rows("no arrow")[2]
     assert tab.describe(typed, "mine", "", "", 80, 0.01)[0].count("steps=80") == 1
     for bad, message in (("-rf", "letters, digits"), ("Poet", "already")):
         problem, start = tab.describe(typed, bad, "", "", 40, 0.004)
