@@ -181,8 +181,6 @@ class _Session(state_holder.SessionState):
         super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks={}))
         self.blocks_config.config_for_block = lambda *_: {}  # a schema of the message box with every update
 
-    _update_config = _update_value_in_config = lambda *_: None
-
 
 class _BoundedQueue(Queue):
     """Gradio's queue, bounded for each address, and in the results that nobody fetches."""

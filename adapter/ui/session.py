@@ -67,8 +67,7 @@ class Change:
     @property
     def result(self) -> History:
         """What the conversation becomes if nothing more is read."""
-        last = self.shown[-1]
-        stays = self.keeps and last.role == "page" and not last.options
+        stays = self.keeps and self.shown[-1].role == "page" and not self.shown[-1].options
         return self.conversation.history if stays else ended(self.shown)
 
 

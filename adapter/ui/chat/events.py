@@ -215,8 +215,7 @@ class ChatEvents:
         box, due = gr.update(**emptied, **theme.SHOW_STOP_BUTTON), 0.0
         assert change.updates is not None
         with errors_as_toasts("a chat turn") as errors:
-            start = self.store.show if change.keeps else self.store.keep
-            yield start(shown, change.shown)._replace(box=box)
+            yield (self.store.show if change.keeps else self.store.keep)(shown, change.shown)._replace(box=box)
             for update in change.updates:
                 if isinstance(update, dict):
                     switched = update
