@@ -194,7 +194,7 @@ def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int, 
             _read_packed(model, place)
         elif not _pack_stored(model, folder, bits, name):
             return None
-    except LoadError:
+    except (LoadError, MemoryError):
         raise
     except Exception as error:  # a connection's is of another library
         raise _not_loaded(name, error) from error
@@ -391,7 +391,9 @@ def _load(cls: Any, name: str, **kwargs: Any) -> Any:
     """`from_pretrained` with its errors as LoadError of one sentence."""
     try:
         return cls.from_pretrained(_source(name), **kwargs)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise _not_loaded(name, error) from error
 
 

@@ -19,6 +19,7 @@ Role = Literal["system", "user", "assistant"]
 _ALPACA_TASK = "Below is an instruction that describes a task"
 _ALPACA_INPUT = ", paired with an input that provides further context"
 _ALPACA_REQUEST = ". Write a response that appropriately completes the request.\n\n"
+_TURNS = ("<|", "<｜", "<start_of", "<end_of", "[INST", "[/INST")  # how tokens of published templates begin
 _ALPACA_CUE = "### Response:"
 _INPUT_LINE = re.compile(r"[\r\n]*^### Input:[ \t]*\r?\n", re.MULTILINE)
 # What would open a turn gets a space: Alpaca's template has no control tokens to be told from a user's words.
@@ -91,10 +92,11 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
 
 def _without_control(tokenizer: Any, message: Message) -> Message:
     """The message with a space inside everything that the tokenizer would read as a control token."""
-    # Converters often write a template's tokens as added ones that are not special; runs of blanks are none.
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    # Converters often write the tokens of a turn as added ones that are not special, as words are.
+    added = tokenizer.added_tokens_decoder.values()
+    control = [str(token) for token in added if token.special or str(token).startswith(_TURNS)]
     text, given = message.text, message.input
-    for token in {*tokenizer.all_special_tokens, *(token for token in added if not token.isspace())}:
+    for token in {*tokenizer.all_special_tokens, *control}:
         if len(token) > 1:
             text, given = (part.replace(token, f"{token[0]} {token[1:]}") for part in (text, given))
     return replace(message, text=text, input=given)

@@ -321,7 +321,7 @@ def _conversation(request: GenerationRequest) -> str:
     if request.client.session:
         return request.client.session
     asked = takewhile(lambda message: message.role != "assistant", request.messages)
-    began = "\n".join(message.text for message in asked) or repr(request.prompt_ids)[:200]
+    began = "\n".join(m.text for m in [*asked] or request.messages[:2]) or repr(request.prompt_ids)[:200]
     return hashlib.sha256(f"{request.client.network}\n{began}".encode()).hexdigest()
 
 

@@ -81,7 +81,7 @@ def open_source(source: str, options: Options = Options()) -> Source:
     """The adapter in a file or folder, or in `user/repo[@revision]` on the Hub. Raises LoadError."""
     path = Path(source)
     if path.exists():
-        return _open_path(path, path.resolve().name, options)
+        return _open_path(path, Path(os.path.abspath(source)).name, options)
     if (repository := hub.parse(source)) is None:
         raise LoadError(f"There is no '{path.name}'. What can be converted: {CONVERTIBLE}; or user/repo.", source)
     path, commit = hub.fetch(*repository)

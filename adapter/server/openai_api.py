@@ -147,7 +147,7 @@ class _Api:
             await self._routes(scope, receive, send)
         except (ApiError, Busy) as error:
             await error_response(error)(scope, receive, send)
-        except ClientDisconnect:
+        except (ClientDisconnect, TimeoutError):  # it reads no more
             pass
         except Exception as error:
             # FastAPI has answered it already, and raises it once more.

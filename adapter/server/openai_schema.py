@@ -391,7 +391,7 @@ class CompletionRequest(_Completion):
         return [{"index": index, "text": text, "logprobs": self._logprobs(events), "finish_reason": ended}]
 
     def _logprobs(self, events: Sequence[GenerationEvent]) -> dict[str, Any] | None:
-        """The parallel lists of OpenAI's older form, those of the prompt first."""
+        """The parallel lists of OpenAI's older form, those of the prompt first; a stream has no offsets."""
         if self.logprobs is None:
             return None
         given = [one for event in events for one in event.prompt_logprobs]

@@ -43,9 +43,8 @@ class NotOpen(Exception):
 @dataclass
 class Change:
     """A change that is under way. session: of the page that reads it, None once that has left; message: that is
-    answered, as the box had it; updates: of an answer; shown: the newest of them that is a history; keeps: whether
-    the former answers stay unless it has a word; cancel: set once generation has begun; ended: whether its last
-    update has been made.
+    answered, as the box had it; updates: of an answer; shown: the newest of them that is a history; keeps: the
+    answers, unless it has a word; cancel: set once generation has begun; ended: whether its last update is made.
     """
 
     conversation: Conversation
@@ -92,7 +91,7 @@ class Conversation:
     def newest(self) -> History:
         """The history, with what there is of an answer that is being written."""
         change = self.change
-        return ended(change.shown) if change is not None and change.shown else self.history
+        return change.result if change is not None and change.shown else self.history
 
 
 class Conversations:

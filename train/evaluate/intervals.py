@@ -48,7 +48,7 @@ def ratio(
     totals = [table.sum(0), *(table[generator.integers(n, size=n)].sum(0) for _ in range(RESAMPLES))]
     value, *values = [float(transform(total[0] / total[1])) for total in totals]
     low, high = np.percentile(values, [2.5, 97.5])
-    if low == high:  # all items are alike, which resampling cannot tell from certainty
+    if math.isclose(low, high, rel_tol=1e-5):  # all items are alike, which resampling cannot tell from certainty
         return Figure(value, None, None, n, "bootstrap")
     return Figure(value, float(low), float(high), n, "bootstrap")
 

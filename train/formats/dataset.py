@@ -129,6 +129,7 @@ def open_records(
         raise DataError(f"'{path.name}' holds no problems.json. {KNOWN}", str(path))
     file = sources.caption_file(path) if path.is_dir() else path
     with_text, without = sources.captioned(path) if file is None else ([], [])
+    without = without if with_text else []  # records name them
     has_splits = file is None and not with_text
     if split is not None and not has_splits:
         sentence = f"'{path.name}' has no splits, so there is no '{split}'. Name the file that holds it."
@@ -141,4 +142,4 @@ def open_records(
         items = sources.of_file(file)
     else:
         items = sources.of_pictures(path, with_text) if with_text else sources.of_shards(path, split)
-    return Records(path, folder or home, format, items, has_splits, without if with_text else [])
+    return Records(path, folder or home, format, items, has_splits, without)

@@ -255,7 +255,7 @@ def _table(path: Path) -> Iterator[Item]:
             "quotes, its own quotes doubled."
         )
         if tab:
-            remedy = "A line is a record here. Save texts that hold a tab or a new line as CSV or JSONL."
+            remedy = "Separate the cells by one tab; save texts that hold a tab or a new line as CSV or JSONL."
         columns: tuple[str, ...] = ()
         # Tabs need no quotes: a quote is part of a cell, unless a CSV writer quoted the whole cell.
         style = {"delimiter": separator, "skipinitialspace": not tab, "strict": True}
@@ -271,7 +271,7 @@ def _table(path: Path) -> Iterator[Item]:
                 yield where, DataError(f"{where}: this row cannot be read as CSV. {remedy}", str(error))
                 continue
             if tab:
-                if any(cell.startswith('"') and cell.count('"') % 2 for cell in cells):
+                if cells and cells[-1].startswith('"') and cells[-1].count('"') % 2:
                     yield where, DataError(f"{where}: a cell in quotes does not end here. {remedy}")
                     continue
                 cells = [*map(_unquoted, cells)]

@@ -165,7 +165,7 @@ def load_recipe(name: str, tokenizer: Any) -> Recipe:
 def record_scoring(name: str, sets: MeasuredSets, adapter: str, commit: str) -> tuple[int, int, str]:
     """Writes a scoring of sealed sets into `ledger.json`, before it is made: the ledger outlives adapters and cards.
 
-    adapter: its digest. Of the recipe's own set that was scored most often, whatever a file of its name held, returns
+    adapter: its digest. Of the set that the recipe scored most often, whatever a file of its name held, returns
     how often it was with this adapter, and with all of them; and what any set has decided, which spends it; "" as
     long as none has.
     """
@@ -179,8 +179,8 @@ def record_scoring(name: str, sets: MeasuredSets, adapter: str, commit: str) -> 
         temporary.write_text(json.dumps(ledger, indent=1) + "\n", encoding="utf-8")
     by_file: dict[str, list[str]] = {scored: [] for scored in sets.digests}
     for key, entry in ledger.items():
-        by_file.get(key.split()[0], []).extend(one["adapter"] for one in entry["scorings"])
-    most = max((own for scored, own in by_file.items() if scored not in SHARED), key=len)
+        by_file.get(key.split()[0], []).extend(o["adapter"] for o in entry["scorings"] if o["recipe"] == name)
+    most = max(by_file.values(), key=len)
     spent = [entry["spent"] for key, entry in ledger.items() if entry["spent"] and key.split()[0] in by_file]
     return most.count(adapter), len(most), "; ".join(spent)
 

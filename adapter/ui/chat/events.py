@@ -185,7 +185,7 @@ class ChatEvents:
                     asked = ask(shown)
                 if isinstance(asked, Turn):
                     change.updates, change.shown = self._answer(asked, change, request, settings), asked.waiting
-                    change.keeps = bool(asked.variants)
+                    change.keeps = bool(asked.variants or asked.begun)
                     yield from self._read(asked, change, settings)
                     return
                 change.ended = True
@@ -229,8 +229,9 @@ class ChatEvents:
                 if time.monotonic() < due or change.result is shown.history:
                     yield self.store.show(shown, update)._replace(box=_STOP)
                 else:
-                    due = time.monotonic() + max(SECONDS, shown.bytes / BYTES_PER_SECOND)
-                    yield self.store.keep(shown, update, begins=False)._replace(box=_STOP)
+                    begins, seconds = change.keeps and not due, max(SECONDS, shown.bytes / BYTES_PER_SECOND)
+                    due = time.monotonic() + seconds
+                    yield self.store.keep(shown, update, begins)._replace(box=_STOP)
             shown.history = change.result
         if errors:
             end = self._restored(turn, switched, settings, errors[0])
@@ -288,8 +289,8 @@ class ChatEvents:
 
 
 def _retried(shown: Conversation) -> Asked:
-    asked = conversation.without_last_answer(shown.history)
-    return Turn(asked, variants=conversation.variants(shown.history)) if asked else None
+    asked, known = conversation.without_last_answer(shown.history), conversation.variants(shown.history)
+    return Turn(asked, variants=known, offers=not known) if asked else None
 
 
 def _edited(shown: Conversation, row: object, value: object, before: object, known: object) -> Asked:
