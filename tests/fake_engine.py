@@ -13,6 +13,11 @@ from adapter.serve.request import Answer, FinishReason, GenerationEvent, Generat
 from adapter.server.generation import LoadStatus
 
 
+class FakeFingerprint(SimpleNamespace):
+    def differences(self, base: Any) -> list[str]:
+        return []
+
+
 @dataclass
 class FakeCard:
     name: str
@@ -20,7 +25,7 @@ class FakeCard:
     is_visual: bool = False
     bytes: int = 621_000
     own: bool = False
-    config: Any = field(default_factory=lambda: SimpleNamespace(base=SimpleNamespace(name="echo")))
+    config: Any = field(default_factory=lambda: SimpleNamespace(base=FakeFingerprint(name="echo")))
 
 
 class FakeCatalog:

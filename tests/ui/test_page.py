@@ -45,10 +45,10 @@ def test_a_newcomer_meets_a_film_that_the_strength_moves_and_is_answered_by_its_
     visitor = visit()
     assert visitor.first_picked == "pirate"
     frame = visitor.page.locator("#chat .film[data-shown] .frames p:visible")
-    frame.get_by_text("Rayleigh").wait_for()  # of the frozen base
+    frame.get_by_text("Astronomical").wait_for()  # of the frozen base
     visitor.page.locator("#strength input[type=range]:disabled").wait_for()
     visitor.pick("pirate")
-    for strength, word in ((1, "Ahoy"), (2, "Arr"), (0, "Rayleigh")):
+    for strength, word in ((1, "Ahoy"), (2, "Fair winds"), (0, "Astronomical")):
         visitor.set("Strength", strength)
         frame.get_by_text(word).wait_for()
     visitor.pick("see")

@@ -19,7 +19,7 @@ from train.input.batches import collate
 from train.input.examples import Example
 from train.input.keep import write_own_rows
 from train.input.rows import TokenisedRow
-from train.job import Job, Stopped
+from train.job import Job
 from train.loop import new_adapter, total_divergence
 from train.run_folder import RunFolder
 
@@ -94,21 +94,12 @@ def train_echo(tiny_base, tmp_path, monkeypatch):
     """Trains on generated words with changes to CONFIG; returns the adapter and the held-out loss."""
     monkeypatch.setattr(train.input.keep, "_OWN_ROWS", 8)
 
-    def run(folder="run", resume=False, **changes):
+    def run(folder="run", **changes):
         config = dataclasses.replace(CONFIG, **changes)
         adapter = new_adapter(config, tiny_base)
-        return Job(config, tiny_base, examples, RunFolder(tmp_path / folder), adapter, resume=resume).run()
+        return Job(config, tiny_base, examples, RunFolder(tmp_path / folder), adapter).run()
 
     return run
-
-
-def test_a_resumed_run_that_keeps_the_base_equals_one_that_never_stopped(train_echo, tmp_path, stop_after):
-    stop_after(5)
-    with pytest.raises(Stopped):
-        train_echo()
-    resumed, _ = train_echo(resume=True)
-    whole, _ = train_echo("whole")
-    assert torch.equal(resumed.prompts, whole.prompts) and torch.equal(resumed.gates, whole.gates)
 
 
 def test_micro_batches_of_kept_rows_equal_the_whole(train_echo):
