@@ -391,7 +391,7 @@ def _load(cls: Any, name: str, **kwargs: Any) -> Any:
     """`from_pretrained` with its errors as LoadError of one sentence."""
     try:
         return cls.from_pretrained(_source(name), **kwargs)
-    except MemoryError:
+    except (LoadError, MemoryError):
         raise
     except Exception as error:
         raise _not_loaded(name, error) from error

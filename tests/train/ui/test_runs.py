@@ -270,7 +270,7 @@ def test_a_process_with_the_number_of_a_run_is_not_taken_for_it(tmp_path: Path) 
     finally:
         sleeper.kill()
         sleeper.wait()
-    for name in (f"../{stub.folder.name}/echo", "echo/../echo", "x" * 5000, "\0", None, ["echo"]):
+    for name in (f"../{tmp_path.name}/echo", "echo/../echo", "x" * 5000, "\0", None, ["echo"]):
         assert runs.get(name) is None and runs.watched(name) == []  # type: ignore[arg-type]
         with pytest.raises(BadInput):
             runs.resume(name)  # type: ignore[arg-type]
