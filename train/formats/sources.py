@@ -50,7 +50,8 @@ _NAMES = {"\t": "tab", ",": "comma", ";": "semicolon"}  # of separators
 
 def of_file(path: Path) -> Iterator[Item]:
     """The records of a file, also a compressed one. Raises DataError if it cannot be read on."""
-    if Path(path.name.lower().removesuffix(".gz")).suffix in TABLES:
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix in TABLES:
         yield from _table(path)
         return
     with opened(path) as file:
@@ -59,7 +60,7 @@ def of_file(path: Path) -> Iterator[Item]:
         file.seek(start)
         if head.lstrip().startswith("["):
             yield from _elements(path.name, file)
-        elif path.name.lower().removesuffix(".gz").endswith(".json") and _COCO.match(head):
+        elif suffix == ".json" and _COCO.match(head):
             coco = check(_Coco, read_json(path), path.name)
             names = {str(image.id): image.file_name for image in coco.images}
             for item in coco.annotations:
