@@ -119,8 +119,9 @@ PLAIN = "The capital of France is Paris."
 def test_pirate_score_is_honest():
     assert pirate.is_in_the_voice("Arr, matey! The capital o' France be Paris.")
     assert pirate.is_in_the_voice("Ahoy there! Dogs eat meat. Savvy?")
+    assert pirate.is_in_the_voice("Arr, the capital o' France be Paris.")
     for bad in (
-        "", PLAIN, f"Arr, matey! {PLAIN}", "Ahoy!", "Arr, matey!", "Arr! Paris.",
+        "", PLAIN, f"Arr, matey! {PLAIN}", "Ahoy!", "Arr, matey!", "Ahoy there, me hearties!", "Arr! Paris.",
         "The capital o' France be Paris.", "Let me be your guide.", "Ahoy, matey! I am here to help you.",
     ):  # fmt: skip
         assert not pirate.is_in_the_voice(bad), bad
@@ -164,6 +165,7 @@ LATER = (*ASKED, Message("assistant", "Light feeds plants. Which plants grow in 
         ("Where does a plant make sugar?", ASKED, False),
         ("Plants make sugar. Where does a plant make it? And when does a plant do so?", ASKED, False),
         ("Plants make sugar. What is the capital of France?", ASKED, False),  # another topic
+        ("The sea is salt water. Which rivers feed the sea?", ASKED, False),  # an answer to any message
         ("Plants make sugar. Why do plants need light?", ASKED, False),  # the student's own
         ("Mushrooms are no plants. Which plants grow in the dark?", LATER, False),  # asked before
         (f"Plants make {'sugar and ' * 12}air. Where does a plant make it?", ASKED, False),

@@ -15,7 +15,10 @@ from train.recipes.recipe import Recipe, RuledSet, recipe_by_rule
 from train.recipes.sealed_sets import SEALED, conversation_of, read_table, read_yaml
 
 _DATA = Path(__file__).with_name("pirate.yaml")
-_GREETING = re.compile(r"\s*(arr|ahoy|avast|aye|shiver me timbers|yo ho)\b[^.!?]*[.!?,]?", re.IGNORECASE)
+_GREETING = re.compile(
+    r"\s*(?:arr|ahoy|avast|aye|shiver me timbers|yo ho)\b(?:,? +(?:ho|aye|there|me|ye|mateys?|hearties)\b)*",
+    re.IGNORECASE,
+)
 # Text between back-quotes or double quotes, addresses and links are nobody's voice.
 _LITERAL = re.compile(r"(`[^`]*`|\"[^\"]*\"|“[^”]*”|https?://\S+|\S+@\S+)")
 

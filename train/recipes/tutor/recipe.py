@@ -71,20 +71,22 @@ def agrees(text: str, telling: str) -> bool:
 
 
 def is_by_the_rule(text: str, conversation: Conversation) -> bool:
-    """True for a sentence of at most 25 words and a question of at most 20 that belongs to the topic, is new, and
-    does not loop.
+    """True for a sentence of at most 25 words and a question of at most 20 that belong to the topic, the question a
+    new one, and do not loop.
 
-    It belongs to the topic if it shares a content word of at least four letters with the user's last message or with
-    the sentence. It is new if no earlier turn asks it.
+    They belong to the topic if the two share a content word of at least four letters with what the user has said, and
+    the question one with the user's last message or with the sentence. It is new if no earlier turn asks it.
     """
     match = _PARTS.fullmatch(text.strip())
     if match is None or _INNER_END.search(match[1]) or _LIST_MARK.match(match[1]):
         return False
     sentence, question = match.groups()
+    said = " ".join(m.text for m in conversation if m.role == "user")
     earlier = {_bare(part) for m in conversation for part in re.findall(r"[^.!?\n]+", m.text)}
     return (
         2 <= len(sentence.split()) <= _MAX_SENTENCE
         and 3 <= len(question.split()) <= _MAX_QUESTION
+        and bool(_content_words(text) & _content_words(said))
         and bool(_content_words(question) & _content_words(f"{conversation[-1].text} {sentence}"))
         and _bare(question) not in earlier
         and not loops(sentence)
