@@ -69,7 +69,7 @@ def test_no_phrase_of_the_messages_is_trained_on():
 
 
 def test_no_value_and_no_message_is_trained_on():
-    objects = [json.loads(answer) for _, answer in learnt("extract/train") if answer.startswith("{")]
+    objects = [json.loads(answer) for _, answer in learnt("extract/train*") if answer.startswith("{")]
     known = {normalized(str(value)) for fields in objects for value in fields.values()}
     tests = [test for part in PARTS for test in extract.sealed_tests(part)]
     values = {normalized(v) for test in tests for name, v in test.fields.items() if name not in CLOSED}
