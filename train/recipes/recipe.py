@@ -186,7 +186,7 @@ def record_scoring(name: str, sets: MeasuredSets, adapter: str, commit: str) -> 
 
 
 def read_own(name: str, assignments: Sequence[str]) -> RecipeFile:
-    """The settings of a recipe, which a user could have written. Paths of data in it are relative to the project."""
+    """The settings of a recipe, which a user could have written. Its paths are relative to the project."""
 
     def found(path: str) -> str:
         in_project = _FOLDER.parents[1] / path
@@ -198,4 +198,5 @@ def read_own(name: str, assignments: Sequence[str]) -> RecipeFile:
         return replace(data, path=found(data.path), validation=held_out)
 
     recipe = read_recipe(_FOLDER / name / "recipe.yaml", assignments)
-    return replace(recipe, data=tuple(map(in_project, recipe.data)))
+    start = None if recipe.start_from is None else found(recipe.start_from)
+    return replace(recipe, data=tuple(map(in_project, recipe.data)), start_from=start)

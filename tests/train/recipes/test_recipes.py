@@ -33,10 +33,11 @@ def test_a_recipe_is_what_a_user_could_have_written(name, monkeypatch, tmp_path)
     monkeypatch.chdir(ROOT)
     assert read_own(name, ["lr=0.5"]) == read_recipe(RECIPES / name / "recipe.yaml", ["lr=0.5"])
     monkeypatch.chdir(tmp_path)  # by name, it is found from anywhere
-    data = read_own(name, []).data[0]
+    data, start = read_own(name, []).data[0], read_own(name, []).start_from
     assert data.path == str(RECIPES / name / "train.jsonl.gz") and str(ROOT) in data.validation
+    assert start in (None, str(SHIPPED / name))
     (tmp_path / "mine.jsonl").touch()
-    assert read_own(name, ["data.path=mine.jsonl"]).data[0].path == "mine.jsonl"
+    assert read_own(name, ["data=mine.jsonl"]).data[0].path == "mine.jsonl"
     with pytest.raises(ConfigError, match="did you mean 'lr'"):
         read_own(name, ["lrr=1"])
 
@@ -53,10 +54,10 @@ def test_a_recipe_goes_on_from_its_shipped_adapter():
 def test_a_recipe_on_files_is_trained_measured_and_has_its_card(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(extract, "development", lambda _: {"whole object, %": Figure(0, 0, 9, 4, "Wilson")})
     (tmp_path / "a.jsonl").write_text("".join(f'{{"prompt": "{c}>", "completion": "{c}"}}\n' for c in "abcdefgh"))
-    data = [f"data.path={tmp_path / 'a.jsonl'}", "data.validation=0.25", "insertion_layers=2", "tuning.layers=2"]
+    data = [f"data={{path: {tmp_path / 'a.jsonl'}, validation: 0.25}}", "insertion_layers=2", "tuning.layers=2"]
     small = ["steps=2", "batch_size=4", "held_out=2", "eval_every=2", "template=raw", "keep=0", "--device=cpu"]
     base = roomy(tiny_folder, tmp_path / "base")
-    assert main(["extract", f"--base={base}", f"--out={tmp_path / 'out'}", *data, *small]) == 0
+    assert main(["extract", "start_from=null", f"--base={base}", f"--out={tmp_path / 'out'}", *data, *small]) == 0
     card = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
     assert "`python -m train extract`" in card and "| whole object, % | 0 " in card
     assert load_recipe("extract", None).development.describe() in card and "license: apache" in card
