@@ -215,7 +215,7 @@ def _train(
         made.prepare(adapter)
 
     def finish(adapter: Adapter, outcome: Outcome) -> None:
-        scores, command, start, data = None, "python -m train --config recipe.yaml", "", ""
+        scores, command, start, data = None, "python -m train --config recipe.yaml", start_from, ""
         if files is not None:
             data = f"Trained on {files.learnt:,} records of `{files.name}`."
             with atomic_write(folder.path / "recipe.yaml") as temporary:
@@ -223,7 +223,7 @@ def _train(
         if project is not None:
             served = load_base(recipe.base, device=device)
             scores = _measure(config.name, project.told, project.development, served, adapter)
-            data, command, start = project.data, "", start_from
+            data, command = project.data, ""
         on = f"{precision} on {describe_device(base.device)}"
         card = write_card(adapter, config, data, outcome, on, scores, command, start)
         save_adapter(adapter, folder.path, card)

@@ -43,13 +43,13 @@ def write_card(
     start: str = "",
 ) -> str:
     """The text of README.md. data: what it was trained on; trained_on: precision and processor; command: if not a
-    recipe of this project; start: digest of the adapter that a recipe's run went on from.
+    recipe of this project; start: digest of the adapter that the run went on from.
     """
     about: AdapterConfig = adapter.config
     loss = "not measured"
     if math.isfinite(outcome.loss):
         loss = f"{outcome.loss:.3f} nats a token after {outcome.step} of {outcome.steps} steps"
-    started = f"It went on from an adapter of the same recipe with the digest {start}.\n" if start else ""
+    started = f"It went on from the adapter with the digest {start}.\n" if start else ""
     scoring = f"""
 `python -m train {config.name} --score --out FOLDER` measures the adapter in FOLDER on the sealed test sets.
 """

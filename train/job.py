@@ -155,7 +155,7 @@ class Job:
 
     def _log(self, text: str) -> None:
         if self.is_main:
-            tqdm.write(text)
+            say(text)
 
     # Opening, saving and resuming.
 
@@ -231,7 +231,7 @@ class Job:
                 if required:
                     raise
                 self._log(f"warning: {error} Training goes on.")
-                tqdm.write(with_detail(error), file=sys.stderr)
+                say(with_detail(error), sys.stderr)
                 return False
             return True
 
@@ -459,6 +459,12 @@ class Job:
         self.metrics.check_gates(progress.step + 1, gates, self.adapter.config.gate_activation)
 
 
+def say(text: str, file: Any = None) -> None:
+    """Prints beside the bar. Where messages go may be on the disk that is full, which ends no run."""
+    with contextlib.suppress(OSError):
+        tqdm.write(text, file=file)
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM in a list, in the main thread. Ctrl-C after one raises KeyboardInterrupt, but
@@ -473,7 +479,7 @@ def stop_signals() -> Iterator[list[int]]:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
-        tqdm.write("stopping after this step; Ctrl-C to stop at once")
+        say("stopping after this step; Ctrl-C to stop at once")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

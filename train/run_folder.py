@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from adapter.errors import AdapterError, first_line
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import save_adapter
+from adapter.method.checkpoint import CARD, save_adapter
 from adapter.method.config import BaseFingerprint
 from train.config import TrainConfig
 
@@ -59,7 +59,7 @@ class RunFolder:
         self._lock = FileLock(path / ".lock", timeout=0)
 
     def open(self, resume: bool) -> None:
-        """Locks the folder for this process. It must hold an unfinished run if and only if `resume`."""
+        """Locks the folder for this process. It must hold an unfinished run if `resume`, else no result."""
         name, state = f"'{self.path.name}'", self.path / STATE
         if resume and not state.exists():  # before the folder is made: its name may be mistyped
             raise TrainError(f"{name} holds no unfinished run. Start it without --resume.", str(self.path))
@@ -73,6 +73,9 @@ class RunFolder:
         if not resume and state.exists():
             unfinished = f"{name} holds an unfinished run. Go on with it by --resume, or give another --out."
             raise TrainError(unfinished, str(self.path))
+        if not resume and (self.path / CARD).exists():
+            finished = f"{name} holds a finished adapter. Give another --out, or another name, or remove it."
+            raise TrainError(finished, str(self.path))
 
     def close(self) -> None:
         """Releases the lock, however often the folder was opened."""

@@ -45,7 +45,7 @@ class MetricsWriter:
         self._warned: set[str] = set()
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         with contextlib.suppress(OSError), atomic_write(self._path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+            temporary.write_text("".join(f"{line}\n" for line in lines if 0 < step >= _step_of(line)))
         if config.tracker == _NONE:
             return
         accelerator.project_configuration.set_directories(str(folder / config.tracker))

@@ -27,7 +27,7 @@ from adapter.serve.scheduler import MAX_ROWS
 
 APP = "llama-adapter"
 STATUS_SECONDS = 1.0  # between a replica's reports to the pages
-_EVENT_SECONDS = 0.02  # between the lists of an answer's events
+_EVENT_SECONDS = 0.05  # between the lists of an answer's events, as of the API; each is a message of Ray
 _CACHED_ADAPTERS = 32  # of a replica; a row keeps its own alive
 
 known: Mapping[str, RunningReplica] = {}  # the replicas that are up, by the ends of their names

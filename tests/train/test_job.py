@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ import train.__main__
 import train.job
 import train.processes
 from adapter.base.template import Message
-from adapter.method.checkpoint import WEIGHTS, load_adapter
+from adapter.method.checkpoint import CARD, WEIGHTS, load_adapter
 from tests.app_process import PATIENCE, free_port
 from tests.train.conftest import signal_after
 from train.__main__ import main
@@ -129,6 +130,8 @@ def test_a_full_disk_loses_a_save_but_not_the_run(arguments, tmp_path, small_fil
     assert "cannot be saved" in output.out and "Training goes on" in output.out
     assert "free some room" in output.err
     assert load_adapter(tmp_path / "run").gates.abs().max() > 0
+    with contextlib.redirect_stdout(Mock(**{"write.side_effect": OSError})):
+        train.job.say("The Train tab's messages are on that disk too.")
 
 
 # Several processes.
@@ -231,6 +234,10 @@ def test_a_folder_is_refused_that_is_in_use_unfinished_damaged_or_no_folder(trai
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(TrainError, match=r"state.pt' cannot be read"):
         train_echo(resume=True)
+    state.unlink()
+    (tmp_path / "run" / CARD).touch()
+    with pytest.raises(TrainError, match="holds a finished adapter"):
+        train_echo()
 
 
 @pytest.fixture

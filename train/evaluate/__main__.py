@@ -167,8 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--cue", default="", help="text behind each question, as in training")
 
     def exact_match(args: argparse.Namespace) -> Task:
-        records = tasks.drawn(open_records(args.file, args.format, args.images, args.split), args.limit)
-        return tasks.ExactMatch([Example.of(record) for record in records], args.max_new_tokens)
+        records = open_records(args.file, args.format, args.images, args.split, args.config)
+        examples = [Example.of(record) for record in tasks.drawn(records, args.limit)]
+        return tasks.ExactMatch(examples, args.max_new_tokens)
 
     def harness(args: argparse.Namespace) -> Task:
         from train.evaluate.harness import HarnessTasks  # an extra, and seconds to import
@@ -184,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--format", default="auto", help="of training data")
     command.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures")
     command.add_argument("--split", help="of data that has splits (default: train)")
+    command.add_argument("--config", help="of a data set that has several")
     command.add_argument("--max-new-tokens", type=int, default=64)
 
     command = add_task(

@@ -21,7 +21,7 @@ from adapter.base.encoder import load_encoder
 from adapter.base.image_file import open_image
 from adapter.base.llama import Base
 from adapter.base.template import Message, default_template, encode_answer, encode_prompt
-from adapter.errors import BadInput
+from adapter.errors import AdapterError, BadInput
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from adapter.serve.engine import Engine
@@ -101,7 +101,7 @@ class Answerer:
             answers: deque[Answer] = deque()
             for i, prompt in enumerate(tqdm(prompts, "answers", disable=None, leave=False)):
                 if len(answers) == _SUBMITTED:
-                    texts.append("".join(event.text for event in answers.popleft()))
+                    texts.append(_whole(answers.popleft()))
                 picture = pictures[i] if pictures and self.is_visual else None
                 try:
                     request = GenerationRequest(
@@ -118,7 +118,7 @@ class Answerer:
                 except BadInput as error:
                     which = "" if picture is None else f", {picture.name}"
                     raise BadInput(f"Item {i + 1}{which}: {error}") from error
-            texts += ["".join(event.text for event in answer) for answer in answers]
+            texts += map(_whole, answers)
         return texts
 
     # Likelihoods.
@@ -225,6 +225,14 @@ class Answerer:
                 "strength."
             ) from error
         return logits
+
+
+def _whole(answer: Answer) -> str:
+    """The text of an answer. Raises AdapterError for one that was cut off by the clock, which would be scored."""
+    events = list(answer)
+    if events[-1].finish_reason == "time":
+        raise AdapterError("An answer took more than ten minutes. Ask for shorter ones.")
+    return "".join(event.text for event in events)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -88,7 +88,9 @@ class HarnessModel(TemplateLM):
             groups.setdefault((stop, int(options.get("max_gen_toks", _MAX_NEW_TOKENS))), []).append(i)
         for (stop, most), members in groups.items():
             room = self.answerer.base.context_length - most
-            prompts = [self.tok_encode(requests[i].args[0])[-max(1, room) :] for i in members]
+            if room < 1:
+                raise AdapterError(f"An answer of {most:,} tokens leaves the base no room for its prompt.")
+            prompts = [self.tok_encode(requests[i].args[0])[-room:] for i in members]
             found = self.answerer.generate([()] * len(members), None, most, prompts, stop)
             for i, text in zip(members, found, strict=True):
                 texts[i] = text
@@ -143,7 +145,8 @@ class HarnessTasks:
         assert found is not None
         figures: dict[str, dict[str, Figure]] = {}
         for task, metrics in found["results"].items():
-            n = int(found["n-samples"].get(task, {}).get("effective", 0))
+            leaves = found.get("group_subtasks", {}).get(task) or [task]
+            n = sum(int(found["n-samples"].get(leaf, {}).get("effective", 0)) for leaf in leaves)
             for key, value in metrics.items():
                 metric, _, which = key.partition(",")
                 if isinstance(value, float) and "stderr" not in metric and which:

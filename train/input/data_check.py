@@ -31,7 +31,6 @@ class Report:
 
     records: int
     max_length: int
-    opened: bool
     uncaptioned: Sequence[str]
     broken: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -64,7 +63,7 @@ class Report:
         if self.empty_answers:
             lines.append(f"{self.empty_answers:,} records with an empty answer: they teach to say nothing")
         if self.images:
-            lines.append(f"{self.images:,} images, {'all opened' if self.opened else 'not opened'}")
+            lines.append(f"{self.images:,} images, all opened")
             lines += [*_listed(self.missing, "missing"), *_listed(self.unreadable, "are no pictures")]
         return "\n".join([*lines, *_listed(self.uncaptioned, "without a caption, and passed over")])
 
@@ -77,8 +76,8 @@ def _listed(faults: Sequence[str], problem: str) -> list[str]:
 
 
 def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images: bool = True) -> Report:
-    """Reads every record, with progress on a terminal. images: whether to open every image, once."""
-    report = Report(len(records), max_length, images, records.uncaptioned)
+    """Reads every record, with progress on a terminal. images: whether they are learnt from, so opened."""
+    report = Report(len(records), max_length, records.uncaptioned)
     folder = records.path if records.path.is_dir() else records.path.parent
     seen: set[str] = set()
     for i in tqdm(range(len(records)), desc="check", unit="record", disable=None, leave=False):
@@ -95,7 +94,7 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
         report.truncated += len(ids) > max_length
         report.answerless += len(ids) > max_length and not supervised
         image = record.image
-        if image is None or (key := picture_key(image)) in seen:
+        if image is None or not images or (key := picture_key(image)) in seen:
             continue
         seen.add(key)
         report.images += 1
@@ -105,9 +104,9 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
         place = f"{name} ({record.where})"
         if isinstance(image, Path) and not os.path.isfile(image):  # raises for no name, however odd
             report.missing.append(place)
-        elif images:
-            try:
-                open_image(picture_source(image))
-            except BadInput as error:
-                report.unreadable.append(f"{place}: {error}")
+            continue
+        try:
+            open_image(picture_source(image))
+        except BadInput as error:
+            report.unreadable.append(f"{place}: {error}")
     return report

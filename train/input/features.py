@@ -53,7 +53,7 @@ class FeatureStore:
         """
         self._folder, self._own, self._log, self._writes = folder, folder / key, log, True
         files: list[tuple[float, int, Path]] = []
-        for path in folder.rglob("*"):
+        for path in folder.glob("*-????????????????/??/*"):  # as `_path` names them: others' files are not ours
             with contextlib.suppress(OSError):  # another process was faster
                 if path.is_file():
                     found = path.stat()
