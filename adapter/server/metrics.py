@@ -6,14 +6,12 @@ Counts, seconds and the names of adapters are kept here; no message, address or 
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.requests import Request
@@ -115,7 +113,7 @@ class Metrics:
     def ended(self, label: str, last: GenerationEvent | Exception) -> None:
         """Count an answer by its last event, or by what was raised instead. Takes no lock."""
         if isinstance(last, Exception):
-            refused = isinstance(last, (BadInput, Busy, TemplateError))
+            refused = isinstance(last, (BadInput, Busy))
             self._ended.append((label, "refused" if refused else "error", None))
         else:
             self._ended.append((label, last.finish_reason or "error", last.stats))
@@ -163,7 +161,7 @@ class CountedEngine:
         except Exception as error:
             ended(error)
             raise
-        weakref.finalize(answer, release).atexit = False  # its reader has dropped it, however that came about
+        answer.mailbox.observe(lambda last: release())
         answer.mailbox.observe(ended)
         return answer
 

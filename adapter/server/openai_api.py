@@ -16,7 +16,6 @@ from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI
-from jinja2 import TemplateError
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -129,7 +128,9 @@ class _Api:
             async with self._read(request) as raw:  # it is in memory no longer than this
                 completion = await self._in_thread(lambda: self._submit(request, parse(raw, kind), engine))
             if not completion.body.stream:
-                return _json(await _until_disconnect(request, completion.whole()))
+                events = await _until_disconnect(request, completion.events())
+                # Log-probabilities of sixteen long answers are 50 MB.
+                return await self._in_thread(lambda: _json(completion.whole(events)))
             chunks = completion.chunks()
             # What fails before the first chunk still gets a status of its own.
             first = await _until_disconnect(request, anext(chunks))
@@ -138,6 +139,8 @@ class _Api:
             return EventSourceResponse(_chain(first, chunks), headers=headers, sep="\n", send_timeout=60)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].startswith("/v1/"):  # a proxy has stripped the page's prefix, which root_path has still
+            scope = {**scope, "root_path": "/v1"}
         self._open += 1
         try:
             if self._key is not None and not shows_key(Request(scope), self._key):
@@ -190,9 +193,6 @@ class _Api:
         requests = body.to_requests(self._store.names(), engine.base, client_of(request))
         try:
             return _Completion(body, requests, engine)
-        except TemplateError:  # some bases' templates want user and assistant to take turns
-            said = "The base's chat template refuses these roles in this order."
-            raise ApiError(400, said, "messages") from None
         except BadForm as error:
             raise ApiError(400, browser_text(error), body.form_field) from error
 
@@ -238,12 +238,16 @@ class _Completion:
             "model": body.model,
         }
 
-    async def whole(self) -> dict[str, Any]:
+    async def events(self) -> list[list[GenerationEvent]]:
+        """Of each answer, until all have ended."""
         found: list[list[GenerationEvent]] = [[] for _ in self._answers]
         with self._open:
             async for index, events in self._events:
                 found[index] += events
                 self._count(index, events)
+        return found
+
+    def whole(self, found: list[list[GenerationEvent]]) -> dict[str, Any]:
         choices = [self.body.choice(index, events, self._base) for index, events in enumerate(found)]
         return {**self._about, "object": self._name, "choices": choices, "usage": self._usage()}
 

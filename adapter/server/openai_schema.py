@@ -10,7 +10,7 @@ import base64
 import math
 import re
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain, repeat
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -194,7 +194,7 @@ class _Completion(_Body, SamplingSettings):
         about: dict[str, Any] = {"adapter": adapter, "strength": self.strength, "client": client}
         about |= {"mix": tuple(self.mix.items()), "stop": tuple(self.stop)}
         seeds = [None if self.seed is None else (self.seed + i) % (MAX_SEED + 1) for i in range(self.n)]
-        prompts = self.prompts((BASE, base_name))
+        prompts = self.prompts({**{name: name for name in adapters}, BASE: BASE_ONLY, base_name: BASE_ONLY})
         counts = chain([self.n * len(prompts)], repeat(0))  # one limit is asked for all of them at once
         return [
             GenerationRequest(**about, **prompt, sampling=replace(sampling, seed=seed), answers=next(counts))
@@ -202,8 +202,10 @@ class _Completion(_Body, SamplingSettings):
             for seed in seeds
         ]
 
-    def prompts(self, base_names: Collection[str]) -> list[dict[str, Any]]:
-        """What a GenerationRequest has of each prompt. Raises as `to_requests`."""
+    def prompts(self, models: Mapping[str, str]) -> list[dict[str, Any]]:
+        """What a GenerationRequest has of each prompt. models: the engine's names of those that may have written
+        answers, by the API's. Raises as `to_requests`.
+        """
         raise NotImplementedError
 
 
@@ -263,15 +265,17 @@ class ChatCompletionRequest(_Completion):
         if self.grammar is not None:
             return self.grammar
         given = self.response_format.json_schema if self.response_format else None
-        schema = self.tool.parameters if self.tool else given.json_schema if given else None
+        schema = given.json_schema if given else None
+        if self.tool is not None:  # arguments are an object, also where the schema leaves it out
+            schema = {"type": "object", **self.tool.parameters}
         try:
             return JSON_OBJECT if schema is None else json_schema_form(schema)
         except BadInput as error:
             raise ApiError(400, str(error), field) from error
 
-    def prompts(self, base_names: Collection[str]) -> list[dict[str, Any]]:
+    def prompts(self, models: Mapping[str, str]) -> list[dict[str, Any]]:
         """The conversation, with its form and its newest picture."""
-        messages, picture = _conversation(self.messages, base_names)
+        messages, picture = _conversation(self.messages, models)
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
         top = max(1, self.top_logprobs) if self.logprobs else 0
@@ -349,7 +353,7 @@ class CompletionRequest(_Completion):
     suffix: Literal[""] = ""
     form_field: ClassVar = None
 
-    def prompts(self, base_names: Collection[str]) -> list[dict[str, Any]]:
+    def prompts(self, models: Mapping[str, str]) -> list[dict[str, Any]]:
         from adapter.serve.form import NO_FORM
 
         if not self.max_tokens and not self.echo:
@@ -456,10 +460,11 @@ def find_model(model: str, adapters: Collection[str], base: str) -> str | None:
 
 
 def _conversation(
-    messages: list[ChatMessage], base_names: Collection[str]
+    messages: list[ChatMessage], models: Mapping[str, str]
 ) -> tuple[tuple[Message, ...], str | None]:
     """The texts, neighbours of one speaker joined, and the data URL of the newest picture. A tool's call is read
-    as its arguments, what it says as the user's; a picture without a word asks what the page asks.
+    as its arguments, what it says as the user's; a picture without a word asks what the page asks. A name that is
+    no model's, as agents give them, counts for none.
     """
     joined: list[Message] = []
     newest = None
@@ -482,8 +487,7 @@ def _conversation(
                 continue
             text = ""  # a neighbour may have the words
         role: Role = _ROLES.get(message.role, message.role)
-        name = message.name if role == "assistant" else None
-        name = BASE_ONLY if name in base_names else name
+        name = models.get(message.name or "") if role == "assistant" else None
         if joined and (joined[-1].role, joined[-1].name) == (role, name):
             text = "\n\n".join(filter(None, (joined.pop().text, text)))
         joined.append(Message(role, text, name=name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from adapter.errors import BadInput
-from adapter.serve.request import Answer, Client, Mailbox
+from adapter.serve.request import Answer, Client, GenerationEvent, Mailbox
 from adapter.server import limits, request_body
 from adapter.server.limits import Limits, RateLimited, TokenBuckets
 from adapter.server.metrics import CountedEngine
@@ -95,19 +94,19 @@ def limited(clock: Clock) -> tuple[Engine, Any]:
     return engine, CountedEngine(engine, Limits(True, clock), metrics)  # type: ignore[arg-type]
 
 
-def test_answer_holds_its_slot_until_dropped() -> None:
+def test_answer_holds_its_slot_until_it_has_ended() -> None:
     clock = Clock()
     engine, counted = limited(clock)
     held = [counted.submit(asked_by(STRANGER)) for _ in range(limits.ANSWERS_AT_ONCE)]
     clock.now += 60
     with pytest.raises(RateLimited, match="for your address already"):
         counted.submit(asked_by(STRANGER))
-    del held[0]
-    gc.collect()
+    held.pop(0).mailbox.put(GenerationEvent(finish_reason="cancelled"))
     held.append(counted.submit(asked_by(STRANGER)))
     with pytest.raises(RateLimited):
         counted.submit(asked_by(STRANGER))
-    held.clear()
+    for answer in held:
+        answer.mailbox.put(BadInput("It failed."))
     engine.error = BadInput("no")
     for _ in range(3):  # a request that the engine refuses holds none
         with pytest.raises(BadInput):

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -276,11 +277,29 @@ def test_turns_are_joined_and_the_newest_picture_is_read(
     assert ask(engine, json={"model": "see", "messages": messages}).status_code == 200
     [request] = engine.requests
     assert [(m.role, m.text) for m in request.messages] == read
-    assert {m.name for m in request.messages if m.role == "assistant"} <= {"x"}
+    assert {m.name for m in request.messages} == {None}, "no model of ours"
     assert request.image.size == size
 
 
 TOOL = {"type": "function", "function": {"name": "go"}}
+
+
+def test_a_tools_arguments_are_an_object_and_a_models_name_is_kept(engine: Scripted) -> None:
+    any_of = {"type": "function", "function": {"name": "go", "parameters": {}}}
+    messages = [*HELLO, {**WHITE, "name": "see"}, *HELLO]
+    body = {"model": "poet", "messages": messages, "tools": [any_of], "tool_choice": "required"}
+    assert ask(engine, json=body).status_code == 200
+    [request] = engine.requests
+    assert '"type": "object"' in request.form and request.messages[1].name == "see"
+
+
+def test_v1_is_found_where_a_proxy_strips_the_prefix(engine: Scripted) -> None:
+    api = openai_api.mount(ReadyProvider(engine), FakeCatalog())
+    served = FastAPI(routes=[api], root_path="/llama")
+    for path in ("/v1/models", "/llama/v1/models"):
+        assert send(served, ("GET", path, {}))[0].status_code == 200
+
+
 HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
 
 
