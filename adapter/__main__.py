@@ -114,9 +114,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--mix", type=name_and_strength, action="append", default=[], metavar="NAME=STRENGTH", help=help)
     add("--image", type=Path, metavar="FILE")
     add("--strength", type=float, default=defaults.strength, help=f"0 (the base) to {MAX_STRENGTH:g}")
-    for what in ("layer", "head"):
-        help = f"shut the gates of {what} N; repeatable"
-        add(f"--mute-{what}", type=int, action="append", default=[], metavar="N", help=help)
+    help = "multiply a gate by 0 (shut) to 2, or all of a layer (LAYER=FACTOR); repeatable"
+    add("--gate", type=gate_factor, action="append", default=[], metavar="LAYER,HEAD=FACTOR", help=help)
     add("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
     add("--top-p", type=float, default=defaults.top_p)
     for name in ("top_k", "min_p", "repetition_penalty"):
@@ -149,6 +148,12 @@ def token_ids(text: str) -> tuple[int, ...]:
 def name_and_strength(text: str) -> tuple[str, float]:
     name, _, strength = text.partition("=")
     return name, float(strength)
+
+
+def gate_factor(text: str) -> tuple[int, int | None, float]:
+    gate, _, factor = text.partition("=")
+    layer, *head = map(int, gate.split(",", 1))
+    return layer, head[0] if head else None, float(factor)
 
 
 # list, show, convert.
@@ -267,8 +272,7 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
         raw=args.raw,
         prompt_ids=args.prompt_ids,
         mix=tuple(args.mix),
-        mute_layers=tuple(args.mute_layer),
-        mute_heads=tuple(args.mute_head),
+        gates=tuple(args.gate),
         stop=tuple(args.stop),
         others=args.others,
         top_logprobs=args.top_logprobs,

@@ -43,6 +43,7 @@ def test_list_and_show(adapters, tmp_path, capsys):
         (["generate", "--device", "foo", "hi"], "no device 'foo' here. Use 'cpu'"),
         (["generate", "--schema", __file__, "hi"], "is not JSON that can be read"),
         (["generate", "--adapter", "poet", "--mix", "poet=7", "hi"], "Strength"),
+        (["generate", "--adapter", "poet", "--gate", "1=2", "--gate", "1,0=7", "hi"], "Factors of gates"),
     ],
 )
 def test_an_error_is_one_line_on_stderr(adapters, capsys, arguments, message):

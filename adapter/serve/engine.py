@@ -187,7 +187,7 @@ class Engine:
         request = row.request
         try:
             if not row.cancelled and self._refusal is None:
-                row.prompts = self.prompts.build(row.admitted.adapters, request.image, request.gate_changes)
+                row.prompts = self.prompts.build(row.admitted.adapters, request.image, request.gates)
         except BaseException as error:  # whatever it is: the reader would wait for ever
             _log(error)
             self._end(row, _for_reader(error, request))

@@ -31,7 +31,7 @@ class AdapterInspection:
     """The part of one adapter with L insertion layers, H heads and K prompts in an answer of T tokens."""
 
     layers: tuple[int, ...]
-    gates: Tensor  # [L, H], strength * act(g) as applied; 0 where muted
+    gates: Tensor  # [L, H], strength * act(g) as applied
     prompt_weights: Tensor  # [T, L, K], sums to 1: softmax over the prompts, mean over heads weighted by |gate|
 
 
@@ -102,7 +102,7 @@ class Inspector:
             raise BadInput(f"{text} Start a new conversation.")
 
         def prompts(image: Image.Image | None) -> PromptKV:
-            built = self._prompts.build(adapters, image, request.gate_changes)
+            built = self._prompts.build(adapters, image, request.gates)
             if built is None:
                 raise BadInput("The frozen base has no prompts to look into. Ask with an adapter.")
             return built.mixed()

@@ -16,15 +16,13 @@ from adapter.errors import BadInput
 from adapter.lru import LRU
 from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
-from adapter.method.deltas import Deltas
 from adapter.method.vision import VisualEncoder, VisualFeatures
-from adapter.serve.request import GateChanges
+from adapter.serve.request import GateFactors
 
 _MAX_ENCODERS = 4
 _MAX_FEATURES = 32  # pictures
 _MAX_BYTES = 2**28  # of prompt keys and values
 _BLANK = Image.new("RGB", (224, 224), (128, 128, 128))
-_UNCHANGED: GateChanges = ((), (), ())
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Prompts:
     """The prompts and deltas of one row: those of each adapter and picture, which rows share, with strengths."""
 
     parts: tuple[tuple[PromptKV, float], ...]
-    changes: GateChanges
+    gates: GateFactors
     key: Hashable  # equal for rows with equal prompts
 
     @cached_property
@@ -42,9 +40,9 @@ class Prompts:
 
     @torch.inference_mode()
     def mixed(self) -> PromptKV:
-        """One entry with all gated terms. Raises BadInput for a layer or head that has nothing to mute."""
+        """One entry with all gated terms. Raises BadInput for a layer or head that has no gate."""
         mixed = PromptKV.mixed([kv.scaled(strength) for kv, strength in self.parts])
-        return _change_gates(mixed, self.changes) if any(self.changes) else mixed
+        return _scale_gates(mixed, self.gates) if self.gates else mixed
 
 
 class PromptKVBuilder:
@@ -62,17 +60,14 @@ class PromptKVBuilder:
 
     @torch.inference_mode()
     def build(
-        self,
-        adapters: Sequence[tuple[Adapter, float]],
-        image: Image.Image | None = None,
-        changes: GateChanges = _UNCHANGED,
+        self, adapters: Sequence[tuple[Adapter, float]], image: Image.Image | None = None, gates: GateFactors = ()
     ) -> Prompts | None:
         """The prompts of all adapters at their strengths; None for the frozen base. Visual adapters get the image.
 
         The terms are those of `adapters` in order. Behind them those of visual ones with a blank picture are taken
         off, times the text adapters' strength (1 at most), so that beside these a visual one brings only what its
         picture changes. Of its deltas, the same for each picture, that part is taken off too. Raises BadInput for
-        a layer or head that has nothing to mute.
+        a layer or head that has no gate.
         """
         if not adapters:
             return None
@@ -92,8 +87,8 @@ class PromptKVBuilder:
                 parts.append((PromptKV({}, kv.size, kv.deltas), strength * (1 - text_strength)))
             blank = replace(self._project(adapter, _BLANK, hash_image(_BLANK)), deltas=None)
             blanks.append((blank, -strength * text_strength))
-        prompts = Prompts((*parts, *blanks), changes, (*key, changes))
-        if any(changes):
+        prompts = Prompts((*parts, *blanks), gates, (*key, gates))
+        if gates:
             prompts.mixed()  # raises now what would be raised later
         return prompts
 
@@ -132,29 +127,18 @@ def hash_image(image: Image.Image) -> bytes:
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
 
 
-def _change_gates(kv: PromptKV, changes: GateChanges) -> PromptKV:
-    """The same prompts with some gates at zero and some multiplied, and without a V2 adapter's deltas of muted
-    layers (its final norm's layer is -1). Raises BadInput for a layer or head that the prompts do not have.
-    """
-    linears, norms = ({}, {}) if kv.deltas is None else (kv.deltas.linears, kv.deltas.norms)
-    tuned = {layer for layer, _ in (*linears, *norms)}
+def _scale_gates(kv: PromptKV, gates: GateFactors) -> PromptKV:
+    """The same prompts with some gates multiplied. Raises BadInput for a layer or head that has no gate."""
     tables = {layer: torch.ones_like(terms[0].gates[0]) for layer, terms in kv.layers.items()}  # [H]
-    muted, heads, factors = changes
-    _check_known("layer", muted, {*tables, *tuned})
-    _check_known("layer", [layer for layer, _, _ in factors], tables)
-    some_heads = range(max(map(len, tables.values()), default=0))
-    _check_known("head", [*heads, *(head for _, head, _ in factors)], some_heads)
-    for layer, head, factor in factors:
-        tables[layer][head] = factor
-    for layer, table in tables.items():
-        table[range(len(table)) if layer in muted else list(heads)] = 0
+    for layer, head, factor in gates:
+        _check_known("layer", layer, tables)
+        if head is not None:
+            _check_known("head", head, range(len(tables[layer])))
+        tables[layer][... if head is None else head] = factor
     layers = {i: tuple(replace(p, gates=p.gates * tables[i]) for p in terms) for i, terms in kv.layers.items()}
-    linears = {key: delta for key, delta in linears.items() if key[0] not in muted}
-    norms = {key: delta for key, delta in norms.items() if key[0] not in muted}
-    return PromptKV(layers, kv.size, Deltas(linears, norms, kv.size) if linears or norms else None)
+    return replace(kv, layers=layers)
 
 
-def _check_known(what: str, requested: Collection[int], known: Collection[int]) -> None:
-    if unknown := sorted(set(requested) - set(known)):
-        remedy = f"Choose from {min(known)} to {max(known)}, or unmute it." if known else "It has no prompts."
-        raise BadInput(f"This adapter has nothing to mute in {what} {unknown[0]}. {remedy}")
+def _check_known(what: str, number: int, known: Collection[int]) -> None:
+    if number not in known:
+        raise BadInput(f"This adapter has no gates in {what} {number}. Choose from {min(known)} to {max(known)}.")

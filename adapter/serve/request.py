@@ -84,8 +84,8 @@ class SamplingParams:
             raise BadInput(f"Biases of tokens lie between -100 and 100, at most {MAX_BIASES} of them.")
 
 
-# Layers by the base's count and heads of all layers whose gates are zero; factors of gates: (layer, head, factor).
-GateChanges = tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int, float], ...]]
+# Factors of gates: (layer by the base's count, head or None for all of the layer, factor).
+GateFactors = tuple[tuple[int, int | None, float], ...]
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,7 @@ class GenerationRequest:
     answer_ids: tuple[int, ...] = ()
     others: Others = _DEFAULTS.others  # what is read of answers that others gave, see `others.as_read`
     mix: tuple[tuple[str, float], ...] = ()  # further adapters with their strengths, see PromptKVBuilder.build
-    mute_layers: tuple[int, ...] = ()  # these three: see GateChanges
-    mute_heads: tuple[int, ...] = ()
-    gates: tuple[tuple[int, int, float], ...] = ()
+    gates: GateFactors = ()
     stop: tuple[str, ...] = ()  # strings that end the answer and are not part of it
     form: str | None = None  # None: that of the only adapter with a strength above 0; NO_FORM: none
     end_repetition: bool = False  # whether the answer ends as soon as it goes in circles, see `scheduler.repeats`
@@ -117,8 +115,7 @@ class GenerationRequest:
     prompt_logprobs: bool = False  # whether the prompt's tokens are scored; it is then read whole
 
     def __post_init__(self) -> None:
-        names = ("strength", "mute_layers", "mute_heads", "others")
-        Settings.checked({name: getattr(self, name) for name in names})
+        Settings.checked({"strength": self.strength, "others": self.others})
         if len(self.gates) > MAX_GATES or not all(0 <= factor <= MAX_STRENGTH for _, _, factor in self.gates):
             raise BadInput(f"Factors of gates lie between 0 and {MAX_STRENGTH:g}, at most {MAX_GATES} of them.")
         for _, strength in self.mix:
@@ -134,10 +131,6 @@ class GenerationRequest:
     def parts(self) -> tuple[tuple[str, float], ...]:
         """All adapters of the request with their strengths: `adapter` first, then `mix`."""
         return (*(() if self.adapter is None else ((self.adapter, self.strength),)), *self.mix)
-
-    @property
-    def gate_changes(self) -> GateChanges:
-        return self.mute_layers, self.mute_heads, self.gates
 
 
 @dataclass(frozen=True)

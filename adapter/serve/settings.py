@@ -24,7 +24,6 @@ MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
 MAX_SYSTEM = 2000  # characters: each answer's record holds them
 MAX_SEED = 2**63 - 1
 _LONGEST_NAME = 255  # of a folder
-_LONGEST_LIST = 1024  # layers or heads that are muted
 _LONGEST_VALUE = 40  # characters of a wrong value that a sentence repeats
 # The page's sliders: their steps, and what is not as the field's range and default.
 _SLIDERS: dict[str, dict[str, float]] = {
@@ -82,7 +81,6 @@ Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stops = Annotated[Annotated[tuple[Stop, ...], Field(max_length=MAX_STOPS)], BeforeValidator(_to_stops)]
 System = Annotated[str, BeforeValidator(_to_name), Field(max_length=MAX_SYSTEM)]
 Others = Literal["first sentence", "all", "nothing"]
-Indices = Annotated[tuple[Annotated[int, Field(strict=True)], ...], Field(max_length=_LONGEST_LIST)]
 
 
 class SamplingSettings(BaseModel):
@@ -115,8 +113,6 @@ class Settings(SamplingSettings):
     adapter: Name = Field(BASE_ONLY, title="Adapter", description="Name of an adapter; none is the frozen base")
     mix: Name = Field(BASE_ONLY, title="Second adapter", description="Another adapter, added to the first")
     mix_strength: Strength = Field(1.0, title="Second strength", description="Strength of the second adapter")
-    mute_layers: Indices = Field((), description="Layers, by the base's count, in which all gates are shut")
-    mute_heads: Indices = Field((), description="Heads whose gates are shut in every layer")
     stop: Stops = Field((), description=f"Texts that end the answer before them, one a line, {MAX_STOPS} at most")
     system: System = Field("", description="System prompt, in place of the base's own")
     others: Others = Field(
@@ -187,8 +183,6 @@ def panel_values(kept: Mapping[str, Any]) -> dict[str, Any]:
 
 def explain(problem: ErrorDetails, name: str) -> str:
     """What is wrong with the value of field `name`, for people."""
-    if name.startswith("mute_"):
-        return "Layers and heads to mute are whole numbers."
     if name == "stop":
         return f"Stop texts are at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters."
     if name == "system":

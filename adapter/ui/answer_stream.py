@@ -55,7 +55,7 @@ def build_request(
     if settings.system:
         messages = (Message("system", settings.system), *messages)
     sampled = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"}
-    shared = {"strength", "mute_layers", "mute_heads", "stop", "others"}
+    shared = {"strength", "stop", "others"}
     return GenerationRequest(
         messages=messages,
         adapter=settings.adapter or None,
@@ -186,7 +186,6 @@ def stream(
     xray = xray and sum(r.running + r.waiting for r in engine.replicas().values()) < XRAY_ROWS
     request = build_request(conversation.to_messages(history), settings, image, client, xray)
     request = replace(request, answer_ids=begun_ids)
-    progress.notes += [texts.MUTED] if settings.mute_layers or settings.mute_heads else []
     with closing(engine.submit(request)) as events:
         change.cancel = events.cancel
         if change.stopped:

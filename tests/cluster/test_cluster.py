@@ -160,8 +160,8 @@ def test_answers_are_those_of_one_engine(engine, base_folder, adapters):
         assert engine.inspect(requests[1], ids).token_ids == alone.inspect(requests[1], ids).token_ids
     with pytest.raises(BadInput, match="0 to 96"):  # by the page
         engine.submit(request(prompt_ids=(97,)))
-    with pytest.raises(BadInput, match="nothing to mute"):
-        list(engine.submit(request(adapter="one", mute_layers=(0,))))  # by the replica
+    with pytest.raises(BadInput, match="no gates in layer 0"):
+        list(engine.submit(request(adapter="one", gates=((0, None, 0.0),))))  # by the replica
     assert engine.describe().startswith("endless: none, 2 replicas")
 
 

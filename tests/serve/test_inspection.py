@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import BadInput, Busy
 from adapter.method.checkpoint import save_adapter
-from adapter.method.config import TuningConfig, VisionConfig
+from adapter.method.config import VisionConfig
 from adapter.method.vision import VisualFeatures
 from adapter.serve import inspection, prompts
 from adapter.serve.engine import Engine
@@ -31,7 +31,6 @@ from tests.tiny_models import random_adapter
 
 QUESTION = (Message("user", "What?"),)
 ANSWER = [41, 7, 63, 12, 88, 30, 96]
-TUNING = TuningConfig(intermediate_size=64, norms=True, bias=True, scale=True, lora_rank=3)
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +41,11 @@ def _no_grad():
 
 @pytest.fixture
 def engine(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
-    """With text adapters of different layers and lengths, a visual one and a tuned one."""
+    """With text adapters of different layers and lengths, and a visual one."""
     save_adapter(random_adapter(tiny_fingerprint, 1), tmp_path / "one")
     save_adapter(random_adapter(tiny_fingerprint, 2, prompt_length=3, insertion_layers=2), tmp_path / "two")
     visual, features = visual_adapter(tiny_fingerprint)
     save_adapter(visual, tmp_path / "see")
-    save_adapter(tuned_adapter(tiny_fingerprint), tmp_path / "tuned")
     encoder = SimpleNamespace(images=[], encode=lambda images, **_: encoder.images.append(images) or features)
     monkeypatch.setattr(prompts, "load_encoder", lambda *_: encoder)
     with closing(Engine(tiny_base, AdapterStore(tmp_path))) as engine:
@@ -83,13 +81,6 @@ def visual_adapter(fingerprint):
     for parameter in adapter.projection.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return adapter, VisualFeatures(torch.randn(1, 6))
-
-
-def tuned_adapter(fingerprint):
-    adapter = random_adapter(fingerprint, tuning=TUNING)
-    for parameter in adapter.tuning.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return adapter
 
 
 def reference_shares(model, adapter, prompt_ids):
@@ -159,13 +150,13 @@ def test_the_engine_inspects_with_the_image_of_the_request_which_is_encoded_once
     assert len(encoder.images) == 2  # the other one is grey, see PromptKVBuilder.build
 
 
-def test_law_muting_is_an_adapter_with_gates_at_zero(engine, tiny_base, prompt_ids):
+def test_law_a_gate_times_zero_is_an_adapter_with_that_gate_at_zero(engine, tiny_base, prompt_ids):
     adapter = engine.store.load("one", tiny_base)
-    for layers, heads in (((2,), ()), ((), (0, 3)), ((1, 3), (2,))):
+    for gates in (((2, None, 0.0),), ((1, 0, 0.0), (3, 3, 0.0)), ((1, None, 0.0), (2, 2, 0.0))):
         zeroed = copy.deepcopy(adapter)
-        zeroed.gates[[layer - 1 for layer in layers]] = 0
-        zeroed.gates[:, list(heads)] = 0
-        request, events = generate(engine, "one", mute_layers=layers, mute_heads=heads)
+        for layer, head, _ in gates:
+            zeroed.gates[layer - 1, slice(None) if head is None else head] = 0
+        request, events = generate(engine, "one", gates=gates)
         ids = [event.token_id for event in events]
         found = engine.inspect(request, ids)
         assert_close(found.logprobs, answer_logprobs(tiny_base, prompt_ids, ids, zeroed(tiny_base.model)))
@@ -174,22 +165,20 @@ def test_law_muting_is_an_adapter_with_gates_at_zero(engine, tiny_base, prompt_i
 
 
 @pytest.mark.parametrize("base", ["tiny_base", "packed_base"])
-def test_law_with_all_layers_muted_the_engine_answers_as_the_frozen_base(engine, request, base):
+def test_law_with_all_gates_shut_the_engine_answers_as_the_frozen_base(engine, request, base):
     """Bit for bit, through the engine's own forward pass."""
     with closing(Engine(request.getfixturevalue(base), engine.store)) as engine:
-        everything = {"mute_layers": (1, 2, 3)}
+        shut = {"gates": tuple((layer, None, 0.0) for layer in (1, 2, 3))}
         answers = [
-            [(event.token_id, event.logprob) for event in generate(engine, *name, **mute)[1]]
-            for name, mute in (
+            [(event.token_id, event.logprob) for event in generate(engine, *name, **changes)[1]]
+            for name, changes in (
                 ([], {}),
                 (["one"], {}),
-                (["one"], everything),
-                (["one"], {"mute_heads": (0, 1, 2, 3)}),
-                (["one"], {**everything, "mix": (("two", 2.0),)}),
-                (["tuned"], {"mute_layers": (-1, 0, 1, 2, 3)}),
+                (["one"], shut),
+                (["one"], {**shut, "mix": (("two", 2.0),)}),
             )
         ]
-        asked, events = generate(engine, "one", mute_layers=(1, 2, 3))
+        asked, events = generate(engine, "one", **shut)
         found = engine.inspect(asked, [event.token_id for event in events])
     assert all(answer == answers[0] for answer in answers[2:])
     assert answers[1] != answers[0]
@@ -202,9 +191,9 @@ def test_the_engine_refuses_what_cannot_be_inspected(engine):
         ({"adapter": None}, ANSWER, "frozen base"),
         ({}, [97], "from 0 to 96"),
         ({}, [1] * MAX_TOKENS, "can be looked into"),
-        ({"mute_layers": (0,)}, ANSWER, "nothing to mute in layer 0"),
+        ({"gates": ((0, None, 0.0),)}, ANSWER, "no gates in layer 0. Choose from 1 to 3"),
         ({"image": Image.new("RGB", (8, 8))}, ANSWER, "text only"),
-        ({"gates": ((1, 77, 0.0),)}, ANSWER, "nothing to mute in head 77"),
+        ({"gates": ((1, 77, 0.0),)}, ANSWER, "no gates in head 77"),
     ):
         with pytest.raises(BadInput, match=message):
             engine.inspect(replace(request, **changed), ids)
@@ -279,12 +268,9 @@ def test_law_the_base_reads_along_what_a_pass_over_the_whole_answer_gives(engine
 
 
 def test_law_factors_of_gates_are_those_of_an_adapter_with_such_gates(engine, tiny_fingerprint):
-    """0 in all of a layer is muting it; 2 in all gates is the double strength; one gate counts."""
+    """A layer's gates are those of all its heads; 2 in all gates is the double strength; one gate counts."""
     request, plain = generate(engine, "one")
-    layers, heads = (
-        engine.store.load("one", engine.base).config.layers,
-        range(tiny_fingerprint.num_attention_heads),
-    )
+    layers, heads = (1, 2, 3), range(tiny_fingerprint.num_attention_heads)
 
     def logprobs(**changes):
         return [e.logprob for e in engine.submit(replace(request, **changes)) if e.token_id is not None]
@@ -292,7 +278,7 @@ def test_law_factors_of_gates_are_those_of_an_adapter_with_such_gates(engine, ti
     def of_all(factor, some=layers):
         return tuple((layer, head, factor) for layer in some for head in heads)
 
-    assert logprobs(gates=of_all(0.0, layers[:1])) == logprobs(mute_layers=layers[:1])
+    assert logprobs(gates=of_all(0.5, layers[:1])) == logprobs(gates=((1, None, 0.5),))
     assert logprobs(gates=of_all(2.0)) == logprobs(strength=2.0)
     assert logprobs(gates=of_all(1.0)) == [event.logprob for event in plain]
     assert logprobs(gates=((layers[1], 0, 0.5),)) != logprobs()

@@ -29,7 +29,6 @@ def test_a_seed_is_read_as_typed_or_sent(typed: Any, seed: int | None) -> None:
         ("system", "x" * 2001, "The system prompt is a text of at most 2000 characters."),
         *(("seed", seed, "The seed must be a whole number") for seed in ("x", 1.5, -1, 2**63, "9" * 5000)),
         ("mix", "a\nb", "Second adapter must be the name of an adapter"),
-        ("mute_layers", [1.5], "Layers and heads to mute are whole numbers."),
     ],
 )
 def test_a_wrong_value_is_one_sentence(field: str, value: Any, sentence: str) -> None:

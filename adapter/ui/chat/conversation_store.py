@@ -40,7 +40,7 @@ NOTES = {
     *("LINK_COPIED", "LINK_TOO_LONG", "FILE_TOO_LARGE", "NOT_OPENED"),
 }
 # The options of the command line that are called otherwise than their settings.
-_OPTIONS = {"max_tokens": "--max-new-tokens", "mute_layers": "--mute-layer", "mute_heads": "--mute-head"}
+_OPTIONS = {"max_tokens": "--max-new-tokens"}
 _ACTIONS = (
     f'<button type="button" name="export">{texts.EXPORT}</button>'
     f'<button type="button" name="import">{texts.IMPORT}</button>'
@@ -180,8 +180,8 @@ class ConversationStore:
         answered, engine = conversation.last_recorded_answer(history), self.provider.engine()
         if answered is None or engine is None or not answered.record.settings.adapter:
             return ""
-        plain = {"adapter": BASE_ONLY, "mix": BASE_ONLY, "mute_layers": (), "mute_heads": ()}
-        settings = answered.record.settings.replace(**plain, max_tokens=BEFORE_TOKENS)
+        plain = {"adapter": BASE_ONLY, "mix": BASE_ONLY, "max_tokens": BEFORE_TOKENS}
+        settings = answered.record.settings.replace(**plain)
         text = whole_answer(engine, build_request(answered.messages, settings, None, client))
         return texts.at_strength_0(" ".join(text.split()))
 

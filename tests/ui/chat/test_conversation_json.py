@@ -77,8 +77,8 @@ def to_file(history: conversation.History) -> tuple[str, Dropped]:
 )
 def test_the_command_line_has_the_settings(prompt: str, stop: list[str]) -> None:
     used = SETTINGS.replace(
-        strength=0.7, temperature=0.3, max_tokens=64, mix="see", mix_strength=0.7, mute_layers=(3, 4),
-        mute_heads=(2,), repetition_penalty=1.5, stop=stop, system=prompt[:2000], top_k=3,
+        strength=0.7, temperature=0.3, max_tokens=64, mix="see", mix_strength=0.7, repetition_penalty=1.5,
+        stop=stop, system=prompt[:2000], top_k=3,
     )  # fmt: skip
     line = command_line([*conversation.user_turn(prompt), *answered("a", used)], base(), CATALOG)
     arguments = shlex.split(line)
@@ -87,7 +87,6 @@ def test_the_command_line_has_the_settings(prompt: str, stop: list[str]) -> None
     assert (read.prompt, read.messages) == (prompt, None)
     assert (read.adapter, read.mix, read.strength) == ("pirate", [("see", 0.7)], 0.7)
     assert (read.temperature, read.top_p, read.max_new_tokens, read.seed) == (0.3, 0.75, 64, 7)
-    assert (read.mute_layer, read.mute_head) == ([3, 4], [2])
     assert (read.repetition_penalty, read.stop, read.system) == (1.5, stop, used.system)
     assert (read.top_k, read.min_p) == (3, 0.0)
     assert (read.base, read.quantization) == (BASE, "auto")
@@ -143,9 +142,7 @@ def any_turn(draw: st.DrawFn) -> conversation.History:
     text = draw(ANY_TEXT) * draw(st.sampled_from([1, 1, 1, 9]))
     turn = conversation.user_turn(text, None if colour is None else images.write_upload(png(9, colour)))
     ending = draw(st.sampled_from(["answer", "note", "offer", "none", "running"]))
-    used = SETTINGS.replace(
-        adapter=draw(NAMES), mix=draw(NAMES), mute_heads=tuple(range(0, draw(st.integers(0, 400)), 2))
-    )
+    used = SETTINGS.replace(adapter=draw(NAMES), mix=draw(NAMES), system="s" * draw(st.integers(0, 2000)))
     ids = tuple(range(draw(st.integers(0, 50))))
     line = f"{used.adapter} · {len(ids)} tokens"
     endings = {

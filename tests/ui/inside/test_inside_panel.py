@@ -93,8 +93,6 @@ def recorded(engine: RecordingEngine, picture: str | None = None, tokens: int = 
         used.strength,
         SamplingParams(0, max_new_tokens=tokens),
         mix=((used.mix, used.mix_strength),) if used.mix else (),
-        mute_layers=tuple(used.mute_layers),
-        mute_heads=tuple(used.mute_heads),
     )
     ids = [event.token_id for event in engine.submit(request) if event.token_id is not None]
     return answered(AnswerRecord(used, tuple(ids), picture is not None), picture)
@@ -143,13 +141,10 @@ def number(text: str) -> float:
 
 def test_the_charts_have_the_numbers_of_the_inspection(engine, picture) -> None:
     panel = panel_of(engine)
-    # Answers that older versions of the page stored may have muted layers and heads.
-    mute = {"mute_layers": [2], "mute_heads": [0, 3]}
-    history = recorded(engine, picture, adapter="see", mix="two", strength=0.8, **mute)
+    history = recorded(engine, picture, adapter="see", mix="two", strength=0.8)
     message, gates, answer, _, rewritten = last_updates(panel, history)
     (inspection,), (request,) = engine.inspections, engine.requests
     assert message == rewritten == "" and "picture made each word" in answer
-    assert (request.mute_layers, request.mute_heads) == ((2,), (0, 3))
     assert request.image is not None and request.parts == (("see", 0.8), ("two", 1.0))
     maps = cells(gates)
     assert [len(rows) for rows in maps] == [3, 2]
@@ -211,10 +206,6 @@ def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
             answered(replace(record, settings=record.settings.replace(adapter="gone"))),
             "There is no adapter 'gone'",
         ),
-        (
-            answered(replace(record, settings=record.settings.replace(mute_layers=[77]))),
-            "nothing to mute in layer 77",
-        ),
         (answered(replace(record, token_ids=(1, 97))), "from 0 to 96"),
     ):
         assert sentence in reason_shown(panel, history), sentence
@@ -249,4 +240,4 @@ def test_an_answer_is_written_with_the_painted_gates(engine) -> None:
     assert played([]) == "" and texts.NO_ANSWER in played(painted, [])
     for wrong in (None, "x", [[1, 2]], [["1", 0, 0]], [[True, 0, 0]], [[0, 0, "<b>"]]):
         assert "another kind" in played(wrong)
-    assert "between 0 and 2" in played([[0, 0, 3]]) and "nothing to mute in layer 99" in played([[99, 0, 0]])
+    assert "between 0 and 2" in played([[0, 0, 3]]) and "no gates in layer 99" in played([[99, 0, 0]])
