@@ -52,8 +52,8 @@ class LayerPrompts:
 
 
 # An observer of insertion layers, called with the layer's index, the queries after RoPE [B, H, T, head_dim], the
-# attention over the words [B, T, H, head_dim], the prompt terms that will be added, and the scaling.
-AttentionObserver = Callable[[int, Tensor, Tensor, tuple[LayerPrompts, ...], float], None]
+# prompt terms that will be added, and the scaling.
+AttentionObserver = Callable[[int, Tensor, tuple[LayerPrompts, ...], float], None]
 
 
 @dataclass(frozen=True)
@@ -200,5 +200,5 @@ def zero_init_attention(
         return out
     terms = prompt_kv.layers.get(index, ())
     if prompt_kv.observer is not None and terms:
-        prompt_kv.observer(index, query, out, terms, scaling)
+        prompt_kv.observer(index, query, terms, scaling)
     return add_prompt_terms(out, query, terms, prompt_rows, scaling)

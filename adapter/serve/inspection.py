@@ -13,7 +13,7 @@ from torch import Tensor
 from adapter.base.llama import Base
 from adapter.errors import BadInput, Busy
 from adapter.method.adapter import Adapter
-from adapter.method.attention import LayerPrompts, PromptKV, add_prompt_terms, attend
+from adapter.method.attention import LayerPrompts, PromptKV, attend
 from adapter.serve.detokenizer import Detokenizer, TokenTexts
 from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.request import GenerationRequest, TokenLogprobs
@@ -40,23 +40,14 @@ class Inspection:
     """What is known of an answer of T tokens that was given with one adapter or several mixed ones.
 
     All tensors are fp32 on the CPU, log-probabilities in nats. A token's numbers are those of the position before
-    it, where it was sampled. shares: [T, L, H], a / (a + b), where a is the L2 norm of the gated prompt terms of a
-    head and b that of its attention over the words, which are added (arXiv 2303.16199, section 3.2).
+    it, where it was sampled.
     """
 
-    token_ids: tuple[int, ...]
     tokens: tuple[str, ...]  # the text that each token completed; empty for an end token and half a character
     parts: tuple[AdapterInspection, ...]  # each adapter in order; all other fields are of all adapters together
-    layers: tuple[int, ...]  # the L layers where any adapter has prompts
-    shares: Tensor
     answer: tuple[TokenLogprobs, ...]  # as answered: with the adapters, and with the image if there is one
     base: tuple[TokenLogprobs, ...]  # what the frozen base gives each token
     no_image: tuple[TokenLogprobs, ...] | None = None  # as answered, but without the image; None if there is none
-
-    @property
-    def prompt_share(self) -> Tensor:
-        """[T] in 0 to 1: the mean of a token's shares over layers and heads."""
-        return self.shares.mean(dim=(1, 2))
 
     @property
     def influence(self) -> Tensor:
@@ -158,15 +149,11 @@ def inspect_answer(
         gates = torch.stack([term.gates[0].float().cpu() for term in terms])
         weights = torch.stack([recorder.weights[index, layer][:, :length] for layer in layers], dim=1)
         parts.append(AdapterInspection(layers, gates, weights))
-    layers = tuple(sorted(prompts.layers))
     detokenizer = Detokenizer(base.tokenizer)
     *written, last = (detokenizer.push(i) for i in answer_ids)
     return Inspection(
-        token_ids=tuple(answer_ids),
         tokens=(*written, last + detokenizer.flush()),
         parts=tuple(parts),
-        layers=layers,
-        shares=torch.stack([recorder.shares[layer] for layer in layers], dim=1),
         answer=answer,
         base=ranked(None),
         no_image=None if no_image is None else ranked(no_image),
@@ -179,29 +166,18 @@ class _Recorder:
     def __init__(self, length: int, owners: Mapping[int, Sequence[int]]) -> None:
         self._length = length
         self._owners = owners  # by layer: the index of the adapter that each of its terms belongs to
-        self.shares: dict[int, Tensor] = {}  # by layer: [T, H]
         self.weights: dict[tuple[int, int], Tensor] = {}  # by adapter and layer: [T, K]
 
-    def __call__(
-        self, layer: int, query: Tensor, attended: Tensor, terms: tuple[LayerPrompts, ...], scaling: float
-    ) -> None:
-        """query: [1, H, tokens, head_dim]; attended, the attention over the words: [1, tokens, H, head_dim]."""
+    def __call__(self, layer: int, query: Tensor, terms: tuple[LayerPrompts, ...], scaling: float) -> None:
+        """query: [1, H, tokens, head_dim]."""
         query = query[:, :, -self._length :].float()  # [1, H, T, head_dim]
-        # One entry, which has no mask.
-        terms = tuple(LayerPrompts(t.keys.float(), t.values.float(), t.gates.float()) for t in terms)
         for owner, term in zip(self._owners[layer], terms, strict=False):  # the last terms may belong to none
-            identity = torch.eye(term.keys.shape[2], device=query.device).expand(*term.keys.shape[:2], -1, -1)
-            softmax = attend(query, term.keys, identity, term.score_mask, scaling)
-            by_head = softmax[0].transpose(0, 1)  # [H, T, K]
-            gates = term.gates[0]  # [H]
+            keys, gates = term.keys.float(), term.gates[0].float()  # of the only entry, which has no mask; [H]
+            identity = torch.eye(keys.shape[2], device=query.device).expand(*keys.shape[:2], -1, -1)
+            by_head = attend(query, keys, identity, None, scaling)[0].transpose(0, 1)  # [H, T, K]
             head_weights = gates.abs() if gates.any() else torch.ones_like(gates)
             weights = torch.einsum("h,htk->tk", head_weights / head_weights.sum(), by_head)
             self.weights[owner, layer] = weights.cpu()
-        words = attended[:, -self._length :].float()  # [1, T, H, head_dim]
-        added = add_prompt_terms(torch.zeros_like(words), query, terms, None, scaling)
-        added_norm = added[0].norm(dim=-1)  # [T, H]
-        total = added_norm + words[0].norm(dim=-1)
-        self.shares[layer] = (added_norm / total.clamp(min=torch.finfo(total.dtype).tiny)).cpu()
 
 
 @torch.no_grad()
@@ -240,7 +216,7 @@ def token_logprobs(texts: TokenTexts, logits: Tensor, ids: Sequence[int], count:
 
 def format_table(inspection: Inspection) -> str:
     """An inspection as text: for each token its numbers, and the likeliest with the adapters and of the base."""
-    columns = {"drawn %": inspection.prompt_share * 100, "influence": inspection.influence}
+    columns = {"influence": inspection.influence}
     if inspection.grounding is not None:
         columns["grounding"] = inspection.grounding
     columns["log p"] = inspection.logprobs
@@ -253,5 +229,4 @@ def format_table(inspection: Inspection) -> str:
     table += map(list, zip(map(repr, inspection.tokens), *numbers, *likeliest, strict=True))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
-    legend = "drawn: the prompts' part of what attention gave; influence: nats over the base"
-    return "\n".join([*lines, "", legend])
+    return "\n".join([*lines, "", "influence: nats over the base"])

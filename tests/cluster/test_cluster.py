@@ -157,7 +157,7 @@ def test_answers_are_those_of_one_engine(engine, base_folder, adapters):
             assert got[-1].finish_reason == expected[-1].finish_reason
             assert [e.choices for e in got if e.is_output] == [e.choices for e in expected]
         ids = [e.token_id for e in got if e.token_id is not None]
-        assert engine.inspect(requests[1], ids).token_ids == alone.inspect(requests[1], ids).token_ids
+        assert engine.inspect(requests[1], ids).tokens == alone.inspect(requests[1], ids).tokens
     with pytest.raises(BadInput, match="0 to 96"):  # by the page
         engine.submit(request(prompt_ids=(97,)))
     with pytest.raises(BadInput, match="no gates in layer 0"):

@@ -86,7 +86,7 @@ def test_zero_gpu_engine_equals_engine(tiny_base: Any, store: AdapterStore, on_g
                 given = [number for number in ids if number is not None]
                 mine, theirs = engine.inspect(request, given), zero_engine.inspect(request, given)
                 torch.testing.assert_close(mine.logprobs, theirs.logprobs)
-                torch.testing.assert_close(mine.shares, theirs.shares)
+                torch.testing.assert_close(mine.influence, theirs.influence)
 
 
 def test_cancel_ends_reader_and_worker(on_gpu: Any) -> None:
