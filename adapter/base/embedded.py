@@ -22,6 +22,7 @@ from adapter.errors import LoadError
 
 BASE = "SmolLM2-135M-Instruct"
 ENCODER = "tf_efficientnet_lite0"
+QUANTIZATIONS = ("auto", "packed-int8", "packed-int4", "nf4", "int8", "none")  # of any base; here without torch
 
 _WEIGHTS = "model.safetensors"
 # Part of a cache folder's name: raise it when a conversion below changes what it writes.

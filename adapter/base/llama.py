@@ -43,7 +43,6 @@ from adapter.method.config import BaseFingerprint, base_label
 
 log = logging.getLogger(__name__)
 
-QUANTIZATIONS = ("auto", "packed-int8", "packed-int4", "nf4", "int8", "none")
 _ATTENTION = "sdpa"  # whose masks our layers take
 _DISK_TO_SPARE = 10**9  # bytes that must stay free beside kept weights
 
@@ -123,8 +122,8 @@ def load_base(
     the base's files, or say why not; what such a folder holds of these files is always read instead of packed.
     Raises LoadError with the remedy.
     """
-    if quantization not in QUANTIZATIONS:
-        raise LoadError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.")
+    if quantization not in embedded.QUANTIZATIONS:
+        raise LoadError(f"quantization must be one of {', '.join(embedded.QUANTIZATIONS)}, got {quantization!r}.")
     device = _usable_device(device)
     dtype = dtype or memory.half_precision(device)
     config, label = base_config(name_or_path), base_label(name_or_path)

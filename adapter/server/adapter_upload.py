@@ -22,6 +22,7 @@ from adapter.base import embedded
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.files import names_lock
 from adapter.formats import hub
+from adapter.formats.tensors import sanitize
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter
 from adapter.method.config import MAX_NAME_LENGTH, BaseFingerprint, check_name
 from adapter.serve.form import check_form
@@ -81,7 +82,7 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
             if config.form is not None:
                 check_form(config.form)
             if config.vision is not None and config.vision.encoder not in _known_encoders(store):
-                seen = f"sees through the encoder '{_printable(config.vision.encoder)}', which is not here"
+                seen = f"sees through the encoder '{sanitize(config.vision.encoder)}', which is not here"
                 raise BadInput(f"Adapter '{folder.name}' {seen}. Bring one that uses {embedded.ENCODER}.")
             with names_lock(into):
                 return _move_into_store(folder, into, store)
@@ -116,7 +117,7 @@ def _unpack(files: Sequence[Path], folder: Path) -> tuple[Path, str]:
         for file in files:
             _refuse_pickle(file.name)
             if file.name not in _FILES:
-                raise BadInput(f"'{_printable(file.name)}' is no part of an adapter. {_NEEDED}")
+                raise BadInput(f"'{sanitize(file.name)}' is no part of an adapter. {_NEEDED}")
             shutil.copyfile(file, folder / file.name)
         return folder, ""
     if len(files) > 1:
@@ -231,11 +232,6 @@ def _taken(name: str) -> BadInput:
 def _refuse_pickle(name: str) -> None:
     if Path(name).suffix.lower() in hub.PICKLES:
         raise BadInput(
-            f"'{_printable(name)}' can hold code, so it is not opened here. If you trust it, convert it on your "
+            f"'{sanitize(name)}' can hold code, so it is not opened here. If you trust it, convert it on your "
             "own machine with `python -m adapter convert`, and bring what that writes."
         )
-
-
-def _printable(text: str) -> str:
-    """A stranger's text with only harmless characters."""
-    return re.sub(r"[^\w./@:+,() -]", "?", text)[:80]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from adapter.base.embedded import QUANTIZATIONS
 from adapter.errors import printable
 from adapter.server.limits import ANSWERS_AT_ONCE, ANSWERS_PER_MINUTE, UPLOADS_PER_HOUR
 
@@ -25,8 +26,6 @@ AUTH_VARIABLE = "LLAMA_ADAPTER_AUTH"
 TRAIN_VARIABLE = "LLAMA_ADAPTER_TRAIN"
 RUNS_VARIABLE = "LLAMA_ADAPTER_RUNS"
 FRAMES_VARIABLE = "LLAMA_ADAPTER_FRAMES"
-# As in adapter.base.llama, which imports torch.
-QUANTIZATIONS = ("auto", "packed-int8", "packed-int4", "nf4", "int8", "none")
 # Visitors of a Space come through proxies of its own network, which alone are believed about addresses.
 PROXIES_OF_A_SPACE = "127.0.0.1,::1,10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7"
 _PREFIX = "llama-adapter-"

@@ -220,8 +220,7 @@ def command_line(history: Sequence[Entry], base: Base, catalog: AdapterCatalog) 
     """The line for a POSIX shell that reproduces the last answer; empty if the last turn has none. More than a
     single message is read from the exported file. Folders are named without their path on this machine.
     """
-    from adapter.base.embedded import BASE
-    from adapter.base.llama import QUANTIZATIONS
+    from adapter.base.embedded import BASE, QUANTIZATIONS
     from adapter.serve.store import SHIPPED
 
     answered = conversation.last_recorded_answer(history)
