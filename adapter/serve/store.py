@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import time
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,6 @@ log = logging.getLogger(__name__)
 
 _MAX_CARD, _MAX_DESCRIPTION = 50_000, 300  # characters
 _MAX_LOADED = 32  # adapters in memory; a row keeps its own alive after it was evicted here
-# File times have a resolution of a few milliseconds: a second change within it would go unnoticed.
-_CLOCK_RESOLUTION = 0.02  # seconds
 FileVersion = tuple[tuple[int, ...], ...]
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "adapters"
 
@@ -136,15 +133,11 @@ def _list_names(folder: Path, only: str | None = None) -> list[str]:
 
 
 def _file_version(folder: Path) -> FileVersion:
-    """Identifies one state of the adapter's files; empty if they are missing or just changing."""
-    for _ in range(2):
-        try:
-            stats = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
-        except OSError:
-            return ()
-        age = time.time() - max(s.st_ctime for s in stats)
-        if not 0 <= age < _CLOCK_RESOLUTION:
-            # `cp -p` and `tar` restore an older st_mtime.
-            return tuple((s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino) for s in stats)
-        time.sleep(_CLOCK_RESOLUTION - age)
-    return ()
+    """Identifies one state of the adapter's files; empty if they are missing."""
+    try:
+        stats = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
+    except OSError:
+        return ()
+    # `cp -p` and `tar` restore an older st_mtime; within a tick of the clock `save_adapter` still changes st_ino,
+    # for the old file is there until the new one has been written.
+    return tuple((s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino) for s in stats)

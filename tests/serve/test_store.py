@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,6 +34,25 @@ def test_adapters_come_and_go(tmp_path, tiny_fingerprint, tiny_base):
     with pytest.raises(LoadError, match="no adapter 'poet'"):
         store.load("poet", tiny_base)
     assert torch.isfinite(second.prompts).all()  # a row that uses it can go on
+
+
+def test_an_adapter_that_is_written_again_within_a_tick_of_the_clock_is_another(
+    tmp_path, tiny_fingerprint, tiny_base, monkeypatch
+):
+    stat = os.stat
+
+    def still(path, **options):  # all files have the same times
+        found = stat(path, **options)
+        times = {"st_mtime_ns": 0, "st_ctime_ns": 0, "st_size": found.st_size, "st_ino": found.st_ino}
+        return SimpleNamespace(**times, st_mode=found.st_mode)
+
+    store = AdapterStore(tmp_path)
+    saved = [random_adapter(tiny_fingerprint, seed) for seed in (1, 2)]
+    for adapter in saved:
+        save_adapter(adapter, tmp_path / "poet")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "stat", still)
+            assert torch.equal(store.load("poet", tiny_base).prompts, adapter.prompts)
 
 
 def test_a_form_is_checked_when_its_adapter_is_loaded_and_not_when_it_is_listed(
