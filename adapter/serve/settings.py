@@ -6,10 +6,9 @@ Imports pydantic only: the page is up before torch is imported.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
 
 from adapter.errors import BadInput
 
@@ -24,7 +23,12 @@ MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
 MAX_SYSTEM = 2000  # characters: each answer's record holds them
 MAX_SEED = 2**63 - 1
 _LONGEST_NAME = 255  # of a folder
-_LONGEST_VALUE = 40  # characters of a wrong value that a sentence repeats
+# About what a visitor of the page can type wrongly.
+_SENTENCES = {
+    "seed": "The seed must be a whole number from 0 to 2^63 - 1.",
+    "stop": f"Stop texts are at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters.",
+    "system": f"The system prompt is a text of at most {MAX_SYSTEM} characters.",
+}
 # The page's sliders: their steps, and what is not as the field's range and default.
 _SLIDERS: dict[str, dict[str, float]] = {
     "strength": {"step": 0.05},
@@ -94,7 +98,7 @@ class SamplingSettings(BaseModel):
     )
     top_p: TopP = Field(0.75, title="Top-p", description="Top-p, above 0 and up to 1")
     max_tokens: MaxTokens = Field(256, title="Max tokens", description=f"Tokens at most, up to {MAX_TOKENS}")
-    seed: Seed = Field(None, title="The seed", description="Seed; the same one gives the same answer")
+    seed: Seed = Field(None, description="Seed; the same one gives the same answer")
     top_k: TopK = Field(0, title="Top-k", description="Top-k: only the k likeliest tokens; 0 is off")
     min_p: MinP = Field(
         0.0, title="Min-p", description="Min-p: only tokens as likely as this part of the likeliest; 0 is off"
@@ -128,7 +132,8 @@ class Settings(SamplingSettings):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
-            raise BadInput(explain(problem, str(problem["loc"][0]))) from None
+            name, what = str(problem["loc"][0]), problem["msg"].removeprefix("Value error, ")
+            raise BadInput(_SENTENCES.get(name) or f"{cls.model_fields[name].title}: {what}.") from None
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -179,28 +184,3 @@ def panel_values(kept: Mapping[str, Any]) -> dict[str, Any]:
             value = "\n".join(text.replace("\n", "\\n") for text in value)
         found[name] = value
     return found
-
-
-def explain(problem: ErrorDetails, name: str) -> str:
-    """What is wrong with the value of field `name`, for people."""
-    if name == "stop":
-        return f"Stop texts are at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters."
-    if name == "system":
-        return f"The system prompt is a text of at most {MAX_SYSTEM} characters."
-    field = Settings.model_fields[name]
-    title = field.title
-    if name == "others":
-        return f"{title} must be one of: {', '.join(get_args(Others))}."
-    value = problem["input"]
-    shown = repr(value) if isinstance(value, str) else str(value)
-    got = "" if value is None or len(shown) > _LONGEST_VALUE else f", got {shown}"
-    if name == "seed":
-        return f"{title} must be a whole number from 0 to 2^63 - 1{got}."
-    if name in ("adapter", "mix"):
-        return f"{title} must be the name of an adapter{got}."
-    if problem["type"].startswith(("float", "int", "bool")):
-        return f"{title} needs a {'whole ' if field.annotation is int else ''}number{got}."
-    limits = {type(limit).__name__: limit for limit in field.metadata}
-    if "Gt" in limits:
-        return f"{title} must lie above {limits['Gt'].gt:g} and be at most {limits['Le'].le:g}{got}."
-    return f"{title} must lie between {limits['Ge'].ge:g} and {limits['Le'].le:g}{got}."

@@ -20,15 +20,15 @@ def test_a_seed_is_read_as_typed_or_sent(typed: Any, seed: int | None) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("strength", 2.01, "Strength must lie between 0 and 2, got 2.01."),
-        ("temperature", float("nan"), "Temperature must lie between 0 and 2, got nan."),
-        ("temperature", True, "Temperature needs a number, got True."),
-        ("top_p", 0, "Top-p must lie above 0 and be at most 1, got 0."),
-        ("max_tokens", 1.5, "Max tokens needs a whole number, got 1.5."),
+        ("strength", 2.01, "Strength: Input should be less than or equal to 2."),
+        ("temperature", float("nan"), "Temperature: Input should be a finite number."),
+        ("temperature", True, "Temperature: Input should be a valid number."),
+        ("top_p", 0, "Top-p: Input should be greater than 0."),
+        ("max_tokens", 1.5, "Max tokens: Input should be a valid integer."),
         ("stop", "1\n2\n3\n4\n5", "Stop texts are at most 4 texts of 1 to 200 characters."),
         ("system", "x" * 2001, "The system prompt is a text of at most 2000 characters."),
         *(("seed", seed, "The seed must be a whole number") for seed in ("x", 1.5, -1, 2**63, "9" * 5000)),
-        ("mix", "a\nb", "Second adapter must be the name of an adapter"),
+        ("mix", "a\nb", "Second adapter: not printable."),
     ],
 )
 def test_a_wrong_value_is_one_sentence(field: str, value: Any, sentence: str) -> None:
