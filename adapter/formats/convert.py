@@ -27,7 +27,7 @@ from adapter.formats import hub, official_v1, official_v2, peft_adapter
 from adapter.formats.tensors import read_tensors, sanitize
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
-from adapter.method.config import AdapterConfig
+from adapter.method.config import AdapterConfig, GateActivation, Template
 
 OURS = "llama-adapter"
 WRITERS: Mapping[str, ModuleType] = {m.FORMAT: m for m in (peft_adapter, official_v1)}
@@ -37,7 +37,6 @@ CONVERTIBLE = (
     "a folder of ours (config.json), a PEFT folder (adapter_config.json), "
     "or a file of an official V1 or V2 adapter"
 )
-_DEFAULT_ACTIVATION, _DEFAULT_TEMPLATE = "tanh", "raw"  # where neither the file nor the user states one
 _WEIGHT_FILES = ("*.pth", "*.pt", "*.bin", "*.safetensors", "*.adapter")
 # Tensor names that only the V2 family has: biases, scales, LoRA, images.
 _OFFICIAL_V2 = re.compile(
@@ -58,8 +57,8 @@ class Options:
 
     base: str | None = None
     to_format: str = OURS
-    gate_activation: str | None = None  # of the source
-    template: str | None = None
+    gate_activation: GateActivation | None = None  # of the source
+    template: Template | None = None
     layers: int | None = None  # insertion layers, for official V1 only
 
 
@@ -123,7 +122,8 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
         raise LoadError(f"'{file.name}' {why_not}")
     if options.layers is not None and detected != official_v1.FORMAT:
         raise LoadError(f"'{file.name}' tells its insertion layers itself. Leave --layers out.")
-    known = {official_v2.FORMAT: "tanh", peft_adapter.FORMAT: "identity"}.get(detected)
+    by_definition: dict[str, GateActivation] = {official_v2.FORMAT: "tanh", peft_adapter.FORMAT: "identity"}
+    known = by_definition.get(detected)
     if known is not None and options.gate_activation not in (None, known):
         raise LoadError(
             f"The gates of {NAMES[detected]} are {known} by its definition. Leave --gate-activation out."
@@ -167,8 +167,8 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
             base=base,
             prompt_length=foreign.prompts.shape[1],
             insertion_layers=len(foreign.layers),
-            gate_activation=known or options.gate_activation or _DEFAULT_ACTIVATION,
-            template=foreign.template or _DEFAULT_TEMPLATE,
+            gate_activation=known or options.gate_activation or "tanh",
+            template=foreign.template or "raw",
             description=f"Converted from {NAMES[detected]}.",
         ),
         {"prompts": foreign.prompts, "gates": foreign.gates.expand(-1, base.num_attention_heads).contiguous()},

@@ -48,8 +48,7 @@ def read(
     count, assumed = _insertion_layers(path, len(rows), all_gates, stated, extras.get("args"))
     prompts = to_float32(path, PROMPTS, rows).view(count, -1, rows.shape[1])
     gates_of_layers, layers = all_gates[total - count :].clone(), range(total - count, total)
-    template = "alpaca"  # what it was trained on
-    return ForeignAdapter(prompts, gates_of_layers, layers, template, assumed=assumed)
+    return ForeignAdapter(prompts, gates_of_layers, layers, "alpaca", assumed=assumed)
 
 
 def _insertion_layers(

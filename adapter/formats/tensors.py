@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapter.errors import LoadError, first_line
+from adapter.method.config import Template
 
 # Numbers in the prompts of one adapter, far above any real one: more is a mistake or an attack on memory.
 MAX_NUMBERS = 2**27
@@ -36,7 +37,7 @@ class ForeignAdapter:
     prompts: Tensor
     gates: Tensor
     layers: Sequence[int]
-    template: str | None = None
+    template: Template | None = None
     base: str = ""  # the base that the source names
     assumed: Mapping[str, str] = field(default_factory=dict)  # row of the model card -> why it is assumed
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -14,8 +14,9 @@ from pydantic.dataclasses import dataclass
 from adapter.errors import BadInput, LoadError
 
 FORMAT_VERSION = 1
-GATE_ACTIVATIONS = ("tanh", "identity")
-TEMPLATES = ("chat", "alpaca", "raw")
+GateActivation = Literal["tanh", "identity"]
+Template = Literal["chat", "alpaca", "raw"]
+GATE_ACTIVATIONS, TEMPLATES = get_args(GateActivation), get_args(Template)
 MAX_FORM_BYTES = 16 * 2**10  # of UTF-8; rules that refer to one another end the process where they are far deeper
 MAX_BLOCKS = 64  # of visual queries, which are built before their weights are read
 MAX_NAME_LENGTH = 40  # characters of an adapter's name
@@ -79,11 +80,6 @@ def _at_least(least: int, **values: int) -> None:
             raise InvalidConfig(f"{name} must be at least {least}, got {value}")
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidConfig(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
 def base_label(name: str) -> str:
     """What fingerprints and messages call the base `name`: of a path on a machine only its last part."""
     is_path = re.match(r"[/\\~.]|[A-Za-z]:[/\\]", name)
@@ -130,8 +126,8 @@ class VisionConfig:
     """
 
     encoder: Line
-    projection: str = "global"
-    channels: str = "RGB"  # their order in the encoder's input; releases trained on BGR pictures keep it
+    projection: Literal["global", "label", "queries"] = "global"
+    channels: Literal["RGB", "BGR"] = "RGB"  # their order in the encoder's input
     feature_size: int = 0  # width of the concatenated multi-scale features; `global` and `label`
     hidden: int = 512  # of the MLP; `global` and `label`
     num_classes: int = 0  # of the encoder and further concepts, that have names; `label` only
@@ -148,8 +144,6 @@ class VisionConfig:
     heads: int = 6
 
     def __post_init__(self) -> None:
-        _one_of("vision.projection", self.projection, ("global", "label", "queries"))
-        _one_of("vision.channels", self.channels, ("RGB", "BGR"))
         if self.projection == "queries":
             _at_least(1, token_size=self.token_size, width=self.width, blocks=self.blocks, heads=self.heads)
             if self.blocks > MAX_BLOCKS:
@@ -199,9 +193,9 @@ class AdapterConfig:
     base: BaseFingerprint
     prompt_length: Positive = 10
     insertion_layers: Positive = 30  # the topmost L of the base's layers
-    gate_activation: str = "tanh"
+    gate_activation: GateActivation = "tanh"
     prompt_norm: bool = False  # pass prompts through the layer's frozen input_layernorm before k_proj, v_proj
-    template: str = "chat"
+    template: Template = "chat"
     description: str = ""
     form: str | None = None  # a grammar that the answers belong to, see `serve.form`
     vision: VisionConfig | None = None
@@ -209,8 +203,6 @@ class AdapterConfig:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        _one_of("gate_activation", self.gate_activation, GATE_ACTIVATIONS)
-        _one_of("template", self.template, TEMPLATES)
         total, tuned = self.base.num_hidden_layers, 0 if self.tuning is None else self.tuning.layers
         for name, layers in (("insertion_layers", self.insertion_layers), ("tuning.layers", tuned)):
             if layers > total:

@@ -49,7 +49,7 @@ RUNS = [
 REFUSED = [
     ({"prompt_length": 0}, "prompt_length: .* greater than or equal to 1, got 0"),
     ({"insertion_layers": 5}, "at most the base's 4, got 5"),
-    ({"gate_activation": "relu"}, "gate_activation must be one of tanh, identity"),
+    ({"gate_activation": "relu"}, "gate_activation: Input should be 'tanh' or 'identity', got 'relu'"),
     ({"form": "x" * (MAX_FORM_BYTES + 1)}, f"form must be null, or have at most {MAX_FORM_BYTES} bytes"),
     ({"format_version": 2}, "format_version must be 1, got 2"),
     ({"vision": LABEL, "prompt_length": 7 + KIND_LENGTH}, "prompt_length must be more than 10 .* got 10"),
@@ -62,7 +62,7 @@ REFUSED_PARTS = [
     (LABEL, "num_classes", 1, "num_classes must be at least 2, got 1"),
     *((QUERIES, name, -1, f"{name} must be at least 1") for name in ("token_size", "width", "blocks", "heads")),
     (QUERIES, "width", 13, "multiple of heads 3, got 13"),
-    (QUERIES, "channels", "GRB", "vision.channels must be one of RGB, BGR"),
+    (QUERIES, "channels", "GRB", "channels: Input should be 'RGB' or 'BGR', got 'GRB'"),
     (QUERIES, "blocks", MAX_BLOCKS + 1, f"at most {MAX_BLOCKS}"),
     (TUNING, "lora_rank", -1, "lora_rank: .* greater than or equal to 0"),
     (TuningConfig(64, norms=True), "norms", False, "must change something"),
