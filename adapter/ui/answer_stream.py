@@ -89,10 +89,8 @@ class AnswerProgress:
     settings: Settings
     notes: list[str] = field(default_factory=list)
     text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)  # with those of the beginning that it goes on from
     rate: float | None = None  # tokens/s; None until it has ended
-    begun_tokens: int = 0  # of the beginning that it goes on from
     xray: list[str] = field(default_factory=list)  # a line for each token that the frozen base has read
     _written: list[GenerationEvent] = field(default_factory=list)  # by token
 
@@ -105,13 +103,11 @@ class AnswerProgress:
         if event.token_id is not None:
             self.token_ids.append(event.token_id)
             self._written.append(event)
-        self.tokens = len(self.token_ids)
         for base in event.base_logprobs:
             token = self._written[len(self.xray)]
             own = () if token.choices is None else token.choices.top
             self.xray.append(xray_line(token.text, token.logprob or 0.0, base, own))
         if event.stats is not None:
-            self.tokens = self.begun_tokens + event.stats.new_tokens
             self.rate = event.stats.tokens_per_s or None
             self.notes += texts.ENDINGS[event.finish_reason]
 
@@ -122,7 +118,7 @@ class AnswerProgress:
             parts = [settings.adapter, texts.strength(settings.strength)]
         if settings.mix:
             parts.append(texts.mixed_in(settings.mix, settings.mix_strength))
-        parts.append(texts.tokens(self.tokens))
+        parts.append(texts.tokens(len(self.token_ids)))
         if self.rate is not None:
             parts.append(texts.rate(self.rate))
         return " · ".join([*parts, *self.notes])
@@ -178,7 +174,7 @@ def stream(
         settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
     settings, begun_ids = with_seed(settings), former.token_ids if former else ()
     visual, picture = uses_picture(catalog, settings), conversation.latest_picture(history)
-    progress = AnswerProgress(settings, token_ids=list(begun_ids), begun_tokens=len(begun_ids))
+    progress = AnswerProgress(settings, token_ids=list(begun_ids))
     progress.note_unused_picture(picture is not None, visual)
     image = open_upload(picture) if visual and picture else None
     engine = provider.engine()

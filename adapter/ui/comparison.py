@@ -46,7 +46,7 @@ class Pane(AnswerProgress):
                 self.message = texts.STOPPED_BEFORE_TEXT if cancelled else texts.EMPTY_ANSWER
 
     def to_html(self) -> str:
-        line = self.stats_line() if self.tokens else ""
+        line = self.stats_line() if self.token_ids else ""
         stats = f'<div class="stats">{html.escape(line)}</div>' if line else ""
         if not self.text.strip():
             return f'<div class="answer-text muted">{html.escape(self.message)}</div>{stats}'
