@@ -6,6 +6,7 @@ Imports pydantic only: the page is up before torch is imported.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -14,6 +15,7 @@ from adapter.errors import BadInput
 
 PAGE_PENALTY = 1.1  # repetition penalty where a person chats; measured, see docs/log.md
 BASE_ONLY = ""  # the value of `adapter` and `mix` for "no adapter"
+SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "adapters"  # that come with the program
 MAX_STRENGTH = 2.0
 MAX_TEMPERATURE = 2.0
 MAX_TOKENS = 2048
@@ -149,7 +151,7 @@ class Settings(SamplingSettings):
         return self.checked({**self.model_dump(), **changes})
 
 
-# The page's side panel, which is kept in the browser and exported; early versions kept the values in this order.
+# The page's side panel, which is kept in the browser and exported.
 PANEL = (
     *("adapter", "strength", "temperature", "top_p", "max_tokens", "seed", "mix", "mix_strength"),
     *("top_k", "min_p", "repetition_penalty", "stop", "system", "others"),

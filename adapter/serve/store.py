@@ -20,13 +20,13 @@ from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, read_config
 from adapter.method.config import AdapterConfig, BaseFingerprint
 from adapter.serve.form import check_form
+from adapter.serve.settings import SHIPPED
 
 log = logging.getLogger(__name__)
 
 _MAX_CARD, _MAX_DESCRIPTION = 50_000, 300  # characters
 _MAX_LOADED = 32  # adapters in memory; a row keeps its own alive after it was evicted here
 FileVersion = tuple[tuple[int, ...], ...]
-SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "adapters"
 
 
 @dataclass(frozen=True)

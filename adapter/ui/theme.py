@@ -13,6 +13,7 @@ import gradio as gr
 from markdown_it import MarkdownIt
 
 from adapter.errors import AdapterError, Busy
+from adapter.serve.settings import SHIPPED
 from adapter.server.generation import AdapterCatalog
 from adapter.ui.gradio_internals import PHOTOGRAPH
 from adapter.ui.images import data_url, write_upload
@@ -31,10 +32,8 @@ SCRIPTS = ("conversations.js", "page.js")  # go into the page's head, in this or
 HEAD = "".join(f"<script>{(STATIC / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)
 HEAD += styles_html()
 ICON = STATIC / "icon.png"
-_ASSETS = Path(__file__).resolve().parents[2] / "assets"
-SHIPPED = _ASSETS / "adapters"  # as in serve/store.py, which imports torch: the page is there before it
-DRAWING = _ASSETS / "examples" / "traffic-light.png"
-FILM_EXAMPLE = _ASSETS / "examples" / "filmstrip.json"
+DRAWING = SHIPPED.parent / "examples" / "traffic-light.png"
+FILM_EXAMPLE = DRAWING.with_name("filmstrip.json")
 XRAY_KEY = f'<span class="xray-key">{texts.LESS_LIKELY}<i></i>{texts.MORE_LIKELY}</span>'
 
 
@@ -55,8 +54,6 @@ class ExampleCard:
 
 def examples() -> list[ExampleCard]:
     """For the shipped adapters. Pictures are copied to the uploads, the only files that a message may name."""
-    if not DRAWING.is_file():
-        return []
     photograph, drawing = (write_upload(path.read_bytes()) for path in (PHOTOGRAPH, DRAWING))
     gr.set_static_paths([photograph, drawing])  # which are not deleted by age
     cards = [
@@ -70,10 +67,7 @@ def examples() -> list[ExampleCard]:
 
 def recorded_films() -> list[dict[str, Any]]:
     """What shipped adapters once answered, a film each; tests/ui/compare/test_filmstrip_example.py makes them."""
-    if not FILM_EXAMPLE.is_file():
-        return []
-    films: list[dict[str, Any]] = json.loads(FILM_EXAMPLE.read_text(encoding="utf-8"))
-    return films
+    return json.loads(FILM_EXAMPLE.read_text(encoding="utf-8"))
 
 
 def films_html(adapters: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gradio as gr
 
 from adapter.errors import AdapterError, BadInput
-from adapter.serve.settings import BASE_ONLY, PANEL, Settings
+from adapter.serve.settings import BASE_ONLY, PANEL, SHIPPED, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
 from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request, whole_answer
@@ -221,7 +221,6 @@ def command_line(history: Sequence[Entry], base: Base, catalog: AdapterCatalog) 
     single message is read from the exported file. Folders are named without their path on this machine.
     """
     from adapter.base.embedded import BASE, QUANTIZATIONS
-    from adapter.serve.store import SHIPPED
 
     answered = conversation.last_recorded_answer(history)
     asked = len(conversation.without_last_answer(history))
