@@ -74,7 +74,7 @@ ALMOST_TRANSCRIPT = st.builds(
         "messages": messages,
         "settings": settings,
     },
-    st.sampled_from([1, 1, 1, 2, True, "1"]),
+    st.sampled_from([2, 2, 2, 1, True, "2"]),
     st.lists(_MESSAGE, max_size=4) | ANY_JSON,
     ANY_JSON,
 )

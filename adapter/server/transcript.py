@@ -1,9 +1,9 @@
 """A conversation as self-contained JSON: what the page exports and imports, and what the command line reads.
 
 `{"format", "version", "settings", "messages", "pictures"}`. A message has a role and a text or a picture: a key of
-`pictures`, which holds each once, as a data URL. Version 1 had the data URL in the message. An answer may have a
-line about it and a record. Files come from strangers, so everything is checked; a remark stands in place of a
-message that is malformed. What exceeds a limit is no fault: `fit` drops the oldest, for writers and readers alike.
+`pictures`, which holds each once, as a data URL. An answer may have a line about it and a record. Files come from
+strangers, so everything is checked; a remark stands in place of a message that is malformed. What exceeds a limit
+is no fault: `fit` drops the oldest, for writers and readers alike.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class _Document(BaseModel):
 
     model_config = ConfigDict(strict=True)
     format: Literal["llama-adapter conversation"]
-    version: Literal[1, 2]
+    version: Literal[2]
     messages: list[Any]
     settings: Any = None
     pictures: dict[Any, Any] = {}
@@ -234,7 +234,7 @@ def check(document: object, limits: Limits = FILE) -> Transcript:
         read = _Document.model_validate(document)
     except ValidationError as error:
         if error.errors(include_url=False, include_input=False)[0]["loc"] == ("version",):
-            raise BadInput(f"The file's version is neither 1 nor {VERSION}. Export it again.") from None
+            raise BadInput(f"The file's version is not {VERSION}. Export it again.") from None
         raise BadInput("The file holds no conversation. Choose one that was exported here.") from None
     names: dict[str, str] = {}  # of the pictures, by their data URLs
     checked = [_checked(message, read.pictures, names) for message in read.messages]
@@ -258,7 +258,7 @@ def _checked(message: object, pictures: Mapping[Any, Any], names: dict[str, str]
         has_picture = isinstance(message, dict) and "picture" in message
         return _remark(PICTURE_NOT_KEPT if has_picture else MESSAGE_NOT_KEPT)
     if read.role == "user" and read.picture is not None:
-        url = pictures.get(read.picture, read.picture)
+        url = pictures.get(read.picture)
         if not isinstance(url, str) or not url.startswith("data:image/"):
             return _remark(PICTURE_NOT_KEPT)
         return {"role": read.role, "picture": names.setdefault(url, str(len(names)))}

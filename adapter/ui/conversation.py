@@ -31,8 +31,7 @@ class Variant(NamedTuple):
     record: str
 
 
-# Records come back from a browser: everything in them is checked. They have had these settings always.
-_OLDEST_FIELDS = {"adapter", "strength", "temperature", "top_p", "max_tokens", "seed"}
+# Records come back from a browser: everything in them is checked.
 _MAX_CHARACTERS = 100_000
 _MAX_VARIANTS = 8
 _Count = Annotated[int, Field(ge=0, strict=True)]
@@ -71,12 +70,10 @@ _RECORD = TypeAdapter(AnswerRecord)
 
 def read_record(fields: Mapping[str, Any] | None) -> AnswerRecord | None:
     """The record in an object of a file; None for any other."""
-    if not fields or not fields.keys() >= _OLDEST_FIELDS or fields["seed"] is None:
+    if not fields or fields.get("seed") is None:
         return None
     try:
-        # Early records have read all that others answered, and have 0 where the time ended before the first token.
-        settings = Settings.checked({"others": "all", **fields, "max_tokens": fields["max_tokens"] or 1})
-        return _RECORD.validate_python({**fields, "settings": settings})
+        return _RECORD.validate_python({**fields, "settings": Settings.checked(fields)})
     except (BadInput, ValidationError):
         return None
 
@@ -137,7 +134,7 @@ class RecordedAnswer(NamedTuple):
 
 def to_messages(history: Sequence[Entry]) -> tuple[Message, ...]:
     """The messages for the model: texts only, adjacent ones of one speaker joined, those by the page left out. An
-    answer has the name of who gave it if it has a record: one without is the visitor's, or of an early version.
+    answer has the name of who gave it if it has a record: one without is the visitor's.
     """
     return transcript.merge_turns(
         (entry.role, entry.text, entry.record.settings.answerer if entry.record else None) for entry in history

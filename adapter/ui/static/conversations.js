@@ -4,7 +4,6 @@
 
 (() => {
   const [SETTINGS, CURRENT] = ["llama-adapter:settings", "llama-adapter:conversation"];
-  const OLD = ["llama-adapter:words", "llama-adapter:pictures"]; // where the first versions kept one conversation
   const UNDO_MS = 3_600_000; // after which a deleted conversation is gone from the browser
   const LINK = "#chat=";
   const EMPTY = { format: "llama-adapter conversation", version: 2 };
@@ -86,16 +85,10 @@
           target.result.filter((key) => !used.has(key)).forEach((key) => images.delete(key));
       };
     });
-  const takeOver = async () => {
-    const [document, images] = OLD.map((key) => parse(shared.getItem(key)));
-    const changes = { document, changed: Date.now(), settings: parse(shared.getItem(SETTINGS)) };
-    if (document?.messages) await change(newId(), changes, images ?? {});
-    OLD.forEach((key) => shared.removeItem(key));
-  };
   const begin = async () => {
     const all = async () => {
       await database.catch(() => (keepsNothing = true));
-      for (const step of keepsNothing ? [] : [load, takeOver]) await step().catch(() => {}); // the page works without
+      if (!keepsNothing) await load().catch(() => {}); // the page works without
     };
     await soon(all());
     shown = { id: linked() ? newId() : (own.getItem(CURRENT) ?? listed()[0]?.id ?? newId()) };

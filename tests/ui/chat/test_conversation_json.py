@@ -271,7 +271,7 @@ def test_no_path_leads_out_of_the_uploads(
         images.read_upload(str(link))
     history = conversation.user_turn("what?", path)
     assert json.loads(to_file(history)[0])["messages"][0]["text"] == PICTURE_NOT_KEPT
-    stored = {"format": transcript.FORMAT, "version": 1, "messages": [{"role": "user", "picture": path}]}
+    stored = transcript.to_document([{"role": "user", "picture": path}])
     assert conversation.latest_picture(from_browser(stored, {path: path})) is None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -79,13 +78,6 @@ def test_a_file_is_exported_and_imported(visit: Callable[..., Visitor], tmp_path
     assert "not JSON" in visitor.toast()
     visitor.reload()
     visitor.wait_for_rows(rows)
-    # The one conversation that the first versions kept is taken over, once.
-    old = visit()
-    for key, value in (("pictures", found.pop("pictures")), ("words", found)):
-        old.page.evaluate("kept => localStorage.setItem(...kept)", [f"llama-adapter:{key}", json.dumps(value)])
-    old.reload()
-    old.wait_for_rows(rows)
-    assert old.loaded_picture() and old.page.evaluate("localStorage.getItem('llama-adapter:words')") is None
 
 
 def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Callable[..., Visitor]) -> None:
