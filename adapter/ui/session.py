@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -225,6 +225,10 @@ class Conversations:
             if change.session is not None or change.conversation.change is not change:
                 return
             change.session, change.stopped = "", True  # nobody takes it from now on
+        change.cancel()
+        with suppress(Exception):  # what was written meanwhile stays
+            change.shown = [update for update in change.updates or () if isinstance(update, list)][-1]
+            change.conversation.history = change.result
         self._release(change)
 
     def _weigh(self, shown: Conversation) -> None:
