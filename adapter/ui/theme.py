@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 from markdown_it import MarkdownIt
@@ -33,7 +32,7 @@ HEAD = "".join(f"<script>{(STATIC / name).read_text(encoding='utf-8')}</script>"
 HEAD += styles_html()
 ICON = STATIC / "icon.png"
 DRAWING = SHIPPED.parent / "examples" / "traffic-light.png"
-FILM_EXAMPLE = DRAWING.with_name("filmstrip.json")
+FILM_EXAMPLE = DRAWING.with_name("filmstrip.json")  # tests/ui/compare/test_filmstrip_example.py makes it
 XRAY_KEY = f'<span class="xray-key">{texts.LESS_LIKELY}<i></i>{texts.MORE_LIKELY}</span>'
 
 
@@ -65,15 +64,10 @@ def examples() -> list[ExampleCard]:
     return [card for card in cards if (SHIPPED / card.adapter).is_dir()]
 
 
-def recorded_films() -> list[dict[str, Any]]:
-    """What shipped adapters once answered, a film each; tests/ui/compare/test_filmstrip_example.py makes them."""
-    return json.loads(FILM_EXAMPLE.read_text(encoding="utf-8"))
-
-
 def films_html(adapters: Sequence[str]) -> str:
     """The films of `adapters` for the empty chat. page.js shows the chosen one's, at its strength."""
     parts = []
-    for film in recorded_films():
+    for film in json.loads(FILM_EXAMPLE.read_text(encoding="utf-8")):
         if (name := film["settings"]["adapter"]) in adapters:
             frames = "".join(f"<p>{''.join(map(_word_html, answer)).strip()}</p>" for answer in film["answers"])
             picture = f'<img alt="" src="{data_url(DRAWING.read_bytes())}">' if name == "see" else ""
@@ -142,16 +136,8 @@ def short_choices(choices: list[tuple[str, str]], none: str) -> list[tuple[str, 
 
 
 def command_box(text: str, label: str, elem_id: str) -> gr.Textbox:
-    return gr.Textbox(
-        text,
-        label=label,
-        lines=2,
-        max_lines=8,
-        interactive=False,
-        buttons=["copy"],
-        elem_id=elem_id,
-        elem_classes="command",
-    )
+    look = {"lines": 2, "max_lines": 8, "interactive": False, "buttons": ["copy"], "elem_classes": "command"}
+    return gr.Textbox(text, label=label, elem_id=elem_id, **look)
 
 
 def data_attributes(values: Mapping[str, str]) -> str:

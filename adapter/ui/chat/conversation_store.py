@@ -217,14 +217,14 @@ def sent_text(event: gr.EventData, name: str) -> str:
 
 
 def command_line(history: Sequence[Entry], base: Base, catalog: AdapterCatalog) -> str:
-    """The line for a POSIX shell that reproduces the last answer; empty if the last turn has none. More than a
-    single message is read from the exported file. Folders are named without their path on this machine.
+    """The line for a POSIX shell that reproduces the last answer; empty if the last turn has none, or it branched.
+    More than a single message is read from the exported file. Folders have no path of this machine.
     """
     from adapter.base.embedded import BASE, QUANTIZATIONS
 
     answered = conversation.last_recorded_answer(history)
     asked = len(conversation.without_last_answer(history))
-    if answered is None or not any(entry.record for entry in history[asked:]):
+    if answered is None or answered.record.branched or not any(entry.record for entry in history[asked:]):
         return ""
     settings, words, folders = answered.record.settings, ["python", "-m", "adapter"], [SHIPPED]
     for name in settings.adapters:

@@ -60,7 +60,9 @@ def read_message(message: dict[str, Any] | None) -> tuple[str, str | None] | Non
         toast(texts.NOTHING_TO_SEND, 4)
         return None
     check_length(text)
-    return text or texts.DEFAULT_QUESTION, files[-1] if files else None
+    if len(files) > 1:
+        toast(texts.ONE_PICTURE)
+    return text or texts.DEFAULT_QUESTION, files[0] if files else None
 
 
 class ChatEvents:
@@ -109,7 +111,7 @@ class ChatEvents:
             return None
         if not (0 <= index < len(record.token_ids) and 0 <= token < engine.base.fingerprint.vocab_size):
             return None
-        begun = replace(record, token_ids=(*record.token_ids[:index], token), before=(), after=())
+        begun = replace(record, token_ids=(*record.token_ids[:index], token), branched=True, before=(), after=())
         asked, others = conversation.without_last_answer(shown.history), conversation.variants(shown.history)
         return Turn(asked, variants=others, begun=Entry("assistant", record=begun), offers=False)
 
@@ -122,8 +124,12 @@ class ChatEvents:
 
     def follow(self, id: str, request: gr.Request, **settings: Any) -> Iterator[Updates]:
         """Goes on with an answer that is being written, once the page that showed it has left."""
-        with suppress(Forgotten, NotOpen), self.conversations.taken_over(request.session_hash, id) as change:
-            yield from self._read(Turn(change.shown), change, settings)
+        with suppress(Forgotten, NotOpen):
+            with suppress(NotOpen), self.conversations.taken_over(request.session_hash, id) as change:
+                yield from self._read(Turn(change.shown), change, settings)
+                return
+            shown = self.conversations.shown(request.session_hash, id)  # another page may have read it to its end
+            yield self.store.show(shown, shown.newest)
             return
         yield _NO_CHANGE
 
@@ -300,7 +306,7 @@ def _edited(shown: Conversation, row: object, value: object, before: object, kno
     role = history[index].role if index >= 0 else "page"
     if role == "page" or (role == "assistant" and (text == before or not index)):
         return None
-    if role == "user" and before and before != history[index].text.strip():
+    if before and before != history[index].text.strip():
         return None  # the page shows an older state of the conversation
     if not text:
         raise BadInput(texts.EMPTY_EDIT if role == "user" else texts.EMPTY_CORRECTION)

@@ -238,11 +238,12 @@ def test_another_word_begins_a_branch_and_the_former_answers_stay() -> None:
     assert request.answer_ids == (7, 9) and request.strength == 0.5 and request.messages[-1].text == "hello"
     assert list(page.buttons()) == ["‹", "2/2", "›"]
     assert page.record.token_ids == (7, 9, 7, 7, 7) and page.record.settings.max_tokens == 5
+    assert page.store._command_line(page.chat) == texts.NO_COMMAND_LINE, "its settings do not give it again"
     page.choose(page.buttons()["‹"])
-    assert page.record.token_ids == (7, 7, 7)
+    assert page.record.token_ids == (7, 7, 7) and "poet" in page.store._command_line(page.chat)
 
 
-def test_a_picture_goes_to_the_visual_adapter(picture: str) -> None:
+def test_a_picture_goes_to_the_visual_adapter(picture: str, toasts: list[str]) -> None:
     page = Page().send("", [picture], adapter="see")
     requests = page.engine.requests
     assert page.shown[:2] == ["<picture>", "What is in this picture?"] and requests[0].image.size == (8, 8)
@@ -256,7 +257,8 @@ def test_a_picture_goes_to_the_visual_adapter(picture: str) -> None:
     page.do("undo")
     assert page.chat == [] and page.box["value"]["text"] == "who?"
     assert [Path(file).name for file in page.box["value"]["files"]] == ["picture.png"]
-    page.send("what?", [picture], adapter="poet", mix="see")
+    page.send("what?", [picture, "another"], adapter="poet", mix="see")
+    assert toasts == [texts.ONE_PICTURE]
     assert requests[4].image is not None, "a visual adapter that is mixed in sees too"
 
 
@@ -414,6 +416,7 @@ def test_an_answer_goes_on_after_a_reload_and_can_be_stopped() -> None:
     other.do("follow")
     assert other.words() == ["one", "you said: "], "one page goes on with it"
     assert again.send("two").words()[-1] == "you said: two!"
+    assert other.do("follow").words() == again.words(), "a page that is behind catches up"
 
 
 def test_an_answer_that_nobody_reads_ends_and_one_that_is_read_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,7 +430,8 @@ def test_an_answer_that_nobody_reads_ends_and_one_that_is_read_stays(monkeypatch
     assert other.do("follow").words() == ["one", "you said: "]
     answering.close()  # type: ignore[attr-defined]
     wait_until(lambda: page.engine.closed == 1)
-    assert page.do("follow").words() == ["one", "you said: "]
+    page.open("first")
+    assert page.words() == ["one", "you said: "] and "Continue" in page.buttons()
 
 
 def test_conversations_have_a_bounded_place(monkeypatch: pytest.MonkeyPatch) -> None:

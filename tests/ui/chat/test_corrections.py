@@ -67,6 +67,7 @@ def test_a_corrected_answer_stays_in_the_conversation_without_a_record(toasts: l
     for index, value in wrong:
         assert corrected(page, index, value) == (rows, gr.skip())
     assert toasts == [texts.EMPTY_CORRECTION]
+    assert corrected(page, 1, "Better.", "Of another time.") == (rows, gr.skip()), "the page was behind"
     shown, corrections = corrected(page, 1, " Better. <\u2060b> ")
     assert shown[0] == "One?" and page.words()[1] == contents(corrections[0])[-1][1] == "Better. <b>"
     assert page.chat[1].about == texts.YOUR_WORDS and not page.chat[1].record
