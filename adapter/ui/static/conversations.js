@@ -29,7 +29,7 @@
   for (const name of ["localStorage", "sessionStorage"]) // Gradio's BrowserState (6.31) relies on the first
     if (!attempt(() => window[name])) Object.defineProperty(window, name, { value: inMemory() });
   const [shared, own] = [localStorage, sessionStorage]; // the second is this tab's
-  const database = new Promise((resolve, reject) => {
+  const openDatabase = (resolve, reject) => {
     const request = indexedDB.open("llama-adapter", 1);
     request.onupgradeneeded = () => {
       request.result.createObjectStore("conversations", { keyPath: "id" });
@@ -37,17 +37,24 @@
     };
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
-  });
+  };
+  let database = new Promise(openDatabase);
   // A page does not wait for ever for a storage that does not answer. What comes later is listed and kept all the same.
   const soon = (promise) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, 10_000))]);
   // Resolves to the result of the request that `act` returns, when all is written; rejects if nothing is.
-  const transact = async (mode, act) => {
-    const transaction = (await database).transaction(["conversations", "pictures"], mode);
-    return new Promise((resolve, reject) => {
-      transaction.onabort = () => reject(transaction.error);
-      const request = act(transaction.objectStore("conversations"), transaction.objectStore("pictures"));
-      transaction.oncomplete = () => resolve(request?.result);
-    });
+  const transact = async (mode, act, again = true) => {
+    try {
+      const transaction = (await database).transaction(["conversations", "pictures"], mode);
+      return await new Promise((resolve, reject) => {
+        transaction.onabort = () => reject(transaction.error);
+        const request = act(transaction.objectStore("conversations"), transaction.objectStore("pictures"));
+        transaction.oncomplete = () => resolve(request?.result);
+      });
+    } catch (error) {
+      if (!again || !["InvalidStateError", "UnknownError"].includes(error?.name)) throw error;
+      database = new Promise(openDatabase); // the browser has closed it
+      return transact(mode, act, false);
+    }
   };
 
   // What the list shows, by id: {id, title, changed, deleted, settings, document}. document: of transcript.py, with
@@ -111,9 +118,8 @@
       try {
         await write(sent);
         full = false;
-      } catch (error) {
-        if (error?.name !== "QuotaExceededError") return;
-        if (!full) act("STORAGE_FULL");
+      } catch {
+        if (!full && !keepsNothing) act("STORAGE_FULL");
         full = true;
         await write({}).catch(() => {});
       }
@@ -137,11 +143,13 @@
     if (settings && id === shown.id) changes.settings = settings;
     change(id, changes, sent);
   };
+  const isUnsavedLink = () => shown.unsaved?.source === "link";
   const amend = (id, changes) => conversations.has(id) && change(id, changes);
   const remember = (names, values) => {
     settings = Object.fromEntries(names.map((name, i) => [name, values[i] ?? ""]));
-    for (const storage of [shared, own]) attempt(() => storage.setItem(SETTINGS, JSON.stringify(settings)));
     amend(shown.id, { settings });
+    if (isUnsavedLink()) return; // its settings are a stranger's
+    for (const storage of [shared, own]) attempt(() => storage.setItem(SETTINGS, JSON.stringify(settings)));
   };
 
   // The text of a file, a message a line: a document with its settings and pictures.
@@ -189,6 +197,10 @@
     list().close();
     hideUndo();
     leaveLink();
+    if (isUnsavedLink() && !unsaved) {
+      attempt(() => own.setItem(CURRENT, id));
+      return soon(writing).then(() => location.reload()); // with the visitor's own settings
+    }
     next = { id, unsaved };
     if (!isOpening) send();
     if (matchMedia("(hover: hover)").matches) find("#box textarea")?.focus();

@@ -33,7 +33,7 @@
       return (response = await fetch(...asked));
     } finally {
       clearTimeout(late);
-      if (regular) serverIs(Boolean(response));
+      if (regular) serverIs(response?.status < 502); // a proxy may answer for it
       if (joins && response && streams) missed = true; // maybe
       if (joins && !response?.ok) window.chatPage.refused(); // an event ends without a result
     }

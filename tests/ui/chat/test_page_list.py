@@ -126,3 +126,6 @@ def test_a_conversation_that_cannot_be_opened_leaves_the_page_able_to_send(visit
     assert "413" in visitor.complaints.pop() and not visitor.complaints
     visitor.open_conversation("Good morning.")
     visitor.page.locator("#chat").get_by_text("you said: Good morning.!").wait_for()
+    visitor.page.route("**/run/predict*", lambda route: route.fulfill(status=502), times=1)  # as a proxy does
+    visitor.page.get_by_role("alert").get_by_text(texts.SERVER_GONE).wait_for()
+    visitor.complaints.clear()

@@ -38,6 +38,18 @@ def test_a_full_storage_keeps_what_it_has_and_says_so(browser: Any, url: str) ->
     context.close()
 
 
+def test_a_storage_that_the_browser_has_closed_is_opened_again(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    visitor.page.evaluate(
+        """({ transaction } = IDBDatabase.prototype) => void (IDBDatabase.prototype.transaction = function (...a) {
+            this.close();
+            return Object.assign(IDBDatabase.prototype, { transaction }) && this.transaction(...a);
+        })"""
+    )
+    visitor.ask("Good morning.")
+    wait_until(lambda: "you said: Good morning." in str(visitor.stored()))
+
+
 def test_without_any_storage_the_page_works(browser: Any, url: str) -> None:
     context = browser.new_context()
     context.add_init_script(
@@ -99,6 +111,10 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Ca
     assert "came with the link" in reader.toast()
     strength = reader.page.get_by_label("number input for Strength")
     wait_until(lambda: (reader.picked, strength.input_value()) == ("see", "0.5"))
+    reader.new_conversation()
+    wait_until(lambda: (reader.picked, strength.input_value()) == ("", "1"))
+    reader.page.goto(link)
+    reader.wait_for_rows(rows)
     reader.page.goto(address)
     reader.wait_for_rows(own)
     reader.page.goto(link)
