@@ -93,11 +93,7 @@
       };
     });
   const begin = async () => {
-    const all = async () => {
-      await database.catch(() => (keepsNothing = true));
-      if (!keepsNothing) await load().catch(() => {}); // the page works without
-    };
-    await soon(all());
+    await soon(database.then(load, () => (keepsNothing = true))).catch(() => {}); // the page works without
     shown = { id: linked() ? newId() : (own.getItem(CURRENT) ?? listed()[0]?.id ?? newId()) };
     if (linked()) shown.unsaved = { text: await fromLink(linked()), source: "link" };
   };

@@ -191,6 +191,13 @@
   document.addEventListener("input", ({ target }) => target.closest?.("#strength, #picker") && showFilm());
   document.addEventListener("llama-adapter:settings", () => requestAnimationFrame(showFilm));
 
+  // Corrections are read when a page is loaded: one that is behind another tab's is loaded anew before it changes them.
+  let isBehind = false; // each load encrypts what is kept anew, in the same length
+  const isChange = ({ key, oldValue, newValue }) => key?.endsWith(":corrections") && oldValue?.length !== newValue?.length;
+  addEventListener("storage", (event) => (isBehind ||= isChange(event)));
+  const pencil = '#teach button, #chat [title="Say it like this"]';
+  document.addEventListener("click", ({ target }) => isBehind && target.closest?.(pencil) && location.reload(), true);
+
   // An unsent message outlives a reload of its tab; Gradio reloads the page when a server is back.
   const DRAFT = "llama-adapter:draft";
   let restored = false;
