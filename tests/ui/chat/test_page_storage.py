@@ -41,10 +41,10 @@ def test_a_full_storage_keeps_what_it_has_and_says_so(browser: Any, url: str) ->
 def test_a_storage_that_the_browser_has_closed_is_opened_again(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     visitor.page.evaluate(
-        """({ transaction } = IDBDatabase.prototype) => void (IDBDatabase.prototype.transaction = function (...a) {
+        """(({ transaction }) => void (IDBDatabase.prototype.transaction = function (...asked) {
             this.close();
-            return Object.assign(IDBDatabase.prototype, { transaction }) && this.transaction(...a);
-        })"""
+            return Object.assign(IDBDatabase.prototype, { transaction }) && this.transaction(...asked);
+        }))(IDBDatabase.prototype)"""
     )
     visitor.ask("Good morning.")
     wait_until(lambda: "you said: Good morning." in str(visitor.stored()))
@@ -113,9 +113,7 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Ca
     wait_until(lambda: (reader.picked, strength.input_value()) == ("see", "0.5"))
     reader.new_conversation()
     wait_until(lambda: (reader.picked, strength.input_value()) == ("", "1"))
-    reader.page.goto(link)
-    reader.wait_for_rows(rows)
-    reader.page.goto(address)
+    reader.open_conversation("Good morning.")
     reader.wait_for_rows(own)
     reader.page.goto(link)
     reader.wait_for_rows(rows)
