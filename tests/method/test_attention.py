@@ -60,19 +60,6 @@ def test_equals_the_paper_written_out(tiny, tiny_fingerprint, activation, prompt
     assert_close(got, want, rtol=1e-4, atol=1e-5)  # softmax and RMSNorm run in fp32
 
 
-def test_generate_equals_the_uncached_forward_pass(tiny, tiny_fingerprint):
-    kv = random_adapter(tiny_fingerprint)(tiny)
-    want = greedy_without_cache(tiny, IDS, 10, prompt_kv=kv)
-    got = tiny.generate(
-        input_ids=IDS,
-        attention_mask=torch.ones_like(IDS),
-        max_new_tokens=10,
-        do_sample=False,
-        prompt_kv=kv,
-    )
-    assert got.tolist() == want.tolist()
-
-
 def test_left_padded_rows_equal_themselves_alone(tiny, tiny_fingerprint):
     kv = random_adapter(tiny_fingerprint)(tiny)
     short = IDS[:1, :7]

@@ -110,15 +110,10 @@ def test_a_gpu_trains_and_goes_on(run, stop_after, settings, tmp_path):
 
 
 def test_what_does_not_apply_is_refused(run, capsys):
-    for words, sentence in (
-        (["data=nope", "preset=small"], "There is no file or folder 'nope'"),
-        (["data=."], "steps or epochs must be above 0"),
-        (["pirate", "lrr=1"], "unknown key 'lrr'; did you mean 'lr'"),
-        (["pirate", "--check"], "--check is for files"),
-        ([], "Choose one of: extract, pirate, see, tutor"),
-    ):  # fmt: skip
-        assert main(words) == 1
-        assert sentence in capsys.readouterr().err
+    assert main(["pirate", "--check"]) == 1
+    assert "--check is for files" in capsys.readouterr().err
+    assert main([]) == 1
+    assert "Choose one of: extract, pirate, see, tutor" in capsys.readouterr().err
     assert run("--score") == 1
     assert "--score is for recipes of the project" in capsys.readouterr().err
     assert run("tuning_lr=0.1") == 1

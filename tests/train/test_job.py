@@ -33,6 +33,7 @@ from tests.train.conftest import signal_after
 from train.__main__ import main
 from train.config import TrainConfig
 from train.input.examples import Example
+from train.input.features import FOLDER_VARIABLE
 from train.job import Job, Outcome, Stopped
 from train.loop import new_adapter, rate_factor
 from train.run_folder import METRICS, STATE, RunFolder, TrainError
@@ -107,6 +108,7 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_one_that_never_stopped(arg
     assert "skipped" in output and "bad.png" in output and "line 38" in output
     dying = (arguments(killed, "save_every=3"), tmp_path, (7, signal.SIGKILL), {})
     assert processes(dying) == [-signal.SIGKILL] and (killed / STATE).exists()
+    shutil.rmtree(os.environ[FOLDER_VARIABLE])  # pictures are encoded again
     assert main(arguments(killed, "save_every=3", "--resume")) == 0
     assert "going on after step" in capsys.readouterr().out
     assert (killed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
