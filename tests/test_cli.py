@@ -89,27 +89,20 @@ def test_the_page_refuses_a_file_as_adapter_folder(tmp_path, capsys):
     assert parse(["--adapters", str(tmp_path / "later")]).adapters == [tmp_path / "later"]
 
 
-@pytest.fixture
-def ask(base, monkeypatch, capsys):
-    """Runs `generate` greedily on the real base, which is loaded once; returns its JSON object."""
+@pytest.mark.slow
+def test_generate_on_the_real_base(base, monkeypatch, capsys):
     monkeypatch.setattr("adapter.__main__.load_base", lambda *_, **__: base)
+    greedy = ["generate", "--temperature", "0", "--max-new-tokens", "16"]
 
-    def run(*arguments):
-        assert main(["generate", "--temperature", "0", "--max-new-tokens", "16", "--json", *arguments]) == 0
+    def ask(*arguments):
+        assert main([*greedy, "--json", *arguments]) == 0
         return json.loads(capsys.readouterr().out)
 
-    return run
-
-
-QUESTION = "Name the capital of Italy."
-
-
-@pytest.mark.slow
-def test_generate_on_the_real_base(ask, capsys):
-    assert main(["generate", "--temperature", "0", "--max-new-tokens", "16", QUESTION]) == 0
+    question = "Name the capital of Italy."
+    assert main([*greedy, question]) == 0
     captured = capsys.readouterr()
     assert "Rome" in captured.out and "SmolLM2" in captured.err
-    answer = ask("--logprobs", "--top-logprobs", "2", QUESTION)
+    answer = ask("--logprobs", "--top-logprobs", "2", question)
     assert answer["text"] == captured.out.strip() and answer["finish_reason"] == "stop"
     assert len(answer["token_ids"]) == len(answer["logprobs"]) == answer["new_tokens"]
     assert all(-math.inf < value <= 0 for value in answer["logprobs"])

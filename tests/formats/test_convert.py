@@ -8,6 +8,7 @@ import pickle
 import shutil
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -156,37 +157,25 @@ def test_the_command_converts_and_notes_what_it_assumed(tiny_folder, tmp_path, c
     assert names_in(tmp_path / "p") == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 
 
-@pytest.fixture
-def on_hub(tmp_path, monkeypatch):
-    """A fake Hub: the folder for a repository's files, and the recorded calls."""
-    snapshot = tmp_path / "hub" / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    calls = []
-
-    def download(repo, revision=None, allow_patterns=None):
-        calls.append((repo, revision, allow_patterns))
-        return str(snapshot)
-
-    monkeypatch.setattr(hub, "snapshot_download", download)
-    return snapshot, calls
-
-
 GENERATE = ["generate", "--temperature", "0", "--max-new-tokens", "8", "--quantization", "none", "--device", "cpu"]
 
 
-def test_adapters_of_both_formats_answer_from_the_hub(ours, on_hub, tiny_folder, tmp_path, capsys):
-    snapshot, calls = on_hub
+def test_adapters_of_both_formats_answer_from_the_hub(ours, tiny_folder, tmp_path, monkeypatch, capsys):
+    snapshot = tmp_path / "hub" / "snapshots" / COMMIT
+    download = Mock(return_value=str(snapshot))
+    monkeypatch.setattr(hub, "snapshot_download", download)
     common = [*GENERATE, "--base", str(tiny_folder), "--raw", "hello"]
     adapter = load_adapter(ours)
     adapter.gates.copy_(adapter.gates[:, :1].expand_as(adapter.gates))
     save_adapter(adapter, ours)
     assert main(["--adapters", str(ours.parent), *common, "--adapter", "poet"]) == 0
     expected = capsys.readouterr().out
-    shutil.copytree(ours, snapshot, dirs_exist_ok=True)
+    shutil.copytree(ours, snapshot)
     assert main([*common, "--adapter", "someone/poet@v1"]) == 0
     captured = capsys.readouterr()
     assert captured.out == expected and f"adapter: someone/poet@{COMMIT}" in captured.err
-    assert calls == [("someone/poet", "v1", ["*.safetensors", "*.json", "*.md"])]
+    patterns = ["*.safetensors", "*.json", "*.md"]
+    download.assert_called_once_with("someone/poet", revision="v1", allow_patterns=patterns)
     shutil.rmtree(snapshot)
     convert(str(ours), snapshot, Options(to_format="peft"))
     assert main([*common, "--adapter", "someone/peft"]) == 0

@@ -29,12 +29,6 @@ from tests.tiny_models import random_adapter
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
-@pytest.fixture(autouse=True)
-def _no_grad():
-    with torch.no_grad():
-        yield
-
-
 def random_v1(length=5, layers=3, scalar=False, seed=0):
     """A trained V1 file: gates of layers without prompts are still zero."""
     torch.manual_seed(seed)

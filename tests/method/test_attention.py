@@ -13,12 +13,6 @@ from tests.reference_llama import IDS, meta_weights, reference_logits, rotate_ha
 from tests.tiny_models import random_adapter
 
 
-@pytest.fixture(autouse=True)
-def _no_grad():
-    with torch.no_grad():
-        yield
-
-
 def greedy_without_cache(model, ids, steps, **kwargs):
     for _ in range(steps):
         logits = model(input_ids=ids, use_cache=False, **kwargs).logits[:, -1]

@@ -33,20 +33,6 @@ def engine(tmp_path, packed_base, tiny_fingerprint):
         yield engine
 
 
-@pytest.fixture
-def passes(monkeypatch):
-    """How many tokens each decode step has read."""
-    passes, whole = [], CompiledForward.__call__
-
-    def counted_pass(forward, cache, tokens, *arguments, **every):
-        if every:
-            passes.append([len(new) for new in tokens])
-        return whole(forward, cache, tokens, *arguments, **every)
-
-    monkeypatch.setattr(CompiledForward, "__call__", counted_pass)
-    return passes
-
-
 class Oracle:
     """Drafts that begin as the answer does: as long as `length()` says, and right up to a place that it says."""
 
@@ -87,7 +73,15 @@ def without_drafts(monkeypatch, engine, requests):
     return found
 
 
-def test_answers_that_repeat_themselves_take_fewer_steps_and_are_the_same(engine, monkeypatch, passes):
+def test_answers_that_repeat_themselves_take_fewer_steps_and_are_the_same(engine, monkeypatch):
+    passes, whole = [], CompiledForward.__call__  # passes: how many tokens each decode step has read
+
+    def counted_pass(forward, cache, tokens, *arguments, **every):
+        if every:
+            passes.append([len(new) for new in tokens])
+        return whole(forward, cache, tokens, *arguments, **every)
+
+    monkeypatch.setattr(CompiledForward, "__call__", counted_pass)
     model = random_llama(std=0.1, random_norms=True).bfloat16()  # goes in circles
     quantize_linears(model)
     requests = [

@@ -80,17 +80,12 @@ def tokens_of(answer):
 
 
 @pytest.fixture
-def alone(engine):
-    """What each of HONEST gets with nobody beside it."""
-    return [tokens_of(engine.submit(request)) for request in HONEST]
-
-
-@pytest.fixture
-def check_honest(engine, alone):
+def check_honest(engine):
     """Submits HONEST with `attacks` in between; the honest must get what they get alone, then and afterwards.
 
     Returns the attacks' ends, in order: events or the error that was raised.
     """
+    alone = [tokens_of(engine.submit(request)) for request in HONEST]
 
     def check(*attacks: GenerationRequest) -> list[Any]:
         answers, ends, rest = [], [], list(attacks)

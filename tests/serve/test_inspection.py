@@ -33,12 +33,6 @@ QUESTION = (Message("user", "What?"),)
 ANSWER = [41, 7, 63, 12, 88, 30, 96]
 
 
-@pytest.fixture(autouse=True)
-def _no_grad():
-    with torch.no_grad():
-        yield
-
-
 @pytest.fixture
 def engine(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
     """With text adapters of different layers and lengths, and a visual one."""

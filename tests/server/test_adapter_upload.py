@@ -11,7 +11,6 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,10 @@ from adapter.server.adapter_upload import (
     rename_adapter,
     restore_adapter,
 )
-from tests.tiny_models import FINGERPRINT, random_adapter
+from tests.tiny_models import random_adapter
 from train.run_folder import STATE
 
 FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-OTHER_BASE = replace(FINGERPRINT, name="huge", hidden_size=64)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from adapter.serve.engine import Engine
 from adapter.serve.store import AdapterStore
 from adapter.server import openai_api
 from adapter.server.generation import AdapterCatalog, browser_text
+from tests.base.hostile_pictures import encoded
 from tests.fake_engine import ReadyProvider
 from tests.soak.people import FILE_DATA, Connection
 from tests.tiny_models import random_adapter
@@ -82,10 +83,7 @@ def test_the_trainer_says_sentences_to_the_page_and_all_to_its_log(
 # Faults planted below everything that a browser can ask for.
 
 
-def picture() -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(data, "PNG")
-    return data.getvalue()
+PICTURE = encoded(Image.new("RGB", (8, 8), "red"))
 
 
 def zip_of(files: dict[str, bytes]) -> bytes:
@@ -120,7 +118,7 @@ class Browser(Connection):
     def chat(self) -> str:
         _, _, known, _, *rest = self.defaults("send")
         said = ""
-        for adapter, files in (("eye", [self.uploaded("a.png", picture())]), ("one", [])):
+        for adapter, files in (("eye", [self.uploaded("a.png", PICTURE)]), ("one", [])):
             said += self.fire_for_text(
                 "send", [{"text": "hello", "files": files}, self.fresh(), known, adapter, *rest]
             )
@@ -147,7 +145,7 @@ class Browser(Connection):
 
     def train(self) -> str:
         lines = "\n".join(json.dumps({"instruction": f"say {i}", "output": f"{i}"}) for i in range(8))
-        files = {f"{i}.png": picture() for i in range(5)} | {f"{i}.txt": b"red" for i in range(5)}
+        files = {f"{i}.png": PICTURE for i in range(5)} | {f"{i}.txt": b"red" for i in range(5)}
         said, (_, *rest) = "", self.defaults("choose_upload")
         for name, data in (("rows.jsonl", lines.encode()), ("pictures.zip", zip_of(files))):
             said += self.fire_for_text("choose_upload", [self.uploaded(name, data), *rest])

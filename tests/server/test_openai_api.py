@@ -35,7 +35,7 @@ from adapter.server.limits import Limits
 from adapter.server.metrics import CountedEngine, Metrics
 from adapter.server.openai_schema import ChatCompletionRequest, CompletionRequest
 from tests.app_process import PATIENCE
-from tests.base.hostile_pictures import png
+from tests.base.hostile_pictures import encoded, png
 from tests.fake_engine import FakeCatalog, ReadyProvider
 from tests.server.asgi import asgi_client, limit, send
 from tests.untrusted_json import ANY_JSON
@@ -91,25 +91,16 @@ def engine() -> Scripted:
     return Scripted()
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[str, ReadyProvider]]:
-    """The address of the page's own server, served as app.py serves it, and where it gets its engine from."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.delenv(openai_api.KEY_VARIABLE, raising=False)
-        provider, store = ReadyProvider(Scripted()), FakeCatalog()
-        page = app.build_page(provider, store)
-        routes = [openai_api.mount(provider, store)]
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, app_kwargs={"routes": routes})
-    yield url, provider
-    page.close(verbose=False)
-
-
 @pytest.fixture
-def client(openai: Any, engine: Scripted, served: tuple[str, ReadyProvider]) -> Any:
-    """OpenAI's client of that page over `engine`."""
-    url, provider = served
-    provider._engine = engine
-    return openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=0)
+def client(openai: Any, engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """OpenAI's client of a page over `engine`, served as app.py serves it."""
+    monkeypatch.delenv(openai_api.KEY_VARIABLE, raising=False)
+    provider, store = ReadyProvider(engine), FakeCatalog()
+    page = app.build_page(provider, store)
+    routes = [openai_api.mount(provider, store)]
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, app_kwargs={"routes": routes})
+    yield openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=0)
+    page.close(verbose=False)
 
 
 def ask(
@@ -141,9 +132,7 @@ def refused(response: httpx.Response, status: int) -> str:
 
 
 def data_url(size: tuple[int, int] = (8, 6)) -> str:
-    file = io.BytesIO()
-    Image.new("RGB", size, "white").save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(encoded(Image.new("RGB", size, "white"))).decode()
 
 
 def shown(text: str, *urls: str) -> dict[str, Any]:

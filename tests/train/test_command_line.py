@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -81,17 +80,12 @@ def test_a_run_on_files_ends_in_an_adapter(run, tmp_path, tiny_base):
     assert (tmp_path / "again" / "adapter.safetensors").read_bytes() == weights
 
 
-@pytest.fixture
-def wide_folder(tiny_base, tmp_path) -> Path:
-    """A base with as many columns as nf4 has in a block."""
-    random_llama(hidden_size=128, head_dim=32).save_pretrained(tmp_path / "wide")
-    tiny_base.tokenizer.save_pretrained(tmp_path / "wide")
-    return tmp_path / "wide"
-
-
 @pytest.mark.parametrize("precision", ["nf4", "int8"])
-def test_every_precision_trains(run, wide_folder, precision, tmp_path):
-    assert run(f"precision={precision}", f"--base={wide_folder}") == 0
+def test_every_precision_trains(run, tiny_base, precision, tmp_path):
+    wide = tmp_path / "wide"  # a base with as many columns as nf4 has in a block
+    random_llama(hidden_size=128, head_dim=32).save_pretrained(wide)
+    tiny_base.tokenizer.save_pretrained(wide)
+    assert run(f"precision={precision}", f"--base={wide}") == 0
     assert load_adapter(tmp_path / "out").gates.abs().max() > 0
 
 

@@ -242,14 +242,9 @@ def test_a_folder_is_refused_that_is_in_use_unfinished_damaged_or_no_folder(trai
         train_echo()
 
 
-@pytest.fixture
-def measured(monkeypatch) -> None:
-    """Held-out losses of 9 before the first step and 3, 2 and 4 after steps 4, 8 and 12, whatever is trained."""
-    losses = itertools.cycle([9.0, 3.0, 2.0, 4.0])
+def test_the_adapter_is_kept_that_is_asked_for(train_echo, tmp_path, monkeypatch):
+    losses = itertools.cycle([9.0, 3.0, 2.0, 4.0])  # held-out, before the first step and after steps 4, 8 and 12
     monkeypatch.setattr(train.job, "evaluate", lambda *_: (next(losses), 1))
-
-
-def test_the_adapter_is_kept_that_is_asked_for(train_echo, tmp_path, measured):
     best, held_out = train_echo("best", steps=200, patience=1)
     assert held_out == Outcome(2, 8, 12), "nothing improves any more"
     last, held_out = train_echo("last", save="last")

@@ -82,11 +82,6 @@ class FakeEncoder:
         return VisualFeatures(torch.cat([means, means], dim=1))
 
 
-@pytest.fixture
-def encoder(monkeypatch):
-    monkeypatch.setattr(answerer_module, "load_encoder", lambda name, device: FakeEncoder())
-
-
 def visual(fingerprint, **config):
     adapter = random_adapter(fingerprint, 2, gate=2.0, vision=VISION, **config)
     for parameter in adapter.projection.parameters():
@@ -108,14 +103,6 @@ def adapter(request, tiny_fingerprint):
         for parameter in made.tuning.parameters():
             torch.nn.init.normal_(parameter, mean=float(parameter.mean()), std=0.1)
     return made
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    paths = [tmp_path / f"{color}.png" for color in ("red", "green", "blue")]
-    for path in paths:
-        Image.new("RGB", (9, 7), path.stem).save(path)
-    return paths
 
 
 def jsonl(path, *rows):
@@ -163,9 +150,13 @@ def test_texts_are_compared_as_for_squad():
 
 @pytest.mark.parametrize("strength", [0.5, 0.0])
 @torch.no_grad()
-def test_any_adapter_scores_as_row_by_row(wide_base, adapter, strength, encoder, pictures):
+def test_any_adapter_scores_as_row_by_row(wide_base, adapter, strength, monkeypatch, tmp_path):
+    monkeypatch.setattr(answerer_module, "load_encoder", lambda name, device: FakeEncoder())
     answerer = Answerer(wide_base, adapter, strength)
-    shown = [pictures[0], None, pictures[1], *[None] * 20]  # more rows than fit into a batch
+    red, green = tmp_path / "red.png", tmp_path / "green.png"
+    for path in (red, green):
+        Image.new("RGB", (9, 7), path.stem).save(path)
+    shown = [red, None, green, *[None] * 20]  # more rows than fit into a batch
     ids = [wide_base.tokenizer("x" * (3 + i) + "yz").input_ids for i in range(len(shown))]
     labels = [[IGNORED] * (len(row) - 2) + row[-2:] for row in ids]
     features = answerer.features(shown)

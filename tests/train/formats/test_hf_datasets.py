@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from unittest.mock import Mock
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from adapter.base.image_file import open_image
+from tests.base.hostile_pictures import encoded
 from tests.train.input.test_split import held_out, learnt, open_examples
 from train.formats.dataset import DataError, open_records
 from train.formats.record import EmbeddedPicture, picture_key, picture_source
@@ -25,12 +25,6 @@ COLOURS = ("red", "green", "blue", "white")
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-def png(colour: str) -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(data, "PNG")
-    return data.getvalue()
 
 
 def alpaca(count: int) -> datasets.Dataset:
@@ -103,12 +97,13 @@ def test_several_captions_of_a_picture_are_records_on_one_side(tmp_path):
 
 def test_a_picture_may_be_a_path_or_bytes_and_none_is_a_fault_of_its_row(tmp_path):
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    images = [{"bytes": None, "path": "a.png"}, {"bytes": png("red"), "path": "x/b.png"}, None, {"bytes": b""}]
+    red = encoded(Image.new("RGB", (8, 8), "red"))
+    images = [{"bytes": None, "path": "a.png"}, {"bytes": red, "path": "x/b.png"}, None, {"bytes": b""}]
     table = pa.table({"image": pa.array(images, kind), "caption": ["a", "b", "c", None]})
     pa.parquet.write_table(table, tmp_path / "structs.parquet")
     records = open_records(tmp_path / "structs.parquet", images=tmp_path)
     assert records[0].image == tmp_path / "a.png"
-    assert records[1].image.name == "b.png" and records[1].image.read_bytes() == png("red")
+    assert records[1].image.name == "b.png" and records[1].image.read_bytes() == red
     for i in (2, 3):
         with pytest.raises(DataError, match=rf"structs.parquet, row {i + 1}: 'image' is null, not text"):
             records[i]

@@ -113,24 +113,16 @@ PROSE = "The sky is blue today, my friend."
 EARLIER = (Message("user", "Hi"), Message("assistant", "Ahoy!"))
 
 
-@pytest.fixture
-def others(monkeypatch) -> None:
-    """Earlier exchanges without a base."""
-    monkeypatch.setattr(extract, "after_others", lambda _, own, given: [(*EARLIER, *c) for c in given])
-
-
 def values(figures: dict[str, Figure]) -> list[float]:
     return [figure.value for figure in figures.values()]
 
 
-def right_objects() -> dict[str, str]:
+def test_extract_is_all_right_with_right_answers_and_all_wrong_with_wrong_ones(monkeypatch):
+    # Earlier exchanges without a base.
+    monkeypatch.setattr(extract, "after_others", lambda _, own, given: [(*EARLIER, *c) for c in given])
     tests = [test for part in PARTS for test in extract.sealed_tests(part)]
-    return {test.messages[0].text: json.dumps(test.fields, ensure_ascii=False) for test in tests}
-
-
-@pytest.mark.usefixtures("others")
-def test_extract_is_all_right_with_right_answers_and_all_wrong_with_wrong_ones():
-    right = extract.scores(Fake(right_objects(), PROSE))
+    objects = {test.messages[0].text: json.dumps(test.fields, ensure_ascii=False) for test in tests}
+    right = extract.scores(Fake(objects, PROSE))
     assert values(right) == [100] * 8
     assert [figure.n for figure in right.values()] == [300, 300, 200, 200, 60, 60, 60, 40]
     wrong = extract.scores(Fake({}, '{"type": "person", "salary": 3}'))

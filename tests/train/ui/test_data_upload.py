@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from pathlib import Path
@@ -12,13 +11,10 @@ from PIL import Image
 
 from adapter.errors import AdapterError, BadInput
 from adapter.server.archive import ArchiveLimits, unpack
+from tests.base.hostile_pictures import encoded
 from train.ui.preview import make_preview, open_data
 
-
-def png() -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(data, "PNG")
-    return data.getvalue()
+PNG = encoded(Image.new("RGB", (8, 8), "red"))
 
 
 def write_zip(path: Path, files: dict[str, bytes]) -> Path:
@@ -49,7 +45,7 @@ CHAT = {"messages": [{"role": "user", "content": "what?"}, {"role": "assistant",
 
 
 def test_a_zip_of_images_with_captions_or_records(tmp_path: Path, folder: Path, tiny_folder: Path) -> None:
-    files = {f"set/{i}.png": png() for i in range(9)} | {"set/0.png": b"no picture"}
+    files = {f"set/{i}.png": PNG for i in range(9)} | {"set/0.png": b"no picture"}
     other = {"__MACOSX/set/._a.png": b"x", "set/.DS_Store": b"x", "set/notes.docx": b"x"}
     captions = {f"set/{i}.txt": b"a <i>square" for i in range(6)}
     data = open_data(write_zip(tmp_path / "squares.zip", files | other | captions), folder)
@@ -67,7 +63,7 @@ def test_a_zip_of_images_with_captions_or_records(tmp_path: Path, folder: Path, 
 @pytest.mark.parametrize("image", ["/etc/hostname", "a/../../x.zip"])
 def test_an_image_outside_of_the_upload_is_refused(image: str, tmp_path: Path, folder: Path) -> None:
     rows_file = (json.dumps({"instruction": "what?", "output": "x", "image": image}) + "\n").encode() * 5
-    path = write_zip(tmp_path / "x.zip", {"rows.jsonl": rows_file, "a.png": png()})
+    path = write_zip(tmp_path / "x.zip", {"rows.jsonl": rows_file, "a.png": PNG})
     with pytest.raises(BadInput, match=r"rows.jsonl, line 1: .* outside of what was sent"):
         open_data(path, folder)
 

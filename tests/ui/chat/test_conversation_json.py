@@ -29,6 +29,7 @@ from adapter.ui import conversation, images
 from adapter.ui.chat import conversation_json
 from adapter.ui.chat.conversation_store import ConversationStore, command_line
 from adapter.ui.conversation import AnswerRecord, Entry
+from tests.base.hostile_pictures import encoded
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 
 SETTINGS = Settings(adapter="pirate", seed=7, mix_strength=0.5)
@@ -46,9 +47,7 @@ def uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def png(side: int = 8, colour: str = "white") -> bytes:
-    written = io.BytesIO()
-    Image.new("RGB", (side, side), colour).save(written, "PNG")
-    return written.getvalue()
+    return encoded(Image.new("RGB", (side, side), colour))
 
 
 def answered(text: str, settings: Settings = SETTINGS, ids: tuple[int, ...] = (1, 2)) -> conversation.History:
@@ -101,12 +100,7 @@ def base(name: str = BASE, quantization: str = "packed-int4", device: str = "cpu
     )
 
 
-class FolderCatalog:
-    def folder(self, name: str) -> Path:
-        return Path("/home/me/runs/poet") if name == "poet" else SHIPPED / name
-
-
-CATALOG: Any = FolderCatalog()
+CATALOG: Any = SimpleNamespace(folder=SHIPPED.joinpath)
 
 
 def test_the_command_line_needs_an_answer_and_reads_a_conversation_from_the_export(uploads: Path) -> None:
@@ -230,9 +224,7 @@ def test_an_export_holds_a_picture_once_and_decodes_it_once(
 ) -> None:
     decoded, real = [], image_file._decode
     monkeypatch.setattr(image_file, "_decode", lambda data: decoded.append(data) or real(data))
-    written = io.BytesIO()
-    Image.effect_noise((900, 700), 80).convert("RGB").save(written, "PNG")
-    small = images.shrink(written.getvalue())
+    small = images.shrink(encoded(Image.effect_noise((900, 700), 80).convert("RGB")))
     assert len(small) <= images.MAX_BYTES and max(Image.open(io.BytesIO(small)).size) <= MAX_SIDE
     path = images.write_upload(small)
     history = [entry for n in range(300) for entry in (*conversation.user_turn(f"{n}?", path), *answered("a"))]
@@ -281,9 +273,7 @@ def test_metadata_of_a_picture_is_removed(form: str, orientation: int) -> None:
     image.paste("red", (0, 0, 24, 50))
     exif = image.getexif()
     exif[0x010E], exif[0x0112] = "the garden at home", orientation
-    written = io.BytesIO()
-    image.save(written, form, exif=exif)
-    data = written.getvalue() + b"a film of the garden"
+    data = encoded(image, form, exif=exif) + b"a film of the garden"
     small = images.shrink(data)
     assert data.count(b"garden") == 2 and b"garden" not in small and images.shrink(small) == small
     with Image.open(io.BytesIO(small)) as image:
