@@ -10,7 +10,7 @@ import torch
 
 from train.precision import choose_precision, processor_fields, processor_name
 
-TABLES = ("base", "rounding", "serving", "crowd", "training", "options")
+TABLES = ("base", "rounding", "serving", "crowd", "replicas", "training", "options")
 
 # They decide which kernels run: x86's for bf16 and int8 products, then Arm's.
 FLAGS = (
