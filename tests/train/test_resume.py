@@ -60,6 +60,8 @@ def test_a_folder_is_neither_mistyped_nor_written_over(run, refused_before_loadi
     assert "'otu' holds no unfinished run" in refused_before_loading("--resume", out="otu")
     assert not (tmp_path / "otu").exists()
     assert run("checkpoint_every=2") == 0
+    assert "holds a finished adapter" in refused_before_loading()
+    (tmp_path / "out" / CARD).unlink()
     own = tmp_path / "out" / CHECKPOINTS / "step-000002"
     assert "start_from is 'step-000002', which this run" in refused_before_loading(f"start_from={own}")
     assert run(f"start_from={own}", out="other") == 0

@@ -111,7 +111,7 @@ def test_whatever_a_value_holds_is_text(value):
 
 
 def test_of_two_objects_the_values_that_differ_are_marked():
-    first, same, other, prose = (Pane(Settings(), tokens=5) for _ in range(4))
+    first, same, other, prose = (Pane(Settings(), token_ids=[1]) for _ in range(4))
     first.text = '{"name": "Maria", "city": "Leeds", "ok": true}'
     same.text = first.text.replace("{", "{ ")
     other.text = '{"name": "Maria", "city": "<York>", "ok": 1, "phone": "555"}'
