@@ -24,6 +24,7 @@ PICTURES = ROOT / "assets" / "screenshots"
 DESKTOP = ViewportSize(width=1440, height=900)
 PHONE = ViewportSize(width=390, height=844)
 NAME = "jeeves"
+TRAINING = 600_000  # milliseconds, of a processor without bf16
 
 
 class Walk:
@@ -114,10 +115,11 @@ def train(walk: Walk) -> None:
         page.locator("#train-start").click()
         page.locator("#train-run polyline.held-out").wait_for()
         page.wait_for_function(
-            "() => +(/Step (\\d+)/.exec(document.querySelector('#train-run').innerText)?.[1] ?? 0) >= 40"
+            "() => +(/Step (\\d+)/.exec(document.querySelector('#train-run').innerText)?.[1] ?? 0) >= 40",
+            timeout=TRAINING,
         )
         walk.shoot("train")
-        page.locator("#train-run .run.ended").wait_for()
+        page.locator("#train-run .run.ended").wait_for(timeout=TRAINING)
     walk.shoot("trained")
     with walk.step("“Chat with it” has answered"):
         page.locator("#train-chat").click()
