@@ -145,8 +145,7 @@ class HarnessTasks:
         assert found is not None
         figures: dict[str, dict[str, Figure]] = {}
         for task, metrics in found["results"].items():
-            leaves = found.get("group_subtasks", {}).get(task) or [task]
-            n = sum(int(found["n-samples"].get(leaf, {}).get("effective", 0)) for leaf in leaves)
+            n = int(metrics.get("sample_len", 0))  # also of a group of groups
             for key, value in metrics.items():
                 metric, _, which = key.partition(",")
                 if isinstance(value, float) and "stderr" not in metric and which:

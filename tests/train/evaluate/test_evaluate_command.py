@@ -111,10 +111,14 @@ def test_lm_eval_agrees_with_the_models_own_likelihoods(run, folder, tmp_path):
     for kind, output, rest in (("", "multiple_choice", CHOICES), ("gen", "generate_until", ANSWERS)):
         text = TASK.format(kind=kind, output=output, folder=folder, cache=tmp_path / "cache")
         (tmp_path / f"quiz{kind}.yaml").write_text(text + rest)
-    run("lm-eval", "--tasks", "quiz,quizgen", "--include", tmp_path, "--template", "--out", tmp_path / "out.json")
+    for group, task in (("inner", "quiz"), ("outer", "inner")):
+        text = f"group: {group}\ntask: [{task}]\naggregate_metric_list: [{{metric: acc}}]\n"
+        (tmp_path / f"{group}.yaml").write_text(text)
+    run("lm-eval", "--tasks", "outer,quizgen", "--include", tmp_path, "--template", "--out", tmp_path / "out.json")
     base = load_base(str(folder / "base"), quantization="none", device="cpu", dtype=torch.float32)
     adapters = (None, load_adapter(folder / "poet", base.fingerprint))
     systems = json.loads((tmp_path / "out.json").read_text())["systems"]
+    assert systems[0]["figures"]["outer"]["acc"]["n"] == len(ROWS)
     accuracies = set()
     for system, adapter in zip(systems, adapters, strict=True):
         answerer = Answerer(base, adapter)
