@@ -226,9 +226,11 @@ class Conversations:
                 return
             change.session, change.stopped = "", True  # nobody takes it from now on
         change.cancel()
-        with suppress(Exception):  # what was written meanwhile stays
-            change.shown = [update for update in change.updates or () if isinstance(update, list)][-1]
-            change.conversation.history = change.result
+        with suppress(Exception):  # an engine that has failed: nobody is there to be told
+            for update in change.updates or ():
+                if isinstance(update, list):
+                    change.shown = update
+        change.conversation.history = change.result  # what was written meanwhile stays
         self._release(change)
 
     def _weigh(self, shown: Conversation) -> None:

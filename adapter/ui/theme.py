@@ -136,8 +136,16 @@ def short_choices(choices: list[tuple[str, str]], none: str) -> list[tuple[str, 
 
 
 def command_box(text: str, label: str, elem_id: str) -> gr.Textbox:
-    look = {"lines": 2, "max_lines": 8, "interactive": False, "buttons": ["copy"], "elem_classes": "command"}
-    return gr.Textbox(text, label=label, elem_id=elem_id, **look)
+    return gr.Textbox(
+        text,
+        label=label,
+        lines=2,
+        max_lines=8,
+        interactive=False,
+        buttons=["copy"],
+        elem_id=elem_id,
+        elem_classes="command",
+    )
 
 
 def data_attributes(values: Mapping[str, str]) -> str:

@@ -39,8 +39,6 @@ NOTES = {
     *("STORAGE_FULL", "ONE_PICTURE", "NO_PICTURE", "NOTHING_TO_EXPORT"),
     *("LINK_COPIED", "LINK_TOO_LONG", "FILE_TOO_LARGE", "NOT_OPENED"),
 }
-# The options of the command line that are called otherwise than their settings.
-_OPTIONS = {"max_tokens": "--max-new-tokens"}
 _ACTIONS = (
     f'<button type="button" name="export">{texts.EXPORT}</button>'
     f'<button type="button" name="import">{texts.IMPORT}</button>'
@@ -245,7 +243,8 @@ def command_line(history: Sequence[Entry], base: Base, catalog: AdapterCatalog) 
         values = value if isinstance(value, tuple) else (value,)
         if option == "mix":
             values = (f"{settings.mix}={settings.mix_strength}",)
-        words += [f"{_OPTIONS.get(option, '--' + option.replace('_', '-'))}={one}" for one in values]
+        name = "max-new-tokens" if option == "max_tokens" else option.replace("_", "-")
+        words += [f"--{name}={one}" for one in values]
     messages = answered.messages
     if len(messages) == 1 and answered.picture is None:
         words += ["--", messages[0].text] if messages[0].text.startswith("-") else [messages[0].text]
