@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
@@ -20,6 +21,7 @@ SHARD_BYTES = 2 * 10**9
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # All files of a folder that hold weights or name those that do.
 WEIGHT_FILES = (_WHOLE, _INDEX, "model-*-of-*.safetensors")
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def tensor_shapes(config: Any, model: Any = None) -> dict[str, tuple[int, ...]]:
@@ -58,6 +60,30 @@ def stored_tensors(files: Mapping[str, Path], names: Iterable[str]) -> Iterator[
         if file not in opened:
             opened[file] = safe_open(file, framework="pt", backend="pread")
         yield name, opened[file].get_tensor(name)
+
+
+class StoredMatrix:
+    """A matrix in a safetensors file, [out, in], of which rows are read when asked for: `matrix[first:last]`.
+
+    Reading a large one at once takes longer, as the system must clear new memory for it.
+    """
+
+    def __init__(self, file: Path, name: str) -> None:
+        """Raises OSError, KeyError or SafetensorError."""
+        with safe_open(file, framework="pt", backend="pread") as tensors:  # checks the header, too
+            self.shape = tuple(tensors.get_slice(name).get_shape())
+        with file.open("rb") as stored:
+            size = int.from_bytes(stored.read(8), "little")
+            about = json.loads(stored.read(size))[name]
+        self._file, self._dtype, self._start = file, _DTYPES[about["dtype"]], 8 + size + about["data_offsets"][0]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Thread-safe. Raises OSError or ValueError if the file has gone or was cut off since."""
+        first, last, _ = rows.indices(self.shape[0])
+        row_bytes = self.shape[1] * self._dtype.itemsize
+        start = self._start + first * row_bytes
+        data = np.fromfile(self._file, np.uint8, (last - first) * row_bytes, offset=start)
+        return torch.from_numpy(data.reshape(last - first, row_bytes)).view(self._dtype)
 
 
 def meta_to_hf_rotary(values: Tensor, heads: int) -> Tensor:

@@ -34,7 +34,14 @@ from adapter.base import embedded, memory
 from adapter.base.decoder import adapt
 from adapter.base.disk_cache import MANIFEST, build_once, cache_dir, is_built
 from adapter.base.gguf_file import find_gguf, gguf_config, gguf_folder
-from adapter.base.hf_folder import SHARD_BYTES, WEIGHT_FILES, stored_tensors, tensor_files, tensor_shapes
+from adapter.base.hf_folder import (
+    SHARD_BYTES,
+    WEIGHT_FILES,
+    StoredMatrix,
+    stored_tensors,
+    tensor_files,
+    tensor_shapes,
+)
 from adapter.base.packed.integer_product import compile_products
 from adapter.base.packed.quantize import REVISION, PackedEmbedding, PackedLinear, pack, quantize_linears
 from adapter.errors import LoadError, first_line
@@ -212,21 +219,29 @@ def _pack_stored(model: AdaptedLlama, folder: Path, bits: int, name: str) -> boo
         return False
     if missing := shapes.keys() - files.keys():
         raise _wrong_weight(name, min(missing), "is not among its weights")
-    # The largest first, while there is room for their unpacked form.
+    # The largest first, while there is room for what they take beside their packed form.
     largest_first = sorted(shapes, key=lambda name: math.prod(shapes[name]), reverse=True)
-    stored = stored_tensors(files, largest_first)
-    for tensor, weight in tqdm(stored, "Loading weights", len(shapes), disable=None):
-        if tuple(weight.shape) != shapes[tensor]:
-            raise _wrong_weight(name, tensor, f"has shape {tuple(weight.shape)}, not {shapes[tensor]}")
-        _require_finite(name, tensor, weight)
+    for tensor in tqdm(largest_first, "Loading weights", disable=None):
         path, _, kind = tensor.rpartition(".")
         module = model.get_submodule(path)
-        if type(module) is nn.Linear and module.bias is None:
-            model.set_submodule(path, pack(weight, bits, path))
-        elif type(module) is nn.Embedding and bits == 4 and not model.config.tie_word_embeddings:
-            model.set_submodule(path, PackedEmbedding(pack(weight), dtype))
+        is_linear = type(module) is nn.Linear and module.bias is None
+        is_table = type(module) is nn.Embedding and bits == 4 and not model.config.tie_word_embeddings
+        weight: Tensor | StoredMatrix
+        if is_linear or is_table:
+            weight = StoredMatrix(files[tensor], tensor)
         else:
+            ((_, weight),) = stored_tensors(files, [tensor])
+        if tuple(weight.shape) != shapes[tensor]:
+            raise _wrong_weight(name, tensor, f"has shape {tuple(weight.shape)}, not {shapes[tensor]}")
+        if isinstance(weight, Tensor):
+            _require_finite(name, tensor, weight)
             setattr(module, kind, nn.Parameter(weight.to(dtype)))
+            continue
+        try:
+            packed = pack(weight, bits, path) if is_linear else PackedEmbedding(pack(weight), dtype)
+        except ValueError as error:
+            raise _wrong_weight(name, tensor, str(error)) from error
+        model.set_submodule(path, packed)
     model.tie_weights()
     quantize_linears(model, bits)  # what was not packed on the way: a head tied to the embedding
     return True

@@ -39,7 +39,6 @@ from adapter.base.packed.native import (
     loop,
     splat,
     store,
-    sums,
     version_of,
 )  # fmt: skip
 
@@ -267,46 +266,55 @@ _STARTS = [(steps, (steps - 15) / 2 + shift) for steps in (14.6, 15.4, 16.2, 17.
 
 
 @emitted(types.void, *[types.intp] * 3)
-def _search_group(b, values, scale, minimum):
-    """The scale and the minimum of 32 floats in four bits: of several roundings the one with the least squares.
+def _search_groups(b, values, scales, minima):
+    """The scale and the minimum of 16 groups in four bits: of several roundings the one with the least squares.
 
-    Each start's codes get the scale and minimum that fit them best; the best codes are rounded once more by these.
-    Where the floats are all equal, or one is not finite, the scale is 0 and the minimum their mean.
+    values: fp32 [32, 16], a group in each lane; they are replaced. Each start's codes get the scale and minimum
+    that fit them best; the best codes are rounded once more by these. Where the numbers of a group are all equal,
+    or one is not finite, the scale is 0 and the minimum their mean.
     """
-    parts = [load(b, values, FLOATS, 4 * LANES * i) for i in range(GROUP // LANES)]
-    ends = []
-    for order, name in (("<", "fmin"), (">", "fmax")):
-        outer = b.select(b.fcmp_ordered(order, *parts), *parts)
-        ends.append(b.call(function(b, f"llvm.vector.reduce.{name}.v16f32", F32, FLOATS), [outer]))
-    total = b.extract_element(sums(b, [b.fadd(*parts)]), I32(0))
-    count = F32(GROUP)
+    zero, count = constant(FLOATS, 0.0), constant(FLOATS, GROUP)
 
-    def fit(origin, inverse, below):
-        """Of codes in steps of 1 / inverse from `origin`: the variance that they explain, scale, minimum."""
-        codes = []
-        for part in parts:
-            steps = b.fmul(b.fsub(part, splat(b, origin)), splat(b, inverse))
-            codes.append(_rounded(b, b.fsub(steps, constant(FLOATS, below)), constant(FLOATS, 15.0)))
-        squares = b.fadd(*(b.fmul(code, code) for code in codes))
-        products = b.fadd(*(b.fmul(code, part) for code, part in zip(codes, parts, strict=True)))
-        found = sums(b, [b.fadd(*codes), squares, products, squares])
-        code, square, product, _ = (b.extract_element(found, I32(i)) for i in range(4))
+    def over_group(initial, body):
+        return loop(b, I64(GROUP), initial, lambda i, found: body(b.add(values, b.mul(i, I64(4 * LANES))), found))
+
+    def widen(place, ends):
+        one = load(b, place, FLOATS)
+        return [b.select(b.fcmp_ordered(o, one, end), one, end) for o, end in zip("<>", ends, strict=True)]
+
+    def lower(place, totals):
+        one = b.fsub(load(b, place, FLOATS), low)
+        store(b, one, place)
+        return [b.fadd(totals[0], one)]
+
+    low, high = over_group([load(b, values, FLOATS)] * 2, widen)
+    (total,) = over_group([zero], lower)
+
+    def fit(inverse, offset):
+        """Of codes in steps of 1 / inverse, plus offset: the variance that they explain, scale, minimum."""
+
+        def add(place, sums):
+            one = load(b, place, FLOATS)
+            code = _rounded(b, fma(b, one, inverse, offset), constant(FLOATS, 15.0))
+            return [b.fadd(sums[0], code), fma(b, code, code, sums[1]), fma(b, code, one, sums[2])]
+
+        code, square, product = over_group([zero] * 3, add)
         covariance = b.fsub(product, b.fdiv(b.fmul(code, total), count))
-        variance = b.fsub(square, b.fdiv(b.fmul(code, code), count))
-        slope = b.fdiv(covariance, variance)
+        slope = b.fdiv(covariance, b.fsub(square, b.fdiv(b.fmul(code, code), count)))
         return b.fmul(covariance, slope), slope, b.fdiv(b.fsub(total, b.fmul(slope, code)), count)
 
-    best = (F32(0.0), F32(0.0), b.fdiv(total, count))
-    extent = b.fsub(ends[1], ends[0])
+    best = (zero, zero, b.fdiv(total, count))
+    extent = b.fsub(high, low)
     for start in (*_STARTS, None):
         if start is None:
-            found = fit(best[2], b.fdiv(F32(1.0), best[1]), 0.0)
+            inverse = b.fdiv(constant(FLOATS, 1.0), best[1])
+            found = fit(inverse, b.fneg(b.fmul(best[2], inverse)))
         else:
-            found = fit(ends[0], b.fdiv(F32(start[0]), extent), start[1])
+            found = fit(b.fdiv(constant(FLOATS, start[0]), extent), constant(FLOATS, -start[1]))
         better = b.fcmp_ordered(">", found[0], best[0])
         best = tuple(b.select(better, new, old) for new, old in zip(found, best, strict=True))
-    store(b, best[1], scale)
-    store(b, best[2], minimum)
+    store(b, best[1], scales)
+    store(b, b.fadd(best[2], low), minima)
 
 
 def _rounded(b, values, most):
@@ -334,13 +342,16 @@ def compile_rounding() -> Any:
 
     @compiled("void(float32[:,:,::1], float32[:,::1], float32[:,::1])")
     def search(values, scales, minima):
-        """Fill scales and minima, [rows, groups], for four bits."""
+        """Fill scales and minima, [rows, groups], for four bits. rows: a multiple of 16."""
         _ = version
-        address, groups = values.ctypes.data, values.shape[1]
-        for group in range(values.shape[0] * groups):
-            _search_group(
-                address + 4 * GROUP * group, scales.ctypes.data + 4 * group, minima.ctypes.data + 4 * group
-            )
+        numbers = values.reshape(-1, LANES, GROUP)
+        lanes = np.empty((GROUP, LANES), np.float32)
+        for part in range(len(numbers)):
+            for lane in range(LANES):
+                for i in range(GROUP):
+                    lanes[i, lane] = numbers[part, lane, i]
+            done = 4 * LANES * part
+            _search_groups(lanes.ctypes.data, scales.ctypes.data + done, minima.ctypes.data + done)
 
     @compiled("void(float32[:,:,::1], float32[:,::1], float32[:,::1], int64, int32[:,:,::1])")
     def code(values, scales, minima, bits, out):

@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapter.base.hf_folder import StoredMatrix
 from adapter.base.packed.integer_product import BLOCK, GROUP, PARAMETER_BYTES, compile_products, compile_rounding
 
-REVISION = 1  # of what `pack` makes: increase it when the same weight gives other bytes
+REVISION = 2  # of what `pack` makes: increase it when the same weight gives other bytes
 # Largest distance, in steps, of a weight from the grid of four bits that it was rounded to bf16 from.
 _OFF_GRID = 0.1
 _HEAD = ("lm_head",)  # which is not rounded to four bits
 _SMALL = ("k_proj", "v_proj")  # nor are these where heads share them: small then, and much depends on them
 _WORK_OF_A_THREAD = 1 << 28  # bytes of the weight times rows: below that, starting a thread is not worth it
-_PIECE = 1 << 18  # weights that are packed at a time: their fp32 copies stay in the processor's cache
+_PIECE = 1 << 19  # weights that are packed at a time: their fp32 copies stay in the processor's caches
 
 
 class PackedLinear(nn.Module):
@@ -36,10 +37,11 @@ class PackedLinear(nn.Module):
         self.bits, self.in_features, self.out_features = bits, in_features, out_features
 
     @staticmethod
-    def pack(weight: Tensor, bits: int, search: bool = False) -> PackedLinear | None:
+    def pack(weight: Tensor | StoredMatrix, bits: int, search: bool = False) -> PackedLinear | None:
         """`weight`, [out, in], rounded. None if it would be rounded to four bits and they do not hold it exactly.
 
-        search: let it be rounded to four bits, to the scales and minima with the least squares.
+        search: let it be rounded to four bits, to the scales and minima with the least squares. Raises ValueError
+        if a number is not finite, or larger than packed weights can be.
         """
         outputs, inputs = weight.shape
         blocks, groups = -(-outputs // BLOCK), -(-inputs // GROUP)
@@ -56,6 +58,8 @@ class PackedLinear(nn.Module):
             values = buffer[: len(to) * BLOCK].view(-1, groups, GROUP)
             if (found := find(values)) is None:
                 return False
+            if not found[1].isfinite().all():
+                raise ValueError("holds numbers that are not finite")
             scales, minima = (parameters.float().numpy() for parameters in found)
             code(values.numpy(), scales, minima, bits, to.view(torch.int32).numpy())
             parameters = torch.stack(found if bits == 4 else found[:1]).view(-1, len(to), BLOCK, groups)
@@ -63,18 +67,18 @@ class PackedLinear(nn.Module):
             return True
 
         piece = max(_PIECE // inputs // BLOCK, 1)  # blocks
-        starts = iter(range(1, blocks, piece))  # each is taken by one thread
+        starts = iter(range(0, blocks, piece))  # each is taken by one thread
 
-        def fill_rest(_: int) -> bool:
+        def fill_in_turn(_: int) -> bool:
             buffer = torch.zeros(piece * BLOCK, groups * GROUP)
             return all(fill(start, min(start + piece, blocks), buffer) for start in starts)
 
-        # A weight that never was in four bits ends at its first block.
-        if not fill(0, 1, torch.zeros(BLOCK, groups * GROUP)):
-            return None
+        group = weight[:1][0, :GROUP].float()
+        if find is _on_grid and find(F.pad(group, (0, GROUP - len(group))).view(1, 1, GROUP)) is None:
+            return None  # as any weight that never was in four bits
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(threads) as pool:
-            if not all(pool.map(fill_rest, range(threads))):
+            if not all(pool.map(fill_in_turn, range(threads))):
                 return None
         return PackedLinear(packed, bits, inputs, outputs)
 
@@ -195,9 +199,12 @@ def _codes(values: Tensor, ends: Tensor, scales: Tensor) -> tuple[Tensor, Tensor
     return whole, errors, ~(errors.abs().amax(-1) <= _OFF_GRID)
 
 
-def pack(weight: Tensor, bits: int = 8, name: str = "") -> PackedLinear:
-    """`weight`, [out, in], in four bits if they hold it exactly, else in `bits`, or in 8 by its layer's `name`."""
-    sensitive = name.endswith(_HEAD) or (name.endswith(_SMALL) and len(weight) < weight.shape[1])
+def pack(weight: Tensor | StoredMatrix, bits: int = 8, name: str = "") -> PackedLinear:
+    """`weight`, [out, in], in four bits if they hold it exactly, else in `bits`, or in 8 by its layer's `name`.
+
+    Raises ValueError if a number is not finite.
+    """
+    sensitive = name.endswith(_HEAD) or (name.endswith(_SMALL) and weight.shape[0] < weight.shape[1])
     rounded_to = 8 if sensitive else bits
     packed = PackedLinear.pack(weight, 4) or PackedLinear.pack(weight, rounded_to, search=True)
     assert packed is not None
