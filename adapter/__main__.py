@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from adapter.base.threads import sleep_when_idle
+from adapter.base.threads import prepare_torch
 
-sleep_when_idle()
+prepare_torch()
 
 from transformers import LlamaConfig
 

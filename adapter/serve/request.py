@@ -349,9 +349,9 @@ class RemoteAnswer:
 
 
 def read_together(answers: Mapping[int, Answer], seconds: float) -> Iterator[Received]:
-    """Yields lists of (key, event) of all that has arrived of several answers, until all have ended. A list with
-    an answer's last event comes at once, others at least `seconds` apart, or more in a crowd. An error ends its
-    answer only.
+    """Yields lists of (key, event) of all that has arrived of several answers, until all have ended. The first
+    list and one with an answer's last event come at once, others every `seconds`, or less often in a crowd. An
+    error ends its answer only.
     """
     woken: queue.SimpleQueue[None] = queue.SimpleQueue()  # safe where the garbage collector puts something in
     for found in _next_lists(answers, seconds, lambda: woken.put(None)):
@@ -398,7 +398,9 @@ def _next_lists(
                 mailbox.waiting = False
             while (rest := due - time.monotonic()) > 0 and all(mailbox.last is None for mailbox in mailboxes):
                 yield rest
-            due = time.monotonic() + seconds * max(1.0, len(_reading) / CROWD)
+            # All readers wake together: each waking takes a core from the engine, whose other threads then wait.
+            period = seconds * max(1.0, len(_reading) / CROWD)
+            due = (time.monotonic() // period + 1) * period if period else 0.0
             received = [(key, event) for key, answer in unfinished.items() for event in answer.take()]
             unfinished = {key: answer for key, answer in unfinished.items() if not answer.ended}
             yield received

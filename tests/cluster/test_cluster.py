@@ -22,7 +22,6 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # no token, which Ray would keep in th
 pytest.importorskip("ray", reason="Ray has no wheel here: pip install '.[cluster]'")
 
 import psutil
-import ray
 
 from adapter.base.llama import load_base
 from adapter.base.template import Message
@@ -166,15 +165,18 @@ def test_answers_are_those_of_one_engine(engine, base_folder, adapters):
 
 
 def test_an_exception_of_a_replicas_own_code_is_not_a_lost_machine(engine, monkeypatch):
-    """It is asked once, and the sentence says that the cluster failed, not that a machine is gone."""
+    """It is asked twice, as it lacks the adapter; the sentence says that the cluster failed, not where."""
     asked, handle = [], engine._handle
-    answer = SimpleNamespace(remote=lambda *a: asked.append(a) or handle.options(stream=True).answer.remote(*a))
-    counted = SimpleNamespace(options=lambda **_: SimpleNamespace(answer=answer))
-    monkeypatch.setitem(engine._references, engine._load("one"), ("0" * 64, ray.put("no adapter")))
-    monkeypatch.setattr(engine, "_handle", counted)
+
+    def options(**options):
+        answer = handle.options(**options).answer
+        return SimpleNamespace(answer=SimpleNamespace(remote=lambda *a: asked.append(a) or answer.remote(*a)))
+
+    monkeypatch.setattr(engine, "_adapters", lambda _: {"one": ("0" * 64, "no adapter")})
+    monkeypatch.setattr(engine, "_handle", SimpleNamespace(options=options))
     with pytest.raises(AdapterError, match="failed on this request"):
         list(engine.submit(request(adapter="one")))
-    assert len(asked) == 1
+    assert len(asked) == 2
 
 
 def test_an_adapter_is_known_everywhere_at_once_and_so_is_its_end(engine, adapters):
