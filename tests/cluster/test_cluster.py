@@ -81,6 +81,9 @@ def page(address, base_folder, adapters, tiny_fingerprint):
     for seed, name in enumerate(("one", "two")):
         save_adapter(random_adapter(base.fingerprint, seed), adapters / name)
     with closing(connect(address, base_folder, adapters)) as engine:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("http_proxy", "http://127.0.0.1:9")  # which must not be asked for replicas
+            list(engine.submit(request()))
         yield engine
 
 

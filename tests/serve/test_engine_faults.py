@@ -23,12 +23,13 @@ from adapter.method.config import BaseFingerprint, TuningConfig, VisionConfig
 from adapter.method.vision import VisualFeatures
 from adapter.serve import engine as engine_module
 from adapter.serve import prompts as prompts_module
+from adapter.serve import request as request_module
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.engine import MAX_FAILURES, Engine
 from adapter.serve.forward import TorchForward
 from adapter.serve.inspection import CLOSED
 from adapter.serve.kv_cache import PrefixCache
-from adapter.serve.request import GenerationRequest, async_event_lists
+from adapter.serve.request import Answer, GenerationEvent, GenerationRequest, Mailbox, async_event_lists
 from adapter.serve.sampling import Sampler, SamplingParams
 from adapter.serve.scheduler import Scheduler
 from adapter.serve.store import AdapterStore
@@ -198,6 +199,20 @@ def test_a_reader_whose_event_loop_is_closed_disturbs_nobody(engine, check_hones
     loop.close()
     check_honest()
     left.close()
+
+
+def test_all_readers_wake_together(monkeypatch):
+    """Each waking takes a core from the engine, whose other threads wait for it."""
+    now, wakings = 0.0, []
+    monkeypatch.setattr(request_module, "time", SimpleNamespace(monotonic=lambda: now))
+    for now in (10.03, 10.08):
+        mailbox = Mailbox()
+        lists = request_module._next_lists({0: Answer(mailbox, lambda: None)}, 0.1, lambda: None)
+        mailbox.put(GenerationEvent(text="at once"))
+        assert next(lists) == [(0, GenerationEvent(text="at once"))]
+        mailbox.put(GenerationEvent(text="later"))
+        wakings.append(now + next(lists))
+    assert wakings == pytest.approx([10.1, 10.1])
 
 
 # Failures that last.
