@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from adapter.base.threads import prepare_torch, share_arenas
+from adapter.base.threads import share_arenas, sleep_when_idle
 from adapter.ui.gradio_stubs import without_type_stubs
 
 if __name__ == "__main__":
@@ -27,7 +27,7 @@ if __name__ == "__main__":
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-prepare_torch()
+sleep_when_idle()
 share_arenas()
 
 if os.environ.get("SPACES_ZERO_GPU"):

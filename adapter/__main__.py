@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from adapter.base.threads import prepare_torch
+from adapter.base.threads import sleep_when_idle
 
-prepare_torch()
+sleep_when_idle()
 
 from transformers import LlamaConfig
 

@@ -60,7 +60,7 @@ def test_idle_threads_sleep_unless_the_environment_says_otherwise(given, expecte
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    threads.prepare_torch()
+    threads.sleep_when_idle()
     assert (os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY")) == expected
 
 

@@ -201,9 +201,9 @@ def print_speeds(what: object, speeds: Mapping[str, Sequence[float]], digits: in
 
 
 def main() -> None:
-    from adapter.base.threads import prepare_torch
+    from adapter.base.threads import sleep_when_idle
 
-    prepare_torch()  # as in the page's program and in the trainer, before torch is imported
+    sleep_when_idle()  # as in the page's program and in the trainer, before torch is imported
     module, *arguments = sys.argv[1:]
     serve(importlib.import_module(module).start(*arguments))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from adapter.base.threads import prepare_torch
+from adapter.base.threads import sleep_when_idle
 
-prepare_torch()
+sleep_when_idle()
 # Before the import, which warns that an optional kernel is not installed.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
