@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import mmap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -23,7 +20,6 @@ _HEAD = ("lm_head",)  # which is not rounded to four bits
 _SMALL = ("k_proj", "v_proj")  # nor are these where heads share them: small then, and much depends on them
 _WORK_OF_A_THREAD = 1 << 28  # bytes of the weight times rows: below that, starting a thread is not worth it
 _PIECE = 1 << 19  # weights that are packed at a time: their fp32 copies stay in the processor's caches
-_HUGE = 1 << 23  # bytes of a tensor that lies in huge pages, of 2 MB each
 
 
 class PackedLinear(nn.Module):
@@ -51,7 +47,6 @@ class PackedLinear(nn.Module):
         blocks, groups = -(-outputs // BLOCK), -(-inputs // GROUP)
         integers = GROUP * BLOCK * bits // 8  # bytes
         packed = torch.empty(blocks, groups, integers + PARAMETER_BYTES[bits], dtype=torch.uint8)
-        _use_huge_pages(packed)
         find = _eight_bits if bits == 8 else _searched if search else _on_grid
         _, code = compile_rounding()
 
@@ -153,16 +148,6 @@ class PackedEmbedding(nn.Module):
             for part in ids.flatten().split(64)
         ]
         return torch.cat(rows).view(*ids.shape, -1)
-
-
-def _use_huge_pages(tensor: Tensor) -> None:
-    """Let Linux keep a large new tensor in huge pages: products then read it up to a tenth faster."""
-    if tensor.nbytes < _HUGE:
-        return
-    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    size = ctypes.c_size_t(tensor.data_ptr() + tensor.nbytes - first)
-    with contextlib.suppress(OSError, AttributeError):  # another system has other means
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), size, mmap.MADV_HUGEPAGE)
 
 
 # The scales and minima of groups, both fp16 [rows, groups], of values, fp32 [rows, groups, 32].
