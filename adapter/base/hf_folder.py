@@ -21,7 +21,7 @@ SHARD_BYTES = 2 * 10**9
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # All files of a folder that hold weights or name those that do.
 WEIGHT_FILES = (_WHOLE, _INDEX, "model-*-of-*.safetensors")
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
 def tensor_shapes(config: Any, model: Any = None) -> dict[str, tuple[int, ...]]:

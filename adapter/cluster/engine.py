@@ -23,7 +23,6 @@ from typing import Any
 # Ray reads them when it starts.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here phones home
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine needs more than the default of 30
-os.environ.setdefault("grpc_proxy", "")  # the web's proxy does not know the replicas
 os.environ.setdefault("RAY_worker_niceness", "0")  # or replicas starve beside any other program, the page too
 
 import ray
@@ -36,7 +35,7 @@ from safetensors.torch import save
 
 from adapter.base.llama import Base
 from adapter.cluster import replica as replicas_module
-from adapter.cluster.replica import APP, STATUS_SECONDS, Adapters, build
+from adapter.cluster.replica import APP, STATUS_SECONDS, References, build
 from adapter.errors import AdapterError, Busy, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.config import base_label
@@ -160,7 +159,7 @@ class RayEngine:
         self._lock = threading.Lock()
         self._open: dict[RemoteAnswer, Future[None]] = {}  # in the order in which they were asked
         self._closed = False
-        self._digests: weakref.WeakKeyDictionary[Adapter, str] = weakref.WeakKeyDictionary()
+        self._references: weakref.WeakKeyDictionary[Adapter, tuple[str, Any]] = weakref.WeakKeyDictionary()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cluster", daemon=True)
         self._thread.start()
@@ -173,7 +172,7 @@ class RayEngine:
 
     def submit(self, request: GenerationRequest) -> Answer:
         admitted = admit(request, self.base, self._load)
-        adapters = self._adapters(request)
+        adapters = self._refer(request)
         request = replace(request, prompt_ids=tuple(admitted.prompt_ids))
         answer = RemoteAnswer(request, len(admitted.prompt_ids))
         with self._lock:
@@ -194,11 +193,8 @@ class RayEngine:
         request = replace(request, prompt_ids=tuple(admit(request, self.base, self._load).prompt_ids))
         handle: Any = self._handle.options(session_id=_conversation(request))
         try:
-            adapters = self._adapters(request)
-            for asked in (_digests_of(adapters), adapters):
-                found = handle.inspect.remote(request, answer_ids, asked).result(timeout_s=MAX_SECONDS)
-                if found is not None:
-                    break
+            response = handle.inspect.remote(request, answer_ids, self._refer(request))
+            found = response.result(timeout_s=MAX_SECONDS)
         except RayTaskError as error:  # it was raised by the replica's own code, which is up
             log.exception("Inspecting an answer in the cluster failed")
             raise AdapterError(_FAILED) from error
@@ -242,15 +238,16 @@ class RayEngine:
     def _load(self, name: str) -> Adapter:
         return self.store.load(name, self._cpu_base)
 
-    def _adapters(self, request: GenerationRequest) -> Adapters:
+    def _refer(self, request: GenerationRequest) -> dict[str, tuple[str, Any]]:
+        """Where replicas find the adapters of a request: in Ray's object store, put there once by this page."""
         found = {}
         for name, _ in request.parts:
             adapter = self._load(name)
-            if adapter not in self._digests:
+            if adapter not in self._references:
                 weights = {key: tensor.contiguous() for key, tensor in adapter.state_dict().items()}
                 content = save(weights, {"config": adapter.config.to_json()})
-                self._digests[adapter] = hashlib.sha256(content).hexdigest()
-            found[name] = self._digests[adapter], adapter
+                self._references[adapter] = hashlib.sha256(content).hexdigest(), ray.put(adapter)
+            found[name] = self._references[adapter]
         return found
 
     def _cancel(self, answer: RemoteAnswer) -> None:
@@ -271,34 +268,22 @@ class RayEngine:
             if (relay := self._open.pop(answer, None)) is not None:
                 relay.cancel()
 
-    async def _relay(self, answer: RemoteAnswer, adapters: Adapters) -> None:
-        """Asks for an answer and passes on its events; again elsewhere if the replica is lost before the first.
-
-        The adapters follow where the replica does not know them yet.
-        """
-        # By value, a message costs a third less processor time than one that Ray refers to.
-        options: Any = {"stream": True, "session_id": _conversation(answer.request), "_by_reference": False}
-        handle: Any = self._handle.options(**options)
-        asked = _digests_of(adapters)
+    async def _relay(self, answer: RemoteAnswer, adapters: References) -> None:
+        """Asks for an answer and passes on its events; again elsewhere if the replica is lost before the first."""
+        handle: Any = self._handle.options(stream=True, session_id=_conversation(answer.request))
         try:
-            for attempt in range(1, _MOST_LOST + 2):
-                events = handle.answer.remote(answer.request, asked)
+            for attempt in range(1, _MOST_LOST + 1):
+                events = handle.answer.remote(answer.request, adapters)
                 try:
                     async for received in events:
-                        if received is None:
-                            asked = adapters
-                            break
                         answer.started_at = answer.started_at or time.perf_counter()
                         for event in received:
                             answer.deliver(event)
-                    else:
-                        answer.end(Busy(LOST))  # unless its last event has come
-                        return
                 except RayTaskError:
                     raise  # by the replica's own code: another replica would do the same
                 except (RayError, RayServeException) as error:
                     # The scores of a prompt come in pieces, too.
-                    if answer.tokens or answer.request.prompt_logprobs or attempt >= _MOST_LOST:
+                    if answer.tokens or answer.request.prompt_logprobs or attempt == _MOST_LOST:
                         answer.end(_lost(error))
                         return
                     answer.started_at = None
@@ -306,6 +291,9 @@ class RayEngine:
                 except asyncio.CancelledError:
                     events.cancel()
                     raise
+                else:
+                    answer.end(Busy(LOST))  # unless its last event has come
+                    return
         except asyncio.CancelledError:
             answer.end(Busy(CLOSED))
         except Exception:
@@ -326,10 +314,6 @@ class RayEngine:
                 if told.get(answer) != position:
                     told[answer] = position
                     answer.deliver(GenerationEvent(position=position))
-
-
-def _digests_of(adapters: Adapters) -> Adapters:
-    return {name: (digest, None) for name, (digest, _) in adapters.items()}
 
 
 def _conversation(request: GenerationRequest) -> str:

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+import ray
 import torch
 from ray import serve
 from ray.serve.config import AutoscalingConfig
@@ -26,12 +27,12 @@ from adapter.serve.scheduler import MAX_ROWS
 
 APP = "llama-adapter"
 STATUS_SECONDS = 1.0  # between a replica's reports to the pages
-_EVENT_SECONDS = 0.1  # between the lists of an answer's events, each of which is a message
+_EVENT_SECONDS = 0.1  # between the lists of an answer's events, each of which is a message of Ray
 _CACHED_ADAPTERS = 32  # of a replica; a row keeps its own alive
 
 known: Mapping[str, RunningReplica] = {}  # the replicas that are up, by the ends of their names
-# Adapters by name: the digest of each, and the adapter itself where a replica has asked for it.
-Adapters = Mapping[str, tuple[str, Adapter | None]]
+# Adapters by name: the digest of each, and where it is in Ray's object store.
+References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
 
 
 class Replica:
@@ -44,15 +45,13 @@ class Replica:
         self._adapters: LRU[str, Adapter] = LRU(_CACHED_ADAPTERS)
         self._engine = Engine(self._base, self, cache_bytes=cache_bytes)
 
-    def _keep(self, request: GenerationRequest, adapters: Adapters) -> GenerationRequest | None:
-        """Keeps the adapters of a request, which is returned with their names here; None if one is missing."""
+    async def _fetch(self, request: GenerationRequest, references: References) -> GenerationRequest:
+        """Gets the adapters that are missing. Returns the request with the names that they have here."""
         names: dict[str | None, str | None] = {None: None}
-        for name, (digest, adapter) in adapters.items():
+        for name, (digest, reference) in references.items():
             names[name] = key = f"{name} ({digest[:12]})"
             if self._adapters.get(key) is None:
-                if adapter is None:
-                    return None
-                self._adapters.put(key, adapter.to(self._base.device).requires_grad_(False).eval())
+                self._adapters.put(key, (await reference).to(self._base.device).requires_grad_(False).eval())
         mix = tuple((str(names[name]), strength) for name, strength in request.mix)
         return replace(request, adapter=names[request.adapter], mix=mix)
 
@@ -69,17 +68,12 @@ class Replica:
         return replace(self._base, model=model)
 
     async def answer(
-        self, request: GenerationRequest, adapters: Adapters
-    ) -> AsyncIterator[list[GenerationEvent | AdapterError] | None]:
-        """Yields an empty list once the request is accepted, then lists of events; an error ends the answer.
-
-        None is all that it yields where it must be asked with the adapters.
-        """
+        self, request: GenerationRequest, adapters: References
+    ) -> AsyncIterator[list[GenerationEvent | AdapterError]]:
+        """Yields an empty list once the request is accepted, then lists of events; an error ends the answer."""
         try:
-            if (kept := self._keep(request, adapters)) is None:
-                yield None
-                return
-            answer = await asyncio.to_thread(self._engine.submit, kept)
+            request = await self._fetch(request, adapters)
+            answer = await asyncio.to_thread(self._engine.submit, request)
             yield []
             with closing(answer):
                 async for _, events in async_event_lists({0: answer}, _EVENT_SECONDS):
@@ -88,13 +82,12 @@ class Replica:
             yield [error]
 
     async def inspect(
-        self, request: GenerationRequest, answer_ids: Sequence[int], adapters: Adapters
-    ) -> Inspection | AdapterError | None:
-        """As Engine.inspect; an error is returned, and None where it must be asked with the adapters."""
+        self, request: GenerationRequest, answer_ids: Sequence[int], adapters: References
+    ) -> Inspection | AdapterError:
+        """As Engine.inspect; an error is returned."""
         try:
-            if (kept := self._keep(request, adapters)) is None:
-                return None
-            return await asyncio.to_thread(self._engine.inspect, kept, answer_ids)
+            request = await self._fetch(request, adapters)
+            return await asyncio.to_thread(self._engine.inspect, request, answer_ids)
         except AdapterError as error:
             return error
 

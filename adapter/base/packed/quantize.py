@@ -58,7 +58,7 @@ class PackedLinear(nn.Module):
             values = buffer[: len(to) * BLOCK].view(-1, groups, GROUP)
             if (found := find(values)) is None:
                 return False
-            if not found[1].isfinite().all():
+            if not all(parameters.isfinite().all() for parameters in found):
                 raise ValueError("holds numbers that are not finite")
             scales, minima = (parameters.float().numpy() for parameters in found)
             code(values.numpy(), scales, minima, bits, to.view(torch.int32).numpy())
