@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -113,18 +114,24 @@ def test_loading_reads_a_few_rows_at_a_time_and_maps_no_file(tiny_base, tmp_path
     model = random_llama().half()
     model.save_pretrained(tmp_path)
     tiny_base.tokenizer.save_pretrained(tmp_path)
-    read, sizes = StoredMatrix.__getitem__, []
+    read, seen, alive, sizes, whole = StoredMatrix.__getitem__, [], [], [], []
 
     def observe(matrix, rows):
         assert str(tmp_path) not in Path("/proc/self/maps").read_text()
-        sizes.append(read(matrix, rows).numel())
-        return read(matrix, rows)
+        alive.append(sum(part() is not None for part in seen))
+        part = read(matrix, rows)
+        seen.append(weakref.ref(part.untyped_storage()))
+        sizes.append(part.numel())
+        whole.append(math.prod(matrix.shape))
+        return part
 
     monkeypatch.setattr(StoredMatrix, "__getitem__", observe)
     monkeypatch.setattr(quantize, "_PIECE", 1024)
     base = load_base(str(tmp_path), device="cpu")
     linears = [module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear)]
     assert sum(sizes) > sum(linears) and max(sizes) <= 1024 < max(linears)
+    assert max(alive) <= torch.get_num_threads() and not any(part() for part in seen)
+    assert whole == sorted(whole, reverse=True), "the largest first, while there is room"
     assert base.model.dtype == torch.bfloat16
 
 

@@ -59,7 +59,7 @@ class PackedLinear(nn.Module):
             if (found := find(values)) is None:
                 return False
             if not all(parameters.isfinite().all() for parameters in found):
-                raise ValueError("holds numbers that are not finite")
+                raise ValueError("holds numbers that are not finite, or too large to be packed")
             scales, minima = (parameters.float().numpy() for parameters in found)
             code(values.numpy(), scales, minima, bits, to.view(torch.int32).numpy())
             parameters = torch.stack(found if bits == 4 else found[:1]).view(-1, len(to), BLOCK, groups)
