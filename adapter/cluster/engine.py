@@ -75,27 +75,36 @@ def connect(
 ) -> RayEngine:
     """Joins a cluster, deploys the replicas unless they are there, and waits until one answers.
 
+    Replicas that another version of the code runs are replaced, one after the other.
     address: "local" starts Ray on this machine, which ends with this process. Raises LoadError.
     """
+
+    def deploy() -> None:
+        share = _share(address == "local", replicas[1])
+        application = build(base, quantization, cache_bytes, replicas, *share, keep_packed, by_page=True)
+        target = serve.RunTarget(application, name=APP, route_prefix=None)
+        serve.run_many([target], wait_for_applications_running=False)
+
     # What Ray starts here ends with the thread that has started it: not with the one that calls this.
     starter = ThreadPoolExecutor(1, "ray")
     try:
         _join(address, starter)
         found = serve.status().applications.get(APP)
         if found is None or found.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING):
-            share = _share(address == "local", replicas[1])
-            application = build(base, quantization, cache_bytes, replicas, *share, keep_packed)
-            target = serve.RunTarget(application, name=APP, route_prefix=None)
-            serve.run_many([target], wait_for_applications_running=False)
+            deploy()
         handle = serve.get_app_handle(APP)
-        served = _wait_for_replica(handle)
+        served, code = _wait_for_replica(handle)
+        same = served.fingerprint.name == base_label(base)
+        if same and code not in ("", replicas_module.CODE):
+            log.info("The replicas run other code than this page: they are replaced")
+            deploy()
     except Exception as error:  # Ray raises bare ones too
         _leave(starter)
         raise LoadError(
             "The cluster cannot be reached, or no replica came up: `ray status` and `serve status` say more.",
             f"{type(error).__name__}: {error}",
         ) from error
-    if served.fingerprint.name != base_label(base):
+    if not same:
         _leave(starter)
         raise LoadError(
             f"The cluster serves {served.fingerprint.name}, not {base_label(base)}. Ask for that base, or "
@@ -116,8 +125,8 @@ def _join(address: str, starter: ThreadPoolExecutor) -> None:
     serve.start(proxy_location="Disabled")
 
 
-def _wait_for_replica(handle: DeploymentHandle) -> Base:
-    """The base of the first one that is up."""
+def _wait_for_replica(handle: DeploymentHandle) -> tuple[Base, str]:
+    """What the first one that is up says of itself."""
     answer, deadline = handle.describe.remote(), time.monotonic() + _START_SECONDS
     while True:
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -30,6 +32,10 @@ STATUS_SECONDS = 1.0  # between a replica's reports to the pages
 _EVENT_SECONDS = 0.1  # between the lists of an answer's events, each of which is a message of Ray
 _CACHED_ADAPTERS = 32  # of a replica; a row keeps its own alive
 
+# A digest of the code that this process runs, as far as replicas need it.
+_ROOMS = [Path(__file__).parents[1] / room for room in ("base", "cluster", "method", "serve")]
+CODE = hashlib.sha256(b"".join(f.read_bytes() for room in _ROOMS for f in sorted(room.rglob("*.py")))).hexdigest()
+
 known: Mapping[str, RunningReplica] = {}  # the replicas that are up, by the ends of their names
 # Adapters by name: the digest of each, and where it is in Ray's object store.
 References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
@@ -38,10 +44,13 @@ References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
 class Replica:
     """The deployment: an engine, and its store: adapters come with requests, and those used lately are kept."""
 
-    def __init__(self, base: str, quantization: str, cache_bytes: int | None, keep_packed: bool) -> None:
+    def __init__(
+        self, base: str, quantization: str, cache_bytes: int | None, keep_packed: bool, by_page: bool
+    ) -> None:
+        """by_page: whether a page has deployed it, which then replaces it where its code is another."""
         if base == embedded.BASE:
             embedded.base_folder()
-        self._base = load_base(base, quantization, keep_packed=keep_packed)
+        self._base, self._by_page = load_base(base, quantization, keep_packed=keep_packed), by_page
         self._adapters: LRU[str, Adapter] = LRU(_CACHED_ADAPTERS)
         self._engine = Engine(self._base, self, cache_bytes=cache_bytes)
 
@@ -60,12 +69,12 @@ class Replica:
             raise Busy("Too many adapters are asked for at once. Try again.")
         return adapter
 
-    def describe(self) -> Base:
-        """The base without its weights: it tokenises and knows its sizes."""
+    def describe(self) -> tuple[Base, str]:
+        """The base without its weights: it tokenises and knows its sizes; the code, if pages replace it."""
         with torch.device("meta"):
             model = AdaptedLlama(self._base.model.config)
         model.generation_config = self._base.model.generation_config
-        return replace(self._base, model=model)
+        return replace(self._base, model=model), CODE * self._by_page
 
     async def answer(
         self, request: GenerationRequest, adapters: References
@@ -120,8 +129,9 @@ def build(
     cpus: float = 1,
     gpus: float = 0,
     keep_packed: bool = False,
+    by_page: bool = False,
 ) -> serve.Application:
-    """The application of `serve.run`. replicas: the least and the most; cpus, gpus: of each."""
+    """The application of `serve.run`. replicas: least and most; cpus, gpus: of each; by_page: see Replica."""
     least, most = replicas
     # Ray counts requests that run on a replica and those that wait for one.
     scaling: dict[str, Any] = {"num_replicas": least}
@@ -146,7 +156,7 @@ def build(
         },
         **scaling,
     )(Replica)
-    return deployment.bind(base, quantization, cache_bytes, keep_packed)
+    return deployment.bind(base, quantization, cache_bytes, keep_packed, by_page)
 
 
 def app(args: dict[str, Any]) -> serve.Application:

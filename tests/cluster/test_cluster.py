@@ -27,6 +27,7 @@ import ray
 from adapter.base.llama import load_base
 from adapter.base.template import Message
 from adapter.cluster import engine as cluster
+from adapter.cluster.replica import CODE
 from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
@@ -34,7 +35,7 @@ from adapter.serve.request import Answer, Client, GenerationRequest, SamplingPar
 from adapter.serve.scheduler import MAX_ROWS
 from adapter.serve.settings import MAX_TOKENS
 from adapter.serve.store import AdapterStore
-from tests.app_process import PATIENCE, ROOT, app_process, free_port, wait_until
+from tests.app_process import LONG_PATIENCE, PATIENCE, ROOT, app_process, free_port, wait_until
 from tests.tiny_models import endless_base, random_adapter
 
 pytestmark = pytest.mark.slow
@@ -56,28 +57,41 @@ def adapters(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> Iterator[str]:
-    """A head of a cluster with two cores, which outlives a page that joins it."""
-    port, folder = free_port(), tmp_path_factory.mktemp("ray")
-    ray = str(Path(sys.executable).with_name("ray"))
-    command = [ray, "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
-    command += ["--min-worker-port=0", "--max-worker-port=0"]  # any, so that none of them is `port`
+    """The first node of a cluster, which outlives a page that joins it. Each node has one replica's core."""
+    port = free_port()
+    with node(tmp_path_factory.mktemp("ray"), "--head", f"--port={port}", "--include-dashboard=false"):
+        yield f"127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def node(folder: Path, *options: str) -> Iterator[None]:
+    """A node, with all of its processes killed at the end, as a machine that loses its power."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1", *options]
+    command += ["--min-worker-port=0", "--max-worker-port=0"]  # any, so that none of them is the head's
     with open(folder / "log", "wb") as log:
         # adapter.cluster.engine has set what Ray reads from the environment.
-        head = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        first = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
-            wait_until(lambda: "Ray runtime started" in (folder / "log").read_text() or head.poll() is not None)
-            assert head.poll() is None, (folder / "log").read_text()
-            yield f"127.0.0.1:{port}"
+            wait_until(lambda: "Ray runtime started" in (folder / "log").read_text() or first.poll() is not None)
+            assert first.poll() is None, (folder / "log").read_text()
+            yield
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                children = psutil.Process(head.pid).children(recursive=True)
-                for process in (head, *children):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in (first, *psutil.Process(first.pid).children(recursive=True)):
                     process.kill()
-            head.wait()
+            first.wait()
 
 
 @pytest.fixture(scope="module")
-def page(address, base_folder, adapters, tiny_fingerprint):
+def second_node(address, tmp_path_factory) -> Iterator[contextlib.ExitStack]:
+    """Closed, the node is gone."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(node(tmp_path_factory.mktemp("second"), f"--address={address}"))
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def page(address, second_node, base_folder, adapters, tiny_fingerprint):
     base = load_base(str(base_folder), "none", "cpu")
     for seed, name in enumerate(("one", "two")):
         save_adapter(random_adapter(base.fingerprint, seed), adapters / name)
@@ -92,7 +106,7 @@ def engine(page):
     return page
 
 
-def connect(address, base_folder, adapters):
+def connect(address, base_folder, adapters) -> cluster.RayEngine:
     return cluster.connect(address, str(base_folder), "none", None, (2, 2), AdapterStore(adapters))
 
 
@@ -207,10 +221,15 @@ def test_a_full_replica_overflows_and_a_full_cluster_says_how_many_are_before(en
     wait_until(lambda: running(engine) == [0, 0])
 
 
-def test_a_killed_replica_ends_its_own_answers_only(engine):
+@pytest.mark.parametrize("machine", [False, True], ids=["replica", "machine"])
+def test_a_killed_replica_ends_its_own_answers_only(engine, machine, address, second_node, tmp_path):
+    """Or a machine's; the one that is started in its place is taken in."""
     apart, before = sessions_apart(engine), set(engine.replicas())
     answers = [begin(engine, session) for session in apart]
-    os.kill(replica_processes()[0].pid, signal.SIGKILL)
+    if machine:
+        second_node.close()
+    else:
+        os.kill(replica_processes()[0].pid, signal.SIGKILL)
 
     def end(answer: Answer) -> str:
         try:
@@ -223,6 +242,8 @@ def test_a_killed_replica_ends_its_own_answers_only(engine):
     [dead] = [i for i, how in enumerate(ends) if "Ask again" in how]
     assert ends[1 - dead] == "length"
     assert end(engine.submit(request(apart[dead]))) == "length"
+    if machine:
+        second_node.enter_context(node(tmp_path, f"--address={address}"))
     wait_for_new(engine, before, 1)
 
 
@@ -243,7 +264,7 @@ from adapter.errors import LoadError
 from adapter.cluster import engine as cluster
 from adapter.serve.store import AdapterStore
 from tests.cluster.test_cluster import request
-address, *bases, adapters = sys.argv[1:]
+address, *bases, adapters, cluster.replicas_module.CODE = sys.argv[1:]
 for base in bases:
     try:
         page = cluster.connect(address, base, "none", None, (2, 2), AdapterStore(Path(adapters)))
@@ -259,13 +280,28 @@ def test_a_page_that_comes_back_finds_its_replicas(engine, address, base_folder,
     """In a process of its own; where it asks for another base it is told what is there."""
     replicas = set(engine.replicas())
     expected = "".join(event.text for event in engine.submit(request(adapter="one")))
-    asked = (address, str(base_folder.with_name("other")), str(base_folder), str(adapters))
+    asked = (address, str(base_folder.with_name("other")), str(base_folder), str(adapters), CODE)
     page = subprocess.run(
         [sys.executable, "-c", ANOTHER_PAGE, *asked], stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=PATIENCE
     )
     assert "serves endless, not other" in page.stdout and expected in page.stdout
     assert list(engine.submit(request()))[-1].finish_reason == "length"  # neither took anything from the first
     assert set(engine.replicas()) == replicas
+
+
+def test_replicas_of_other_code_are_replaced_and_no_question_is_refused(engine, address, base_folder, adapters):
+    """By a page of the new code; that of the old one still asks, and an answer that is being written ends."""
+    before, written = set(engine.replicas()), begin(engine, "s0")
+    asked = (address, str(base_folder), str(adapters), "new code")
+    subprocess.run([sys.executable, "-c", ANOTHER_PAGE, *asked], check=True, cwd=ROOT, timeout=PATIENCE)
+
+    def are_replaced() -> bool:
+        for session in ("s1", "s2", "s3"):
+            assert list(engine.submit(request(session, adapter="one")))[-1].finish_reason == "length"
+        return len(engine.replicas()) == 2 and not before & set(engine.replicas())
+
+    wait_until(are_replaced, patience=LONG_PATIENCE)
+    assert list(written)[-1].finish_reason == "length"
 
 
 def test_the_page_starts_replicas_on_this_machine(tmp_path, tiny_folder, tiny_fingerprint):
