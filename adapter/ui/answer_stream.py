@@ -173,7 +173,6 @@ def stream(
     if former := begun.record if begun else None:
         settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
     settings, begun_ids = with_seed(settings), former.token_ids if former else ()
-    branched = former is not None and former.branched
     visual, picture = uses_picture(catalog, settings), conversation.latest_picture(history)
     progress = AnswerProgress(settings, token_ids=list(begun_ids))
     progress.note_unused_picture(picture is not None, visual)
@@ -192,9 +191,9 @@ def stream(
                 if event.is_output:
                     progress.add(event)
             text, writing = progress.text or (begun.text if begun else ""), event.stats is None
-            # max_tokens is the present length: the settings give exactly this text again, unless it branched.
+            # max_tokens is the present length: the settings give exactly this text again.
             truncated = settings.replace(max_tokens=min(max(1, len(progress.token_ids)), MAX_TOKENS))
-            record = AnswerRecord(truncated, branched=branched)
+            record = AnswerRecord(truncated)
             if event.stats is not None:
                 ended = event.finish_reason in ("cancelled", "time", "repetition") or begun is not None
                 record = AnswerRecord(
@@ -202,7 +201,6 @@ def stream(
                     tuple(progress.token_ids),
                     image is not None,
                     event.finish_reason in ("length", "time", "cancelled"),
-                    branched,
                     event.stats.prompt_tokens + event.stats.new_tokens,
                     engine.base.context_length,
                     turn.variants,

@@ -42,15 +42,14 @@ _Variants = Annotated[tuple[Variant, ...], Field(max_length=_MAX_VARIANTS)]
 class AnswerRecord:
     """How an answer was generated. settings: with the seed that was used; picture: whether the adapter saw one.
     token_ids: none in a link, and while the answer is still written. cut: whether it ended before the model ended
-    it. branched: whether a word of it was chosen, so that its settings do not give it again. context_tokens: up to
-    its end, of context_length that the base reads; 0 where that is unknown. before, after: its variants.
+    it. context_tokens: up to its end, of context_length that the base reads; 0 where that is unknown. before,
+    after: its variants.
     """
 
     settings: Settings
     token_ids: Annotated[tuple[_Count, ...], Field(max_length=4096)] = ()
     picture: Annotated[bool, Strict()] = False
     cut: bool = False
-    branched: bool = False
     context_tokens: _Count = 0
     context_length: _Count = 0
     before: _Variants = ()

@@ -1,24 +1,22 @@
-"""The panel "This conversation": opens and keeps it in the browser, files and links; the command line."""
+"""The panel "This conversation": opens and keeps it in the browser, files and links."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import shlex
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
-from adapter.errors import AdapterError, BadInput
-from adapter.serve.settings import BASE_ONLY, PANEL, SHIPPED, Settings
+from adapter.errors import BadInput
+from adapter.serve.settings import BASE_ONLY, PANEL
 from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
 from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request, whole_answer
 from adapter.ui.chat import conversation_json
 from adapter.ui.chat.chatbot import to_view
-from adapter.ui.conversation import Entry, History
+from adapter.ui.conversation import History
 from adapter.ui.gradio_internals import Unconverted, sent
 from adapter.ui.session import Conversation, Conversations
 from adapter.ui.status import MODEL, QUEUED, UNQUEUED, Picker
@@ -26,7 +24,6 @@ from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts, toast
 
 if TYPE_CHECKING:
-    from adapter.base.llama import Base
     from adapter.serve.request import Client
 
 PICKERS = {"adapter": None, "mix": texts.NO_MIX}  # the settings that are chosen from adapters, as Picker.none
@@ -56,7 +53,6 @@ class Updates(NamedTuple):
     box: Any = gr.skip()
     id: Any = gr.skip()
     to_browser: Any = gr.skip()
-    command: Any = gr.skip()
     adapter: Any = gr.skip()
     mix: Any = gr.skip()
     corrections: Any = gr.skip()
@@ -74,7 +70,6 @@ class ConversationStore:
         with gr.Accordion(texts.THIS_CONVERSATION, open=False, elem_id="this-conversation"):
             words = {"name": texts.EXPORT_NAME, "not-sent": texts.PICTURE_NOT_SENT}
             gr.HTML(f'<div class="actions" {theme.data_attributes(words)}>{_ACTIONS}</div>', padding=False)
-            self._command = theme.command_box(texts.NO_COMMAND_LINE, texts.COMMAND_LINE, "code")
         self.id = gr.Textbox(visible=False)
         # JSON for conversations.js. Not gr.BrowserState, which has room for five million characters in all.
         self.to_browser = gr.Textbox(visible="hidden", show_label=False, max_lines=1)
@@ -84,7 +79,7 @@ class ConversationStore:
     ) -> Any:
         """Returns the event that opens a conversation. listed: the list, whose script sends it."""
         pickers = [settings[name] for name in PICKERS]
-        self.outputs = [*chat, box, self.id, self.to_browser, self._command, *pickers, corrections]
+        self.outputs = [*chat, box, self.id, self.to_browser, *pickers, corrections]
         self.opened = [*self.outputs, *[settings[name] for name in OTHERS]]
         listed.act(self.act, None, [self.to_browser, settings["others"]], **{**QUEUED, **MODEL})
         self.to_browser.change(None, self.to_browser, js="text => window.chatPage.receive(text)", **UNQUEUED)
@@ -126,13 +121,7 @@ class ConversationStore:
             toast(texts.not_kept_by_browser(packed.dropped))
         shown.dropped = packed.dropped
         updates = self.show(shown, history)
-        return updates._replace(to_browser=json.dumps({"keep": kept}), command=self._command_line(history))
-
-    def _command_line(self, history: History) -> str:
-        engine = self.provider.engine()
-        if engine is None or conversation.is_streaming(history):
-            return texts.NO_COMMAND_LINE
-        return command_line(history, engine.base, self.catalog) or texts.NO_COMMAND_LINE
+        return updates._replace(to_browser=json.dumps({"keep": kept}))
 
     def open(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         """Shows a conversation that the browser sends: from its storage, a file or a link, or an empty one."""
@@ -204,50 +193,10 @@ class ConversationStore:
                 value = BASE_ONLY
             # The choices, because a page may have been built when the catalog was still empty.
             pickers[name] = Picker(None, none).update(choices, value)
-        shown_box, command = gr.update(**box, **theme.SHOW_SUBMIT_BUTTON), self._command_line(shown.history)
-        updates = updates._replace(box=shown_box, id=shown.id, command=command, **pickers)
+        updates = updates._replace(box=gr.update(**box, **theme.SHOW_SUBMIT_BUTTON), id=shown.id, **pickers)
         return *updates, *[values.get(name, gr.skip()) for name in OTHERS]
 
 
 def sent_text(event: gr.EventData, name: str) -> str:
     """A text that a script has sent with an event; empty for anything else."""
     return value if isinstance(value := sent(event).get(name), str) else ""
-
-
-def command_line(history: Sequence[Entry], base: Base, catalog: AdapterCatalog) -> str:
-    """The line for a POSIX shell that reproduces the last answer; empty if the last turn has none, or it branched.
-    More than a single message is read from the exported file. Folders have no path of this machine.
-    """
-    from adapter.base.embedded import BASE, QUANTIZATIONS
-
-    answered = conversation.last_recorded_answer(history)
-    asked = len(conversation.without_last_answer(history))
-    if answered is None or answered.record.branched or not any(entry.record for entry in history[asked:]):
-        return ""
-    settings, words, folders = answered.record.settings, ["python", "-m", "adapter"], [SHIPPED]
-    for name in settings.adapters:
-        with suppress(AdapterError):
-            if (folder := catalog.folder(name).parent) not in folders:
-                folders.append(folder)
-                words += ["--adapters", folder.name]
-    words.append("generate")
-    if (name := base.fingerprint.name) != BASE:
-        words += ["--base", name]
-    # The quantization is left out where it is what "auto" chooses: a packed one. On a GPU free memory decides.
-    if base.quantization in QUANTIZATIONS and not base.quantization.startswith("packed"):
-        words += ["--quantization", base.quantization]
-    default = Settings()  # the command line's defaults, too
-    for option, value in settings:
-        if value == getattr(default, option) or option == "mix_strength":
-            continue
-        values = value if isinstance(value, tuple) else (value,)
-        if option == "mix":
-            values = (f"{settings.mix}={settings.mix_strength}",)
-        name = "max-new-tokens" if option == "max_tokens" else option.replace("_", "-")
-        words += [f"--{name}={one}" for one in values]
-    messages = answered.messages
-    if len(messages) == 1 and answered.picture is None:
-        words += ["--", messages[0].text] if messages[0].text.startswith("-") else [messages[0].text]
-    else:
-        words += ["--messages", texts.EXPORT_NAME]
-    return shlex.join(words)

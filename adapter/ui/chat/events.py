@@ -111,7 +111,7 @@ class ChatEvents:
             return None
         if not (0 <= index < len(record.token_ids) and 0 <= token < engine.base.fingerprint.vocab_size):
             return None
-        begun = replace(record, token_ids=(*record.token_ids[:index], token), branched=True, before=(), after=())
+        begun = replace(record, token_ids=(*record.token_ids[:index], token), before=(), after=())
         asked, others = conversation.without_last_answer(shown.history), conversation.variants(shown.history)
         return Turn(asked, variants=others, begun=Entry("assistant", record=begun), offers=False)
 

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import io
 import json
-import shlex
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from adapter.__main__ import _parser
 from adapter.base import image_file
-from adapter.base.embedded import BASE
 from adapter.base.image_file import MAX_SIDE
 from adapter.serve.settings import Settings
-from adapter.serve.store import SHIPPED
 from adapter.server import transcript
 from adapter.server.transcript import PICTURE_NOT_KEPT, Dropped, Limits
 from adapter.ui import conversation, images
 from adapter.ui.chat import conversation_json
-from adapter.ui.chat.conversation_store import ConversationStore, command_line
+from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.conversation import AnswerRecord, Entry
 from tests.base.hostile_pictures import encoded
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
@@ -67,49 +61,7 @@ def to_file(history: conversation.History) -> tuple[str, Dropped]:
 # Properties.
 
 
-@MANY
-@given(
-    prompt=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(
-        str.strip
-    ),
-    stop=st.lists(st.sampled_from(["-x", "\n", "a b"]), max_size=4),
-)
-def test_the_command_line_has_the_settings(prompt: str, stop: list[str]) -> None:
-    used = SETTINGS.replace(
-        strength=0.7, temperature=0.3, max_tokens=64, mix="see", mix_strength=0.7, repetition_penalty=1.5,
-        stop=stop, system=prompt[:2000], top_k=3,
-    )  # fmt: skip
-    line = command_line([*conversation.user_turn(prompt), *answered("a", used)], base(), CATALOG)
-    arguments = shlex.split(line)
-    assert arguments[:3] == ["python", "-m", "adapter"]
-    read = _parser().parse_args(arguments[3:])
-    assert (read.prompt, read.messages) == (prompt, None)
-    assert (read.adapter, read.mix, read.strength) == ("pirate", [("see", 0.7)], 0.7)
-    assert (read.temperature, read.top_p, read.max_new_tokens, read.seed) == (0.3, 0.75, 64, 7)
-    assert (read.repetition_penalty, read.stop, read.system) == (1.5, stop, used.system)
-    assert (read.top_k, read.min_p) == (3, 0.0)
-    assert (read.base, read.quantization) == (BASE, "auto")
-
-
 # Examples.
-
-
-def base(name: str = BASE, quantization: str = "packed-int4", device: str = "cpu") -> Any:
-    return SimpleNamespace(
-        fingerprint=SimpleNamespace(name=name), quantization=quantization, device=torch.device(device)
-    )
-
-
-CATALOG: Any = SimpleNamespace(folder=SHIPPED.joinpath)
-
-
-def test_the_command_line_needs_an_answer_and_reads_a_conversation_from_the_export(uploads: Path) -> None:
-    first = [*conversation.user_turn("hi"), *answered("a")]
-    assert command_line([*first, *conversation.user_turn("b")], base(), CATALOG) == ""
-    second = [*first, *conversation.user_turn("b"), *answered("c")]
-    seen = [*conversation.user_turn("what?", images.write_upload(png())), *answered("a cat")]
-    for history in (second, seen):
-        assert command_line(history, base(), CATALOG).endswith("--messages conversation.json")
 
 
 def turns_with_pictures(count: int) -> conversation.History:
