@@ -13,6 +13,7 @@ import re
 import socket
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -168,6 +169,8 @@ class RayEngine:
         self._lock = threading.Lock()
         self._open: dict[RemoteAnswer, Future[None]] = {}  # in the order in which they were asked
         self._closed = False
+        self._name = uuid.uuid4().hex  # replicas send what has come of all answers of a page together
+        self._arrivals: dict[str, _Arrivals] = {}
         self._references: weakref.WeakKeyDictionary[Adapter, tuple[str, Any]] = weakref.WeakKeyDictionary()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cluster", daemon=True)
@@ -282,12 +285,15 @@ class RayEngine:
         handle: Any = self._handle.options(stream=True, session_id=_conversation(answer.request))
         try:
             for attempt in range(1, _MOST_LOST + 1):
-                events = handle.answer.remote(answer.request, adapters)
+                key = uuid.uuid4().hex
+                self._arrivals[key] = _Arrivals(answer)
+                events = handle.answer.remote(answer.request, adapters, self._name, key)
                 try:
                     async for received in events:
                         answer.started_at = answer.started_at or time.perf_counter()
-                        for event in received:
-                            answer.deliver(event)
+                        for name, (before, new) in received.items():
+                            if (arrivals := self._arrivals.get(name)) is not None:
+                                arrivals.add(before, new)
                 except RayTaskError:
                     raise  # by the replica's own code: another replica would do the same
                 except (RayError, RayServeException) as error:
@@ -303,6 +309,8 @@ class RayEngine:
                 else:
                     answer.end(Busy(LOST))  # unless its last event has come
                     return
+                finally:
+                    del self._arrivals[key]
         except asyncio.CancelledError:
             answer.end(Busy(CLOSED))
         except Exception:
@@ -323,6 +331,22 @@ class RayEngine:
                 if told.get(answer) != position:
                     told[answer] = position
                     answer.deliver(GenerationEvent(position=position))
+
+
+class _Arrivals:
+    """Passes on an answer's events in order: lists come with several answers' streams, early, late or twice."""
+
+    def __init__(self, answer: RemoteAnswer) -> None:
+        self._answer, self._count = answer, 0
+        self._lists: dict[int, list[GenerationEvent | AdapterError]] = {}
+
+    def add(self, before: int, events: list[GenerationEvent | AdapterError]) -> None:
+        """before: how many of the answer's events precede these."""
+        self._lists[before] = events
+        while (start := min(self._lists, default=self._count + 1)) <= self._count:
+            for event in self._lists.pop(start)[self._count - start :]:
+                self._answer.deliver(event)
+                self._count += 1
 
 
 def _conversation(request: GenerationRequest) -> str:

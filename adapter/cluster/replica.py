@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ from adapter.lru import LRU
 from adapter.method.adapter import Adapter
 from adapter.serve.engine import Engine
 from adapter.serve.inspection import Inspection
-from adapter.serve.request import MAX_SECONDS, GenerationEvent, GenerationRequest, async_event_lists
+from adapter.serve.request import MAX_SECONDS, Answer, GenerationEvent, GenerationRequest
 from adapter.serve.scheduler import MAX_ROWS
 
 APP = "llama-adapter"
 STATUS_SECONDS = 1.0  # between a replica's reports to the pages
-_EVENT_SECONDS = 0.1  # between the lists of an answer's events, each of which is a message of Ray
+_EVENT_SECONDS = 0.1  # between the messages to a page
 _CACHED_ADAPTERS = 32  # of a replica; a row keeps its own alive
 
 # A digest of the code that this process runs, as far as replicas need it.
@@ -39,6 +40,49 @@ CODE = hashlib.sha256(b"".join(f.read_bytes() for room in _ROOMS for f in sorted
 known: Mapping[str, RunningReplica] = {}  # the replicas that are up, by the ends of their names
 # Adapters by name: the digest of each, and where it is in Ray's object store.
 References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
+
+
+# By the answers' keys: new events, and how many came before them.
+Lists = dict[str, tuple[int, list[GenerationEvent | AdapterError]]]
+
+
+class _Row:
+    """An answer with all of its events, and how many of them were sent."""
+
+    def __init__(self, answer: Answer, page: str) -> None:
+        self.answer, self.page, self.sent = answer, page, 0
+        self.events: list[GenerationEvent | AdapterError] = []
+        self._starts: deque[int] = deque(maxlen=20)  # of what was sent lately
+        self._woken, loop = asyncio.Event(), asyncio.get_running_loop()
+        answer.mailbox.waiting = True  # for the first token, which is sent at once
+        answer.mailbox.wake = lambda: loop.call_soon_threadsafe(self._woken.set)
+        if not answer.mailbox.empty():  # it has come before anybody waited
+            self._woken.set()
+
+    async def wait(self) -> bool:
+        """Until the moment at which all rows send; False as soon as the last event is there."""
+        if self.answer.mailbox.last is None:
+            rest = _EVENT_SECONDS - time.monotonic() % _EVENT_SECONDS
+            timer = asyncio.get_running_loop().call_later(rest, self._woken.set)
+            await self._woken.wait()
+            self._woken.clear()
+            timer.cancel()
+        return self.answer.mailbox.last is None
+
+    def take(self) -> tuple[int, list[GenerationEvent | AdapterError]]:
+        """What was not sent yet, and how much was."""
+        self.events += self.answer.take()
+        self.answer.mailbox.waiting = not any(isinstance(e, GenerationEvent) and e.is_output for e in self.events)
+        before, self.sent = self.sent, len(self.events)
+        if self.sent > before:
+            self._starts.append(before)
+        return before, self.events[before:]
+
+    def rest(self) -> tuple[int, list[GenerationEvent | AdapterError]]:
+        """As `take`, with what other answers have carried lately: they may be cancelled before it arrives."""
+        before, _ = self.take()
+        before = min(self._starts, default=before)
+        return before, self.events[before:]
 
 
 class Replica:
@@ -52,6 +96,7 @@ class Replica:
             embedded.base_folder()
         self._base, self._by_page = load_base(base, quantization, keep_packed=keep_packed), by_page
         self._adapters: LRU[str, Adapter] = LRU(_CACHED_ADAPTERS)
+        self._rows: dict[str, _Row] = {}  # by the keys of their answers
         self._engine = Engine(self._base, self, cache_bytes=cache_bytes)
 
     async def _fetch(self, request: GenerationRequest, references: References) -> GenerationRequest:
@@ -77,18 +122,30 @@ class Replica:
         return replace(self._base, model=model), CODE * self._by_page
 
     async def answer(
-        self, request: GenerationRequest, adapters: References
-    ) -> AsyncIterator[list[GenerationEvent | AdapterError]]:
-        """Yields an empty list once the request is accepted, then lists of events; an error ends the answer."""
+        self, request: GenerationRequest, adapters: References, page: str, key: str
+    ) -> AsyncIterator[Lists]:
+        """Yields an empty dict once the request is accepted; then what has come of all answers of this page, so
+        that rows share a message; at the end the rest of this answer, of which some may come twice.
+        """
         try:
             request = await self._fetch(request, adapters)
-            answer = await asyncio.to_thread(self._engine.submit, request)
-            yield []
-            with closing(answer):
-                async for _, events in async_event_lists({0: answer}, _EVENT_SECONDS):
-                    yield list(events)
+            row = self._rows[key] = _Row(await asyncio.to_thread(self._engine.submit, request), page)
+            yield {}
+            while await row.wait():
+                rows = [(name, other) for name, other in self._rows.items() if other.page == page]
+                # Of the rows that wake together, the first takes all.
+                if found := {name: new for name, other in rows if (new := other.take())[1]}:
+                    yield found
+            yield {key: row.rest()}
+            del self._rows[key]
         except AdapterError as error:
-            yield [error]
+            yield {key: (0, [error])}
+        finally:
+            if (cancelled := self._rows.pop(key, None)) is not None:
+                cancelled.answer.close()
+                # What it has carried may not arrive.
+                for other in self._rows.values():
+                    other.sent = 0
 
     async def inspect(
         self, request: GenerationRequest, answer_ids: Sequence[int], adapters: References

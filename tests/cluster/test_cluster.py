@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -27,11 +28,11 @@ import ray
 from adapter.base.llama import load_base
 from adapter.base.template import Message
 from adapter.cluster import engine as cluster
-from adapter.cluster.replica import CODE
+from adapter.cluster.replica import CODE, Replica
 from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
-from adapter.serve.request import Answer, Client, GenerationRequest, SamplingParams
+from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, SamplingParams
 from adapter.serve.scheduler import MAX_ROWS
 from adapter.serve.settings import MAX_TOKENS
 from adapter.serve.store import AdapterStore
@@ -164,8 +165,8 @@ def test_answers_are_those_of_one_engine(engine, base_folder, adapters):
         request(adapter="two", sampling=SamplingParams(temperature=1.0, max_new_tokens=20, seed=7), stop=("e",)),
     ]
     with closing(Engine(base, AdapterStore(adapters))) as alone:
-        for asked in requests:
-            expected, got = list(alone.submit(asked)), list(engine.submit(asked))
+        for asked, answer in zip(requests, [engine.submit(asked) for asked in requests], strict=True):
+            expected, got = list(alone.submit(asked)), list(answer)
             assert [e.token_id for e in got if e.is_output] == [e.token_id for e in expected]
             assert "".join(e.text for e in got) == "".join(e.text for e in expected)
             assert got[-1].finish_reason == expected[-1].finish_reason
@@ -177,6 +178,36 @@ def test_answers_are_those_of_one_engine(engine, base_folder, adapters):
     with pytest.raises(BadInput, match="no gates in layer 0"):
         list(engine.submit(request(adapter="one", gates=((0, None, 0.0),))))  # by the replica
     assert engine.describe().startswith("endless: none, 2 replicas")
+
+
+def test_lists_that_come_early_late_or_twice_are_put_in_order():
+    answer = cluster.RemoteAnswer(request(), 1)
+    arrivals, events = cluster._Arrivals(answer), [GenerationEvent(token_id=number) for number in range(6)]
+    for start, end in ((4, 6), (2, 4), (0, 3), (0, 6)):
+        arrivals.add(start, events[start:end])
+    assert answer.mailbox.take() == events
+
+
+def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(base_folder):
+    replica = Replica(str(base_folder), "none", None, False, False)
+
+    async def run() -> None:
+        first, second, foreign = (
+            replica.answer(request(sampling=ENDLESS), {}, page, key) for key, page in ("aP", "bP", "cQ")
+        )
+        assert [await anext(each) for each in (first, second, foreign)] == [{}, {}, {}]
+        while "b" not in (carried := await anext(first)):
+            pass
+        assert "c" not in carried  # another page's
+        await first.aclose()  # its messages may be lost with it
+        start, events = (await anext(second))["b"]
+        assert start == 0 and events[: len(carried["b"][1])] == carried["b"][1]
+        await second.aclose()
+        await foreign.aclose()
+
+    with closing(replica._engine):
+        asyncio.run(run())
+        wait_until(lambda: not replica._engine.statistics().running)
 
 
 def test_an_exception_of_a_replicas_own_code_is_not_a_lost_machine(engine, monkeypatch):
