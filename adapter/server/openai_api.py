@@ -47,7 +47,7 @@ T = TypeVar("T")
 KEY_VARIABLE = "LLAMA_ADAPTER_API_KEY"
 NO_KEY = "A key is needed: Authorization: Bearer KEY."
 MAX_BODY = 32 * 2**20  # a picture of the largest size as base64, and words
-MAX_OPEN = 48  # requests at once; the engine's other places are left to the page
+MAX_OPEN = 48  # requests at once, for each engine, whose other places are left to the page
 BODIES_BYTES = 128 * 2**20  # of all bodies in memory, without the first WORDS_BYTES of each
 WORDS_BYTES = 2**18
 RETRY_SECONDS = 5
@@ -145,8 +145,10 @@ class _Api:
         try:
             if self._key is not None and not shows_key(Request(scope), self._key):
                 raise ApiError(401, NO_KEY, code="invalid_api_key")
-            if self._open > MAX_OPEN:
-                raise Busy(f"{MAX_OPEN} requests are open already. Try again in a minute.")
+            engine = self._provider.engine()
+            most = MAX_OPEN * max(1, 0 if engine is None else len(engine.replicas()))
+            if self._open > most:
+                raise Busy(f"{most} requests are open already. Try again in a minute.")
             await self._routes(scope, receive, send)
         except (ApiError, Busy) as error:
             await error_response(error)(scope, receive, send)

@@ -205,6 +205,28 @@ def test_large_bodies_share_their_memory_and_words_always_pass(
     asyncio.run(together())
 
 
+@pytest.mark.parametrize("replicas", [0, 1, 2])
+def test_each_replica_has_places_for_programs(
+    engine: Scripted, monkeypatch: pytest.MonkeyPatch, replicas: int
+) -> None:
+    monkeypatch.setattr(openai_api, "MAX_OPEN", 3)
+    engine.replicas = lambda: dict.fromkeys("ab"[:replicas])  # type: ignore[method-assign]
+    engine.echo = lambda *_: None  # type: ignore[method-assign]  # answers do not end
+    places = 3 * max(1, replicas)
+
+    async def refused() -> list[int]:
+        async with asgi_client(page_with(ReadyProvider(engine), FakeCatalog())) as client:
+            asked = [
+                asyncio.create_task(client.post("/v1/chat/completions", json=GOOD)) for _ in range(places + 1)
+            ]
+            done, held = await asyncio.wait(asked, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            for task in held:
+                task.cancel()
+            return [task.result().status_code for task in done]
+
+    assert asyncio.run(refused()) == [429]
+
+
 @pytest.mark.parametrize(("slow", "at_once"), [("picture", 4), ("form", 24)])
 def test_words_do_not_wait_for_pictures_and_forms(
     engine: Scripted, monkeypatch: pytest.MonkeyPatch, slow: str, at_once: int
