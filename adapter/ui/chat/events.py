@@ -231,12 +231,13 @@ class ChatEvents:
                 change.shown = update
                 if not self.conversations.shows(session, shown.id):
                     break
-                # The button with every update: a page that is being loaded may lose the first one (Gradio 6.31).
                 if time.monotonic() < due or change.result is shown.history:
-                    yield self.store.show(shown, update)._replace(box=_STOP)
+                    yield self.store.show(shown, update)
                 else:
                     begins, seconds = change.keeps and not due, max(SECONDS, shown.bytes / BYTES_PER_SECOND)
                     due = time.monotonic() + seconds
+                    # The button again: a page that is being loaded may lose the first one (Gradio 6.31). Not with
+                    # every update: Gradio makes a new box for each.
                     yield self.store.keep(shown, update, begins)._replace(box=_STOP)
             shown.history = change.result
         if errors:
