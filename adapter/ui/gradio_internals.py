@@ -62,16 +62,27 @@ class StrictBlocks(gr.Blocks):
             raise refusal(texts.WRONG_VALUE) from error
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
-        """As Gradio's, which makes each component anew that an update skips, with its schema (6.31)."""
-        values = [predictions] if len(block_fn.outputs) == 1 else predictions
-        if not isinstance(values, list | tuple) or len(values) != len(block_fn.outputs):
+        """As Gradio's, which makes each component anew that an update skips, with its schema, and converts texts,
+        too, in threads: each waking takes a core from the engine (6.31).
+        """
+        outputs = block_fn.outputs
+        values = [predictions] if len(outputs) == 1 else predictions
+        if not isinstance(values, list | tuple) or len(values) != len(outputs):
             return await super().postprocess_data(block_fn, predictions, state)
+        shown = list(values)
         new = [i for i, value in enumerate(values) if value != gr.skip()]
+        for i in new[:]:
+            texts_only = isinstance(outputs[i], gr.Chatbot | gr.HTML | gr.Textbox)
+            if texts_only and isinstance(values[i], str | list | Unconverted):
+                shown[i] = outputs[i].postprocess(values[i])
+                new.remove(i)
         part, given = copy(block_fn), [values[i] for i in new]
-        part.outputs = [block_fn.outputs[i] for i in new]
-        made = await super().postprocess_data(part, given[0] if len(new) == 1 else given, state)
-        shown = dict(zip(new, made, strict=True))
-        return [shown.get(i, value) for i, value in enumerate(values)]
+        part.outputs = [outputs[i] for i in new]
+        if new:
+            rest = await super().postprocess_data(part, given[0] if len(new) == 1 else given, state)
+            for i, made in zip(new, rest, strict=True):
+                shown[i] = made
+        return shown
 
     def handle_streaming_diffs(self, block_fn: Any, data: list[Any], **of: Any) -> list[Any]:
         return super().handle_streaming_diffs(block_fn, _converted(data), **of)
