@@ -96,8 +96,9 @@ def connect(
         handle = serve.get_app_handle(APP)
         served, code = _wait_for_replica(handle)
         same = served.fingerprint.name == base_label(base)
-        if same and code not in ("", replicas_module.CODE):
-            log.info("The replicas run other code than this page: they are replaced")
+        rolling = found is not None and found.status != ApplicationStatus.RUNNING
+        if same and code not in ("", replicas_module.CODE) and not rolling:
+            log.info("The replicas run other code than this page: they are replaced, with this page's settings")
             deploy()
     except Exception as error:  # Ray raises bare ones too
         _leave(starter)
@@ -286,8 +287,8 @@ class RayEngine:
         try:
             for attempt in range(1, _MOST_LOST + 1):
                 key = uuid.uuid4().hex
-                self._arrivals[key] = _Arrivals(answer)
                 events = handle.answer.remote(answer.request, adapters, self._name, key)
+                self._arrivals[key] = _Arrivals(answer)
                 try:
                     async for received in events:
                         answer.started_at = answer.started_at or time.perf_counter()
@@ -297,6 +298,7 @@ class RayEngine:
                 except RayTaskError:
                     raise  # by the replica's own code: another replica would do the same
                 except (RayError, RayServeException) as error:
+                    events.cancel()  # a replica that is only out of reach would go on
                     # The scores of a prompt come in pieces, too.
                     if answer.tokens or answer.request.prompt_logprobs or attempt == _MOST_LOST:
                         answer.end(_lost(error))

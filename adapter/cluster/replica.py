@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +30,14 @@ from adapter.serve.scheduler import MAX_ROWS
 APP = "llama-adapter"
 STATUS_SECONDS = 1.0  # between a replica's reports to the pages
 _EVENT_SECONDS = 0.1  # between the messages to a page
+_AGAIN_SECONDS = 2.0  # what a page gets again that may have missed it; more than a cancellation takes to arrive
 _CACHED_ADAPTERS = 32  # of a replica; a row keeps its own alive
 
 # A digest of the code that this process runs, as far as replicas need it.
-_ROOMS = [Path(__file__).parents[1] / room for room in ("base", "cluster", "method", "serve")]
-CODE = hashlib.sha256(b"".join(f.read_bytes() for room in _ROOMS for f in sorted(room.rglob("*.py")))).hexdigest()
+_ROOT = Path(__file__).parents[1]
+_ROOMS = ("base", "cluster", "method", "serve")
+_FILES = sorted([*_ROOT.glob("*.py"), *(file for room in _ROOMS for file in (_ROOT / room).rglob("*.py"))])
+CODE = hashlib.sha256(b"".join(str(f.relative_to(_ROOT)).encode() + f.read_bytes() for f in _FILES)).hexdigest()
 
 known: Mapping[str, RunningReplica] = {}  # the replicas that are up, by the ends of their names
 # Adapters by name: the digest of each, and where it is in Ray's object store.
@@ -52,9 +54,9 @@ class _Row:
     def __init__(self, answer: Answer, page: str) -> None:
         self.answer, self.page, self.sent = answer, page, 0
         self.events: list[GenerationEvent | AdapterError] = []
-        self._starts: deque[int] = deque(maxlen=20)  # of what was sent lately
+        self._sends: list[tuple[float, int]] = []  # when, and how much was sent before
         self._woken, loop = asyncio.Event(), asyncio.get_running_loop()
-        answer.mailbox.waiting = True  # for the first token, which is sent at once
+        answer.mailbox.waiting = True  # for the first event, which is sent at once
         answer.mailbox.wake = lambda: loop.call_soon_threadsafe(self._woken.set)
         if not answer.mailbox.empty():  # it has come before anybody waited
             self._woken.set()
@@ -71,18 +73,25 @@ class _Row:
 
     def take(self) -> tuple[int, list[GenerationEvent | AdapterError]]:
         """What was not sent yet, and how much was."""
+        self.answer.mailbox.waiting = False
         self.events += self.answer.take()
-        self.answer.mailbox.waiting = not any(isinstance(e, GenerationEvent) and e.is_output for e in self.events)
         before, self.sent = self.sent, len(self.events)
         if self.sent > before:
-            self._starts.append(before)
+            self._sends.append((time.monotonic(), before))
         return before, self.events[before:]
 
-    def rest(self) -> tuple[int, list[GenerationEvent | AdapterError]]:
-        """As `take`, with what other answers have carried lately: they may be cancelled before it arrives."""
-        before, _ = self.take()
-        before = min(self._starts, default=before)
-        return before, self.events[before:]
+    def send_again(self) -> None:
+        """What was sent lately: with an answer that was cancelled, it may not have arrived."""
+        since = time.monotonic() - _AGAIN_SECONDS
+        self.sent = min((before for when, before in self._sends if when > since), default=self.sent)
+
+    async def rest(self) -> tuple[int, list[GenerationEvent | AdapterError]]:
+        """All that is left, and what was sent lately."""
+        while not self.answer.ended:  # a mailbox has its `last` before the event can be taken
+            self.take()
+            await asyncio.sleep(0)
+        self.send_again()
+        return self.take()
 
 
 class Replica:
@@ -136,16 +145,15 @@ class Replica:
                 # Of the rows that wake together, the first takes all.
                 if found := {name: new for name, other in rows if (new := other.take())[1]}:
                     yield found
-            yield {key: row.rest()}
-            del self._rows[key]
+            yield {key: await row.rest()}
         except AdapterError as error:
             yield {key: (0, [error])}
         finally:
-            if (cancelled := self._rows.pop(key, None)) is not None:
-                cancelled.answer.close()
-                # What it has carried may not arrive.
+            if (ended := self._rows.pop(key, None)) is not None:
+                ended.answer.close()
                 for other in self._rows.values():
-                    other.sent = 0
+                    if other.page == page:
+                        other.send_again()
 
     async def inspect(
         self, request: GenerationRequest, answer_ids: Sequence[int], adapters: References

@@ -135,19 +135,6 @@ def short_choices(choices: list[tuple[str, str]], none: str) -> list[tuple[str, 
     return [(value or none, value) for _, value in choices]
 
 
-def command_box(text: str, label: str, elem_id: str) -> gr.Textbox:
-    return gr.Textbox(
-        text,
-        label=label,
-        lines=2,
-        max_lines=8,
-        interactive=False,
-        buttons=["copy"],
-        elem_id=elem_id,
-        elem_classes="command",
-    )
-
-
 def data_attributes(values: Mapping[str, str]) -> str:
     """Texts for a script, which reads them from data-*."""
     return " ".join(f'data-{name}="{html.escape(text)}"' for name, text in values.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import queue
 import re
 import shutil
 import signal
@@ -28,6 +29,7 @@ import ray
 from adapter.base.llama import load_base
 from adapter.base.template import Message
 from adapter.cluster import engine as cluster
+from adapter.cluster import replica as replica_module
 from adapter.cluster.replica import CODE, Replica
 from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.method.checkpoint import save_adapter
@@ -188,7 +190,8 @@ def test_lists_that_come_early_late_or_twice_are_put_in_order():
     assert answer.mailbox.take() == events
 
 
-def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(base_folder):
+def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(base_folder, monkeypatch):
+    monkeypatch.setattr(replica_module, "_AGAIN_SECONDS", 1000.0)
     replica = Replica(str(base_folder), "none", None, False, False)
 
     async def run() -> None:
@@ -205,8 +208,20 @@ def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(ba
         await second.aclose()
         await foreign.aclose()
 
+    async def end() -> None:
+        """The last event is taken though it is said to be there before it is."""
+        answer = replica._engine.submit(request())
+        row = replica_module._Row(answer, "P")
+        while await row.wait():
+            row.take()
+        last, answer.mailbox._events = answer.mailbox._events, queue.SimpleQueue()
+        asyncio.get_running_loop().call_later(0.1, lambda: setattr(answer.mailbox, "_events", last))
+        start, events = await row.rest()
+        assert start == 0 and events[-1].finish_reason == "length" and len(events) >= 20
+
     with closing(replica._engine):
         asyncio.run(run())
+        asyncio.run(end())
         wait_until(lambda: not replica._engine.statistics().running)
 
 
@@ -293,6 +308,7 @@ import sys
 from pathlib import Path
 from adapter.errors import LoadError
 from adapter.cluster import engine as cluster
+from adapter.cluster import replica as replica_module
 from adapter.serve.store import AdapterStore
 from tests.cluster.test_cluster import request
 address, *bases, adapters, cluster.replicas_module.CODE = sys.argv[1:]

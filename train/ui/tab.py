@@ -11,7 +11,6 @@ import gradio as gr
 from adapter.base.embedded import BASE
 from adapter.method.config import MAX_NAME_LENGTH
 from adapter.server.generation import AdapterCatalog, EngineProvider
-from adapter.ui import theme
 from adapter.ui.chat.corrections import BROWSER_SECRET
 from adapter.ui.chat.tab import TabParts
 from adapter.ui.status import NEWEST, PRIVATE, QUEUED, UNQUEUED
@@ -55,7 +54,9 @@ def train_tab(
                 data = _data(handlers)
             with _step(2, texts.SETTINGS):
                 settings = _settings()
-                command = theme.command_box(texts.NO_COMMAND, texts.COMMAND, "train-command")
+                line = {"lines": 2, "max_lines": 8, "interactive": False, "buttons": ["copy"]}
+                of = {"elem_id": "train-command", "elem_classes": "command"}
+                command = gr.Textbox(texts.NO_COMMAND, label=texts.COMMAND, **line, **of)
             with _step(3, texts.RUN):
                 start = gr.Button(texts.START, variant="primary", interactive=False, elem_id="train-start")
                 run = _run(handlers, owner)

@@ -58,12 +58,6 @@ def to_file(history: conversation.History) -> tuple[str, Dropped]:
     return json.dumps({**packed.document, "pictures": packed.pictures()}), packed.dropped
 
 
-# Properties.
-
-
-# Examples.
-
-
 def turns_with_pictures(count: int) -> conversation.History:
     """A turn with a picture of its own for each."""
     paths = [images.write_upload(png(9, f"#{number:06x}")) for number in range(count)]
