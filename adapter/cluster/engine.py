@@ -91,13 +91,13 @@ def connect(
     try:
         _join(address, starter)
         found = serve.status().applications.get(APP)
+        running = found is not None and found.status == ApplicationStatus.RUNNING
         if found is None or found.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING):
             deploy()
         handle = serve.get_app_handle(APP)
         served, code = _wait_for_replica(handle)
         same = served.fingerprint.name == base_label(base)
-        rolling = found is not None and found.status != ApplicationStatus.RUNNING
-        if same and code not in ("", replicas_module.CODE) and not rolling:
+        if running and same and code not in ("", replicas_module.CODE):
             log.info("The replicas run other code than this page: they are replaced, with this page's settings")
             deploy()
     except Exception as error:  # Ray raises bare ones too

@@ -191,7 +191,7 @@ def stream(
                 if event.is_output:
                     progress.add(event)
             text, writing = progress.text or (begun.text if begun else ""), event.stats is None
-            # max_tokens is the present length: the settings give exactly this text again.
+            # max_tokens is the present length: the settings give this text again, unless a word of it was chosen.
             truncated = settings.replace(max_tokens=min(max(1, len(progress.token_ids)), MAX_TOKENS))
             record = AnswerRecord(truncated)
             if event.stats is not None:

@@ -69,19 +69,20 @@ class StrictBlocks(gr.Blocks):
         values = [predictions] if len(outputs) == 1 else predictions
         if not isinstance(values, list | tuple) or len(values) != len(outputs):
             return await super().postprocess_data(block_fn, predictions, state)
-        shown = list(values)
-        new = [i for i, value in enumerate(values) if value != gr.skip()]
-        for i in new[:]:
-            texts_only = isinstance(outputs[i], gr.Chatbot | gr.HTML | gr.Textbox)
-            if texts_only and isinstance(values[i], str | list | Unconverted):
-                shown[i] = outputs[i].postprocess(values[i])
-                new.remove(i)
-        part, given = copy(block_fn), [values[i] for i in new]
-        part.outputs = [outputs[i] for i in new]
-        if new:
-            rest = await super().postprocess_data(part, given[0] if len(new) == 1 else given, state)
-            for i, made in zip(new, rest, strict=True):
-                shown[i] = made
+        shown: list[Any] = list(values)
+        rest: list[int] = []
+        for i, (output, value) in enumerate(zip(outputs, values, strict=True)):
+            is_text = isinstance(value, str | list | Unconverted)
+            if is_text and isinstance(output, gr.Chatbot | gr.HTML | gr.Textbox):
+                shown[i] = output.postprocess(value)
+            elif value != gr.skip():
+                rest.append(i)
+        if rest:
+            part, given = copy(block_fn), [values[i] for i in rest]
+            part.outputs = [outputs[i] for i in rest]
+            made = await super().postprocess_data(part, given[0] if len(rest) == 1 else given, state)
+            for i, value in zip(rest, made, strict=True):
+                shown[i] = value
         return shown
 
     def handle_streaming_diffs(self, block_fn: Any, data: list[Any], **of: Any) -> list[Any]:

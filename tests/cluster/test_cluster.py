@@ -30,7 +30,6 @@ from adapter.base.llama import load_base
 from adapter.base.template import Message
 from adapter.cluster import engine as cluster
 from adapter.cluster import replica as replica_module
-from adapter.cluster.replica import CODE, Replica
 from adapter.errors import AdapterError, BadInput, Busy, LoadError
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
@@ -192,7 +191,7 @@ def test_lists_that_come_early_late_or_twice_are_put_in_order():
 
 def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(base_folder, monkeypatch):
     monkeypatch.setattr(replica_module, "_AGAIN_SECONDS", 1000.0)
-    replica = Replica(str(base_folder), "none", None, False, False)
+    replica = replica_module.Replica(str(base_folder), "none", None, False, False)
 
     async def run() -> None:
         first, second, foreign = (
@@ -308,7 +307,6 @@ import sys
 from pathlib import Path
 from adapter.errors import LoadError
 from adapter.cluster import engine as cluster
-from adapter.cluster import replica as replica_module
 from adapter.serve.store import AdapterStore
 from tests.cluster.test_cluster import request
 address, *bases, adapters, cluster.replicas_module.CODE = sys.argv[1:]
@@ -327,7 +325,8 @@ def test_a_page_that_comes_back_finds_its_replicas(engine, address, base_folder,
     """In a process of its own; where it asks for another base it is told what is there."""
     replicas = set(engine.replicas())
     expected = "".join(event.text for event in engine.submit(request(adapter="one")))
-    asked = (address, str(base_folder.with_name("other")), str(base_folder), str(adapters), CODE)
+    bases = (str(base_folder.with_name("other")), str(base_folder))
+    asked = (address, *bases, str(adapters), replica_module.CODE)
     page = subprocess.run(
         [sys.executable, "-c", ANOTHER_PAGE, *asked], stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=PATIENCE
     )

@@ -83,7 +83,11 @@ def test_an_adapter_that_was_added_here_is_renamed_and_deleted_with_undo(visit: 
 
 def test_a_question_about_a_picture_is_asked_again_after_a_reload(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
+    visitor.open_conversation_panel()
     visitor.pick("see")
+    visitor.set("Strength", 0.9)
+    visitor.set("Temperature", 1.2)
+    visitor.page.get_by_label("Seed").fill("5")
     seen = visitor.ask_about(PHOTOGRAPHS / "cheetah1.jpg", 'It\'s "raining" & 5 > 3; what $now?')
     visitor.reload()
     visitor.loaded_picture()

@@ -54,9 +54,8 @@ def train_tab(
                 data = _data(handlers)
             with _step(2, texts.SETTINGS):
                 settings = _settings()
-                line = {"lines": 2, "max_lines": 8, "interactive": False, "buttons": ["copy"]}
-                of = {"elem_id": "train-command", "elem_classes": "command"}
-                command = gr.Textbox(texts.NO_COMMAND, label=texts.COMMAND, **line, **of)
+                shown = {"interactive": False, "buttons": ["copy"], "elem_id": "train-command"}
+                command = gr.Textbox(texts.NO_COMMAND, label=texts.COMMAND, lines=2, max_lines=8, **shown)
             with _step(3, texts.RUN):
                 start = gr.Button(texts.START, variant="primary", interactive=False, elem_id="train-start")
                 run = _run(handlers, owner)
