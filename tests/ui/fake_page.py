@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gradio import route_utils, state_holder
 from starlette.middleware import Middleware
 
 import app
 from adapter.server.limits import Limits
 from adapter.server.request_guard import RequestGuard
 from adapter.ui import theme
+from adapter.ui.gradio_internals import guard
 from adapter.ui.preload import preload_links
 from tests.app_process import PATIENCE
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
@@ -67,10 +69,13 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def served(build: Callable[[], Any], uploads: Path) -> Iterator[str]:
     """The address of a page that this process builds and serves meanwhile, as app.py does."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("GRADIO_TEMP_DIR", str(uploads))
-        page = build()
-        guard = Middleware(RequestGuard, limits=Limits(False), uploads=uploads, preload=preload_links())
+    with pytest.MonkeyPatch.context() as process:
+        process.setenv("GRADIO_TEMP_DIR", str(uploads))
+        process.setattr(route_utils, "get_fn", route_utils.get_fn)  # put back afterwards
+        process.setattr(state_holder, "SessionState", state_holder.SessionState)
+        page, limits = build(), Limits(False)
+        guard(page, app.SESSIONS, limits)
+        door = Middleware(RequestGuard, limits=limits, uploads=uploads, preload=preload_links())
         _, address, _ = page.launch(
             prevent_thread_lock=True,
             quiet=True,
@@ -80,7 +85,7 @@ def served(build: Callable[[], Any], uploads: Path) -> Iterator[str]:
             head=theme.HEAD,
             favicon_path=theme.ICON,
             footer_links=[],
-            app_kwargs={"middleware": [guard]},
+            app_kwargs={"middleware": [door]},
         )
         yield address
         page.close(verbose=False)
