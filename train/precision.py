@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from adapter.base.frozen_linear import freeze_linears
+from adapter.base.frozen_linear import freeze_linears, is_supported
 from adapter.base.llama import Base, load_base
 from adapter.base.memory import half_precision
 from train.config import Precision
@@ -78,6 +78,8 @@ def _cpu_capabilities() -> Mapping[str, Any]:
 def load_to_train(name: str, precision: Precision, device: str) -> Base:
     """The base in one of train.config.Precision but "auto". Raises LoadError."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if integers := precision == "int8" and device == "cpu" and is_supported({torch.float32}):
+        precision = "fp32"  # of what has no products of integers
     dtype = dtypes.get(precision) or half_precision(device)  # of what nf4 and int8 leave unquantised
     quantization = precision if precision in ("nf4", "int8") else "none"
     base = load_base(name, quantization=quantization, device=device, dtype=dtype)
@@ -94,7 +96,7 @@ def load_to_train(name: str, precision: Precision, device: str) -> Base:
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(mmap_threshold, 2**30)
-    if quantization == "none" and freeze_linears(base.model):
+    if quantization == "none" and freeze_linears(base.model, integers):
         for parameter in base.model.parameters():  # else what is left keeps the whole mapped file in memory
             parameter.data = parameter.data.clone()
     return base

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from adapter.base import frozen_linear, memory
-from adapter.base.frozen_linear import FrozenLinear, freeze_linears
+from adapter.base.frozen_linear import FrozenLinear, IntegerLinear, freeze_linears
 
 pytestmark = pytest.mark.skipif(
-    not frozen_linear._is_supported({torch.float32}), reason="oneDNN's products are not built in here"
+    not frozen_linear.is_supported({torch.float32}), reason="oneDNN's products are not built in here"
 )
 
 
 has_bf16 = pytest.mark.skipif(
-    not frozen_linear._is_supported({torch.bfloat16}), reason="oneDNN has no bf16 products for this processor"
+    not frozen_linear.is_supported({torch.bfloat16}), reason="oneDNN has no bf16 products for this processor"
 )
 
 
@@ -33,6 +33,24 @@ def test_values_and_the_summed_gradient_are_those_of_plain_layers(outputs, dtype
     close = {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.1}
     torch.testing.assert_close(list(got), want, **close)
     torch.testing.assert_close(torch.autograd.grad(got, x, slopes), torch.autograd.grad(want, x, slopes), **close)
+
+
+def test_products_of_integers_are_near_those_of_fp32_and_a_row_is_a_row_bit_for_bit():
+    torch.manual_seed(0)
+    weights = [torch.randn(size, 81) for size in (40, 8)]
+    weights[0][3] = 0
+    x = (torch.randn(2, 7, 81) * torch.logspace(-6, 3, 7)[:, None]).requires_grad_()
+    layers = [IntegerLinear(weight) for weight in weights]
+    got, want = FrozenLinear.products(layers, x), [x @ weight.T for weight in weights]
+    slopes = [torch.randn_like(out) * torch.logspace(3, -6, 7)[:, None] for out in want]
+    values = [*got, *torch.autograd.grad(got, x, slopes)]
+    for value, exact in zip(values, [*want, *torch.autograd.grad(want, x, slopes)], strict=True):
+        assert ((value - exact).norm(dim=-1) < 0.03 * exact.norm(dim=-1)).all()
+    other = x.detach().clone()
+    other[0, 0], other[0, 1], other[0, 2] = 0, 1e30, torch.nan
+    changed = layers[0](other)
+    assert changed[0, 0].abs().max() == 0 and changed[0, 1].abs().max() > 1e29 and changed[0, 2].isnan().any()
+    assert torch.equal(changed[1], got[0][1]) and torch.equal(changed[0, 3:], got[0][0, 3:])
 
 
 @has_bf16
