@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -83,55 +81,49 @@ def _multiply(x: Tensor, before: Tensor, weight: Tensor, after: Tensor) -> Tenso
     rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
     integers, scales = torch.empty_like(rows, dtype=torch.int8), torch.empty(len(rows))
     round_rows, scale_rows = _compiled_rows()
-    _by_threads(round_rows, rows.numpy(), before.numpy(), integers.numpy(), scales.numpy())
+    round_rows(rows.numpy(), before.numpy(), integers.numpy(), scales.numpy())
     sums = torch._int_mm(integers, weight)
     out = sums.view(torch.float32)  # the same memory: it is hot, and the system need not clear another
-    _by_threads(scale_rows, sums.numpy(), scales.numpy(), after.numpy(), out.numpy())
+    scale_rows(sums.numpy(), scales.numpy(), after.numpy(), out.numpy())
     return out.view(*x.shape[:-1], -1)
 
 
 @cache
 def _compiled_rows() -> Any:
-    from adapter.base.packed.native import compiled  # numba, which other precisions train without
+    # Here, as other precisions train without numba. Its threads are OpenMP's, as torch's: others would have to wait
+    # for the cores until torch's idle ones have stopped spinning.
+    from numba import njit, prange
 
-    @compiled("void(float32[:, ::1], float32[::1], int8[:, ::1], float32[::1], int64, int64)")
-    def round_rows(rows, factors, integers, scales, first, last):
+    @njit(error_model="numpy")
+    def round_row(row, factors, integers):
         columns = len(factors)
         scaled = np.empty(columns + 1, np.float32)  # the last is the largest
         bits = scaled.view(np.int32)
-        for i in range(first, last):
-            for j in range(columns):
-                scaled[j] = rows[i, j] * factors[j]
-            largest = np.int32(0)  # the bits of absolute values have their order, and such maxima are vectorised
-            for j in range(columns):
-                size = bits[j] & np.int32(0x7FFFFFFF)
-                largest = size if size > largest else largest
-            bits[columns] = largest
-            scales[i] = (scaled[columns] + np.float32(1e-20)) / np.float32(127)
-            inverse = np.float32(1) / scales[i]
-            for j in range(columns):
-                integers[i, j] = np.int8(np.int32(np.rint(scaled[j] * inverse)))
+        for j in range(columns):
+            scaled[j] = row[j] * factors[j]
+        largest = np.int32(0)  # the bits of absolute values have their order, and such maxima are vectorised
+        for j in range(columns):
+            size = bits[j] & np.int32(0x7FFFFFFF)
+            largest = size if size > largest else largest
+        bits[columns] = largest
+        scale = (scaled[columns] + np.float32(1e-20)) / np.float32(127)
+        inverse = np.float32(1) / scale
+        for j in range(columns):
+            integers[j] = np.int8(np.int32(np.rint(scaled[j] * inverse)))
+        return scale
 
-    @compiled("void(int32[:, ::1], float32[::1], float32[::1], float32[:, ::1], int64, int64)")
-    def scale_rows(sums, scales, factors, out, first, last):
-        for i in range(first, last):
+    @njit("void(float32[:, ::1], float32[::1], int8[:, ::1], float32[::1])", parallel=True)
+    def round_rows(rows, factors, integers, scales):
+        for i in prange(len(rows)):
+            scales[i] = round_row(rows[i], factors, integers[i])
+
+    @njit("void(int32[:, ::1], float32[::1], float32[::1], float32[:, ::1])", parallel=True)
+    def scale_rows(sums, scales, factors, out):
+        for i in prange(len(sums)):
             for j in range(len(factors)):
                 out[i, j] = np.float32(sums[i, j]) * scales[i] * factors[j]
 
     return round_rows, scale_rows
-
-
-_threads = ThreadPoolExecutor()
-
-
-def _by_threads(kernel: Any, *arrays: Any) -> None:
-    """Run a kernel over the rows of `arrays`, a part of them in each of torch's threads."""
-    count = torch.get_num_threads()
-    ends = [len(arrays[0]) * i // count for i in range(count + 1)]
-    others = [_threads.submit(kernel, *arrays, *part) for part in pairwise(ends[1:])]
-    kernel(*arrays, 0, ends[1])
-    for other in others:
-        other.result()
 
 
 class _Products(torch.autograd.Function):
