@@ -90,9 +90,11 @@ def _multiply(x: Tensor, before: Tensor, weight: Tensor, after: Tensor) -> Tenso
 
 @cache
 def _compiled_rows() -> Any:
-    # Here, as other precisions train without numba. Its threads are OpenMP's, as torch's: others would have to wait
-    # for the cores until torch's idle ones have stopped spinning.
+    # Here, as other precisions train without numba. Its threads are OpenMP's, as torch's: others would wait for a
+    # core until torch's idle ones stop spinning.
     from numba import njit, prange
+
+    from adapter.base.packed.native import compiled
 
     @njit(error_model="numpy")
     def round_row(row, factors, integers):
@@ -112,12 +114,12 @@ def _compiled_rows() -> Any:
             integers[j] = np.int8(np.int32(np.rint(scaled[j] * inverse)))
         return scale
 
-    @njit("void(float32[:, ::1], float32[::1], int8[:, ::1], float32[::1])", parallel=True)
+    @compiled("void(float32[:, ::1], float32[::1], int8[:, ::1], float32[::1])", parallel=True)
     def round_rows(rows, factors, integers, scales):
         for i in prange(len(rows)):
             scales[i] = round_row(rows[i], factors, integers[i])
 
-    @njit("void(int32[:, ::1], float32[::1], float32[::1], float32[:, ::1])", parallel=True)
+    @compiled("void(int32[:, ::1], float32[::1], float32[::1], float32[:, ::1])", parallel=True)
     def scale_rows(sums, scales, factors, out):
         for i in prange(len(sums)):
             for j in range(len(factors)):
