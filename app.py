@@ -39,7 +39,7 @@ with without_type_stubs():
     import gradio as gr
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Mount
 
 from adapter.base.embedded import BASE
 from adapter.errors import LoadError
@@ -208,7 +208,8 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         if place.zero_gpu:
             set_current_request(request, page)
 
-    own = [openai_api.mount(provider, store, place.auth, prepare), *routes(provider, metrics, place.auth)]
+    api = openai_api.Api(provider, store, place.auth, prepare)
+    own = [Mount("/v1", api), *routes(provider, metrics, place.auth)]
     frames, preload = place.frames, preload_links()
     door = Middleware(RequestGuard, limits=limits, uploads=uploads, most=most, frames=frames, preload=preload)
     try:

@@ -166,7 +166,7 @@ def _list(_: argparse.Namespace, store: AdapterStore) -> None:
         except AdapterError as error:
             print(f"{name:12} cannot be used: {with_detail(error)}")
             continue
-        kind = "image" if card.is_visual else "text"
+        kind = "image" if card.config.is_visual else "text"
         print(f"{name:12} {kind:6} {card.bytes / 2**20:5.1f} MB  {card.description}")
 
 
@@ -258,7 +258,7 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
             print(f"note: left out, for a conversation holds no more: {read.dropped}", file=sys.stderr)
         messages, picture = read.to_answer()
         names = [name for name in (args.adapter, *(name for name, _ in args.mix)) if name is not None]
-        if image is None and any(store.card(name).is_visual for name in names):
+        if image is None and any(store.card(name).config.is_visual for name in names):
             image = picture
     if args.system:
         messages = (Message("system", args.system), *messages)

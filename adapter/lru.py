@@ -24,9 +24,6 @@ class LRU(Generic[K, V]):
         self._lock = threading.RLock()
         self._computing: dict[K, threading.Lock] = {}
 
-    def __len__(self) -> int:
-        return len(self._values)
-
     def __iter__(self) -> Iterator[K]:
         with self._lock:
             return iter(list(self._values))

@@ -22,17 +22,19 @@ class FakeFingerprint(SimpleNamespace):
 class FakeCard:
     name: str
     description: str = "what it does"
-    is_visual: bool = False
     bytes: int = 621_000
     own: bool = False
-    config: Any = field(default_factory=lambda: SimpleNamespace(base=FakeFingerprint(name="echo")))
+    config: Any = field(
+        default_factory=lambda: SimpleNamespace(base=FakeFingerprint(name="echo"), is_visual=False)
+    )
 
 
 class FakeCatalog:
     """A catalog of a text adapter, "poet", and a visual one, "see"."""
 
     def __init__(self) -> None:
-        self.cards = {"poet": FakeCard("poet"), "see": FakeCard("see", is_visual=True)}
+        self.cards = {name: FakeCard(name) for name in ("poet", "see")}
+        self.cards["see"].config.is_visual = True
 
     def names(self) -> list[str]:
         return sorted(self.cards)

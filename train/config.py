@@ -21,6 +21,8 @@ from adapter.method.config import TuningConfig, VisionConfig, check_name
 from train.formats.hf_datasets import hub_id
 
 Precision = Literal["auto", "bf16", "fp16", "fp32", "nf4", "int8"]
+STATE, METRICS = "state.pt", "metrics.jsonl"  # files of a run's folder
+SIZE_VARIABLE = "LLAMA_ADAPTER_FEATURES_GB"  # bounds the features of pictures that are kept on disk
 
 
 class ConfigError(AdapterError):

@@ -115,7 +115,7 @@ class Job:
 
     def __post_init__(self) -> None:
         config, base = self.config, self.base
-        self.adapter = self.adapter.to(base.device).train()
+        self.adapter = self.adapter.to(base.device)
         self.accelerator = self.accelerator or Accelerator(mixed_precision="no", cpu=base.device.type == "cpu")
         self.is_main = self.accelerator.is_main_process
         self.tokeniser = Tokeniser(base.tokenizer, config.template, config.max_length, self.skipped)
@@ -385,7 +385,7 @@ class Job:
             # The other processes may be on machines that do not see the folder.
             tensors = in_main(self.accelerator, lambda: load_adapter(self.folder.path).state_dict())
             self.adapter.load_state_dict(tensors)
-        self.adapter.requires_grad_(False).eval()
+        self.adapter.requires_grad_(False)
         self._count_time()
         outcome = Outcome(loss, step, progress.step, progress.wall_seconds, progress.processor_seconds)
         if self.is_main:

@@ -131,12 +131,10 @@ class _HeadLoss(torch.autograd.Function):
 @torch.no_grad()
 def evaluate(model: AdaptedLlama, adapter: Adapter, held_out: Iterable[Batch]) -> tuple[float, int]:
     """The loss summed over `held_out`, in nats, and the number of supervised tokens."""
-    adapter.eval()
     total, count = 0.0, 0
     for batch in held_out:
         total += total_loss(model, adapter, batch).item()
         count += batch.supervised
-    adapter.train()
     return total, count
 
 

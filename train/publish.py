@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from adapter.errors import AdapterError, first_line
-from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS
+from adapter.method.config import CARD, CONFIG, WEIGHTS
 
 # Of a run's folder nothing else leaves this machine: not state.pt, the data, logs or the recipe.
 PUBLISHED = (CONFIG, WEIGHTS, CARD)

@@ -21,10 +21,8 @@ from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CARD, save_adapter
 from adapter.method.config import BaseFingerprint
-from train.config import TrainConfig
+from train.config import STATE, TrainConfig
 
-STATE = "state.pt"
-METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 # Settings that change nothing about the adapter of a run: a resumed run may have others.
 _FREE_SETTINGS = ("save_every", "checkpoint_every", "gradient_checkpointing", "tracker")

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from adapter.errors import first_line
 from adapter.files import atomic_write
-from train.config import TrainConfig, flatten
-from train.run_folder import METRICS, TrainError
+from train.config import METRICS, TrainConfig, flatten
+from train.run_folder import TrainError
 
 _NONE = "none"
 _UNMOVED_GATE, _UNMOVED_STEPS = 1e-5, 50  # gates that are all below this after so many steps do not learn

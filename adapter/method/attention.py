@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import zip_longest
 
 import torch
@@ -36,11 +35,6 @@ class LayerPrompts:
     values: Tensor
     gates: Tensor
     mask: Tensor | None = None
-
-    @cached_property
-    def score_mask(self) -> Tensor | None:
-        """The mask in the shape of scores, [U, 1, 1, K]."""
-        return None if self.mask is None else self.mask[:, None, None, :]
 
     def select(self, rows: Tensor) -> LayerPrompts:
         """The entry of each row; gate 0 for rows without one (-1)."""
@@ -98,8 +92,6 @@ class PromptKV:
 
         multiple: the common prompt length is rounded up to a multiple of it; what is added is masked.
         """
-        if len(entries) == 1 and multiple == 1:
-            return entries[0]
         sizes = [entry.size for entry in entries]
         layers = {}
         for index in sorted({i for entry in entries for i in entry.layers}):
@@ -137,24 +129,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     grouped = query.reshape(batch, key.shape[1], -1, head_dim)
     out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
     return out.reshape(batch, heads, length, -1).transpose(1, 2)
-
-
-def add_prompt_terms(
-    out: Tensor, query: Tensor, terms: Sequence[LayerPrompts], rows: Tensor | None, scaling: float
-) -> Tensor:
-    """`out` plus each term's gated softmax (equation 7): act(g) * softmax(q kp^T * scaling) vp, per head.
-
-    out: [B, T, H, head_dim], the attention over the words; query: [B, H, T, head_dim], after RoPE.
-    """
-    for prompts in terms:
-        prompts = prompts if rows is None else prompts.select(rows)
-        keys, values = prompts.keys, prompts.values
-        if (query.requires_grad or keys.requires_grad) and query.device.type == "cpu":
-            out = PromptTerm.apply(out, query, keys, values, prompts.gates, prompts.mask, scaling)
-            continue
-        term = attend(query, keys, values, prompts.score_mask, scaling)
-        out = torch.addcmul(out, term, prompts.gates[:, None, :, None])
-    return out
 
 
 def _attend_words(
@@ -201,4 +175,12 @@ def zero_init_attention(
     terms = prompt_kv.layers.get(index, ())
     if prompt_kv.observer is not None and terms:
         prompt_kv.observer(index, query, terms, scaling)
-    return add_prompt_terms(out, query, terms, prompt_rows, scaling)
+    for prompts in terms:  # act(g) * softmax(q kp^T * scaling) vp, per head
+        prompts = prompts if prompt_rows is None else prompts.select(prompt_rows)
+        keys, values, mask = prompts.keys, prompts.values, prompts.mask
+        if (query.requires_grad or keys.requires_grad) and query.device.type == "cpu":
+            out = PromptTerm.apply(out, query, keys, values, prompts.gates, mask, scaling)
+            continue
+        term = attend(query, keys, values, None if mask is None else mask[:, None, None, :], scaling)
+        out = torch.addcmul(out, term, prompts.gates[:, None, :, None])
+    return out

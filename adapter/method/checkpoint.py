@@ -17,10 +17,9 @@ from torch import Tensor
 from adapter.errors import LoadError, WrongBase, first_line
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.config import AdapterConfig, BaseFingerprint, base_label
+from adapter.method.config import CARD, CONFIG, WEIGHTS, AdapterConfig, BaseFingerprint, base_label
 from adapter.method.label_projection import LabelProjection
 
-CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
 _MAX_CONFIG_LENGTH = 1_000_000  # characters
 _HEADER_BYTES = 10 * 2**20  # more than the names of any adapter's tensors take
 

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from adapter.errors import BadInput, LoadError
 
+CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"  # the files of an adapter
 FORMAT_VERSION = 1
 GateActivation = Literal["tanh", "identity"]
 Template = Literal["chat", "alpaca", "raw"]

@@ -62,12 +62,11 @@ class Deltas:
 
     linears: Mapping[tuple[int, str], LinearDelta]
     norms: Mapping[tuple[int, str], Tensor]
-    size: int = 1  # U
 
     def scaled(self, strength: float) -> Deltas:
         """Every delta times `strength`: 0 is the base, 1 the trained adapter."""
         linears = {key: delta.scaled(strength) for key, delta in self.linears.items()}
-        return Deltas(linears, {key: delta * strength for key, delta in self.norms.items()}, self.size)
+        return Deltas(linears, {key: delta * strength for key, delta in self.norms.items()})
 
     def linear(self, layer: int, name: str, out: Tensor, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """`out`, the frozen layer `name`'s for x, with its delta; both [B, T, size]. rows: `prompt_rows`."""
@@ -91,7 +90,7 @@ class Deltas:
                 linears[key] = _add(linears[key], delta) if key in linears else delta
             for key, norm in part.norms.items():
                 norms[key] = norms[key] + norm if key in norms else norm
-        return Deltas(linears, norms, parts[0].size)
+        return Deltas(linears, norms)
 
     @staticmethod
     def stack(parts: Sequence[Deltas | None], sizes: Sequence[int]) -> Deltas | None:
@@ -108,7 +107,7 @@ class Deltas:
             )  # fmt: skip
         for key in dict.fromkeys(key for part in present for key in part.norms):
             norms[key] = stack_entries([None if part is None else part.norms.get(key) for part in parts], sizes)
-        return Deltas(linears, norms, sum(sizes))
+        return Deltas(linears, norms)
 
 
 def _select(entries: Tensor, rows: Tensor) -> Tensor:
@@ -201,7 +200,7 @@ class Tuning(nn.Module):
         if self.norms is not None:
             keys = [*((layer, name) for layer in self._layers for name in NORMS), (-1, FINAL_NORM)]
             norms = {key: delta.expand(entries, -1) for key, delta in zip(keys, self.norms, strict=True)}
-        return Deltas(linears, norms, entries)
+        return Deltas(linears, norms)
 
 
 def linear_sizes(base: BaseFingerprint, intermediate_size: int) -> dict[str, tuple[int, int]]:

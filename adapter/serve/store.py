@@ -44,10 +44,6 @@ class AdapterCard:
         text = strip_control_characters(" ".join(self.config.description.split()))
         return text if len(text) <= _MAX_DESCRIPTION else text[: _MAX_DESCRIPTION - 1] + "…"
 
-    @property
-    def is_visual(self) -> bool:
-        return self.config.is_visual
-
 
 class AdapterStore:
     """Adapters in the sub-folders of `folders`. Of two with one name, the one in the earlier folder counts."""

@@ -45,7 +45,7 @@ _FIRST_TOKEN_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 def routes(provider: EngineProvider, metrics: Metrics, auth: str | None) -> list[Route]:
-    """The three routes. auth: the page's USER:PASS, or None; see `openai_api.mount`. Probes wait for nothing, so
+    """The three routes. auth: the page's USER:PASS, or None; see `openai_api.Api`. Probes wait for nothing, so
     that they are answered while all threads are busy.
     """
     key = find_key(auth)

@@ -20,7 +20,6 @@ from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
 from adapter.errors import AdapterError, BadForm, BadInput, Busy, EngineBroken, LoadError
@@ -59,21 +58,8 @@ _REFUSALS: dict[type[AdapterError], tuple[int, str | None]] = {
 }
 
 
-def mount(
-    provider: EngineProvider,
-    store: AdapterCatalog,
-    auth: str | None = None,
-    prepare: Callable[[Request], None] = lambda request: None,
-) -> Mount:
-    """Everything below /v1, for the page's server. A client's key is LLAMA_ADAPTER_API_KEY, or else the page's
-    USER:PASS; without both none is asked for. prepare: called with a request in the context in which the engine
-    is asked.
-    """
-    return Mount("/v1", _Api(provider, store, find_key(auth), prepare))
-
-
 def find_key(auth: str | None) -> bytes | None:
-    """The key that a client must show, see `mount`."""
+    """The key that a client must show, see `Api`."""
     key = os.environ.get(KEY_VARIABLE, "").strip() or auth
     return None if key is None else key.encode().strip()  # no header ends in a blank
 
@@ -84,19 +70,22 @@ def shows_key(request: Request, key: bytes) -> bool:
     return scheme.lower() == "bearer" and hmac.compare_digest(shown.encode("latin-1").strip(), key)
 
 
-class _Api:
-    """An ASGI application: admits requests by key and number before anything of them is read. A thread of its own
-    asks the engine for each: words wait neither for pictures nor for forms, and the page's event loop for none.
+class Api:
+    """An ASGI application for /v1: admits requests by key and number before anything of them is read. A thread of
+    its own asks the engine for each: words wait neither for pictures nor for forms, nor the page's event loop.
     """
 
     def __init__(
         self,
         provider: EngineProvider,
         store: AdapterCatalog,
-        key: bytes | None,
-        prepare: Callable[[Request], None],
+        auth: str | None = None,
+        prepare: Callable[[Request], None] = lambda request: None,
     ) -> None:
-        self._provider, self._store, self._key, self._prepare = provider, store, key, prepare
+        """A client's key is LLAMA_ADAPTER_API_KEY, or else the page's USER:PASS; without both none is asked for.
+        prepare: called with a request in the context in which the engine is asked.
+        """
+        self._provider, self._store, self._key, self._prepare = provider, store, find_key(auth), prepare
         self._pool = ThreadPoolExecutor(MAX_OPEN, "openai-api")
         self._open = 0  # requests
         self._bytes = 0  # of the bodies that are read or parsed
@@ -215,7 +204,7 @@ class _Api:
                 card = self._store.card(name)
                 if card.config.base.differences(base):
                     continue
-                kind = "visual" if card.is_visual else "text"
+                kind = "visual" if card.config.is_visual else "text"
                 models.setdefault(name, model(name, kind, card.description, card.bytes, card.config.base))
         if not wanted:
             return {"object": "list", "data": list(models.values())}

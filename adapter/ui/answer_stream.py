@@ -35,7 +35,7 @@ TEXT_ONLY, USE = " without", " use "
 
 def uses_picture(catalog: AdapterCatalog, settings: Settings) -> bool:
     """Whether one of the selected adapters is visual and gets the picture. Raises LoadError."""
-    return any(catalog.card(name).is_visual for name in settings.adapters)
+    return any(catalog.card(name).config.is_visual for name in settings.adapters)
 
 
 def whole_answer(engine: ServingEngine, request: GenerationRequest) -> str:
@@ -153,7 +153,7 @@ def offer_of(catalog: AdapterCatalog, history: History, settings: Settings) -> E
     visual = []
     for name in catalog.names():
         with suppress(LoadError):  # of a card that cannot be read
-            visual += [name] if catalog.card(name).is_visual else []
+            visual += [name] if catalog.card(name).config.is_visual else []
     choices = [(texts.use_for_picture(name), USE + name) for name in visual[:3]]
     text = texts.reads_text_only(settings.adapter or None, bool(visual))
     return Entry("page", text, options=(*choices, (texts.WITHOUT_PICTURE, TEXT_ONLY)))

@@ -92,7 +92,7 @@ def start(kind: str, quantization: str) -> Run:
     picture, form = open_image(PICTURE), NO_FORM if endless else None
 
     def run(task: Task) -> tuple[float, int]:
-        shown = [picture if name and store.card(name).is_visual else None for name in task.adapters]
+        shown = [picture if name and store.card(name).config.is_visual else None for name in task.adapters]
         requests = zip(greedy_requests(task), shown, strict=True)
         return run_rows(engine.submit, [replace(each, image=image, form=form) for each, image in requests])
 

@@ -138,7 +138,7 @@ def test_an_overflowing_adapter_reaches_no_other_row(engine, check_honest):
     who += [f"Adapter '{name}' makes" for name in ("loud", "tuned", "see")]
     what = "the model's numbers overflow. Choose another adapter or a lower strength."
     assert [str(end) for end in check_honest(*attacks, *attacks)] == [f"{name} {what}" for name in who] * 2
-    assert len(engine._prefix_cache) and all(kv.isfinite().all() for kv in cached_kv(engine))
+    assert list(engine._prefix_cache) and all(kv.isfinite().all() for kv in cached_kv(engine))
 
 
 def test_the_inspector_tells_an_overflow(engine):

@@ -22,7 +22,7 @@ def test_adapters_come_and_go(tmp_path, tiny_fingerprint, tiny_base):
     save_adapter(random_adapter(tiny_fingerprint, description="Rhymes."), tmp_path / "poet")
     assert store.names() == ["poet"]
     card = store.card("poet")
-    assert (card.description, card.is_visual) == ("Rhymes.", False)
+    assert (card.description, card.config.is_visual) == ("Rhymes.", False)
     assert card.bytes == (tmp_path / "poet" / "adapter.safetensors").stat().st_size
     first = store.load("poet", tiny_base)
     assert store.load("poet", tiny_base) is first

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from safetensors import SafetensorError
+from starlette.routing import Mount
 
 import app
 from adapter.base.llama import base_fingerprint
@@ -188,7 +189,7 @@ def browser(
         catalog.bind(store)
         provider: Any = ReadyProvider(engine)
         page = app.build_page(provider, catalog, runs=TrainingRuns(folder / "runs"), base=str(tiny_folder))
-        routes = [openai_api.mount(provider, catalog)]
+        routes = [Mount("/v1", openai_api.Api(provider, catalog))]
         _, url, _ = page.launch(
             prevent_thread_lock=True, quiet=True, ssr_mode=False, show_error=False, app_kwargs={"routes": routes}
         )

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from starlette.applications import Starlette
+from starlette.routing import Mount
 
 import app
 from adapter.errors import AdapterError, BadForm, Busy, EngineBroken, LoadError
@@ -97,7 +98,7 @@ def client(openai: Any, engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.delenv(openai_api.KEY_VARIABLE, raising=False)
     provider, store = ReadyProvider(engine), FakeCatalog()
     page = app.build_page(provider, store)
-    routes = [openai_api.mount(provider, store)]
+    routes = [Mount("/v1", openai_api.Api(provider, store))]
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, app_kwargs={"routes": routes})
     yield openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=0)
     page.close(verbose=False)
@@ -119,7 +120,7 @@ def ask(
 
 
 def page_with(provider: Any, store: Any, key: str | None = None) -> Starlette:
-    return Starlette(routes=[openai_api.mount(provider, store, key)])
+    return Starlette(routes=[Mount("/v1", openai_api.Api(provider, store, key))])
 
 
 def refused(response: httpx.Response, status: int) -> str:
@@ -305,7 +306,7 @@ def test_a_tools_arguments_are_an_object_and_a_models_name_is_kept(engine: Scrip
 
 
 def test_v1_is_found_where_a_proxy_strips_the_prefix(engine: Scripted) -> None:
-    api = openai_api.mount(ReadyProvider(engine), FakeCatalog())
+    api = Mount("/v1", openai_api.Api(ReadyProvider(engine), FakeCatalog()))
     served = FastAPI(routes=[api], root_path="/llama")
     for path in ("/v1/models", "/llama/v1/models"):
         assert send(served, ("GET", path, {}))[0].status_code == 200

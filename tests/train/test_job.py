@@ -31,12 +31,12 @@ from adapter.method.checkpoint import CARD, WEIGHTS, load_adapter
 from tests.app_process import PATIENCE, free_port
 from tests.train.conftest import signal_after
 from train.__main__ import main
-from train.config import TrainConfig
+from train.config import METRICS, STATE, TrainConfig
 from train.input.examples import Example
 from train.input.features import FOLDER_VARIABLE
 from train.job import Job, Outcome, Stopped
 from train.loop import new_adapter, rate_factor
-from train.run_folder import METRICS, STATE, RunFolder, TrainError
+from train.run_folder import RunFolder, TrainError
 
 WORDS = ("ab", "cd", "ef", "gh")
 SERVER = multiprocessing.get_context("forkserver")

@@ -15,11 +15,12 @@ from adapter.base.template import Message
 from adapter.method.checkpoint import CARD, load_adapter
 from adapter.serve.store import AdapterStore
 from tests.train.parrot import CONFIG as PARROT
+from train.config import METRICS
 from train.input.batches import collate
 from train.input.examples import Example
 from train.input.rows import Tokeniser
 from train.loop import new_adapter, total_loss
-from train.run_folder import CHECKPOINTS, METRICS
+from train.run_folder import CHECKPOINTS
 
 # Trackers.
 

@@ -63,10 +63,6 @@ class Answerer:
     told: Conversation = ()
     form: str | None = NO_FORM
 
-    def __post_init__(self) -> None:
-        if self.adapter is not None:
-            self.adapter.eval()
-
     @property
     def template(self) -> str:
         """The adapter's, or the one that the bare base is served with."""

@@ -48,10 +48,6 @@ class Problem(Shape):
         return self.images / self.split / self.id / self.image_name if self.image_name else None
 
     @property
-    def has_text(self) -> bool:
-        return bool(self.hint)
-
-    @property
     def has_image(self) -> bool:
         return self.image is not None
 
@@ -99,7 +95,7 @@ def columns(problem: Problem) -> tuple[str, ...]:
 
     By the official evaluation: TXT has a hint, IMG an image, NO neither; a problem with both counts in both.
     """
-    context = ["TXT"] * problem.has_text + ["IMG"] * problem.has_image
+    context = ["TXT"] * bool(problem.hint) + ["IMG"] * problem.has_image
     grades = "G1-6" if int(problem.grade.removeprefix("grade")) <= 6 else "G7-12"
     return (_SUBJECTS[problem.subject], *(context or ["NO"]), grades, "Avg")
 

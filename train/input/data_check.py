@@ -42,10 +42,6 @@ class Report:
     supervised: int = 0
     images: int = 0
 
-    def percentile(self, share: float) -> int:
-        """The length that `share` percent of the records do not exceed."""
-        return round(float(np.percentile(self.lengths, share))) if self.lengths else 0
-
     @property
     def clean(self) -> bool:
         """Whether every record can be trained on."""
@@ -54,7 +50,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.records:,} records", *_listed(self.broken, "cannot be read")]
         if self.lengths:
-            median, most, longest = (self.percentile(share) for share in (50, 95, 100))
+            median, most, longest = np.percentile(self.lengths, (50, 95, 100)).round().astype(int)
             lines += [
                 f"tokens: median {median:,}, 95 % up to {most:,}, longest {longest:,}",
                 f"at max_length {self.max_length:,}: {self.supervised:,} supervised tokens, {self.truncated:,} "

@@ -23,12 +23,12 @@ from adapter.errors import AdapterError, BadInput, first_line
 from adapter.lru import LRU
 from adapter.method.config import VisionConfig
 from adapter.method.vision import VisualEncoder, VisualFeatures
+from train.config import SIZE_VARIABLE
 from train.formats.record import picture_source
 from train.input.examples import SkippedExamples
 from train.input.rows import TokenisedRow
 
 FOLDER_VARIABLE = "LLAMA_ADAPTER_FEATURES"
-SIZE_VARIABLE = "LLAMA_ADAPTER_FEATURES_GB"
 _SHARE_OF_DISK = 4  # a quarter of what is free
 _LEFT = 0.75  # of the room, at most, when a store is opened
 _DIGEST_BYTES = 32

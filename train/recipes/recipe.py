@@ -66,14 +66,11 @@ class MeasuredSets:
         """By the file, its content's."""
         return {file: hashlib.sha256((_FOLDER / file).read_bytes()).hexdigest() for file in self.files}
 
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(b"".join(map(bytes.fromhex, self.digests.values()))).hexdigest()[:16]
-
     def describe(self) -> str:
         """A sentence for the card: the files and a digest of their content."""
         names = ", ".join(f"`{file}`" for file in self.files)
-        return f"The sets in `train/recipes`, {names}, have the digest {self.digest}."
+        digest = hashlib.sha256(b"".join(map(bytes.fromhex, self.digests.values()))).hexdigest()[:16]
+        return f"The sets in `train/recipes`, {names}, have the digest {digest}."
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,12 @@ def read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+@cache
+def word_list(path: Path, key: str) -> frozenset[str]:
+    """The words under a key of a YAML file, which stand apart by commas or blanks there."""
+    return frozenset(re.findall(r"[^,\s]+", read_yaml(path)[key]))
+
+
 def read_table(path: Path) -> list[tuple[str, ...]]:
     """The rows of a file with tabs between cells; lines that begin with # are comments."""
     lines = path.read_text(encoding="utf-8").splitlines()

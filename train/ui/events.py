@@ -37,6 +37,7 @@ from adapter.ui.status import FRAME_SECONDS
 from adapter.ui.texts import page as page_texts
 from adapter.ui.toasts import errors_as_toasts, refusal, toast
 from train.config import RecipeFile
+from train.publish import PUBLISHED, check_repo, machine_token, push
 from train.ui import texts
 from train.ui.charts import run_html
 from train.ui.plan import RunPlan, free_name, samples
@@ -66,10 +67,12 @@ class TrainEvents:
         runs: TrainingRuns,
         store: AdapterCatalog,
         provider: EngineProvider,
+        conversations: ConversationStore,
         base: str,
         public: bool = False,
     ) -> None:
         self.runs, self.store, self.provider, self.public = runs, store, provider, public
+        self.conversations = conversations
         installed = all(importlib.util.find_spec(name) for name in ("authlib", "itsdangerous"))
         self.sign_in = bool(os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID")) and installed
         # The trainer runs in another working directory than the server.
@@ -224,8 +227,6 @@ class TrainEvents:
 
     def _download(self, run: TrainingRun) -> Any:
         """The adapter of a run as a zip, without the run's data, log and paths. Reuses an earlier zip."""
-        from train.publish import PUBLISHED
-
         folder = self.runs.folder / run.name
         temporary = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
         try:
@@ -275,8 +276,6 @@ class TrainEvents:
 
         With the token of the visitor who has signed in; with this machine's only where nobody else may ask.
         """
-        from train.publish import check_repo, machine_token, push
-
         with errors_as_toasts("the publication of an adapter"):
             if visitor is None and self.public:
                 raise BadInput(texts.PUBLISH_NOT_HERE)
@@ -291,11 +290,9 @@ class TrainEvents:
             return str(texts.published(repo, push(self.runs.folder / run.name, repo, token, section)))
         return ""
 
-    def chat_with(
-        self, conversations: ConversationStore, name: str | None, box: dict[str, Any] | None, request: gr.Request
-    ) -> Iterator[Updates]:
+    def chat_with(self, name: str | None, box: dict[str, Any] | None, request: gr.Request) -> Iterator[Updates]:
         """Updates of (tabs, timer, what a conversation that is opened changes): a new one with the adapter."""
-        run, others = self.runs.get(name or ""), len(conversations.opened)
+        run, others = self.runs.get(name or ""), len(self.conversations.opened)
         if run is None or not run.adapter or run.name not in self.store.names():
             toast(BadInput(texts.NO_RUN if run is None else texts.NOT_THERE))
             yield (gr.skip(),) * (2 + others)
@@ -306,7 +303,7 @@ class TrainEvents:
             message = {"text": record.question, "files": files}
         settings = {"adapter": run.name, "mix": BASE_ONLY}
         # The pickers before the tab: of two updates within one frame Gradio's page drops the first (6.31).
-        yield gr.skip(), gr.Timer(active=False), *conversations.begin(settings, message, request)
+        yield gr.skip(), gr.Timer(active=False), *self.conversations.begin(settings, message, request)
         time.sleep(FRAME_SECONDS)
         yield gr.Tabs(selected="chat"), *[gr.skip()] * (1 + others)
 

@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapter.base.image_file import open_image
+from adapter.base.template import default_template
 from adapter.errors import AdapterError, BadInput
 from adapter.server.archive import PICTURES, TABLES, unpack
 from adapter.server.generation import import_libraries
 from adapter.ui.theme import ellipsize
+from train.formats import scienceqa, sources
+from train.formats.dataset import Record, Records, open_records
 from train.formats.record import picture_source
 from train.ui import texts
 from train.ui.plan import SAMPLES
-
-if TYPE_CHECKING:
-    from train.formats.dataset import Record, Records
 
 MAX_FILE_BYTES = 40 * 2**20
 MAX_RECORDS = 20_000
@@ -51,9 +51,6 @@ def open_data(file: Path, folder: Path) -> TrainingData:
 
     Raises BadInput or DataError; broken records are reported by the preview.
     """
-    import_libraries()
-    from train.formats.dataset import open_records
-
     path, suffix = file, file.suffix.lower()
     if file.is_relative_to(SAMPLES):
         folder = file if file.is_dir() else file.parent
@@ -87,8 +84,6 @@ def open_data(file: Path, folder: Path) -> TrainingData:
 
 def _data_in_zip(folder: Path) -> Path:
     """The data in an unpacked zip: a folder of images with captions, or the only table of records."""
-    from train.formats import scienceqa, sources
-
     entries = sorted(folder.iterdir())
     if len(entries) == 1 and entries[0].is_dir():  # a zip of a folder holds that folder
         return _data_in_zip(entries[0])
@@ -133,6 +128,7 @@ def make_preview(data: TrainingData, base: str) -> tuple[str, str]:
 
     Raises BadInput if too few can be trained on.
     """
+    import_libraries()
     from train.input.data_check import make_report
     from train.input.rows import Tokeniser
 
@@ -156,7 +152,6 @@ def make_preview(data: TrainingData, base: str) -> tuple[str, str]:
 def _tokenizer(base: str) -> tuple[Any, str]:
     """The base's tokenizer and the template to train with. Raises LoadError."""
     from adapter.base.llama import load_tokenizer
-    from adapter.base.template import default_template
 
     tokenizer = load_tokenizer(base)
     return tokenizer, default_template(tokenizer)

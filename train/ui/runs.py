@@ -26,9 +26,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from adapter.errors import AdapterError, BadInput, Busy
 from adapter.files import atomic_write, names_lock
-from adapter.method.config import check_name
-from adapter.server.generation import import_libraries
-from train.config import RecipeFile, read_recipe, recipe_text
+from adapter.method.config import CARD, CONFIG, WEIGHTS, check_name
+from train.config import METRICS, SIZE_VARIABLE, STATE, RecipeFile, read_recipe, recipe_text
 from train.ui.plan import ROOT
 
 DEFAULT_FOLDER = ROOT / "runs"  # where `python -m train` puts a run without --out
@@ -176,9 +175,6 @@ class TrainingRuns:
 
     def get(self, name: str) -> TrainingRun | None:
         """The run called `name`; None if there is none or its files cannot be read."""
-        import_libraries()
-        from train.run_folder import METRICS
-
         if (record := self.record(name)) is None:
             return None
         folder = self.folder / name
@@ -288,9 +284,6 @@ class TrainingRuns:
             yield
 
     def _launch(self, name: str, record: RunRecord, resume: bool) -> None:
-        import_libraries()
-        from train.input.features import SIZE_VARIABLE
-
         folder, launched = self.folder / name, time.time()
         command = [sys.executable, "-m", "train", "--for-page", "--config", str(folder / RECIPE)]
         command += ["--out", str(folder), *(["--resume"] if resume else [])]
@@ -342,10 +335,6 @@ def saved_files(folder: Path) -> tuple[bool, str, bool]:
     """Whether there is a state to resume from; what tells one save of the adapter from the others, "" before the
     first; whether the run is finished, which leaves no state and a card.
     """
-    import_libraries()
-    from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS
-    from train.run_folder import STATE
-
     saved, adapter = (folder / STATE).exists(), ""
     with contextlib.suppress(OSError):
         if (folder / CONFIG).exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def train_tab(
 
     chat: the other tab, to which a button below a run switches. public: as TrainEvents has it.
     """
-    handlers = TrainEvents(runs, store, provider, base, public)
+    handlers = TrainEvents(runs, store, provider, chat.store, base, public)
     with chat.corrections.around:
         owner = gr.BrowserState("", storage_key="llama-adapter:owner", secret=BROWSER_SECRET)
     with chat.corrections.panel:
@@ -83,7 +82,7 @@ def _connect_run(
     chat: TabParts,
 ) -> None:
     """states: the visitor's secret and the plan."""
-    timer, conversations, name = gr.Timer(SLOW_TICK, active=False), chat.store, run["which"]
+    timer, name = gr.Timer(SLOW_TICK, active=False), run["which"]
     inputs, shown = [name, *states], [*run.values(), start, timer]
     event = {"show_progress_on": run["html"], **PREVIEW, **PRIVATE}
     start.click(handlers.start, [*states, *settings], [states[0], *shown], **event)
@@ -96,11 +95,8 @@ def _connect_run(
             return *[gr.skip()] * (len(shown) - 1), gr.Timer(active=False)
         return handlers.panel(None, owner, planned, request)
 
-    def chat_with(name: str, box: dict[str, Any] | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        yield from handlers.chat_with(conversations, name, box, request)
-
     tabs.select(select_tab, states, shown, **UNQUEUED)
-    run["chat"].click(chat_with, [name, chat.message_box], [tabs, timer, *conversations.opened], **QUEUED)
+    run["chat"].click(handlers.chat_with, [name, chat.message_box], [tabs, timer, *chat.store.opened], **QUEUED)
 
 
 def _step(number: int, title: str) -> gr.Column:

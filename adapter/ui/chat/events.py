@@ -397,7 +397,8 @@ def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None
             card = catalog.card(name)
         except AdapterError as error:
             return {"name": name, "error": refusal(error).message}
-        return {"name": name, "description": card.description, "visual": card.is_visual, "bytes": card.bytes}
+        about = {"description": card.description, "visual": card.config.is_visual, "bytes": card.bytes}
+        return {"name": name, **about}
 
     gr.api(chat, api_name="chat", api_description=texts.API_CHAT, **MODEL)
     gr.api(adapters, api_name="adapters", api_description=texts.API_ADAPTERS)

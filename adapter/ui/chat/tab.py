@@ -180,7 +180,6 @@ def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
         label=texts.MESSAGE,
         placeholder=placeholder,
         file_types=["image"],
-        file_count="single",
         max_plain_text_length=10 * MAX_CHARACTERS,
         max_lines=8,
         elem_id=elem_id,

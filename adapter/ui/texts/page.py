@@ -15,17 +15,6 @@ def __getattr__(name: str) -> Any:  # for the type checker: a text of the file
     raise AttributeError(name)
 
 
-# Additions to the statistics line, by finish reason.
-ENDINGS: dict[str | None, tuple[str, ...]] = {
-    "stop": (), "length": ("cut at max tokens",), "time": ("cut at the time limit",), "cancelled": ("stopped",),
-    "repetition": ("it began to repeat itself",),
-}  # fmt: skip
-
-OTHERS_CHOICES = [("First sentence", "first sentence"), ("All", "all"), ("Nothing", "nothing")]
-VIEW, VIEWS = "View", [("Strengths", "strengths"), ("Side by side", "side by side")]
-BRUSHES = [("mute", 0), ("amplify", 2), ("put back", 1)]
-
-
 def reads_of_others(adapter: str, others: str) -> str:
     """The line above a turn that another adapter answers. others: of Settings."""
     part = {"first sentence": "the first sentence", "nothing": "nothing"}.get(others, "all")

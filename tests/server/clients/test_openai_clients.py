@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from pydantic import BaseModel
 from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.serve.engine import Engine
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_fingerprint: Any) -> P
 def url(folder: Path, tiny_base: Any) -> Iterator[str]:
     store = AdapterStore(folder)
     with closing(Engine(tiny_base, store)) as engine:
-        page = Starlette(routes=[openai_api.mount(ReadyProvider(engine), store)])
+        page = Starlette(routes=[Mount("/v1", openai_api.Api(ReadyProvider(engine), store))])
         server = uvicorn.Server(uvicorn.Config(page, port=0, log_level="warning"))
         thread = threading.Thread(target=server.run)
         thread.start()

@@ -23,7 +23,8 @@ from train.ui.runs import RunRecord, TrainingRuns, WatchedAnswer
 
 def events(runs: Path, base: Path | str, public: bool = False) -> TrainEvents:
     catalog: Any = FakeCatalog()
-    return TrainEvents(TrainingRuns(runs), catalog, ReadyProvider(EchoEngine()), str(base), public)
+    conversations: Any = None  # of the chat, which is not opened here
+    return TrainEvents(TrainingRuns(runs), catalog, ReadyProvider(EchoEngine()), conversations, str(base), public)
 
 
 @pytest.fixture(autouse=True)

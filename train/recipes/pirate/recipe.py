@@ -7,12 +7,11 @@ learns a voice and no facts; answers to small talk are written by hand.
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from train.recipes.recipe import Recipe, RuledSet, recipe_by_rule
-from train.recipes.sealed_sets import SEALED, conversation_of, read_table, read_yaml
+from train.recipes.sealed_sets import SEALED, conversation_of, read_table, read_yaml, word_list
 
 _DATA = Path(__file__).with_name("pirate.yaml")
 _GREETING = re.compile(
@@ -66,15 +65,10 @@ def is_in_the_voice(text: str) -> bool:
     if not greeting:
         return False
     after = any(
-        word in _words("pirate_words") or (word.endswith("in'") and len(word) > 4)
+        word in word_list(_DATA, "pirate_words") or (word.endswith("in'") and len(word) > 4)
         for word in _words_of(text[greeting.end() :])
     )
-    return after and not _words("untranslated") & set(_words_of(text))
-
-
-@cache
-def _words(key: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[^,\s]+", read_yaml(_DATA)[key]))
+    return after and not word_list(_DATA, "untranslated") & set(_words_of(text))
 
 
 def _words_of(text: str) -> list[str]:

@@ -7,13 +7,12 @@ manner of conversation and no facts; answers to small talk are written by hand.
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from train.evaluate.answerer import Conversation
 from train.recipes.recipe import Recipe, RuledSet, recipe_by_rule
-from train.recipes.sealed_sets import SEALED, conversation_of, loops, read_table, read_yaml
+from train.recipes.sealed_sets import SEALED, conversation_of, loops, read_table, read_yaml, word_list
 
 _DATA = Path(__file__).with_name("tutor.yaml")
 _MAX_SENTENCE, _MAX_QUESTION = 25, 20  # words
@@ -100,7 +99,7 @@ def _content_words(text: str) -> set[str]:
     """
     stems = set()
     for word in re.findall(r"[^\W\d_]{4,}", text.lower()):
-        if word not in _function_words():
+        if word not in word_list(_DATA, "function_words"):
             singular = _PLURAL.sub("", word)
             stem = _SUFFIX.sub("", singular)
             stems.add(stem if len(stem) >= 3 else singular)
@@ -109,8 +108,3 @@ def _content_words(text: str) -> set[str]:
 
 def _bare(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
-
-
-@cache
-def _function_words() -> frozenset[str]:
-    return frozenset(re.findall(r"[^,\s]+", read_yaml(_DATA)["function_words"]))
