@@ -90,11 +90,12 @@ def _multiply(x: Tensor, before: Tensor, weight: Tensor, after: Tensor) -> Tenso
 
 @cache
 def _compiled_rows() -> Any:
-    # Here, as other precisions train without numba. Its threads are OpenMP's, as torch's: others would wait for a
-    # core until torch's idle ones stop spinning.
-    from numba import njit, prange
+    # Here, as other precisions train without numba.
+    from numba import config, njit, prange, set_num_threads
 
     from adapter.base.packed.native import compiled
+
+    set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
 
     @njit(error_model="numpy")
     def round_row(row, factors, integers):
