@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import torch
 
+from adapter.base import memory
 from adapter.base.frozen_linear import freeze_linears, is_supported
-from adapter.base.llama import Base, load_base
-from adapter.base.memory import half_precision
+from adapter.base.llama import Base, base_config, load_base
 from train.config import Precision
 
 # Values of ONEDNN_MAX_CPU_ISA that leave its bf16 products on: from AVX512_CORE_BF16 upwards.
@@ -78,9 +78,10 @@ def _cpu_capabilities() -> Mapping[str, Any]:
 def load_to_train(name: str, precision: Precision, device: str) -> Base:
     """The base in one of train.config.Precision but "auto". Raises LoadError."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if integers := precision == "int8" and device == "cpu" and is_supported({torch.float32}):
-        precision = "fp32"  # of what has no products of integers
-    dtype = dtypes.get(precision) or half_precision(device)  # of what nf4 and int8 leave unquantised
+    integers = precision == "int8" and device == "cpu" and is_supported({torch.int8})
+    if integers and memory.needs(base_config(name), torch.float32)["bf16"].fits(memory.free_bytes(device)):
+        precision = "fp32"  # it is loaded so; elsewhere, and where it does not fit, int8 is bitsandbytes'
+    dtype = dtypes.get(precision) or memory.half_precision(device)  # of what nf4 and int8 leave unquantised
     quantization = precision if precision in ("nf4", "int8") else "none"
     base = load_base(name, quantization=quantization, device=device, dtype=dtype)
     for module in base.model.modules():

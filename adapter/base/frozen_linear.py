@@ -13,12 +13,13 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from numba import config, njit, prange, set_num_threads
 from torch import Tensor, nn
 
 from adapter.base import memory
+from adapter.base.packed.native import compiled
 
 _ONEDNN = torch.ops.mkldnn
-_MOST_OUTPUTS = 1 << 15  # of an IntegerLinear: a head's gradient is one large number and many small ones
 
 
 class FrozenLinear(nn.Module):
@@ -88,37 +89,35 @@ def _multiply(x: Tensor, before: Tensor, weight: Tensor, after: Tensor) -> Tenso
     return out.view(*x.shape[:-1], -1)
 
 
+@njit(error_model="numpy")
+def _round_row(row: Any, factors: Any, integers: Any) -> Any:
+    columns = len(factors)
+    scaled = np.empty(columns + 1, np.float32)  # the last is the largest
+    bits = scaled.view(np.int32)
+    for j in range(columns):
+        scaled[j] = row[j] * factors[j]
+    largest = np.int32(0)  # the bits of absolute values have their order, and such maxima are vectorised
+    for j in range(columns):
+        size = bits[j] & np.int32(0x7FFFFFFF)
+        largest = size if size > largest else largest
+    bits[columns] = largest
+    scale = (scaled[columns] + np.float32(1e-20)) / np.float32(127)
+    inverse = np.float32(1) / scale
+    for j in range(columns):
+        integers[j] = np.int8(np.int32(np.rint(scaled[j] * inverse)))
+    return scale
+
+
 @cache
 def _compiled_rows() -> Any:
-    # Here, as other precisions train without numba.
-    from numba import config, njit, prange, set_num_threads
-
-    from adapter.base.packed.native import compiled
-
-    set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
-
-    @njit(error_model="numpy")
-    def round_row(row, factors, integers):
-        columns = len(factors)
-        scaled = np.empty(columns + 1, np.float32)  # the last is the largest
-        bits = scaled.view(np.int32)
-        for j in range(columns):
-            scaled[j] = row[j] * factors[j]
-        largest = np.int32(0)  # the bits of absolute values have their order, and such maxima are vectorised
-        for j in range(columns):
-            size = bits[j] & np.int32(0x7FFFFFFF)
-            largest = size if size > largest else largest
-        bits[columns] = largest
-        scale = (scaled[columns] + np.float32(1e-20)) / np.float32(127)
-        inverse = np.float32(1) / scale
-        for j in range(columns):
-            integers[j] = np.int8(np.int32(np.rint(scaled[j] * inverse)))
-        return scale
+    threads = torch.get_num_threads()
+    set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(threads)  # numba's pool has set all cores in OpenMP, which torch asks
 
     @compiled("void(float32[:, ::1], float32[::1], int8[:, ::1], float32[::1])", parallel=True)
     def round_rows(rows, factors, integers, scales):
         for i in prange(len(rows)):
-            scales[i] = round_row(rows[i], factors, integers[i])
+            scales[i] = _round_row(rows[i], factors, integers[i])
 
     @compiled("void(int32[:, ::1], float32[::1], float32[::1], float32[:, ::1])", parallel=True)
     def scale_rows(sums, scales, factors, out):
@@ -158,7 +157,8 @@ def freeze_linears(model: nn.Module, integers: bool = False) -> bool:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if _is_plain(child):
-                kind = IntegerLinear if integers and child.out_features < _MOST_OUTPUTS else FrozenLinear
+                # A row of the head's gradient is one large number and many small ones.
+                kind = IntegerLinear if integers and name != "lm_head" else FrozenLinear
                 setattr(module, name, kind(child.weight.data))
     return True
 
@@ -168,7 +168,10 @@ def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def is_supported(dtypes: set[torch.dtype]) -> bool:
-    """Whether there are products of these dtypes for FrozenLinear; IntegerLinear needs those of fp32."""
+    """Whether there are products of these dtypes for FrozenLinear, and exact ones of int8 for IntegerLinear."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
+    if dtypes == {torch.int8}:  # without VNNI, oneDNN adds two of them in 16 bits, which are too few
+        largest = torch.full((64, 64), 127, dtype=torch.int8)
+        return bool(torch._int_mm(largest, largest).eq(64 * 127**2).all())
     return dtypes == {torch.float32} or (dtypes == {torch.bfloat16} and _ONEDNN._is_mkldnn_bf16_supported())

@@ -35,15 +35,17 @@ def test_values_and_the_summed_gradient_are_those_of_plain_layers(outputs, dtype
     torch.testing.assert_close(torch.autograd.grad(got, x, slopes), torch.autograd.grad(want, x, slopes), **close)
 
 
+@pytest.mark.skipif(not frozen_linear.is_supported({torch.int8}), reason="this processor's sums of int8 saturate")
 def test_products_of_integers_are_near_those_of_fp32_and_a_row_is_a_row_bit_for_bit():
     torch.manual_seed(0)
     weights = [torch.randn(size, 81) for size in (40, 8)]
     weights[0][3] = 0
     x = (torch.randn(2, 7, 81) * torch.logspace(-6, 3, 7)[:, None]).requires_grad_()
-    layers = [IntegerLinear(weight) for weight in weights]
+    layers, threads = [IntegerLinear(weight) for weight in weights], torch.get_num_threads()
     got, want = FrozenLinear.products(layers, x), [x @ weight.T for weight in weights]
     slopes = [torch.randn_like(out) * torch.logspace(3, -6, 7)[:, None] for out in want]
     values = [*got, *torch.autograd.grad(got, x, slopes)]
+    assert torch.get_num_threads() == threads  # numba takes all cores by itself
     for value, exact in zip(values, [*want, *torch.autograd.grad(want, x, slopes)], strict=True):
         assert ((value - exact).norm(dim=-1) < 0.03 * exact.norm(dim=-1)).all()
     other = x.detach().clone()
@@ -51,6 +53,11 @@ def test_products_of_integers_are_near_those_of_fp32_and_a_row_is_a_row_bit_for_
     changed = layers[0](other)
     assert changed[0, 0].abs().max() == 0 and changed[0, 1].abs().max() > 1e29 and changed[0, 2].isnan().any()
     assert torch.equal(changed[1], got[0][1]) and torch.equal(changed[0, 3:], got[0][0, 3:])
+
+
+def test_integers_whose_sums_saturate_are_not_used(monkeypatch):
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.int() @ b.int()).clamp(max=10**6))
+    assert not frozen_linear.is_supported({torch.int8}) and frozen_linear.is_supported({torch.float32})
 
 
 @has_bf16
