@@ -111,7 +111,7 @@ def _round_row(row: Any, factors: Any, integers: Any) -> Any:
 @cache
 def _compiled_rows() -> Any:
     threads = torch.get_num_threads()
-    set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+    set_num_threads(min(threads, config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(threads)  # numba's pool has set all cores in OpenMP, which torch asks
 
     @compiled("void(float32[:, ::1], float32[::1], int8[:, ::1], float32[::1])", parallel=True)
