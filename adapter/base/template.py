@@ -64,7 +64,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
     Raises BadInput if there is nothing to answer, or if the base has no chat template or one that refuses these
     turns.
     """
-    if not any(m.full_text.strip() for m in messages):
+    if not any(m.full_text if template == "raw" else m.full_text.strip() for m in messages):
         raise BadInput("The message is empty. Type something first.")
     if template == "raw":
         return list(tokenizer("".join(m.full_text for m in messages)).input_ids)

@@ -33,16 +33,16 @@ class TokenTexts:
 class Detokenizer:
     """The text of one answer's tokens: whole characters only, without stop strings. All texts together are what
     the tokenizer decodes from all tokens at once; what may begin a stop string is held back until that is
-    decided.
+    decided. behind: tokens of a text that the answer goes on with.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), behind: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
         self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         self._stop = stop
         # A decoder may treat the first token of a text differently, so the pending tokens are decoded behind those
         # decoded before. Not tokenizers' DecodeStream: it fails where later bytes change what earlier ones gave.
-        self._decoded: list[int] = []
+        self._decoded = list(behind)
         self._pending: list[int] = []
         self._held_back = ""
         self.stopped = False

@@ -154,7 +154,7 @@ class Row:
         self.token_ids = [*prompt, *begun]  # and the answer's
         self.prompt_tokens = len(self.token_ids)
         self.sampler = Sampler(request.sampling, self.form, prompt, self.base.stop_ids, begun, top)
-        self.detokenizer = Detokenizer(self.base.tokenizer, request.stop)
+        self.detokenizer = Detokenizer(self.base.tokenizer, request.stop, prompt[-1:] if request.raw else ())
         self.text = "".join(map(self.detokenizer.push, begun))
 
     @property

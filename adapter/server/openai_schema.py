@@ -141,7 +141,7 @@ class ResponseFormat(_OfType):
 
 class Function(_Body):
     name: str = Field(min_length=1, max_length=64)
-    parameters: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+    parameters: dict[str, Any] = {"properties": {}}
 
 
 class Tool(_Body):
@@ -266,8 +266,9 @@ class ChatCompletionRequest(_Completion):
             return self.grammar
         given = self.response_format.json_schema if self.response_format else None
         schema = given.json_schema if given else None
-        if self.tool is not None:  # arguments are an object, also where the schema leaves it out
-            schema = {"type": "object", **self.tool.parameters}
+        if self.tool is not None:  # arguments are an object of those that are named, unless the schema says more
+            named = {"additionalProperties": False} if "properties" in self.tool.parameters else {}
+            schema = {"type": "object", **named, **self.tool.parameters}
         try:
             return JSON_OBJECT if schema is None else json_schema_form(schema)
         except BadInput as error:

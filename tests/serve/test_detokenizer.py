@@ -57,6 +57,12 @@ def test_law_streamed_text_is_the_decoded_text(name, data):
     assert "".join(texts) == tokenizer.decode(ids, skip_special_tokens=True).rstrip("�")
 
 
+def test_an_answer_that_goes_on_with_a_text_keeps_its_first_space():
+    tokenizer = TOKENIZERS["sentencepiece"]
+    (word,) = tokenizer.convert_tokens_to_ids(["▁a"])
+    assert Detokenizer(tokenizer).push(word) == "a" and Detokenizer(tokenizer, (), [word]).push(word) == " a"
+
+
 @pytest.mark.parametrize("name, newline", [("sentencepiece", "<0x0A>"), ("byte level", "Ċ")])
 def test_a_stop_text_of_bytes_is_found_in_the_middle_and_at_the_end(name, newline):
     tokenizer = TOKENIZERS[name]

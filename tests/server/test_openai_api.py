@@ -303,6 +303,10 @@ def test_a_tools_arguments_are_an_object_and_a_models_name_is_kept(engine: Scrip
     assert ask(engine, json=body).status_code == 200
     [request] = engine.requests
     assert '"type": "object"' in request.form and request.messages[1].name == "see"
+    for parameters, closed in (({"properties": {}}, True), ({"$ref": "#/$defs/a", "$defs": {"a": {}}}, False)):
+        any_of["function"]["parameters"] = parameters
+        assert ask(engine, json=body).status_code == 200
+        assert ("additionalProperties" in engine.requests[-1].form) == closed
 
 
 def test_v1_is_found_where_a_proxy_strips_the_prefix(engine: Scripted) -> None:
