@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _discard_output()
         what = f"'{error.filename}' cannot" if error.filename else "The output cannot"
-        print(f"error: {what} be read or written ({error.strerror}). Check the room there.", file=sys.stderr)
+        print(f"error: {what} be read or written ({error.strerror}). Check the path and room.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -253,7 +253,7 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
     messages: tuple[Message, ...] = () if args.prompt is None else (Message("user", args.prompt),)
     image: Path | bytes | None = args.image
     if args.messages is not None:
-        read = transcript.read(_read(args.messages))
+        read = transcript.read(args.messages.read_bytes())
         if read.dropped:
             print(f"note: left out, for a conversation holds no more: {read.dropped}", file=sys.stderr)
         messages, picture = read.to_answer()
@@ -280,17 +280,9 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
     )
 
 
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        what = f"'{file.name}' cannot be read. Check the path and its rights."
-        raise BadInput(what, f"{file}: {first_line(error)}") from error
-
-
 def _schema_form(file: Path) -> str:
     try:
-        schema = json.loads(_read(file))
+        schema = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         what = f"'{file.name}' is not JSON that can be read. Give a file with a JSON schema."
         raise BadInput(what, f"{file}: {first_line(error)}") from error

@@ -45,10 +45,6 @@ def test_a_value_is_computed_once_and_delays_nobody_who_wants_another():
     for caller in callers:
         caller.join(PATIENCE)
     assert made == [1] and lru.get("slow") == 1
-
-
-def test_a_computation_that_fails_is_tried_again():
-    lru: LRU[str, int] = LRU(5)
     with pytest.raises(ZeroDivisionError):
         lru.compute("a", lambda: 1 // 0)
     assert lru.compute("a", lambda: 3) == 3

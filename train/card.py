@@ -68,6 +68,7 @@ Sets that decisions about the recipe were made by: {development.served}, greedy 
         data=data,
         loss=loss,
         started=started,
+        steps=f"{outcome.steps} of {config.steps}" if outcome.steps < config.steps else config.steps,
         trained_on=trained_on,
         licence="" if command else "license: apache-2.0\n",  # the licence of a user's own data is not known
         kind="image" if about.is_visual else "text",

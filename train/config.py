@@ -275,9 +275,7 @@ _GROUPS = {"train": TrainConfig, "data": DataConfig, "vision": VisionConfig, "tu
 
 def _assign(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"'{assignment}' is not key=value. Write for example lr=0.005.")
+        key, _, value = assignment.partition("=")
         *groups, last = key.split(".")
         target = values
         for group in groups:

@@ -53,8 +53,6 @@ def choose_precision(precision: Precision, device: torch.device) -> tuple[Precis
             return "bf16", f"{name} multiplies it"
         tensor_cores = torch.cuda.get_device_capability(device) >= (7, 0)
         return ("fp16" if tensor_cores else "fp32"), f"{name} has no bf16"
-    if device.type != "cpu":
-        return "fp32", f"nothing is known of bf16 on {device.type}"
     has = _cpu_capabilities()  # Arm's name is plain "bf16"
     units = [unit for unit in ("amx_bf16", "avx512_bf16", "bf16") if has.get(unit)]
     if not units:

@@ -21,14 +21,16 @@ from adapter.base.hf_folder import meta_to_hf_rotary, tensor_shapes, write_confi
 from adapter.errors import LoadError, first_line
 
 # Part of a conversion's identity: increase it when what is written changes.
-_REVISION = 2
+_REVISION = 3
 _ROPE_FACTORS = "rope_freqs.weight"
 _CONTROL_TOKEN = 3  # GGUF's token type of <|im_end|> and its like
 # A GGUF file only names its pre-tokenizer. These split digits one by one and then work like GPT-2's, which
 # transformers' own conversion does not know.
 _SPLIT_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-# transformers converts these correctly; any other name would silently give wrong tokens.
-_CONVERTIBLE = {"gpt-2", "llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "dbrx", "smaug-bpe", "tekken"}
+# transformers converts these correctly; any other name would silently give wrong tokens. For llama.cpp, True
+# begins each text with a token of its own, unless the file says otherwise, and keeps words whole that are tokens.
+_CONVERTIBLE = dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken"), True)
+_CONVERTIBLE |= dict.fromkeys(("gpt-2", "dbrx", "smaug-bpe"), False)
 _UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OSError, OverflowError, MemoryError)
 _REMEDY = "Get the file again, or use the model's Hugging Face repository."
 
@@ -176,14 +178,15 @@ class GgufBase:
 
     def _rope(self, head_dim: int) -> dict[str, Any]:
         theta = self._metadata.get("llama.rope.freq_base", 10000.0)
-        scaling = self._metadata.get("llama.rope.scaling.type", "none")
+        factor = self._metadata.get("llama.rope.scaling.factor", self._metadata.get("llama.rope.scale_linear"))
+        scaling = self._metadata.get("llama.rope.scaling.type", "linear" if factor else "none")
         if _ROPE_FACTORS in self._stored:
             return self._llama3_rope(theta, head_dim)
         if scaling == "none":
             return {"rope_type": "default", "rope_theta": theta}
         if scaling != "linear":
             raise self._refusal(f"stretches its context by '{scaling}', which is not supported here. {_REMEDY}")
-        return {"rope_type": "linear", "rope_theta": theta, "factor": self._metadata["llama.rope.scaling.factor"]}
+        return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
 
     def _llama3_rope(self, theta: float, head_dim: int) -> dict[str, Any]:
         """Llama 3.1's scaling. The file keeps its result alone: [head_dim / 2] factors divide the frequencies."""
@@ -238,7 +241,10 @@ class GgufBase:
             tokenizer = self._single_digit_tokenizer()
         elif kind == "llama" or (kind == "gpt2" and cut in _CONVERTIBLE):
             try:
-                tokenizer = AutoTokenizer.from_pretrained(self._file.parent, gguf_file=self._file.name)
+                begins = {"add_bos_token": True} if kind == "gpt2" and _CONVERTIBLE[str(cut)] else {}
+                tokenizer = AutoTokenizer.from_pretrained(self._file.parent, gguf_file=self._file.name, **begins)
+                if begins:
+                    tokenizer.backend_tokenizer.model.ignore_merges = True
             except Exception as error:  # a foreign vocabulary can make the conversion raise anything
                 raise self._refusal(f"has a tokenizer that cannot be converted. {_REMEDY}") from error
         else:

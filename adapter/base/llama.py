@@ -141,6 +141,7 @@ def load_base(
     bits = {"packed-int4": 4, "packed-int8": 8}.get(chosen)
     model = None if bits is None else _load_packed(name_or_path, config, dtype, bits, keep_packed)
     if model is None:
+        memory.require(label, config, chosen if bits is None else "none", device, dtype)  # it is packed afterwards
         model = _load_by_transformers(name_or_path, config, chosen, device, dtype)
     model.requires_grad_(False).eval()
     fingerprint = _fingerprint(config, tokenizer, model.model.norm.weight.detach(), name_or_path)
@@ -193,6 +194,7 @@ def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int, 
             folder = Path(snapshot_download(name, allow_patterns=[*WEIGHT_FILES, "generation_config.json"]))
             beside = cache_dir() / name.replace("/", "--")  # the Hub's own cache is not ours to add to
         place, state = beside / f"packed-int{bits}", _packed_from(folder, dtype)
+        config.tie_word_embeddings &= "lm_head.weight" not in tensor_files(folder)  # as transformers does
         with torch.device("meta"):
             model = AdaptedLlama._from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
         if kept := is_built(place, state):

@@ -130,7 +130,7 @@ def free_bytes(device: torch.device | str) -> int:
     """Of a GPU; else of this machine, or of this process's control group where that is less."""
     if str(device).startswith("cuda"):
         return torch.cuda.mem_get_info(torch.device(device))[0]
-    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    free = psutil.virtual_memory().available  # all weights are read for each token: not from swap
     return min([free, *(max(limit - used, 0) for limit, used in _group_limits())])
 
 

@@ -144,7 +144,7 @@ def _share(local: bool, replicas: int) -> tuple[float, float]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if any(node.get("GPU", 0) >= 1 for node in nodes):
         return 1, 1
-    cores = min((node.get("CPU", 1.0) for node in nodes), default=1.0)
+    cores = min((node["CPU"] for node in nodes if node.get("CPU")), default=1.0)
     if not local:
         return max(1.0, cores - 1), 0  # the page needs one
     return (cores / replicas if cores < replicas else cores // replicas), 0

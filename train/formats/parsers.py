@@ -124,10 +124,13 @@ class _Block(Shape):
         return next((name for name in names if name is not None), None)
 
 
+_Weight = Annotated[float, Field(ge=0, le=1, multiple_of=1)] | None  # 0: carries no loss, as for OpenAI
+
+
 class _Turn(Shape):
     role: Role
     content: Text | list[_Block]
-    weight: Annotated[float, Field(ge=0, le=1, multiple_of=1)] | None = None  # 0: carries no loss, as for OpenAI
+    weight: _Weight = None
 
 
 class _Chat(_Pictured):
@@ -137,6 +140,7 @@ class _Chat(_Pictured):
 class _Said(Shape):
     speaker: Annotated[Literal["human", "gpt", "system"], Field(alias="from")]
     value: Text
+    weight: _Weight = None
 
 
 class _Llava(_Pictured):
@@ -158,19 +162,21 @@ def parse(format: str, value: dict[str, Any], where: str, images: Path, index: i
     """
     if format == "alpaca":
         alpaca = check(_Alpaca, value, where)
-        given = alpaca.input or ""
-        request = Message("user", alpaca.instruction, given if given.strip() else "")
+        image, given, asked = _single(_named(alpaca, images), where), alpaca.input or "", alpaca.instruction
+        asked = _without_placeholders(asked) if image else asked
+        request = Message("user", asked, given if given.strip() else "")
         if not request.full_text.strip():
             raise DataError(f"{where}: 'instruction' and 'input' are both empty. Fill one in, or take it out.")
         messages = (request, Message("assistant", alpaca.output))
-        return Record(messages, _single(_named(alpaca, images), where), where)
+        return Record(messages, image, where)
     if format == "chat":
         return _of_chat(value, where, images)
     if format == "llava":
         llava = check(_Llava, value, where)
         image = _single(_named(llava, images), where)
         turns = [Message(_LLAVA_ROLES[said.speaker], said.value) for said in llava.conversations]
-        return Record(_conversation(turns, image, "conversations", where), image, where)
+        unlearnt = tuple(i for i, said in enumerate(llava.conversations) if said.weight == 0)
+        return Record(_conversation(turns, image, "conversations", where), image, where, unlearnt)
     if format == "captions":
         columns = caption_columns(value) or ("image", "caption")
         row = check(_two_columns(columns[0], _Named, columns[1], Filled), value, where)

@@ -329,7 +329,8 @@ def _digest(owner: str) -> str:
 
 
 def _plan_of(path: Path, name: str, **settings: Any) -> RunPlan:
-    return RunPlan(path, path.name, settings=settings, name=name, question=texts.WATCHED_QUESTION)
+    shown = path.name.removesuffix(".zip")
+    return RunPlan(path, shown, settings=settings, name=name, question=texts.WATCHED_QUESTION)
 
 
 def _without_data(why: str, kind: str = "empty") -> Updates:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adapter.base.hf_folder import StoredMatrix
 from adapter.base.packed.integer_product import BLOCK, GROUP, PARAMETER_BYTES, compile_products, compile_rounding
 
-REVISION = 2  # of what `pack` makes: increase it when the same weight gives other bytes
+REVISION = 3  # of what `pack` makes: increase it when the same weight gives other bytes
 # Largest distance, in steps, of a weight from the grid of four bits that it was rounded to bf16 from.
 _OFF_GRID = 0.1
 _HEAD = ("lm_head",)  # which is not rounded to four bits

@@ -106,7 +106,6 @@ def test_a_record_becomes_a_conversation(tmp_path, value, said, image):
 
 
 def test_weights_of_answers_and_broken_characters(tmp_path):
-    """As in OpenAI's files: 0 leaves an earlier answer unlearnt."""
     messages = [m for weight in (0, 1, 0, None) for m in (USER, BOT | {"weight": weight})]
     records = open_records(
         jsonl(tmp_path, {"messages": messages}, {"messages": [USER, BOT | {"content": "\ud83d"}]})
@@ -114,6 +113,8 @@ def test_weights_of_answers_and_broken_characters(tmp_path):
     assert records[0].unlearnt == (1, 5)
     with pytest.raises(DataError, match="line 2: 'messages\\[1\\].content' is not UTF-8, or holds half of a"):
         records[1]
+    said = [{"from": by, "value": "a", "weight": w} for w in (0, 1) for by in ("human", "gpt")]
+    assert 1 in open_records(jsonl(tmp_path, {"conversations": said}))[0].unlearnt
 
 
 @settings(deadline=None, max_examples=25)

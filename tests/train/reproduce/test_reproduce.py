@@ -125,12 +125,7 @@ def test_rows_and_claims_of_runs_that_are_missing_are_left_out(figures, tmp_path
     assert not any(held == "yes" for held, *_ in partial.claims())  # one seed tells nothing of the spread
     assert "| text-only adapter | 50.0 |" in report and "\n| full fine-tuning |" not in report
     assert "## What held" in report and "\nTable 6" not in report
-
-
-def test_plots_are_written(figures, tmp_path):
-    made = plot(figures, tmp_path)
-    assert {path.stem for path in made} == {"figure5", "forgetting"}
-    assert all(Image.open(path).size[0] > 500 for path in made)
+    assert [Image.open(path).size[0] > 500 for path in plot(figures, tmp_path)] == [True, True]
 
 
 def test_the_drawn_benchmark(drawn_folder):

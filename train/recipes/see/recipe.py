@@ -163,11 +163,8 @@ class _Made:
         return projection, unknown
 
     def _fit_facts(self, projection: LabelProjection) -> None:
-        views, (colours, media), (photographs, photograph_colours) = (
-            self._views[0],
-            self._looks,
-            self._photograph_like,
-        )
+        views, (colours, media) = self._views[0], self._looks
+        photographs, photograph_colours = self._photograph_like
         levels = torch.cat([views.levels[: len(media)], photographs.levels])
         shares = torch.cat([colours, photograph_colours])
         concepts.fit_fact(projection, _COLOUR, COLOURS, self._tokenizer, levels, shares)
@@ -178,11 +175,8 @@ class _Made:
         shares = torch.stack([1 - is_photo, is_photo], dim=1)
         concepts.fit_fact(projection, _MEDIUM, MEDIA, self._tokenizer, levels, shares)
         # The concepts' gate: how much likelier a drawing is than a photograph.
-        for gate, fact in (
-            (projection.gate_weight, projection.fact_weight),
-            (projection.gate_bias, projection.fact_bias),
-        ):
-            gate.copy_(fact[_MEDIUM, 0] - fact[_MEDIUM, 1])
+        projection.gate_weight.copy_(projection.fact_weight[_MEDIUM, 0] - projection.fact_weight[_MEDIUM, 1])
+        projection.gate_bias.copy_(projection.fact_bias[_MEDIUM, 0] - projection.fact_bias[_MEDIUM, 1])
 
     def _padded(self, features: VisualFeatures) -> VisualFeatures:
         """With a logit for each name; a projection adds nothing to those of concepts but its own head's."""
