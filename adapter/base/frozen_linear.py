@@ -1,7 +1,7 @@
 """Frozen linear layers to train through on a CPU: oneDNN's products, with weights kept in its own layouts.
 
 torch multiplies fp32 by MKL, half as fast on AMD, and brings bf16 weights into oneDNN's layout for each product.
-Products of eight-bit integers are three to five times as fast as fp32 where the processor has VNNI.
+Products of eight-bit integers are three to four times as fast as fp32 where the processor has VNNI.
 """
 
 from __future__ import annotations

@@ -27,10 +27,11 @@ _CONTROL_TOKEN = 3  # GGUF's token type of <|im_end|> and its like
 # A GGUF file only names its pre-tokenizer. These split digits one by one and then work like GPT-2's, which
 # transformers' own conversion does not know.
 _SPLIT_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-# transformers converts these correctly; any other name would silently give wrong tokens. For llama.cpp, True
-# begins each text with a token of its own, unless the file says otherwise, and keeps words whole that are tokens.
-_CONVERTIBLE = dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken"), True)
-_CONVERTIBLE |= dict.fromkeys(("gpt-2", "dbrx", "smaug-bpe"), False)
+# transformers converts these correctly; any other name would silently give wrong tokens.
+_CONVERTIBLE = {"gpt-2", "dbrx", "smaug-bpe"}
+# These too, but for two rules of llama.cpp: a text begins with the BOS token, unless the file says otherwise, and
+# a word that is in the vocabulary is one token.
+_WITH_BOS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken"}
 _UNREADABLE = (ValueError, IndexError, KeyError, TypeError, OSError, OverflowError, MemoryError)
 _REMEDY = "Get the file again, or use the model's Hugging Face repository."
 
@@ -182,10 +183,10 @@ class GgufBase:
         scaling = self._metadata.get("llama.rope.scaling.type", "linear" if factor else "none")
         if _ROPE_FACTORS in self._stored:
             return self._llama3_rope(theta, head_dim)
-        if scaling == "none":
-            return {"rope_type": "default", "rope_theta": theta}
-        if scaling != "linear":
+        if scaling not in ("none", "linear"):
             raise self._refusal(f"stretches its context by '{scaling}', which is not supported here. {_REMEDY}")
+        if scaling == "none" or not factor:
+            return {"rope_type": "default", "rope_theta": theta}
         return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
 
     def _llama3_rope(self, theta: float, head_dim: int) -> dict[str, Any]:
@@ -239,11 +240,11 @@ class GgufBase:
         kind, cut = (self._metadata.get(f"tokenizer.ggml.{field}") for field in ("model", "pre"))
         if kind == "gpt2" and cut in _SPLIT_DIGITS:
             tokenizer = self._single_digit_tokenizer()
-        elif kind == "llama" or (kind == "gpt2" and cut in _CONVERTIBLE):
+        elif kind == "llama" or (kind == "gpt2" and cut in _CONVERTIBLE | _WITH_BOS):
             try:
-                begins = {"add_bos_token": True} if kind == "gpt2" and _CONVERTIBLE[str(cut)] else {}
-                tokenizer = AutoTokenizer.from_pretrained(self._file.parent, gguf_file=self._file.name, **begins)
-                if begins:
+                with_bos = {"add_bos_token": True} if kind == "gpt2" and cut in _WITH_BOS else {}
+                tokenizer = AutoTokenizer.from_pretrained(self._file.parent, gguf_file=self._file.name, **with_bos)
+                if with_bos:
                     tokenizer.backend_tokenizer.model.ignore_merges = True
             except Exception as error:  # a foreign vocabulary can make the conversion raise anything
                 raise self._refusal(f"has a tokenizer that cannot be converted. {_REMEDY}") from error

@@ -141,7 +141,8 @@ def load_base(
     bits = {"packed-int4": 4, "packed-int8": 8}.get(chosen)
     model = None if bits is None else _load_packed(name_or_path, config, dtype, bits, keep_packed)
     if model is None:
-        memory.require(label, config, chosen if bits is None else "none", device, dtype)  # it is packed afterwards
+        if bits is not None:  # it is packed once it is loaded whole
+            memory.require(label, config, "none", device, dtype)
         model = _load_by_transformers(name_or_path, config, chosen, device, dtype)
     model.requires_grad_(False).eval()
     fingerprint = _fingerprint(config, tokenizer, model.model.norm.weight.detach(), name_or_path)

@@ -329,7 +329,7 @@ def _digest(owner: str) -> str:
 
 
 def _plan_of(path: Path, name: str, **settings: Any) -> RunPlan:
-    shown = path.name.removesuffix(".zip")
+    shown = path.name.removesuffix(".zip")  # the trainer reads the folder that is in it
     return RunPlan(path, shown, settings=settings, name=name, question=texts.WATCHED_QUESTION)
 
 
