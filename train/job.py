@@ -411,7 +411,6 @@ class Job:
         if self.metrics is not None:
             seconds = round(time.perf_counter() - started, 3)
             self.metrics.record(progress.step, **{name: progress.held_out}, evaluation_seconds=seconds)
-            self.metrics.record_gates(progress.step, self.adapter.gates.detach())
         return int(count)
 
     def _evaluate_and_save(self, held_out: list[Batch], last: bool) -> None:

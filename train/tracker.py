@@ -9,7 +9,6 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
@@ -62,15 +61,12 @@ class MetricsWriter:
     def record(self, step: int, **values: float) -> None:
         """Writes the finite values. A full disk or a tracker that fails loses figures but does not end the run."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._write({"step": step, **finite})
+        with contextlib.suppress(OSError), open(self._path, "a") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
         try:
             self._accelerator.log(finite, step)
         except Exception as error:
             self._warn(f"the tracker does not take all figures; {METRICS} has them", error)
-
-    def record_gates(self, step: int, gates: Tensor) -> None:
-        """Writes the mean absolute gate of each layer, lowest first. gates: [L, H]."""
-        self._write({"step": step, "gates": [round(v, 5) for v in gates.abs().mean(dim=1).tolist()]})
 
     def check_gates(self, step: int, gates: Tensor, activation: str) -> None:
         """Warns, once, if gates [L, H] do not move or are so large that tanh passes no gradient."""
@@ -87,10 +83,6 @@ class MetricsWriter:
             except Exception as error:
                 self._warn(f"the tracker may lack the last figures; {METRICS} has them", error)
         self._accelerator.trackers.clear()
-
-    def _write(self, line: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError), open(self._path, "a") as file:
-            file.write(json.dumps(line) + "\n")
 
     def _warn(self, text: str, error: Exception | None = None) -> None:
         if text not in self._warned:

@@ -55,7 +55,7 @@ def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
     lines = [
         {"step": 0, "untrained_loss": 3.0, "evaluation_seconds": 2.0},
         *({"step": i, "loss": 3 - i, "largest_gate": 0.1, "seconds": i / 2 + 9} for i in (1, 2, 3)),
-        {"step": 3, "held_out_loss": 1.5, "evaluation_seconds": 2.0}, {"step": 3, "gates": [0.1, 0.2]},
+        {"step": 3, "held_out_loss": 1.5, "evaluation_seconds": 2.0},
     ]  # fmt: skip
     file = tmp_path / "metrics.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 4, "lo')
