@@ -72,19 +72,3 @@ def test_a_taken_port_is_one_line_and_exit_1(capsys: pytest.CaptureFixture[str])
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and f"127.0.0.1:{port}" in message
     assert "--host" in message and "--port" in message
-
-
-@pytest.mark.slow
-def test_gradio_client_is_answered(url: str) -> None:
-    from gradio_client import Client
-    from gradio_client.exceptions import AppError
-
-    client = Client(url, verbose=False)
-    question = {"message": "Name three colours.", "temperature": 0, "max_tokens": 40}
-    pieces = list(client.submit(**question, api_name="/chat"))
-    assert len(pieces) > 2 and pieces[-1].startswith(pieces[0])
-    assert pieces[-1] == client.predict(**question, api_name="/chat")
-    cards = client.predict(api_name="/adapters")
-    assert [card["name"] for card in cards] == sorted(card["name"] for card in cards)
-    with pytest.raises(AppError, match="nobody"):
-        client.predict(message="hi", adapter="nobody", api_name="/chat")
