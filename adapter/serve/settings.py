@@ -152,10 +152,7 @@ class Settings(SamplingSettings):
 
 
 # The page's side panel, which is kept in the browser and exported.
-PANEL = (
-    *("adapter", "strength", "temperature", "top_p", "max_tokens", "seed", "mix", "mix_strength"),
-    *("top_k", "min_p", "repetition_penalty", "stop", "system", "others"),
-)
+PANEL = tuple(Settings.model_fields)
 
 
 def slider(name: str) -> dict[str, float]:

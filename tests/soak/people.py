@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from adapter.serve.settings import PANEL
 from adapter.server.transcript import FORMAT, VERSION
 from adapter.ui.texts import page as texts
 from tests.app_process import LONG_PATIENCE as PATIENCE
@@ -37,6 +36,11 @@ LABELS = {
 USER, PASSWORD = "visitor", "open sesame"
 KEY = {"Authorization": f"Bearer {USER}:{PASSWORD}"}
 FILE_DATA = {"_type": "gradio.FileData"}
+
+CHAT_SETTINGS = (  # parameters of /chat behind message and image
+    *("adapter", "strength", "temperature", "top_p", "max_tokens", "seed", "mix", "mix_strength"),
+    *("top_k", "min_p", "repetition_penalty", "stop", "system"),
+)
 
 
 class NoAnswer(Exception):
@@ -206,7 +210,7 @@ class Connection:
         data[0] = question.text
         data[1] = None if question.picture is None else self.upload(question.picture)
         for name, value in {"adapter": question.adapter, **question.settings}.items():
-            data[2 + PANEL.index(name)] = value
+            data[2 + CHAT_SETTINGS.index(name)] = value
         outputs, said = self.fire("chat", data)
         if outputs is None:
             raise NoAnswer(said)

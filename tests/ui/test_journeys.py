@@ -1,10 +1,8 @@
-"""Five journeys on a slow network: what the server streams arrives 400 milliseconds late."""
+"""Four journeys on a slow network: what the server streams arrives 400 milliseconds late."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,24 +74,3 @@ def test_reload(far: Visitor, closed_gate: GatedEngine) -> None:
     rows = far.rows()
     far.reload()
     far.wait_for_rows(rows)
-
-
-def test_train(far: Visitor, monkeypatch: pytest.MonkeyPatch, runs_folder: Path) -> None:
-    """The trainer is a process that waits to be stopped: what it trains is tested elsewhere."""
-    start = subprocess.Popen
-
-    def trainer(command: list[str], **more: Any) -> Any:
-        return start([*command[:1], "-c", "import signal; signal.pause()", *command[1:]], **more)
-
-    monkeypatch.setattr("train.ui.runs.subprocess.Popen", trainer)
-    page = far.page
-    page.get_by_role("tab", name="Train").click()
-    page.locator("#samples label").first.click()
-    page.locator("#train-preview .records").wait_for()
-    page.get_by_label("Name", exact=True).fill("far")
-    page.locator("#train-start:enabled").click()
-    page.locator("#train-stop").wait_for()
-    assert (runs_folder / "far").is_dir()
-    page.locator("#train-stop").click()
-    page.locator("#train-run .run").get_by_text("Interrupted").or_(page.get_by_text("Stopped")).first.wait_for()
-    assert far.page.locator("#train-start").is_visible()

@@ -165,7 +165,8 @@ class ConversationStore:
     def _before(self, history: History, client: Client) -> str:
         """What the frozen base answers to the newest question, as the page says it; "" where no adapter did."""
         answered, engine = conversation.last_recorded_answer(history), self.provider.engine()
-        if answered is None or engine is None or not answered.record.settings.adapter:
+        is_newest = conversation.last_record(history) is not None
+        if answered is None or engine is None or not (is_newest and answered.record.settings.adapter):
             return ""
         plain = {"adapter": BASE_ONLY, "mix": BASE_ONLY, "max_tokens": BEFORE_TOKENS}
         settings = answered.record.settings.replace(**plain)

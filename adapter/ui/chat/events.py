@@ -101,7 +101,7 @@ class ChatEvents:
         elif isinstance(value, str) and value.startswith(" "):  # no message begins so
             ask = partial(_chosen, choice=value)
         else:
-            ask = _retried
+            ask = partial(_retried, row=index)
         yield from self._turn(ask, id, request, settings, None if data else message)
 
     def _branch(self, shown: Conversation, index: object, token: object) -> Asked:
@@ -133,13 +133,16 @@ class ChatEvents:
             return
         yield _NO_CHANGE
 
-    def undo(self, id: str, request: gr.Request) -> Updates:
-        """Moves the last turn back into the message box."""
+    def undo(self, draft: dict[str, Any] | None, id: str, event: gr.EventData, request: gr.Request) -> Updates:
+        """Moves the last turn back into the message box, before what is written there."""
+        written, files = (draft or {}).get("text") or "", (draft or {}).get("files") or []
 
         def ask(shown: Conversation) -> Asked:
-            if (turn := conversation.last_turn(shown.history)) is None:
+            turn = conversation.last_turn(shown.history)
+            if turn is None or not _is_last_question(shown, sent(event).get("index")):
                 return None
-            message = {"text": turn.text, "files": [turn.picture] if turn.picture else []}
+            text = f"{turn.text}\n\n{written}" if written.strip() else turn.text
+            message = {"text": text, "files": [turn.picture] if turn.picture else files}
             box = gr.update(value=message, **theme.SHOW_SUBMIT_BUTTON)
             return Changed(shown.history[: turn.start], {"box": box})
 
@@ -295,7 +298,14 @@ class ChatEvents:
         return {"box": gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), **before}
 
 
-def _retried(shown: Conversation) -> Asked:
+def _is_last_question(shown: Conversation, row: object) -> bool:
+    """Whether this row of a page is the last question; not where the page shows an older state."""
+    return entry_at(shown.view, row) == len(conversation.without_last_answer(shown.history)) - 1
+
+
+def _retried(shown: Conversation, row: object) -> Asked:
+    if not _is_last_question(shown, row):
+        return None
     asked, known = conversation.without_last_answer(shown.history), conversation.variants(shown.history)
     return Turn(asked, variants=known, offers=not known) if asked else None
 
@@ -305,7 +315,7 @@ def _edited(shown: Conversation, row: object, value: object, before: object, kno
     history, index = shown.history, entry_at(shown.view, row)
     text, before = (unescape_markup(str(one)).strip() for one in (value, before))
     role = history[index].role if index >= 0 else "page"
-    if role == "page" or (role == "assistant" and (text == before or not index)):
+    if role == "page" or before == text != "" or (role == "assistant" and not index):
         return None
     if before and before != history[index].text.strip():
         return None  # the page shows an older state of the conversation
@@ -327,7 +337,7 @@ def _chosen(shown: Conversation, choice: str) -> Asked:
     record = conversation.last_record(history)
     if choice in (conversation.PREVIOUS, conversation.NEXT):
         return Changed(conversation.with_variant(history, 1 if choice == conversation.NEXT else -1), {})
-    if choice == conversation.CONTINUE and record is not None:  # goes on with an answer that was cut
+    if choice == conversation.CONTINUE and record is not None and record.cut:
         begun = replace(history[-1], record=replace(record, before=(), after=()))
         asked, others = conversation.without_last_answer(history), (*record.before, *record.after)
         return Turn(asked, variants=others, begun=begun, offers=False)

@@ -218,5 +218,5 @@ def _connect(events: ChatEvents, store: ConversationStore, opened: Any, settings
     js = f"(id, ...values) => window.chatPage.opened(id, {names}, values)"
     opened.then(events.follow, store.id, js=js, **turn)
     box.stop(events.stop, store.id, store.outputs, **UNQUEUED)
-    chat.undo(events.undo, store.id, store.outputs, **QUEUED)
+    chat.undo(events.undo, [box, store.id], store.outputs, **QUEUED)
     settings["xray"].input(events.xray, [settings["xray"], store.id], drawing, **QUEUED)

@@ -91,7 +91,8 @@ class CompareEvents:
             return
         settings, picture = answered.record.settings, answered.picture if answered.record.picture else None
         message = {"text": answered.messages[-1].text, "files": [picture] if picture else []}
-        yield gr.Tabs(selected="compare"), FILM, settings.adapter, gr.update(value=message), skip
+        adapter = settings.adapter if settings.adapter in self.catalog.names() else skip
+        yield gr.Tabs(selected="compare"), FILM, adapter, gr.update(value=message), skip
         for update in self._compare(
             lambda: Question(frames_of(settings), answered.messages, picture, film=True), request, message
         ):

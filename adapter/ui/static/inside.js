@@ -94,9 +94,10 @@ prepare();
 /* The open panel asks for the charts of the newest answer once that is whole. */
 let seen = '';
 const look = () => {
-  const rows = [...document.querySelectorAll('#chat .message')], shown = `${rows.length} ${rows.at(-1)?.innerText}`;
-  const busy = document.querySelector('#box .stop-button');
-  if (busy || shown === seen || !document.querySelector('#inside > .label-wrap.open')) return;
+  const rows = [...document.querySelectorAll('#chat .message')], newest = rows.slice(-2).map(row => row.innerText);
+  const shown = `${rows.length} ${newest}`, open = document.querySelector('#inside > .label-wrap.open');
+  if (!open) seen = ''; // opened again, it asks again
+  if (!open || shown === seen || document.querySelector('#box .stop-button')) return;
   seen = shown;
   trigger('look', {});
 };

@@ -16,7 +16,9 @@ card.setAttribute('role', 'status');
 element.append(card);
 
 const isOn = () => Boolean(document.querySelector('#xray-switch input')?.checked);
-const bubbles = () => [...document.querySelectorAll('#chat [data-testid="bot"]:not(:has(.aside))')];
+// Also one that is being edited, so that the others keep their numbers.
+const bubbles = () => [...document.querySelectorAll(
+  '#chat .bot-row :is([data-testid="bot"]:not(:has(.aside)), .edit-textarea)')];
 
 function draw() {
   Object.values(paint).forEach(highlight => highlight.clear());

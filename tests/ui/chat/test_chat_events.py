@@ -77,10 +77,15 @@ class Page:
 
     def act(self, name: str, *values: Any, **settings: Any) -> Any:
         """Fires an event; a handler that is an iterator begins with the first `next`."""
+        rows = [row for shown in self.view for row in shown.rows]
+        questions = [i for i, row in enumerate(rows) if row["role"] == "user"]
+        pressed = event(index=questions[-1] if questions else 0, value="again")
         if name == "retry":
-            name, values = "send", (event(index=0, value="again"),)
+            name, values = "send", (pressed,)
         handler, id = getattr(self.events, name), self.id
-        if name in ("undo", "stop"):
+        if name == "undo":
+            return handler({"text": values[0]} if values else None, id, pressed, self.request)
+        if name == "stop":
             return handler(id, self.request)
         if name == "send" and isinstance(values[0], gr.EventData):
             return handler(None, id, [], values[0], self.request, **{**DEFAULTS, **settings})
@@ -253,8 +258,8 @@ def test_a_picture_goes_to_the_visual_adapter(picture: str, toasts: list[str]) -
     assert requests[2].image is None and "picture not used" in page.shown[-1]
     page.edit("who?", 1, adapter="see")
     assert page.shown[:3] == ["<picture>", "who?", "you said: who?!"] and requests[3].image is not None
-    page.do("undo")
-    assert page.chat == [] and page.box["value"]["text"] == "who?"
+    page.do("undo", "a draft")
+    assert page.chat == [] and page.box["value"]["text"] == "who?\n\na draft"
     assert [Path(file).name for file in page.box["value"]["files"]] == ["picture.png"]
     page.send("what?", [picture, "another"], adapter="poet", mix="see")
     assert requests[4].image is not None and toasts == [texts.ONE_PICTURE], "one that is mixed in sees too"
@@ -346,6 +351,17 @@ def test_forged_events_change_nothing(toasts: list[str]) -> None:
 
 
 # Events that meet one another.
+
+
+@pytest.mark.parametrize("act", ["retry", "undo"])
+def test_a_page_that_is_behind_changes_nothing_that_it_does_not_show(act: str) -> None:
+    page = Page().send("one")
+    other = Page(name="other", server=page)
+    other.kept = page.kept
+    other.open("first")
+    page.send("two")
+    assert other.words() == WHOLE and other.do(act).words() == page.words() == [*WHOLE, "two", "you said: two!"]
+    assert other.do("send", event(index=0, value="one", previous_value="one")).words() == page.words()
 
 
 @pytest.mark.parametrize("act", ["send", "retry", "edit", "undo"])
