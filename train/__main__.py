@@ -44,7 +44,7 @@ from train.input.examples import SkippedExamples
 from train.input.features import FeatureCache
 from train.input.rows import Tokeniser
 from train.input.split import FileExamples
-from train.job import Job, Outcome, Stopped
+from train.job import Job, Outcome, Stopped, say
 from train.precision import choose_precision, load_to_train
 from train.processes import check_same, in_all, in_main
 from train.recipes.recipe import MeasuredSets, load_recipe, read_own, recipe_names, record_scoring
@@ -152,7 +152,7 @@ def _train(
     recipe: RecipeFile, own: str | None, folder: RunFolder, args: argparse.Namespace, accelerator: Accelerator
 ) -> None:
     """own: the name of the project's recipe, if it is one; its development sets measure the adapter."""
-    log: Callable[[str], None] = print if accelerator.is_main_process else lambda _: None
+    log: Callable[[str], None] = say if accelerator.is_main_process else lambda _: None
     skipped, device = SkippedExamples(log), str(accelerator.device)
 
     def open_folder() -> None:
@@ -217,7 +217,7 @@ def _train(
     def finish(adapter: Adapter, outcome: Outcome) -> None:
         scores, command, start, data = None, "python -m train --config recipe.yaml", start_from, ""
         if files is not None:
-            data = f"Trained on {files.learnt:,} records of `{files.name}`."
+            data = f"Trained on rows drawn from {files.learnt:,} records of `{files.name}`."
             with atomic_write(folder.path / "recipe.yaml") as temporary:
                 temporary.write_text(recipe_text(recipe), encoding="utf-8")
         if project is not None:
@@ -228,7 +228,7 @@ def _train(
         card = write_card(adapter, config, data, outcome, on, scores, command, start)
         save_adapter(adapter, folder.path, card)
         if math.isfinite(outcome.loss):
-            print(f"held-out loss {outcome.loss:.3f}")
+            say(f"held-out loss {outcome.loss:.3f}")
 
     Job(
         config, base, examples, folder, adapter, feature_cache, skipped, args.resume, accelerator, inputs, finish

@@ -172,7 +172,7 @@ class Job:
         self.keep = KeepRows(rows, config.seed) if config.keep else None
         text = "" if self.keep is None else self.keep.digest
         self.identity = run_identity(config, self.base.fingerprint, {**self.inputs, "keep_text": text})
-        check_same(self.identity)
+        check_same((self.identity, config.save_every, config.checkpoint_every, str(self.base.model.dtype)))
         if self.resume:
             self._load()
 
@@ -188,7 +188,8 @@ class Job:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # none where the run had bf16
+            self.scaler.load_state_dict(state["scaler"])
         progress = state["progress"]
         self.progress = _Progress(**{**progress, "position": StreamPosition(**progress["position"])})
         self.skipped.places.update(self.progress.skipped)
@@ -273,11 +274,12 @@ class Job:
     def _after_step(self, held_out: list[Batch], last: bool, stop: bool) -> None:
         """Evaluates and saves what is due; the time that this takes is not the steps'."""
         config, step = self.config, self.progress.step
-        if config.checkpoint_every and step % config.checkpoint_every == 0:
+        numbered = bool(config.checkpoint_every) and step % config.checkpoint_every == 0
+        if numbered:
             self._try_to_save(lambda: self.folder.save_adapter(self.result, step), required=False)
         if step % config.eval_every == 0 or last:
             self._evaluate_and_save(held_out, last)
-        if step % (config.save_every or config.eval_every) == 0 or last or stop:
+        if step % (config.save_every or config.eval_every) == 0 or numbered or last or stop:
             self._save(required=stop or last)
         self.since = time.perf_counter()
 

@@ -19,9 +19,9 @@ from filelock import FileLock, Timeout
 from adapter.errors import AdapterError, first_line
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import CARD, save_adapter
+from adapter.method.checkpoint import CARD, CONFIG, save_adapter
 from adapter.method.config import BaseFingerprint
-from train.config import STATE, TrainConfig
+from train.config import METRICS, STATE, TrainConfig
 
 CHECKPOINTS = "checkpoints"
 # Settings that change nothing about the adapter of a run: a resumed run may have others.
@@ -71,7 +71,8 @@ class RunFolder:
         if not resume and state.exists():
             unfinished = f"{name} holds an unfinished run. Go on with it by --resume, or give another --out."
             raise TrainError(unfinished, str(self.path))
-        if not resume and (self.path / CARD).exists():
+        other = (self.path / CONFIG).exists() and not (self.path / METRICS).exists()  # not a run's
+        if not resume and (other or (self.path / CARD).exists()):
             finished = f"{name} holds a finished adapter. Give another --out, or another name, or remove it."
             raise TrainError(finished, str(self.path))
 

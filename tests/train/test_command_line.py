@@ -73,7 +73,7 @@ def test_a_run_on_files_ends_in_an_adapter(run, tmp_path, tiny_base):
     adapter = load_adapter(tmp_path / "out", tiny_base.fingerprint)
     assert adapter.gates.abs().min() > 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "Trained on 57 records of `rows.json`" in card and "## Scores" not in card
+    assert "Trained on rows drawn from 57 records of `rows.json`" in card and "## Scores" not in card
     weights = (tmp_path / "out" / "adapter.safetensors").read_bytes()
     words = [f"--config={tmp_path / 'out' / 'recipe.yaml'}", f"--out={tmp_path / 'again'}", "--device=cpu"]
     assert main(words) == 0  # the recipe that the run wrote is the run's
@@ -168,7 +168,7 @@ def test_a_mixture_of_pictures_and_text_is_trained_on(run, rows, tmp_path, capsy
     assert "a run would take 27 steps" in said
     assert run(*words) == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "Trained on 77 records of `c.parquet and rows.json`" in card
+    assert "Trained on rows drawn from 77 records of `c.parquet and rows.json`" in card
     gates = load_adapter(tmp_path / "out").gates.abs().amax(1)
     assert (gates > 0).all()
     assert read_recipe(tmp_path / "out/recipe.yaml", []).data[0].weight == 2.5

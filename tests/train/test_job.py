@@ -27,7 +27,7 @@ import train.__main__
 import train.job
 import train.processes
 from adapter.base.template import Message
-from adapter.method.checkpoint import CARD, WEIGHTS, load_adapter
+from adapter.method.checkpoint import WEIGHTS, load_adapter
 from tests.app_process import PATIENCE, free_port
 from tests.train.conftest import signal_after
 from train.__main__ import main
@@ -106,11 +106,11 @@ def test_a_killed_and_resumed_run_is_bit_identical_to_one_that_never_stopped(arg
     assert main(arguments(whole)) == 0
     output = capsys.readouterr().out
     assert "skipped" in output and "bad.png" in output and "line 38" in output
-    dying = (arguments(killed, "save_every=3"), tmp_path, (7, signal.SIGKILL), {})
+    dying = (arguments(killed, "checkpoint_every=3"), tmp_path, (7, signal.SIGKILL), {})
     assert processes(dying) == [-signal.SIGKILL] and (killed / STATE).exists()
     shutil.rmtree(os.environ[FOLDER_VARIABLE])  # pictures are encoded again
     assert main(arguments(killed, "save_every=3", "--resume")) == 0
-    assert "going on after step" in capsys.readouterr().out
+    assert "going on after step 6 of 20" in capsys.readouterr().out
     assert (killed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     assert metrics(killed, "loss") == metrics(whole, "loss") and len(metrics(whole, "loss")) == 20
     assert not (killed / STATE).exists()
@@ -162,7 +162,7 @@ def on_both(arguments: Callable[..., list[str]], nodes: list[Path], *more: str, 
     [
         (lambda node: (node / "data" / "rows.jsonl").unlink(), "There is no file or folder 'rows.jsonl'"),
         (
-            lambda node: (node / "recipe.yaml").write_text("warmup: 0.5"),
+            lambda node: (node / "recipe.yaml").write_text("warmup: 0.1\nsave_every: 3"),
             "do not train the same run: their settings",
         ),
     ],
@@ -237,7 +237,7 @@ def test_a_folder_is_refused_that_is_in_use_unfinished_damaged_or_no_folder(trai
     with pytest.raises(TrainError, match=r"state.pt' cannot be read"):
         train_echo(resume=True)
     state.unlink()
-    (tmp_path / "run" / CARD).touch()
+    (tmp_path / "run" / METRICS).unlink()  # now it is an adapter that no run has made
     with pytest.raises(TrainError, match="holds a finished adapter"):
         train_echo()
 

@@ -33,7 +33,7 @@ class HarnessModel(TemplateLM):
     def __init__(self, answerer: Answerer) -> None:
         super().__init__()
         self.answerer = answerer
-        self.tokenizer = answerer.base.tokenizer
+        self.tokenizer, self._templated = answerer.base.tokenizer, False
 
     @property
     def eot_token_id(self) -> int:
@@ -52,14 +52,16 @@ class HarnessModel(TemplateLM):
         return self.answerer.template
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The adapter's own template, with its control tokens as text."""
-        messages = [Message(turn["role"], turn["content"]) for turn in chat_history]  # type: ignore[arg-type]
-        return self.tokenizer.decode(encode_prompt(self.tokenizer, messages, self.answerer.template))
+        """The adapter's own template, with its control tokens as text; else an answer that is begun comes last."""
+        self._templated, begun = True, "" if add_generation_prompt else chat_history[-1]["content"]
+        turns = chat_history if add_generation_prompt else chat_history[:-1]
+        messages = [Message(turn["role"], turn["content"]) for turn in turns]  # type: ignore[arg-type]
+        return self.tokenizer.decode(encode_prompt(self.tokenizer, messages, self.answerer.template)) + begun
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         if add_special_tokens is None:
             begin = self.tokenizer.bos_token
-            add_special_tokens = not (begin and string.startswith(begin))
+            add_special_tokens = not (self._templated or (begin and string.startswith(begin)))
         return list(self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids)
 
     def _loglikelihood_tokens(

@@ -108,6 +108,8 @@ metric_list: [{metric: exact_match}]
 @pytest.mark.slow
 def test_lm_eval_agrees_with_the_models_own_likelihoods(run, folder, tmp_path):
     pytest.importorskip("lm_eval")
+    from train.evaluate.harness import HarnessModel
+
     for kind, output, rest in (("", "multiple_choice", CHOICES), ("gen", "generate_until", ANSWERS)):
         text = TASK.format(kind=kind, output=output, folder=folder, cache=tmp_path / "cache")
         (tmp_path / f"quiz{kind}.yaml").write_text(text + rest)
@@ -138,3 +140,8 @@ def test_lm_eval_agrees_with_the_models_own_likelihoods(run, folder, tmp_path):
         assert system["figures"]["quizgen"]["exact_match"]["n"] == 4
         accuracies |= {found["acc"]["value"], found["acc_norm"]["value"]}
     assert len(accuracies) > 1
+    model, question = HarnessModel(Answerer(base, None)), {"role": "user", "content": "Which?"}
+    prompt = model.apply_chat_template([question])
+    assert model.tok_encode(prompt) == list(model.answerer.encode((Message("user", "Which?"),)))
+    begun = [question, {"role": "assistant", "content": "It is"}]
+    assert model.apply_chat_template(begun, False) == prompt + "It is"

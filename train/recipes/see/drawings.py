@@ -199,15 +199,8 @@ def photograph_like(cut_outs: list[Drawing], rng: random.Random) -> Image.Image:
 
 
 COLOURS = ("black", "white", "grey", "brown", "red", "orange", "yellow", "green", "blue", "purple", "pink")
-_HUES = {
-    "red": 15,
-    "orange": 40,
-    "yellow": 68,
-    "green": 165,
-    "blue": 255,
-    "purple": 290,
-    "pink": 335,
-}  # their ends
+# Where each hue ends, in degrees; behind the last one it is red again.
+_HUES = {"red": 15, "orange": 40, "yellow": 68, "green": 165, "blue": 255, "purple": 290, "pink": 335}
 
 
 def colour_shares(image: Image.Image) -> np.ndarray:
@@ -218,9 +211,7 @@ def colour_shares(image: Image.Image) -> np.ndarray:
     value, low = rgb.max(1), rgb.min(1)
     hue = np.asarray(small.convert("RGB").convert("HSV"))[opaque][:, 0] * (360 / 255)
     chroma = value - low
-    names = np.full(len(rgb), "red", dtype="U6")
-    for name, end in reversed(_HUES.items()):
-        names[hue < end] = name
+    names = np.array([*_HUES, "red"])[np.digitize(hue, [*_HUES.values()])]
     warm = (names == "red") | (names == "orange") | (names == "yellow")
     names[((names == "orange") | ((names == "yellow") & (hue < 50))) & (value < 0.65)] = "brown"
     names[(names == "red") & (value < 0.5)] = "brown"
