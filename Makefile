@@ -1,18 +1,18 @@
 # Two commands do everything on a fresh machine: `make demo` serves the page, `make test` runs every test.
 # Python comes from $(PYTHON), packages go into $(VENV); delete that folder to start afresh.
 
-PYTHON ?= $(shell for p in python3.11 python3; do \
-	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo "$$p" && break; done)
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export GRADIO_ANALYTICS_ENABLED = False
 export HF_HUB_DISABLE_TELEMETRY = 1
-# uv installs the same packages in less than half of the time. It does not read pip's configuration files: where there
-# are some, pip installs.
+# uv installs the same packages in less than half of the time. It does not read pip's settings: where there are
+# others than these three, pip installs.
 INSTALL = install() { \
-	if command -v uv >/dev/null && ! $(BIN)/python -m pip config list | grep -q '^[a-z]'; then \
+	if command -v uv >/dev/null && ! $(BIN)/python -m pip config list | grep -Evq '^:env:.(index-url|find-links|disable-pip-version-check)='; then \
 		uv pip install --quiet --python $(BIN)/python $${PIP_INDEX_URL:+--index-url "$$PIP_INDEX_URL"} \
 			$${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} "$$@"; \
 	else $(BIN)/python -m pip install --quiet "$$@"; fi; }; install
@@ -62,7 +62,7 @@ clean: ## delete the environment and caches in this folder
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed (3.11 is best): install it, or name one: make PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name one: make PYTHON=/path/to/python"; exit 1; }
 	@"$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
 		echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 

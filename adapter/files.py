@@ -21,7 +21,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield temporary
-        with open(temporary, "rb") as written:
+        with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
     finally:

@@ -106,10 +106,7 @@ def write_configs(folder: Path, config: Any, tokenizer: Any, stop_ids: Sequence[
 
 
 def write_weights(
-    folder: Path,
-    shapes: Mapping[str, Sequence[int]],
-    dtype: torch.dtype,
-    tensor: Callable[[str], Tensor],
+    folder: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, tensor: Callable[[str], Tensor]
 ) -> None:
     """Write `tensor(name)` for each name of `shapes`, in that order, as safetensors in one or several files."""
     sizes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}

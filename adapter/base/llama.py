@@ -44,6 +44,7 @@ from adapter.base.hf_folder import (
 )
 from adapter.base.packed.integer_product import compile_products
 from adapter.base.packed.quantize import REVISION, PackedEmbedding, PackedLinear, pack, quantize_linears
+from adapter.base.threads import available_cores
 from adapter.errors import LoadError, first_line
 from adapter.method.attention import PromptKV
 from adapter.method.config import BaseFingerprint, base_label
@@ -131,7 +132,8 @@ def load_base(
     """
     if quantization not in embedded.QUANTIZATIONS:
         raise LoadError(f"quantization must be one of {', '.join(embedded.QUANTIZATIONS)}, got {quantization!r}.")
-    device = _usable_device(device)
+    if (device := _usable_device(device)) == "cpu":
+        torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
     dtype = dtype or memory.half_precision(device)
     config, label = base_config(name_or_path), base_label(name_or_path)
     chosen, why = _chosen_quantization(quantization, config, device, dtype)
@@ -156,13 +158,17 @@ def load_base(
 def _usable_device(device: str) -> str:
     """The device that is meant. Raises LoadError if it is not here or cannot compute."""
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        with contextlib.suppress(LoadError):  # also where torch has no kernels for this GPU
+            return _usable_device("cuda")
+        return "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LoadError("This machine has no CUDA device. Use device 'cpu' or 'auto'.")
     try:
         torch.zeros(1, device=device).item()  # fails on "meta", which cannot compute
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise LoadError(f"There is no device '{device}' here. Use 'cpu', 'cuda', 'cuda:1' or 'auto'.") from error
+        raise LoadError(
+            f"This PyTorch has no device '{device}'. Use 'cpu', 'cuda', 'cuda:1' or 'auto'."
+        ) from error
     return device
 
 

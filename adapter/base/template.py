@@ -68,7 +68,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
         raise BadInput("The message is empty. Type something first.")
     if template == "raw":
         return list(tokenizer("".join(m.full_text for m in messages)).input_ids)
-    messages = [_without_control(tokenizer, message) for message in messages]
+    messages = [without_control(tokenizer, message) for message in messages]
     if template == "alpaca":
         return list(tokenizer(_alpaca(messages)).input_ids)
     if not getattr(tokenizer, "chat_template", None):
@@ -90,7 +90,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def _without_control(tokenizer: Any, message: Message) -> Message:
+def without_control(tokenizer: Any, message: Message) -> Message:
     """The message with a space inside everything that the tokenizer would read as a control token."""
     # Converters often write the tokens of a turn as added ones that are not special, as words are.
     added = tokenizer.added_tokens_decoder.values()

@@ -37,7 +37,7 @@ def share_arenas() -> None:
 
     By itself it has eight a core, and each keeps what its threads free: a besieged page held 420 MB, not 120.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another system has other means
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another system has other means
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 

@@ -161,11 +161,7 @@ def _vision(visual: Mapping[str, Tensor], heads: int) -> VisionConfig | None:
 
 
 def _fill_tuning(
-    path: Path,
-    state: dict[str, Tensor],
-    found: _Found,
-    base: BaseFingerprint,
-    norm_of: Callable[[str], Tensor],
+    path: Path, state: dict[str, Tensor], found: _Found, base: BaseFingerprint, norm_of: Callable[[str], Tensor]
 ) -> None:
     """Write biases, LoRA and norms into `state`, which has zeros for what the file does not change."""
     heads = {"q": base.num_attention_heads, "k": base.num_key_value_heads}

@@ -127,14 +127,7 @@ def test_deltas_for_mlps_of_another_size_never_reach_a_batch(tiny):
         adapter(tiny)
 
 
-@pytest.mark.parametrize(
-    ("table", "value"),
-    [
-        ("name_of", 6),
-        ("names", 97),
-        ("kind_of", 2),
-    ],
-)
+@pytest.mark.parametrize(("table", "value"), [("name_of", 6), ("names", 97), ("kind_of", 2)])
 def test_a_table_that_points_outside_is_refused(table, value, tmp_path):
     adapter = random_adapter(FINGERPRINT, vision=LABEL, prompt_length=12)
     save_adapter(adapter, tmp_path / "right")

@@ -219,11 +219,7 @@ def test_all_readers_wake_together(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "of, name, error",
-    [
-        (TorchForward, "__call__", RuntimeError),
-        (Scheduler, "schedule", MemoryError),
-    ],
+    "of, name, error", [(TorchForward, "__call__", RuntimeError), (Scheduler, "schedule", MemoryError)]
 )
 def test_an_engine_that_fails_for_ever_says_so_at_once(engine, monkeypatch, of, name, error):
     calls = []

@@ -24,13 +24,7 @@ from adapter.serve import engine as engine_module
 from adapter.serve import form as form_module
 from adapter.serve import sampling
 from adapter.serve.engine import Engine
-from adapter.serve.form import (
-    NO_FORM,
-    FormState,
-    check_form,
-    json_schema_form,
-    start_form,
-)
+from adapter.serve.form import NO_FORM, FormState, check_form, json_schema_form, start_form
 from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import Sampler, SamplingParams, sample
 from adapter.serve.store import AdapterStore

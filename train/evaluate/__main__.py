@@ -177,9 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         return HarnessTasks(args.tasks.split(","), args.include, args.limit, args.shots, args.template)
 
     command = add_task(
-        "exact-match",
-        exact_match,
-        "greedy answers beside the wanted ones: exact match and token F1",
+        "exact-match", exact_match, "greedy answers beside the wanted ones: exact match and token F1"
     )
     command.add_argument("file", type=Path, metavar="DATA", help="any training format")
     command.add_argument("--format", default="auto", help="of training data")

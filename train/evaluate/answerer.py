@@ -120,10 +120,7 @@ class Answerer:
     # Likelihoods.
 
     def nll(
-        self,
-        conversations: Sequence[Conversation],
-        answers: Sequence[str],
-        features: Features | None = None,
+        self, conversations: Sequence[Conversation], answers: Sequence[str], features: Features | None = None
     ) -> list[float]:
         """Mean negative log-likelihood per token, in nats, of each given answer and its end."""
         ids, labels = [], []

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adapter.base.image_file import open_image
+from adapter.base.template import without_control
 from adapter.errors import AdapterError, BadInput
 from train.formats.dataset import Records
 from train.formats.record import picture_key, picture_source
@@ -37,6 +38,7 @@ class Report:
     unreadable: list[str] = field(default_factory=list)
     lengths: array[int] = field(default_factory=lambda: array("I"), repr=False)
     empty_answers: int = 0
+    templated: int = 0
     truncated: int = 0
     answerless: int = 0
     supervised: int = 0
@@ -45,7 +47,7 @@ class Report:
     @property
     def clean(self) -> bool:
         """Whether every record can be trained on."""
-        return not (self.broken or self.missing or self.unreadable or self.answerless)
+        return not (self.broken or self.missing or self.unreadable or self.answerless or self.templated)
 
     def __str__(self) -> str:
         lines = [f"{self.records:,} records", *_listed(self.broken, "cannot be read")]
@@ -58,6 +60,10 @@ class Report:
             ]
         if self.empty_answers:
             lines.append(f"{self.empty_answers:,} records with an empty answer: they teach to say nothing")
+        if self.templated:
+            lines.append(
+                f"{self.templated:,} records with control tokens: the template writes these, take them out"
+            )
         if self.images:
             lines.append(f"{self.images:,} images, all opened")
             lines += [*_listed(self.missing, "missing"), *_listed(self.unreadable, "are no pictures")]
@@ -87,6 +93,8 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
         report.lengths.append(len(ids))
         report.supervised += supervised
         report.empty_answers += not record.messages[-1].text.strip()
+        if tokeniser.template != "raw":
+            report.templated += any(without_control(tokeniser.tokenizer, m) != m for m in record.messages)
         report.truncated += len(ids) > max_length
         report.answerless += len(ids) > max_length and not supervised
         image = record.image

@@ -27,7 +27,7 @@ class Tokeniser:
     def __init__(
         self, tokenizer: Any, template: str, max_length: int, skipped: SkippedExamples | None = None
     ) -> None:
-        self._tokenizer, self._template, self._max_length = tokenizer, template, max_length
+        self.tokenizer, self.template, self._max_length = tokenizer, template, max_length
         self._skipped = skipped or SkippedExamples()
         self.pad = tokenizer.pad_token_id or 0
 
@@ -55,9 +55,7 @@ class Tokeniser:
         """Tokens and labels of one example. Raises BadInput if its messages cannot be templated."""
         messages = (*example.history, *example.messages, Message("assistant", example.answer))
         all_turns = example.all_turns and not example.history
-        ids, supervised = encode_conversation(
-            self._tokenizer, messages, self._template, all_turns, example.unlearnt
-        )
+        ids, supervised = encode_conversation(self.tokenizer, messages, self.template, all_turns, example.unlearnt)
         if example.history and len(ids) > self._max_length:
             return self.row(replace(example, history=()), truncate)
         labels = [token if has_loss else IGNORED for token, has_loss in zip(ids, supervised, strict=True)]

@@ -209,7 +209,8 @@ def _common_requests(scans: Sequence[_Scan]) -> np.ndarray:
 def _choose_groups(groups: np.ndarray, most: int, share: float, seed: int) -> np.ndarray:
     """The groups to hold out, chosen by the seed: `most` of them, with `share` of the records, at most.
 
-    groups: [N]. Where all are larger than that share, one of up to a quarter of the records is chosen.
+    groups: [N]. Where all are larger than that share, one of up to a quarter of the records is chosen, unless that
+    share is less than a record.
     """
     unique, first, counts = np.unique(groups, return_index=True, return_counts=True)
     room = int(share * len(groups))

@@ -198,18 +198,18 @@ def _range(found: Interval, form: str) -> str:
 def write_report(
     figures: Figures, out: Path, command: str, base: str, data: str, sizes: dict[str, int], missing: Sequence[str]
 ) -> str:
-    """Writes reproduce.md and its plots, in reproduce/, into `out`, and returns the report's text.
+    """Writes reproduce.md and its plot, in reproduce/, into `out`, and returns the report's text.
 
     command: that the user gave. data: a sentence on where the problems come from. sizes: problems by split.
     missing: names of runs that have not been performed, whose rows are left out.
     """
     files = out / _NAME
     files.mkdir(exist_ok=True)
-    pictures = {path.stem: f"{_NAME}/{path.name}" for path in plot(figures, files)}
     plan, results, parts = figures.plan, list(figures.results.values()), []
     for table, text in figures.tables().items():
-        below = (name for name in pictures if PLANS["plots"][name]["below"] == table)
-        parts += [text, *(f"![{name}]({pictures[name]})\n" for name in below)]
+        parts.append(text)
+        if table == "table5" and plot_losses(figures, files / "figure5.png"):
+            parts.append(f"![figure5]({_NAME}/figure5.png)\n")
     times = sorted(result["time"] for result in results)
     used = {
         name: _listed(result[name] for result in results) for name in ("commit", "processor", "torch", "precision")
@@ -246,34 +246,23 @@ def _listed(values: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def plot(figures: Figures, out: Path) -> list[Path]:
-    """Writes the plots of plan.yaml whose runs are finished into `out`, and returns their paths."""
+def plot_losses(figures: Figures, file: Path) -> bool:
+    """Writes both initialisations' training losses into `file`, once their runs are finished."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    written = []
-    for name, spec in PLANS["plots"].items():
-        beside = spec.get("beside", {})
-        if not all(figures.runs(group) for group in {**spec["runs"], **beside}):
-            continue
-        canvas, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
-        for number, (group, label) in enumerate(spec["runs"].items()):
-            if spec["kind"] == "losses":
-                lines = [_smoothed(run["losses"]) for run in figures.runs(group)]
-                x: Sequence[float] = range(1, len(lines[0]) + 1)
-            else:
-                lines, x = [[_perplexity(figures.runs(group)[0], s) for s in STRENGTHS]], STRENGTHS
-            for seed, line in enumerate(lines):
-                axes.plot(x, line, f"C{number}", alpha=0.8, label=None if seed else label)
-        for (group, label), style in zip(beside.items(), ("--", ":"), strict=False):
-            value = statistics.fmean(map(_perplexity, figures.runs(group)))
-            axes.axhline(value, color="black", linestyle=style, label=label)
-            axes.set_yscale("log")
-        axes.set(title=spec["title"], xlabel=spec["x"], ylabel=spec["y"])
-        axes.legend(frameon=False)
-        written.append(out / f"{name}.png")
-        canvas.savefig(written[-1], dpi=130)
-        pyplot.close(canvas)
-    return written
+    labels = {"zero": "zero-init", "random": "random-init"}
+    if not all(figures.runs(group) for group in labels):
+        return False
+    canvas, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for number, (group, label) in enumerate(labels.items()):
+        for seed, run in enumerate(figures.runs(group)):
+            line = _smoothed(run["losses"])
+            axes.plot(range(1, len(line) + 1), line, f"C{number}", alpha=0.8, label=None if seed else label)
+    axes.set(title="Figure 5: training loss, a line a seed", xlabel="step", ylabel="loss, nats a token")
+    axes.legend(frameon=False)
+    canvas.savefig(file, dpi=130)
+    pyplot.close(canvas)
+    return True

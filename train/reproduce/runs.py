@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -164,7 +164,7 @@ class Study:
             "commit": _version() or "unknown",
             "processor": processor_name(),
             "torch": torch.__version__,
-            "time": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
+            "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
             **training,
             **{name: answer(answerer, part, self.benchmark, run.pictures) for name, part in parts.items()},
             "unrelated": {"1.0": losses_of(answerer)},

@@ -5,6 +5,7 @@ All lasting state is in the runs' folders, so that every visitor and every reloa
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import importlib.util
 import json
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 
 TICK, SLOW_TICK = 1.0, 4.0  # seconds between two updates while a run is running, and otherwise
 LEAST = 8  # corrections
+_PAIR = ("question", "answer")
 SHORT_QUESTION = 3  # words: a question of no more needs what was said before it
 MAX_TOKENS = 48  # of a watched answer
 _HIDDEN = gr.update(visible=False)
@@ -95,13 +97,14 @@ class TrainEvents:
 
     def use_rows(self, rows: str | None) -> Updates:
         """Of rows that were typed: `question => answer`, or with a tab between, as a table is copied."""
-        if not (rows or "").strip():
+        if not rows or not rows.strip():
             raise refusal(texts.NO_ROWS)
-        records = []
-        for line in (rows or "").splitlines():  # line for line, so that an error's line is a row's
-            question, _, answer = line.partition("=>" if "=>" in line else "\t")
-            pair = {"question": question.strip(), "answer": answer.strip()}
-            records.append(json.dumps({key: text for key, text in pair.items() if text}) if line.strip() else "")
+        records, lines = [], rows.splitlines(True)
+        # A table's cells may hold lines.
+        for cells in csv.reader(lines, delimiter="\t") if "\t" in rows else ([line] for line in lines):
+            cells = cells if len(cells) > 1 else "".join(cells).split("=>", 1)
+            record = {name: text for name, text in zip(_PAIR, map(str.strip, cells), strict=False) if text}
+            records.append(json.dumps(record) if record else "")
         path = write_rows(records, texts.TYPED_NAME)
         return None, str(path), *self._preview(_plan_of(path, path.stem))
 
@@ -290,7 +293,9 @@ class TrainEvents:
             return str(texts.published(repo, push(self.runs.folder / run.name, repo, token, section)))
         return ""
 
-    def chat_with(self, name: str | None, box: dict[str, Any] | None, request: gr.Request) -> Iterator[Updates]:
+    def chat_with(
+        self, name: str | None, owner: str, box: dict[str, Any] | None, request: gr.Request
+    ) -> Iterator[Updates]:
         """Updates of (tabs, timer, what a conversation that is opened changes): a new one with the adapter."""
         run, others = self.runs.get(name or ""), len(self.conversations.opened)
         if run is None or not run.adapter or run.name not in self.store.names():
@@ -298,7 +303,8 @@ class TrainEvents:
             yield (gr.skip(),) * (2 + others)
             return
         message, record = None, run.record
-        if not (box and ((box.get("text") or "").strip() or box.get("files"))) and record.question:
+        is_empty = not (box and ((box.get("text") or "").strip() or box.get("files")))
+        if is_empty and record.question and self._may_change(record, owner):
             files = [record.picture] if record.picture and os.path.isfile(record.picture) else []
             message = {"text": record.question, "files": files}
         settings = {"adapter": run.name, "mix": BASE_ONLY}

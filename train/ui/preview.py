@@ -143,7 +143,7 @@ def make_preview(data: TrainingData, base: str) -> tuple[str, str]:
     cards = "".join(map(_record_html, itertools.islice(readable(data.records), _SHOWN_RECORDS)))
     return (
         f'<div class="data-preview"><p class="head">{html.escape(head)}</p>{few}'
-        f"<details {'' if report.clean else 'open'}><summary>{texts.CHECKED}</summary>"
+        f"<details {'' if report.clean and not report.truncated else 'open'}><summary>{texts.CHECKED}</summary>"
         f'<p>{html.escape(str(report))}</p></details><ol class="records">{cards}</ol></div>'
     ), template
 

@@ -253,7 +253,8 @@ class TrainingRuns:
             if record is None or process is None or record.stop:
                 return
             # Written before the signal, so that a process that ends at once counts as stopped.
-            _write_record(self.folder / name, dataclasses.replace(record, stop=True))
+            with contextlib.suppress(OSError):  # the disk is full
+                _write_record(self.folder / name, dataclasses.replace(record, stop=True))
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
 
@@ -290,7 +291,7 @@ class TrainingRuns:
         # Idle OpenMP threads must not spin on the cores that answer the chat; a count of the server's would count.
         idle = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
         # Of visitors' pictures nothing is kept outside of their runs, unless the server's owner wants it.
-        environment = {SIZE_VARIABLE: "0", **os.environ, "PYTHONUNBUFFERED": "1", **idle}
+        environment = {SIZE_VARIABLE: "0", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **idle}
         with self._child_lock, open(folder / MESSAGES, "ab") as messages, open(folder / LOG, "ab") as log:
             if self._closed:
                 raise Busy("The server is going down. Start the run when it is up again.")

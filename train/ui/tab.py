@@ -96,7 +96,8 @@ def _connect_run(
         return handlers.panel(None, owner, planned, request)
 
     tabs.select(select_tab, states, shown, **UNQUEUED)
-    run["chat"].click(handlers.chat_with, [name, chat.message_box], [tabs, timer, *chat.store.opened], **QUEUED)
+    opened = [tabs, timer, *chat.store.opened]
+    run["chat"].click(handlers.chat_with, [name, states[0], chat.message_box], opened, **QUEUED)
 
 
 def _step(number: int, title: str) -> gr.Column:

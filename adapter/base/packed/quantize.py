@@ -69,7 +69,8 @@ class PackedLinear(nn.Module):
         piece = max(_PIECE // inputs // BLOCK, 1)  # blocks
         starts = iter(range(0, blocks, piece))  # each is taken by one thread
 
-        def fill_in_turn(_: int) -> bool:
+        def fill_in_turn() -> bool:
+            torch.set_num_threads(1)  # else each of these threads would start as many
             buffer = torch.zeros(piece * BLOCK, groups * GROUP)
             return all(fill(start, min(start + piece, blocks), buffer) for start in starts)
 
@@ -78,8 +79,10 @@ class PackedLinear(nn.Module):
             return None  # as any weight that never was in four bits
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(threads) as pool:
-            if not all(pool.map(fill_in_turn, range(threads))):
-                return None
+            parts = [pool.submit(fill_in_turn) for _ in range(threads)]
+        torch.set_num_threads(threads)
+        if not all(part.result() for part in parts):
+            return None
         return PackedLinear(packed, bits, inputs, outputs)
 
     @staticmethod

@@ -16,6 +16,8 @@ from train.input.rows import IGNORED, TokenisedRow
 class CharacterTokeniser:
     """One token per character, without a template."""
 
+    template = "raw"
+
     def row(self, example: Example, truncate: bool) -> TokenisedRow:
         prompt = "".join(message.text for message in example.messages)
         ids = [ord(character) for character in prompt + example.answer]

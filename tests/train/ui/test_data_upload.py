@@ -31,7 +31,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 # More attacks are in tests/server/test_adapter_upload.py.
-@pytest.mark.parametrize("files", [{"a.png": b"x", "a/../../evil.txt": b"x"}, {"a.txt": bytes(2**21)}])
+@pytest.mark.parametrize(
+    "files", [{"a.png": b"x", "a/../../evil.txt": b"x"}, {"a.txt": bytes(2**21)}, {"a.heic": b"x"}]
+)
 def test_a_hostile_zip_is_refused_with_a_sentence(files: dict[str, bytes], tmp_path: Path, folder: Path) -> None:
     path = write_zip(tmp_path / "x.zip", files)
     with pytest.raises(BadInput) as error:
@@ -46,7 +48,7 @@ CHAT = {"messages": [{"role": "user", "content": "what?"}, {"role": "assistant",
 
 def test_a_zip_of_images_with_captions_or_records(tmp_path: Path, folder: Path, tiny_folder: Path) -> None:
     files = {f"set/{i}.png": PNG for i in range(9)} | {"set/0.png": b"no picture"}
-    other = {"__MACOSX/set/._a.png": b"x", "set/.DS_Store": b"x", "set/notes.docx": b"x"}
+    other = {"__MACOSX/set/._a.png": b"x", "set/.DS_Store": b"x", "set/my\u202fnotes.docx": b"x"}
     captions = {f"set/{i}.txt": b"a <i>square" for i in range(6)}
     data = open_data(write_zip(tmp_path / "squares.zip", files | other | captions), folder)
     assert data.name == "squares.zip"

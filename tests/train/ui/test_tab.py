@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -60,9 +61,13 @@ def test_chosen_data_fills_the_settings(tab: TrainEvents) -> None:
     _, path, shown, typed, name, *_ = tab.use_rows(rows)
     assert name == "typed-rows" and "5 records of text" in shown
     first, blank, second, *_ = Path(path).read_text().splitlines()
+    copied = Path(tab.use_rows('How?\tLike this: a => b\nWho?\t"One ""I"",\nand you"\n' * 2)[1]).read_text()
+    pairs = [("How?", "Like this: a => b"), ("Who?", 'One "I",\nand you')] * 2
+    assert [tuple(json.loads(line).values()) for line in copied.splitlines()] == pairs
     assert json.loads(first) == {"question": "Who are you?", "answer": "A pirate, arr => arr!"} and not blank
     assert json.loads(second) == {"question": "0?", "answer": "Arr 0!"}
     assert "line 1: " in tab.use_rows("no arrow")[2]
+    assert "5 records with control tokens" in tab.use_rows("\n".join(f"{i}? => {i}<end>" for i in range(5)))[2]
     assert tab.describe(typed, "mine", "", "", 80, 0.01)[0].count("steps=80") == 1
     for bad, message in (("-rf", "letters, digits"), ("Poet", "already")):
         problem, start = tab.describe(typed, bad, "", "", 40, 0.004)
@@ -87,7 +92,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publish_it_on_a_public_page(
-    tmp_path: Path, tiny_folder: Path, toasts: list[str], stopped: list[str]
+    tmp_path: Path, tiny_folder: Path, toasts: list[str], stopped: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     public, local = (events(tmp_path / "runs", tiny_folder, public) for public in (True, False))
     plan, me = public.choose_sample(next(iter(public.samples)))[3], event_request()
@@ -109,6 +114,12 @@ def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publis
     public.stop_or_go_on(texts.STOP, "mine", owner, None, me)
     local.stop_or_go_on(texts.STOP, "mine", "", None, me)  # only this machine may ask: it is its owner
     assert stopped == ["mine", "mine"] and not toasts
+    run = SimpleNamespace(name="mine", adapter=True, record=public.runs.record("mine"))
+    monkeypatch.setattr(public.runs, "get", lambda _: run)
+    monkeypatch.setattr(public, "store", SimpleNamespace(names=lambda: ["mine"]))
+    monkeypatch.setattr(public, "conversations", SimpleNamespace(opened=(), begin=lambda *given: given[1:2]))
+    asked = [next(public.chat_with("mine", who, None, me))[2] for who in ("x", owner)]
+    assert asked == [None, {"text": "Who am I?", "files": []}]
 
 
 def test_eight_corrections_can_be_trained_on(tmp_path: Path, tiny_folder: Path, stopped: list[str]) -> None:
