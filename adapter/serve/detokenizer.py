@@ -50,14 +50,13 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """The text that `token` completes. At a stop string the text ends before it and `stopped` becomes True."""
         piece = self._tokenizer.id_to_token(token)
-        if piece is None or token in self._special:
+        if self.stopped or piece is None or token in self._special:
             return ""
         self._pending.append(token)
         # Byte fallback decodes a run of bytes as a whole: one that does not fit breaks the characters before it.
-        if _BYTE_TOKEN.fullmatch(piece):
-            return ""
         text = self._decode_pending()
-        if text.endswith(_BROKEN):
+        stops = any(stop in self._held_back + text for stop in self._stop)
+        if text.endswith(_BROKEN) or (_BYTE_TOKEN.fullmatch(piece) and not stops):
             return ""
         self._decoded, self._pending = self._pending, []
         return self._without_stop(text)

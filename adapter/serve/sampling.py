@@ -100,7 +100,7 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """The request's next token. Raises BadInput if the form cannot go on behind it."""
-        if self.form is not None:
+        if self.form is not None and not self.form.complete:  # behind it comes an end token
             self.form.accept(token)
         if self._penalises:
             self._penalised.append(token)

@@ -67,6 +67,8 @@ def test_an_answer_that_goes_on_with_a_text_keeps_its_first_space():
 def test_a_stop_text_of_bytes_is_found_in_the_middle_and_at_the_end(name, newline):
     tokenizer = TOKENIZERS[name]
     ids = tokenizer.convert_tokens_to_ids(["a", newline])
-    for more in ([], [tokenizer.convert_tokens_to_ids("a")]):
+    for more in ([], ids[1:], ids[:1]):
         texts, stopped = stream(tokenizer, [*ids, *more], ("\n",))
-        assert stopped and "".join(texts) == "a"
+        assert stopped and "".join(texts) == "a" and len(texts) == 3, "it ends with that very token"
+        begun = Detokenizer(tokenizer, ("\n",))
+        assert "".join(map(begun.push, [*ids, *more])) == "a", "also within an answer that is begun"

@@ -121,6 +121,8 @@ def test_an_interrupted_answer_goes_on_where_it_is_in_its_form(engine):
     for cut in range(1, len(ids)):
         rest = list(engine.submit(ask(form=LISTS, answer_ids=ids[:cut])))
         assert text(rest) == text(whole) and [e.token_id for e in rest] == list(ids[cut:])
+    ends = list(engine.submit(ask(form=LISTS, answer_ids=tuple(token[c] for c in "<ab>"))))
+    assert (text(ends), ends[-1].finish_reason) == ("<ab>", "stop"), "a word that was chosen may complete it"
     for left in ("a", "<a, x", "<a, and 1x", "<a>b"):
         with pytest.raises(BadInput, match="has left its form"):
             engine.submit(ask(form=LISTS, answer_ids=tuple(token.get(c, token["d"]) for c in left)))
