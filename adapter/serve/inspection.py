@@ -15,7 +15,7 @@ from adapter.errors import BadInput, Busy
 from adapter.method.adapter import Adapter
 from adapter.method.attention import LayerPrompts, PromptKV, attend
 from adapter.serve.detokenizer import Detokenizer, TokenTexts
-from adapter.serve.prompts import PromptKVBuilder
+from adapter.serve.prompts import GREY, PromptKVBuilder
 from adapter.serve.request import GenerationRequest, TokenLogprobs
 from adapter.serve.sampling import check_finite
 
@@ -103,7 +103,7 @@ class Inspector:
         try:
             with self._building:
                 whole = prompts(request.image)
-                no_image = None if request.image is None else prompts(None)
+                no_image = None if request.image is None else prompts(GREY if request.mix else None)
             names = [adapter for adapter, _ in adapters]
             top = request.top_logprobs or TOP_LOGPROBS
             with self._running:

@@ -22,7 +22,7 @@ from adapter.serve.request import GateFactors
 _MAX_ENCODERS = 4
 _MAX_FEATURES = 32  # pictures
 _MAX_BYTES = 2**28  # of prompt keys and values
-_BLANK = Image.new("RGB", (224, 224), (128, 128, 128))
+GREY = Image.new("RGB", (224, 224), (128, 128, 128))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class PromptKVBuilder:
             parts.append((replace(kv, deltas=None), strength))
             if kv.deltas is not None and text_strength < 1:
                 parts.append((PromptKV({}, kv.size, kv.deltas), strength * (1 - text_strength)))
-            blank = replace(self._project(adapter, _BLANK, hash_image(_BLANK)), deltas=None)
+            blank = replace(self._project(adapter, GREY, hash_image(GREY)), deltas=None)
             blanks.append((blank, -strength * text_strength))
         prompts = Prompts((*parts, *blanks), gates, (*key, gates))
         if gates:

@@ -79,10 +79,11 @@ def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters
         if not request.prompt_ids or not all(0 <= i < vocabulary for i in request.prompt_ids):
             raise BadInput(f"Prompt ids must be numbers from 0 to {vocabulary - 1}, and at least one.")
         return list(request.prompt_ids)
+    active = [adapter for adapter, strength in adapters if strength > 0]
     if request.raw:
         template = "raw"
-    elif adapters:
-        template = adapters[0][0].config.template
+    elif active:
+        template = active[0].config.template
     else:
         template = default_template(base.tokenizer)
     own = {name for name, strength in request.parts if strength > 0} or {BASE_ONLY}

@@ -98,11 +98,11 @@ def mark(pane: Pane, other: Pane, where: str) -> None:
         return
     if (fields := read_object(pane.text)) is None:
         pane.marked_html, changed, words = mark_differences(other.text, pane.text)
-        pane.notes.append(texts.differences(changed, words, "word", where))
+        pane.notes.append(texts.differences(changed, words, len(other.text.split()), "word", where))
     elif (others := read_object(other.text)) is not None:
         differing = differing_fields(fields, others)
         pane.marked_html = table_html(pane.text, differing)
-        pane.notes.append(texts.differences(len(differing), len(fields.pairs), "field", where))
+        pane.notes.append(texts.differences(len(differing), len(fields.pairs), len(others.pairs), "field", where))
 
 
 def mark_differences(first: str, other: str) -> tuple[str, int, int]:

@@ -40,7 +40,12 @@ def engine(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
     save_adapter(random_adapter(tiny_fingerprint, 2, prompt_length=3, insertion_layers=2), tmp_path / "two")
     visual, features = visual_adapter(tiny_fingerprint)
     save_adapter(visual, tmp_path / "see")
-    encoder = SimpleNamespace(images=[], encode=lambda images, **_: encoder.images.append(images) or features)
+
+    def encode(images, **_):
+        encoder.images.append(images)
+        return VisualFeatures(features.levels + torch.arange(6.0) * images[0].convert("L").getpixel((0, 0)) / 50)
+
+    encoder = SimpleNamespace(images=[], encode=encode)
     monkeypatch.setattr(prompts, "load_encoder", lambda *_: encoder)
     with closing(Engine(tiny_base, AdapterStore(tmp_path))) as engine:
         yield engine
@@ -127,10 +132,13 @@ def test_the_engine_inspects_with_the_image_of_the_request_which_is_encoded_once
     image = Image.new("RGB", (8, 8))
     request, events = generate(engine, "see", image, mix=(("one", 0.5),))
     ids = [event.token_id for event in events]
-    found, without = engine.inspect(request, ids), engine.inspect(replace(request, image=None), ids)
+    found, grey = engine.inspect(request, ids), engine.inspect(replace(request, image=prompts.GREY), ids)
     assert_close(found.logprobs, torch.tensor([event.logprob for event in events]), rtol=1e-4, atol=1e-4)
-    assert_close(found.grounding, found.logprobs - without.logprobs)
-    assert found.grounding.abs().max() > 0.01 and without.grounding is None
+    assert_close(found.grounding, found.logprobs - grey.logprobs)
+    assert found.grounding.abs().max() > 0.01 and grey.grounding.abs().max() < 1e-4
+    alone, without = (engine.inspect(replace(request, mix=(), image=one), ids) for one in (image, None))
+    assert_close(alone.grounding, alone.logprobs - without.logprobs)
+    assert without.grounding is None
     assert len(found.parts) == 2
     [encoder] = map(engine.prompts._encoders.get, engine.prompts._encoders)
     assert len(encoder.images) == 2  # the other one is grey, see PromptKVBuilder.build

@@ -56,7 +56,8 @@ def frames_of(settings: Settings) -> list[Pane]:
     """An empty frame for each strength. Raises BadInput for the frozen base."""
     if not settings.adapter:
         raise BadInput(texts.FILM_NEEDS_ADAPTER)
-    return [Pane(settings.replace(strength=strength)) for strength in STRENGTHS]
+    second = settings.mix_strength  # a mix gets stronger as a whole
+    return [Pane(settings.replace(strength=s, mix_strength=min(2.0, s * second))) for s in STRENGTHS]
 
 
 class CompareEvents:

@@ -34,10 +34,12 @@ def before_answer(position: int | None, progress: float | None) -> str:
     return f"Waiting for a place: {position} before you."
 
 
-def differences(changed: int, all_of_them: int, of: str, where: str) -> str:
-    """The note below an answer: how many of its parts differ. of: "word" or "field"; where: the other answer."""
+def differences(changed: int, all_of_them: int, others: int, of: str, where: str) -> str:
+    """The note below an answer: how many of its parts differ. others: how many `where`, the other answer, has; of:
+    "word" or "field".
+    """
     if not changed:
-        return f"{of} for {of} as {where}"
+        return f"{of} for {of} as {where}{', but for what is left out' if others > all_of_them else ''}"
     return f"{changed} of {all_of_them} {of if all_of_them == 1 else f'{of}s'} not as {where}"
 
 
