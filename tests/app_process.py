@@ -197,10 +197,6 @@ def tiny_app_process(
     base = endless_base(tiny_folder, folder / "base")
     arguments = ("--base", str(base), "--adapters", str(folder / "adapters"))
     with app_process(
-        folder,
-        *arguments,
-        program=FAULTY_APP,
-        environment={"OMP_NUM_THREADS": "1"},
-        step_seconds=step_seconds,
+        folder, *arguments, program=FAULTY_APP, environment={"OMP_NUM_THREADS": "1"}, step_seconds=step_seconds
     ) as server:
         yield server

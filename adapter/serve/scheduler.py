@@ -79,13 +79,8 @@ def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters
         if not request.prompt_ids or not all(0 <= i < vocabulary for i in request.prompt_ids):
             raise BadInput(f"Prompt ids must be numbers from 0 to {vocabulary - 1}, and at least one.")
         return list(request.prompt_ids)
-    active = [adapter for adapter, strength in adapters if strength > 0]
-    if request.raw:
-        template = "raw"
-    elif active:
-        template = active[0].config.template
-    else:
-        template = default_template(base.tokenizer)
+    templates = (adapter.config.template for adapter, strength in adapters if strength > 0)
+    template = "raw" if request.raw else next(templates, default_template(base.tokenizer))
     own = {name for name, strength in request.parts if strength > 0} or {BASE_ONLY}
     return encode_prompt(base.tokenizer, as_read(request.messages, own, request.others), template)
 

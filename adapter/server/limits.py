@@ -25,7 +25,7 @@ RATES = {
     "upload": (UPLOADS_PER_HOUR, 3600, "uploads an hour"),
     "request": (6000, 60, "requests a minute"),  # of a page: a hundred files when it opens, and every second after
     "program": (600, 60, "requests a minute"),  # to /v1
-    "session": (120, 60, "new pages a minute"),  # which take the place of older ones in Gradio
+    "session": (240, 60, "new pages a minute"),  # twice for each: its making, and its place in Gradio
     # Of JSON, whose making and checking lasts 1 to 4 s a million, while nothing else is served.
     "value": (1_000_000, 60, "values a minute"),
     "login": (20, 60, "tries a minute"),
@@ -36,7 +36,8 @@ _CONNECTIONS = "connections are open from your address already. Close some of it
 PLACES = {
     "answer": (ANSWERS_AT_ONCE, _ANSWERS.format("written"), 5),
     "inspection": (6, _ANSWERS.format("looked into"), 5),  # of eight that the engine lets wait and run
-    "stream": (64, _CONNECTIONS, 30),  # each open page holds one; a school may share an address
+    "page": (128, _CONNECTIONS, 30),  # each holds one while it is open; a school may share an address
+    "stream": (64, _CONNECTIONS, 30),  # of pages that are being answered
     "call": (24, _CONNECTIONS, 30),  # to /v1, which takes twice as many at once
     "body": (24, _CONNECTIONS, 5),  # messages and uploads that are on their way
 }

@@ -30,7 +30,7 @@ from adapter.server.openai_api import error_response
 from adapter.server.request_body import SEND_LESS, RequestRefused, bounded, counting_values, is_full
 
 log = logging.getLogger(__name__)
-Kind = Literal["page", "body", "login", "upload", "stream", "file", "v1", "figures", "health"]
+Kind = Literal["page", "opening", "open", "body", "login", "upload", "stream", "file", "v1", "figures", "health"]
 
 MESSAGE_BYTES = 8 * 2**20  # of a request that is no upload: a conversation with its kept pictures is the largest
 UPLOAD_BYTES = 40 * 2**20
@@ -51,7 +51,7 @@ class Rule:
     JSON count.
     """
 
-    rate: Literal["request", "program"]
+    rate: Literal["request", "session", "program"]
     place: str | None = None
     act: str | None = None
     values: bool = False
@@ -60,6 +60,8 @@ class Rule:
 # None for health: it costs nothing, and a probe that is refused would have the server started again.
 RULES: dict[Kind, Rule | None] = {
     "page": Rule("request"),
+    "opening": Rule("session"),
+    "open": Rule("request", "page"),
     "file": Rule("request"),
     "stream": Rule("request", "stream"),
     "body": Rule("request", "body", values=True),
@@ -86,12 +88,12 @@ class Route:
 
 _POST = ("POST",)
 _READING = ("GET", "HEAD", "OPTIONS")
-_LOGOUT = Route("/logout")
+_LOGOUT, _PROGRESS = Route("/logout"), Route("/gradio_api/upload_progress", kind="stream")
 # /v1, what watches the server, and what the page, gradio_client and docs/api.md request of Gradio 6.31, which has
 # some 80 routes more: they record, proxy, stream, edit code, and run private events by name.
 ROUTES = (
-    Route("/", ("GET", "HEAD")),
-    Route("/config"),
+    Route("/", ("GET", "HEAD"), "opening"),
+    Route("/config", kind="opening"),
     Route("/theme.css"),
     Route("/favicon.ico"),
     Route("/assets/{path:path}"),
@@ -103,7 +105,7 @@ ROUTES = (
     Route("/gradio_api/info"),
     Route("/gradio_api/startup-events"),
     Route("/gradio_api/app_id"),  # asked by a page that has lost its server, until it is back
-    Route("/gradio_api/heartbeat/{session_hash}", kind="stream"),
+    Route("/gradio_api/heartbeat/{session_hash}", kind="open"),
     Route("/gradio_api/queue/join", _POST, "body"),
     Route("/gradio_api/queue/data", kind="stream"),
     Route("/gradio_api/run/predict", _POST, "body"),  # events with queue=False
@@ -118,7 +120,7 @@ ROUTES = (
         )
     ),
     Route("/gradio_api/upload", _POST, "upload"),
-    Route("/gradio_api/upload_progress", kind="stream"),
+    _PROGRESS,
     Route("/gradio_api/file={path_or_url:path}", ("GET", "HEAD"), "file"),
     Route("/v1/{path:path}", (), "v1"),
     Route("/healthz", ("GET", "HEAD"), "health"),
@@ -231,6 +233,8 @@ class RequestGuard:
         nothing_here = RequestRefused(404, "There is nothing at this address.")
         if route is None or max(map(len, path.encode("utf-8", "replace").split(b"/"))) > _NAME_BYTES:
             raise nothing_here
+        if route is _PROGRESS and len(scope["query_string"]) > _NAME_BYTES:  # each name is kept for ever
+            raise nothing_here
         if route.kind == "file":
             named = path.partition("file=")[2]
             if "\0" in named or not any(Path(os.path.abspath(named)).is_relative_to(f) for f in self._folders):
@@ -291,6 +295,8 @@ class RequestGuard:
         if route is _LOGOUT:
             # By default Gradio ends all sessions of the user, and here all visitors are the same one.
             scope = {**scope, "query_string": b"all_session=false"}
+        elif get_route_path(scope) == "/":  # Gradio raises for `page`, where there is one page
+            scope = {**scope, "query_string": b""}
         self._uploading += route.kind == "upload"
         try:
             await self._app(scope, receive, send)

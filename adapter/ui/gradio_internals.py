@@ -8,6 +8,7 @@ import asyncio
 import os
 import time
 from abc import ABCMeta
+from collections.abc import Iterator
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import gradio as gr
 import orjson
 from gradio import processing_utils, route_utils, routes, state_holder, tunneling
 from gradio.context import LocalContext
+from gradio.data_classes import _StaticFiles
 from gradio.queueing import Queue
 from gradio.utils import LRUCache
 from starlette.exceptions import HTTPException
@@ -26,6 +28,7 @@ from starlette.requests import Request
 
 from adapter.server.generation import client_of
 from adapter.server.limits import UNREAD_BYTES, Limits
+from adapter.ui import images
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import refusal
 
@@ -217,12 +220,28 @@ class _BoundedQueue(Queue):
             self.pending_messages_per_session.drop_unread(results.network)
 
 
+class _Written(set[str]):
+    """Paths that Gradio deletes by age, while others come, but for those that it serves always."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([path for path in list(super().__iter__()) if Path(path) not in _StaticFiles.all_paths])
+
+
+class _Uploads(route_utils.GradioMultiPartParser):
+    """Takes few files at once: Gradio keeps each of up to a thousand open until the last has come."""
+
+    def __init__(self, *values: Any, **more: Any) -> None:
+        super().__init__(*values, **{**more, "max_files": 16})
+
+
 def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
     """Bound what clients ask of sessions and the queue. most: sessions that are kept. By itself Gradio makes one
     for every name that clients invent, keeps a part of it for ever, and cuts the answers of the oldest. What is
     too much raises RateLimited, which RequestGuard answers.
     """
-    state_holder.SessionState = _Session
+    state_holder.SessionState, route_utils.GradioMultiPartParser = _Session, _Uploads
+    images.written = _Written(images.written)
+    page.temp_file_sets.append(images.written)
     queue: Any = page._queue
     queue.__class__, queue.limits = _BoundedQueue, limits
     queue.pending_messages_per_session = _PendingMessages(most)

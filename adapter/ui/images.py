@@ -25,6 +25,7 @@ MAX_BYTES = 200_000  # of the small form
 _MAX_PNG_BYTES = 60_000  # a drawing stays lossless; a photograph becomes a JPEG
 _JPEG_QUALITIES = (88, 75, 60, 40)
 _small: LRU[bytes, bytes] = LRU(64 * 2**20, lambda small: len(small) + 200)  # by the hash of a file, or of its own
+written: set[str] = set()  # paths, for Gradio to delete by age
 _kept: LRU[str, tuple[str, int]] = LRU(10_000)  # by path, which has a hash of the file in it
 
 
@@ -96,6 +97,7 @@ def write_upload(data: bytes) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:  # even if it is there: Gradio deletes files by age
         temporary.write_bytes(data)
+    written.add(str(path))
     return str(path)
 
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from sys import getsizeof
 from typing import Any
 
 from adapter.errors import Busy
@@ -235,7 +236,8 @@ class Conversations:
 
     def _weigh(self, shown: Conversation) -> None:
         """Forgets conversations without a page, and the oldest beyond the limits; none that is being changed."""
-        size = size_of(shown.history)  # takes a millisecond: nobody else waits for it
+        rows = (row["content"][0].get("text", "") for one in shown.view for row in one.rows)
+        size = size_of(shown.history) + sum(map(getsizeof, rows))  # takes a millisecond: nobody else waits for it
         with self._changed:
             shown.bytes = size
             total, count = sum(other.bytes for other in self._by_id.values()), len(self._by_id)

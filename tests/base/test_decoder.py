@@ -22,11 +22,7 @@ COS, SIN = ANGLES.cos(), ANGLES.sin()
             lambda x: x / (x.square().mean(-1, keepdim=True) + NORM.variance_epsilon).sqrt() * NORM.weight,
             [(2, 5, 12)],
         ),
-        (
-            lambda x: decoder.rotate(x, COS, SIN),
-            lambda x: apply_rotary_pos_emb(x, x, COS, SIN)[0],
-            [(2, 3, 5, 8)],
-        ),
+        (lambda x: decoder.rotate(x, COS, SIN), lambda x: apply_rotary_pos_emb(x, x, COS, SIN)[0], [(2, 3, 5, 8)]),
         (
             lambda gate, up: decoder.gated_unit(torch.nn.SiLU(), gate, up),
             lambda gate, up: torch.nn.functional.silu(gate) * up,

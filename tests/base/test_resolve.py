@@ -36,11 +36,7 @@ def loaded(folder):
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"tie_word_embeddings": True},
-        {"rope_parameters": LLAMA3_ROPE},
-        {"attention_bias": True, "head_dim": 16},
-    ],
+    [{"tie_word_embeddings": True}, {"rope_parameters": LLAMA3_ROPE}, {"attention_bias": True, "head_dim": 16}],
 )
 @torch.no_grad()
 def test_llamas_give_transformers_logits_bit_for_bit(changes, tiny_base, tmp_path):

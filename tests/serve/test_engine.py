@@ -84,13 +84,7 @@ def generate_uncached(engine, ids, kv, count):
 
 
 @pytest.mark.parametrize(
-    "parts",
-    [
-        (),
-        (("one", 1.0),),
-        (("one", 0.7), ("two", 0.4)),
-        (("one", 1.0), ("two", 0.0)),
-    ],
+    "parts", [(), (("one", 1.0),), (("one", 0.7), ("two", 0.4)), (("one", 1.0), ("two", 0.0))]
 )
 def test_equals_the_uncached_forward_pass(engine, parts):
     """Of the base, of adapters and of mixes, whose terms are added."""

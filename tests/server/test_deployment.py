@@ -99,10 +99,7 @@ def test_space_without_gpu(tmp_path: Path, tiny_folder: Path) -> None:
         mine = {"X-Forwarded-For": "8.8.8.8, 203.0.113.7, 10.1.2.3"}
         there, far = server.client(headers=mine), "203.0.113.7, 10.1.2.3"
         body = {"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
-        with (
-            httpx.Client(base_url=server.url, timeout=PATIENCE) as program,
-            ThreadPoolExecutor(8) as pool,
-        ):
+        with httpx.Client(base_url=server.url, timeout=PATIENCE) as program, ThreadPoolExecutor(8) as pool:
             asked = pool.map(
                 lambda i: program.post(
                     "/v1/chat/completions", json=body, headers={"X-Forwarded-For": f"8.8.8.{i}, {far}"}

@@ -183,6 +183,7 @@ async def pieces(count: int = 1, size: int = 1) -> Any:
         ({}, ("POST", UPLOAD, {"content": b"x"}), "60 uploads an hour"),
         ({"request": 3}, ("POST", JOIN, {"content": b"{}"}), "3 requests a minute"),
         ({"program": 3}, ("GET", "/v1/models", {}), "3 requests a minute"),
+        ({"session": 3}, ("GET", "/config", {}), "3 new pages a minute"),
     ],
 )
 def test_requests_are_limited_by_address(
@@ -282,13 +283,15 @@ def test_values_are_counted_before_they_are_parsed(
 def test_open_connections_are_limited(
     tmp_path: Path, method: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit(monkeypatch, stream=3, call=3, body=3)
+    limit(monkeypatch, stream=3, page=3, call=3, body=3)
+    other = "/gradio_api/heartbeat/y" if path.endswith("data") else "/gradio_api/queue/data"
 
     async def scenario() -> None:
         hold = asyncio.Event()
         async with asgi_client(page_behind_guard(tmp_path, hold), STRANGER, NAMED) as client:
             opened = [asyncio.create_task(client.request(method, path)) for _ in range(3)]
-            for _ in range(100):  # until all three have come as far as they can
+            opened.append(asyncio.create_task(client.get(other)))  # an open page takes no place of an answer
+            for _ in range(100):  # until all have come as far as they can
                 await asyncio.sleep(0)
             refused = await asyncio.wait_for(client.request(method, path), PATIENCE)
             assert refused.status_code == 429 and "3 connections" in refused.text

@@ -261,6 +261,15 @@ def test_a_stream_of_an_event_that_is_not_there_logs_nothing(public: Page, path:
     assert "404: Not Found" in send(public.served, asked, base=NAMED, address=STRANGER)[0].text
 
 
+def test_queries_that_gradio_fails_at_or_keeps_for_ever_do_not_reach_it(tmp_path: Path) -> None:
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse(scope["query_string"].decode())(scope, receive, send)
+
+    paths = ["/?page=2", *(f"/gradio_api/upload_progress?upload_id={'x' * count}" for count in (1, 300))]
+    asked = send(RequestGuard(echo, Limits(False), tmp_path), *(("GET", path, {}) for path in paths))
+    assert [one.text for one in asked[:2]] == ["", "upload_id=x"] and asked[2].status_code == 404
+
+
 def test_signing_out_ends_nobody_elses_session(signed: Page) -> None:
     form = {"data": {"username": "me", "password": "secret"}}
     mine, theirs = (dict(signed.ask("POST", "/login", **form).cookies) for _ in range(2))

@@ -46,11 +46,7 @@ def test_a_file_of_any_kind_is_refused_with_a_sentence(text: str | bytes) -> Non
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [
-        ({"version": 1}, "version"),
-        ({"format": "x"}, "no conversation"),
-        ({"messages": {}}, "no conversation"),
-    ],
+    [({"version": 1}, "version"), ({"format": "x"}, "no conversation"), ({"messages": {}}, "no conversation")],
 )
 def test_the_sentence_says_what_is_wrong(change: dict[str, Any], sentence: str) -> None:
     assert transcript.check(RIGHT) == transcript.Transcript(())

@@ -14,6 +14,7 @@ import gradio as gr
 import pytest
 import uvicorn
 from gradio import http_server, route_utils, routes, state_holder
+from gradio.data_classes import _StaticFiles
 from gradio.queueing import Queue
 from gradio.server_messages import ProcessCompletedMessage
 from starlette.middleware import Middleware
@@ -24,7 +25,7 @@ from starlette.testclient import TestClient
 from adapter.serve.request import Client
 from adapter.server import limits
 from adapter.server.request_guard import ROUTES, RequestGuard
-from adapter.ui import conversation
+from adapter.ui import conversation, images
 from adapter.ui import gradio_internals as internals
 from adapter.ui.chat.chatbot import VerbatimChatbot, to_view
 from adapter.ui.conversation import Entry
@@ -55,13 +56,15 @@ def sessions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[gr.Blocks
     """A page that keeps three sessions, of which one address may begin four; and its client."""
     monkeypatch.setattr(route_utils, "get_fn", route_utils.get_fn)  # put back afterwards
     monkeypatch.setattr(state_holder, "SessionState", state_holder.SessionState)
+    monkeypatch.setattr(route_utils, "GradioMultiPartParser", route_utils.GradioMultiPartParser)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setitem(limits.RATES, "session", (4, 3600, "new pages an hour"))
     with gr.Blocks() as page:
         box = gr.Textbox()
         box.change(str, box, box, queue=False)
         box.submit(str, box, box, api_name="chat")
     page.queue()
-    page.show_error = False
+    page.show_error, page.max_file_size = False, None
     internals.guard(page, 3, limits.Limits(public=True))
     door = Middleware(RequestGuard, limits=limits.Limits(public=True), uploads=tmp_path)
     served = gr.routes.App.create_app(page, app_kwargs={"middleware": [door]})
@@ -116,6 +119,23 @@ def test_one_address_leaves_places_in_the_queue_to_others(sessions: Any, monkeyp
     refused = ask("203.0.113.7")
     assert refused.status_code == 429 and refused.headers["retry-after"] == "5" and "under way" in refused.text
     assert ask("198.51.100.9").status_code == 200
+
+
+def test_an_upload_has_few_files(sessions: Any) -> None:
+    """Gradio keeps each of a thousand open until the last has come: all that a process may have."""
+    files = [("files", (f"{i}.png", b"x")) for i in range(17)]
+    statuses = [sessions[1].post("/gradio_api/upload", files=files[:count]).status_code for count in (16, 17)]
+    assert statuses == [200, 400]
+
+
+def test_pictures_of_conversations_are_deleted_by_age_and_those_of_examples_are_not(
+    sessions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_StaticFiles, "all_paths", [])
+    sent, example = (Path(images.write_upload(data)) for data in (b"sent", b"example"))
+    gr.set_static_paths([example])
+    route_utils.delete_files_created_by_app(sessions[0], None)
+    assert example.exists() and not sent.exists()
 
 
 def test_sessions_that_are_in_use_are_kept(sessions: Any) -> None:

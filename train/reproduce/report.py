@@ -1,4 +1,4 @@
-"""The report: the paper's tables and plots from the results of runs, and its claims as inequalities over them."""
+"""The report: the paper's tables from the results of runs, and its claims as inequalities over them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _format_cell(cell: Cell) -> str:
 
 
 class Figures:
-    """The figures of tables, claims and plots, of the runs that are finished.
+    """The figures of tables and claims, of the runs that are finished.
 
     results: by name of the run. problems: of the test split. layers: of the base.
     """
@@ -198,18 +198,12 @@ def _range(found: Interval, form: str) -> str:
 def write_report(
     figures: Figures, out: Path, command: str, base: str, data: str, sizes: dict[str, int], missing: Sequence[str]
 ) -> str:
-    """Writes reproduce.md and its plot, in reproduce/, into `out`, and returns the report's text.
+    """Writes reproduce.md into `out`, and returns the report's text.
 
     command: that the user gave. data: a sentence on where the problems come from. sizes: problems by split.
     missing: names of runs that have not been performed, whose rows are left out.
     """
-    files = out / _NAME
-    files.mkdir(exist_ok=True)
-    plan, results, parts = figures.plan, list(figures.results.values()), []
-    for table, text in figures.tables().items():
-        parts.append(text)
-        if table == "table5" and plot_losses(figures, files / "figure5.png"):
-            parts.append(f"![figure5]({_NAME}/figure5.png)\n")
+    plan, results = figures.plan, list(figures.results.values())
     times = sorted(result["time"] for result in results)
     used = {
         name: _listed(result[name] for result in results) for name in ("commit", "processor", "torch", "precision")
@@ -226,7 +220,7 @@ def write_report(
         missing=f"**Not all runs are finished.** Missing: {', '.join(missing)}.\n\n" if missing else "",
         data=data,
         claims=markdown_table(("held", "claim", "measured, and its 95 % interval"), figures.claims()),
-        tables="\n".join(parts),
+        tables="\n".join(figures.tables().values()),
         base=base,
         precision=used["precision"],
         encoder=ENCODER,
@@ -244,25 +238,3 @@ def write_report(
 def _listed(values: Iterable[str]) -> str:
     *others, last = sorted(set(values))
     return f"{', '.join(others)} and {last}" if others else last
-
-
-def plot_losses(figures: Figures, file: Path) -> bool:
-    """Writes both initialisations' training losses into `file`, once their runs are finished."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    labels = {"zero": "zero-init", "random": "random-init"}
-    if not all(figures.runs(group) for group in labels):
-        return False
-    canvas, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for number, (group, label) in enumerate(labels.items()):
-        for seed, run in enumerate(figures.runs(group)):
-            line = _smoothed(run["losses"])
-            axes.plot(range(1, len(line) + 1), line, f"C{number}", alpha=0.8, label=None if seed else label)
-    axes.set(title="Figure 5: training loss, a line a seed", xlabel="step", ylabel="loss, nats a token")
-    axes.legend(frameon=False)
-    canvas.savefig(file, dpi=130)
-    pyplot.close(canvas)
-    return True

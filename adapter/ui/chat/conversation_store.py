@@ -164,13 +164,12 @@ class ConversationStore:
 
     def _before(self, history: History, client: Client) -> str:
         """What the frozen base answers to the newest question, as the page says it; "" where no adapter did."""
-        answered, engine = conversation.last_recorded_answer(history), self.provider.engine()
-        is_newest = conversation.last_record(history) is not None
-        if answered is None or engine is None or not (is_newest and answered.record.settings.adapter):
+        record, engine = conversation.last_record(history), self.provider.engine()
+        if record is None or engine is None or not record.settings.adapter:
             return ""
         plain = {"adapter": BASE_ONLY, "mix": BASE_ONLY, "max_tokens": BEFORE_TOKENS}
-        settings = answered.record.settings.replace(**plain)
-        text = whole_answer(engine, build_request(answered.messages, settings, None, client))
+        settings, asked = record.settings.replace(**plain), conversation.to_messages(history[:-1])
+        text = whole_answer(engine, build_request(asked, settings, None, client))
         return texts.at_strength_0(" ".join(text.split()))
 
     def begin(

@@ -22,14 +22,7 @@ from tests.tiny_models import FINGERPRINT, character_tokenizer, random_adapter
 from train.evaluate import answerer as answerer_module
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import difference, over_seeds
-from train.evaluate.tasks import (
-    STRENGTHS,
-    Perplexity,
-    ScienceQA,
-    drawn,
-    exact_match,
-    token_f1,
-)
+from train.evaluate.tasks import STRENGTHS, Perplexity, ScienceQA, drawn, exact_match, token_f1
 from train.formats.dataset import DataError
 from train.formats.scienceqa import COLUMNS, columns, problems
 from train.input.rows import IGNORED

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from adapter.base.llama import load_base
 from tests.tiny_models import endless_base
@@ -18,7 +17,7 @@ from train.formats.scienceqa import problems as read_problems
 from train.reproduce.__main__ import main
 from train.reproduce.baselines import train_baseline
 from train.reproduce.benchmark import Benchmark, answer, prompt
-from train.reproduce.report import Figures, plot_losses, write_report
+from train.reproduce.report import Figures, write_report
 from train.reproduce.runs import FULL, STRENGTHS, Study, planned_runs
 
 LAYERS = 30  # of the embedded base
@@ -125,7 +124,6 @@ def test_rows_and_claims_of_runs_that_are_missing_are_left_out(figures, tmp_path
     assert not any(held == "yes" for held, *_ in partial.claims())  # one seed tells nothing of the spread
     assert "| text-only adapter | 50.0 |" in report and "\n| full fine-tuning |" not in report
     assert "## What held" in report and "\nTable 6" not in report
-    assert plot_losses(figures, tmp_path / "a.png") and Image.open(tmp_path / "a.png").size[0] > 500
 
 
 def test_the_drawn_benchmark(drawn_folder):
