@@ -37,6 +37,7 @@ UPLOAD_BYTES = 40 * 2**20
 ADAPTER_BYTES = 256 * 2**20  # of an upload where visitors may upload adapters
 _FORM_BYTES = 2**16  # around an uploaded file
 _NAME_BYTES = 255  # of a file; the system raises where a longer one is looked for
+_RANGE = re.compile(r"(bytes=[0-9]{0,18}-[0-9]{0,18})?")  # at others Gradio fails (6.31)
 _WITHOUT_LENGTH = "A request must say how long it is."
 FOR_THIS_MACHINE_ONLY = (
     "This page was started for its own machine only, and this request comes from elsewhere or through a proxy. "
@@ -237,6 +238,8 @@ class RequestGuard:
             raise nothing_here
         if route.kind == "file":
             named = path.partition("file=")[2]
+            if not _RANGE.fullmatch(headers.get("range", "")):
+                raise nothing_here
             if "\0" in named or not any(Path(os.path.abspath(named)).is_relative_to(f) for f in self._folders):
                 raise nothing_here
         return route

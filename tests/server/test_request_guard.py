@@ -266,8 +266,11 @@ def test_queries_that_gradio_fails_at_or_keeps_for_ever_do_not_reach_it(tmp_path
         await PlainTextResponse(scope["query_string"].decode())(scope, receive, send)
 
     paths = ["/?page=2", *(f"/gradio_api/upload_progress?upload_id={'x' * count}" for count in (1, 300))]
-    asked = send(RequestGuard(echo, Limits(False), tmp_path), *(("GET", path, {}) for path in paths))
-    assert [one.text for one in asked[:2]] == ["", "upload_id=x"] and asked[2].status_code == 404
+    file, parts = f"/gradio_api/file={tmp_path}/a.png", ("bytes=0-", "bytes=1-2-3")
+    requests = [*(("GET", path, {}) for path in paths), *(("GET", file, {"headers": {"Range": r}}) for r in parts)]
+    asked = send(RequestGuard(echo, Limits(False), tmp_path), *requests)
+    assert [one.text for one in asked[:2]] == ["", "upload_id=x"]
+    assert [one.status_code for one in asked[2:]] == [404, 200, 404]
 
 
 def test_signing_out_ends_nobody_elses_session(signed: Page) -> None:
