@@ -40,7 +40,7 @@ def test_list_and_show(adapters, tmp_path, capsys):
     [
         (["generate", "--adapter", "nobody", "hi"], "no adapter 'nobody'"),
         (["generate", "--base", "/no/such/folder", "hi"], "no folder 'folder'. Check the path. (/no/such/folder)"),
-        (["generate", "--device", "foo", "hi"], "no device 'foo' here. Use 'cpu'"),
+        (["generate", "--device", "foo", "hi"], "cannot compute on 'foo'. Use 'cpu'"),
         (["generate", "--schema", __file__, "hi"], "is not JSON that can be read"),
         (["generate", "--adapter", "poet", "--mix", "poet=7", "hi"], "Strength"),
         (["generate", "--adapter", "poet", "--gate", "1=2", "--gate", "1,0=7", "hi"], "Factors of gates"),

@@ -158,17 +158,13 @@ def load_base(
 def _usable_device(device: str) -> str:
     """The device that is meant. Raises LoadError if it is not here or cannot compute."""
     if device == "auto":
-        with contextlib.suppress(LoadError):  # also where torch has no kernels for this GPU
-            return _usable_device("cuda")
-        return "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LoadError("This machine has no CUDA device. Use device 'cpu' or 'auto'.")
     try:
         torch.zeros(1, device=device).item()  # fails on "meta", which cannot compute
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise LoadError(
-            f"This PyTorch has no device '{device}'. Use 'cpu', 'cuda', 'cuda:1' or 'auto'."
-        ) from error
+        raise LoadError(f"PyTorch cannot compute on '{device}'. Use 'cpu', or CUDA_VISIBLE_DEVICES=''.") from error
     return device
 
 

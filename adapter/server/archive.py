@@ -9,7 +9,6 @@ import mmap
 import re
 import shutil
 import stat
-import unicodedata
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from pathlib import Path, PurePosixPath
 from adapter.errors import BadInput, first_line
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-_OTHER_PICTURES = (".heic", ".heif", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 TABLES = (".json", ".jsonl", ".tsv", ".csv")
 _ENTRY = re.compile(b"PK\x01\x02")  # begins each entry of a zip's central directory
 _MAX_NAME, _MAX_DEPTH = 200, 10  # characters; folders that a file is in
@@ -72,8 +70,6 @@ def _select(infos: list[zipfile.ZipInfo], limits: ArchiveLimits) -> list[tuple[z
     for info in infos:
         place = _target(info)
         hidden = any(part.startswith((".", "__MACOSX")) for part in place.parts)  # left there by systems
-        if place.suffix.lower() in _OTHER_PICTURES and not hidden and PICTURES[0] in limits.endings:
-            raise BadInput(f"'{place.name}' in the zip is a picture that cannot be read. Save it as JPEG or PNG.")
         if info.is_dir() or hidden or place.suffix.lower() not in limits.endings:
             continue
         if (folded := str(place).casefold()) in seen:
@@ -98,7 +94,7 @@ def _target(info: zipfile.ZipInfo) -> PurePosixPath:
     wrong = ""
     if name.startswith("/") or ".." in place.parts or re.match(r"[A-Za-z]:", name) or not place.parts:
         wrong = "names a place outside of itself"
-    elif len(name) > _MAX_NAME or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+    elif len(name) > _MAX_NAME or re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name):
         wrong = "holds a file whose name is too long or cannot be shown"
     elif len(place.parts) > _MAX_DEPTH + 1:  # each file could make a hundred folders
         wrong = f"holds a file in more than {_MAX_DEPTH} folders"

@@ -84,6 +84,7 @@ class Conversation:
     view: Any = field(default_factory=list)
     kept: set[str] = field(default_factory=set)
     dropped: object = None
+    undone: str = ""  # what Undo has put into the message box last
     bytes: int = 0
     changed: float = 0.0
     left: float | None = None

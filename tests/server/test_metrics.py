@@ -162,7 +162,7 @@ def test_strangers_read_no_figures(
 
 def test_guesses_are_limited_and_probes_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's password is a key, too. Figures take no place of /v1's."""
-    limit(monkeypatch, login=3, request=2, call=0)
+    limit(monkeypatch, login=3, request=2, session=2, call=0)
     served, sent = Served(public=True, auth="me:secret"), {"address": STRANGER, "base": NAMED}
     right, guess = ({"Authorization": f"Bearer me:{word}"} for word in ("secret", "guess"))
     assert served.ask("/metrics", right, **sent).status_code == 200

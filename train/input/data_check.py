@@ -47,7 +47,7 @@ class Report:
     @property
     def clean(self) -> bool:
         """Whether every record can be trained on."""
-        return not (self.broken or self.missing or self.unreadable or self.answerless or self.templated)
+        return not (self.broken or self.missing or self.unreadable or self.answerless)
 
     def __str__(self) -> str:
         lines = [f"{self.records:,} records", *_listed(self.broken, "cannot be read")]

@@ -17,6 +17,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,12 @@ class TrainEvents:
         """Of rows that were typed: `question => answer`, or with a tab between, as a table is copied."""
         if not rows or not rows.strip():
             raise refusal(texts.NO_ROWS)
-        records, lines = [], rows.splitlines(True)
-        # A table's cells may hold lines.
-        for cells in csv.reader(lines, delimiter="\t") if "\t" in rows else ([line] for line in lines):
+        records, table = [], [line.split("\t") for line in rows.splitlines()]
+        if "\t" in rows:
+            with suppress(csv.Error):  # a table's cells may hold lines
+                table = list(csv.reader(rows.splitlines(True), delimiter="\t", strict=True))
+        for cells in table:
+            cells = [cell for cell in cells if cell.strip()]
             cells = cells if len(cells) > 1 else "".join(cells).split("=>", 1)
             record = {name: text for name, text in zip(_PAIR, map(str.strip, cells), strict=False) if text}
             records.append(json.dumps(record) if record else "")

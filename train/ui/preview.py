@@ -141,9 +141,10 @@ def make_preview(data: TrainingData, base: str) -> tuple[str, str]:
     few = f"<p>{html.escape(texts.few_records(usable))}</p>" if usable < FEW_RECORDS else ""
     head = texts.records(report.records, texts.PICTURES if data.pictures else texts.TEXTS, data.name)
     cards = "".join(map(_record_html, itertools.islice(readable(data.records), _SHOWN_RECORDS)))
+    is_open = "" if report.clean and not report.truncated + report.templated else "open"
     return (
         f'<div class="data-preview"><p class="head">{html.escape(head)}</p>{few}'
-        f"<details {'' if report.clean and not report.truncated else 'open'}><summary>{texts.CHECKED}</summary>"
+        f"<details {is_open}><summary>{texts.CHECKED}</summary>"
         f'<p>{html.escape(str(report))}</p></details><ol class="records">{cards}</ol></div>'
     ), template
 

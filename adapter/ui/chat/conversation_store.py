@@ -16,7 +16,7 @@ from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request, whole_answer
 from adapter.ui.chat import conversation_json
 from adapter.ui.chat.chatbot import to_view
-from adapter.ui.conversation import History
+from adapter.ui.conversation import Entry, History
 from adapter.ui.gradio_internals import Unconverted, sent
 from adapter.ui.session import Conversation, Conversations
 from adapter.ui.status import MODEL, QUEUED, UNQUEUED, Picker
@@ -164,7 +164,8 @@ class ConversationStore:
 
     def _before(self, history: History, client: Client) -> str:
         """What the frozen base answers to the newest question, as the page says it; "" where no adapter did."""
-        record, engine = conversation.last_record(history), self.provider.engine()
+        last, engine = history[-1] if history else Entry("page"), self.provider.engine()
+        record = last.record if last.role == "assistant" and not last.pending else None
         if record is None or engine is None or not record.settings.adapter:
             return ""
         plain = {"adapter": BASE_ONLY, "mix": BASE_ONLY, "max_tokens": BEFORE_TOKENS}

@@ -135,15 +135,16 @@ class ChatEvents:
 
     def undo(self, draft: dict[str, Any] | None, id: str, event: gr.EventData, request: gr.Request) -> Updates:
         """Moves the last turn back into the message box, before what is written there."""
-        written, files = (draft or {}).get("text") or "", (draft or {}).get("files") or []
 
         def ask(shown: Conversation) -> Asked:
             turn = conversation.last_turn(shown.history)
             if turn is None or not _is_last_question(shown, sent(event).get("index")):
                 return None
-            text = f"{turn.text}\n\n{written}" if written.strip() else turn.text
-            message = {"text": text, "files": [turn.picture] if turn.picture else files}
-            box = gr.update(value=message, **theme.SHOW_SUBMIT_BUTTON)
+            text, files, box = turn.text, [turn.picture] if turn.picture else [], draft or {}
+            if (written := (box.get("text") or "").strip()) != shown.undone:
+                text, files = f"{text}\n\n{written}".strip(), files + (box.get("files") or [])
+            shown.undone = text.strip()
+            box = gr.update(value={"text": text, "files": files}, **theme.SHOW_SUBMIT_BUTTON)
             return Changed(shown.history[: turn.start], {"box": box})
 
         (updates,) = self._turn(ask, id, request, {})
@@ -304,10 +305,8 @@ def _is_last_question(shown: Conversation, row: object) -> bool:
 
 
 def _retried(shown: Conversation, row: object) -> Asked:
-    if not _is_last_question(shown, row):
-        return None
     asked, known = conversation.without_last_answer(shown.history), conversation.variants(shown.history)
-    return Turn(asked, variants=known, offers=not known) if asked else None
+    return Turn(asked, variants=known, offers=not known) if asked and _is_last_question(shown, row) else None
 
 
 def _edited(shown: Conversation, row: object, value: object, before: object, known: object) -> Asked:

@@ -31,9 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 # More attacks are in tests/server/test_adapter_upload.py.
-@pytest.mark.parametrize(
-    "files", [{"a.png": b"x", "a/../../evil.txt": b"x"}, {"a.txt": bytes(2**21)}, {"a.heic": b"x"}]
-)
+@pytest.mark.parametrize("files", [{"a.png": b"x", "a/../../evil.txt": b"x"}, {"a.txt": bytes(2**21)}])
 def test_a_hostile_zip_is_refused_with_a_sentence(files: dict[str, bytes], tmp_path: Path, folder: Path) -> None:
     path = write_zip(tmp_path / "x.zip", files)
     with pytest.raises(BadInput) as error:

@@ -64,6 +64,8 @@ def test_chosen_data_fills_the_settings(tab: TrainEvents) -> None:
     copied = Path(tab.use_rows('How?\tLike this: a => b\nWho?\t"One ""I"",\nand you"\n' * 2)[1]).read_text()
     pairs = [("How?", "Like this: a => b"), ("Who?", 'One "I",\nand you')] * 2
     assert [tuple(json.loads(line).values()) for line in copied.splitlines()] == pairs
+    torn = Path(tab.use_rows('Say it.\t"Hi" he said\nAnd?\t"No\n' * 2)[1]).read_text()
+    assert json.loads(torn.splitlines()[1])["answer"] == '"No', "quotes that are none of a table stay"
     assert json.loads(first) == {"question": "Who are you?", "answer": "A pirate, arr => arr!"} and not blank
     assert json.loads(second) == {"question": "0?", "answer": "Arr 0!"}
     assert "line 1: " in tab.use_rows("no arrow")[2]

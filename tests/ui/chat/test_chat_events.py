@@ -263,6 +263,8 @@ def test_a_picture_goes_to_the_visual_adapter(picture: str, toasts: list[str]) -
     assert [Path(file).name for file in page.box["value"]["files"]] == ["picture.png"]
     page.send("what?", [picture, "another"], adapter="poet", mix="see")
     assert requests[4].image is not None and toasts == [texts.ONE_PICTURE], "one that is mixed in sees too"
+    page.send("one").send("two").do("undo")
+    assert page.do("undo", "two").box["value"] == {"text": "one", "files": []}, "what Undo has put there"
 
 
 def test_a_picture_for_a_text_adapter_leads_to_an_offer_and_nothing_mixed_follows(
