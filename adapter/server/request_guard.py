@@ -30,7 +30,9 @@ from adapter.server.openai_api import error_response
 from adapter.server.request_body import SEND_LESS, RequestRefused, bounded, counting_values, is_full
 
 log = logging.getLogger(__name__)
-Kind = Literal["page", "opening", "open", "body", "login", "upload", "stream", "file", "v1", "figures", "health"]
+Kind = Literal[
+    "page", "opening", "heartbeat", "body", "login", "upload", "stream", "file", "v1", "figures", "health"
+]
 
 MESSAGE_BYTES = 8 * 2**20  # of a request that is no upload: a conversation with its kept pictures is the largest
 UPLOAD_BYTES = 40 * 2**20
@@ -62,7 +64,7 @@ class Rule:
 RULES: dict[Kind, Rule | None] = {
     "page": Rule("request"),
     "opening": Rule("session"),
-    "open": Rule("request", "page"),
+    "heartbeat": Rule("request", "page"),
     "file": Rule("request"),
     "stream": Rule("request", "stream"),
     "body": Rule("request", "body", values=True),
@@ -106,7 +108,7 @@ ROUTES = (
     Route("/gradio_api/info"),
     Route("/gradio_api/startup-events"),
     Route("/gradio_api/app_id"),  # asked by a page that has lost its server, until it is back
-    Route("/gradio_api/heartbeat/{session_hash}", kind="open"),
+    Route("/gradio_api/heartbeat/{session_hash}", kind="heartbeat"),
     Route("/gradio_api/queue/join", _POST, "body"),
     Route("/gradio_api/queue/data", kind="stream"),
     Route("/gradio_api/run/predict", _POST, "body"),  # events with queue=False
