@@ -6,8 +6,10 @@ Products of eight-bit integers are three to four times as fast as fp32 where the
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -113,6 +115,8 @@ def _compiled_rows() -> Any:
     threads = torch.get_num_threads()
     set_num_threads(min(threads, config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(threads)  # numba's pool has set all cores in OpenMP, which torch asks
+    with suppress(OSError, AttributeError):  # and lets each thread of torch's start threads of its own
+        ctypes.CDLL(torch._C.__file__).omp_set_max_active_levels(1)
 
     @compiled("void(float32[:, ::1], float32[::1], int8[:, ::1], float32[::1])", parallel=True)
     def round_rows(rows, factors, integers, scales):
