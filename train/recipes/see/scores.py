@@ -44,7 +44,7 @@ _QUESTION = conversation_of("What is in this picture?")
 _CHOICES = 10  # captions to choose from
 _SCORED = 120  # drawings or questions of each development set, at most
 _TOKENS = 40  # of an answer
-_CONVERTED = {".tga", ".tiff"}  # photographs in formats that no page takes
+_TAKEN = {".png", ".jpg", ".jpeg", ".webp"}  # by the page: photographs in other formats are converted
 # What an answer to each kind of question can be; its first word of these counts.
 _VOCABULARY = {
     "group": "yes no",
@@ -240,7 +240,7 @@ def _files(shown: Sequence[Drawing | Photo]) -> Iterator[list[Path]]:
     with TemporaryDirectory() as folder:
         files = []
         for number, picture in enumerate(shown):
-            if isinstance(picture, Photo) and picture.file.suffix.lower() not in _CONVERTED:
+            if isinstance(picture, Photo) and picture.file.suffix.lower() in _TAKEN:
                 files.append(picture.file)
                 continue
             image = plain(picture) if isinstance(picture, Drawing) else Image.open(picture.file).convert("RGB")
