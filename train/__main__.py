@@ -283,10 +283,9 @@ def _score(name: str, assignments: Sequence[str], args: argparse.Namespace) -> N
 
     def measure(answerer: Answerer) -> dict[str, Figure]:
         version = ".".join(platform.python_version_tuple()[:2])  # another version of Python has another text
-        (forgets,) = Perplexity(unrelated_text()).measure(answerer, 0).figures["text"].values()
-        return {
-            **recipe.sealed.measure(answerer), f"perplexity of Python {version}'s language reference": forgets
-        }  # fmt: skip
+        *_, forgets = Perplexity(unrelated_text(), strengths=(0.0, 1.0)).measure(answerer, 0).figures.values()
+        text = f"Python {version}'s language reference"
+        return recipe.sealed.measure(answerer) | {f"{what}, {text}": forgets[what] for what in forgets}
 
     digest, code = adapter_digest(folder), commit()  # before the ledger is changed
     scored = record_scoring(name, recipe.sealed, digest, code.removeprefix("commit "))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -143,6 +144,10 @@ class VisionConfig:
     width: int = 192  # in which queries and tokens meet
     blocks: int = 2
     heads: int = 6
+    # Patterns of file names, a line each in lower case: of questions that ask for a look (empty: all do), and of
+    # questions about the picture that the adapter cannot answer.
+    looks: str = ""
+    beyond: str = ""
 
     def __post_init__(self) -> None:
         if self.projection == "queries":
@@ -159,6 +164,12 @@ class VisionConfig:
             _at_least(1, num_facts=self.num_facts, fact_size=self.fact_size)
             if not (self.name_states and self.certainty):
                 raise InvalidConfig("name_states and certainty must be true for a label projection")
+
+    def answers(self, question: str) -> bool | None:
+        """Whether a question asks for a look; None for one that the adapter cannot answer."""
+        text = " ".join(question.lower().split()).strip(" .!?…")[:200]
+        fits = [any(fnmatchcase(text, p) for p in lines.splitlines()) for lines in (self.beyond, self.looks)]
+        return None if fits[0] else fits[1] or not self.looks
 
     @property
     def spelled_length(self) -> int:

@@ -183,16 +183,11 @@ def sample(
 
 
 def _likeliest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The places of the largest values, the largest first: laid out in lines, in the columns with the largest."""
+    """The places of the largest values, the largest first: no smaller than the largest of some columns."""
     lines = len(values) // _LINE
     if count < _LINE and lines > 1:
-        laid = values[: lines * _LINE].reshape(lines, _LINE)
-        maxima = laid.max(axis=0)
-        least = np.partition(maxima, -count)[-count]
-        columns = np.flatnonzero(maxima >= least)
-        line, column = np.nonzero(laid[:, columns] >= least)
-        rest = np.flatnonzero(values[lines * _LINE :] >= least) + lines * _LINE
-        places = np.append(line * _LINE + columns[column], rest)
+        maxima = values[: lines * _LINE].reshape(lines, _LINE).max(axis=0)
+        places = np.flatnonzero(values >= np.partition(maxima, -count)[-count])
     else:
         places = np.arange(len(values))
     return places[np.argsort(-values[places], kind="stable")][:count]

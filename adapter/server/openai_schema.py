@@ -352,6 +352,8 @@ class CompletionRequest(_Completion):
     logprobs: TopLogprobs | None = None
     best_of: Literal[1] = 1
     suffix: Literal[""] = ""
+    response_format: None = None
+    grammar: None = None
     form_field: ClassVar = None
 
     def prompts(self, models: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -445,6 +447,8 @@ def parse(body: bytes | bytearray, kind: type[Body]) -> Body:
     where, what = "".join(steps).removeprefix("."), problem["msg"].removeprefix("Value error, ")
     if where.startswith("prompt"):
         where, what = "prompt", f"A text, token ids, or a list of up to {MAX_CHOICES} of them is needed"
+    elif problem["type"] == "none_required" or where in ("functions", "function_call", "best_of", "suffix"):
+        what = "It cannot be had here. Leave it out"
     raise ApiError(400, f"'{where or 'body'}': {what[:300]}.", where or None)
 
 

@@ -159,6 +159,18 @@ def offer_of(catalog: AdapterCatalog, history: History, settings: Settings) -> E
     return Entry("page", text, options=(*choices, (texts.WITHOUT_PICTURE, TEXT_ONLY)))
 
 
+def _asks_to_look(catalog: AdapterCatalog, settings: Settings, history: History) -> bool | None:
+    """Whether the last question is one for an adapter that has answered about its picture before; None for one
+    about the picture that it cannot answer.
+    """
+    vision = catalog.card(settings.adapter).config.vision if settings.adapter and not settings.mix else None
+    shown = max((index for index, entry in enumerate(history) if entry.picture), default=len(history))
+    records = [entry.record for entry in history[shown:] if entry.record]
+    if vision is None or not any(record.settings.adapter == settings.adapter for record in records):
+        return True
+    return vision.answers(history[-1].text)
+
+
 def stream(
     provider: EngineProvider,
     catalog: AdapterCatalog,
@@ -172,6 +184,12 @@ def stream(
     history, begun = turn.history, turn.begun
     if former := begun.record if begun else None:
         settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
+    elif (looks := _asks_to_look(catalog, settings, history)) is None:
+        record = AnswerRecord(settings, before=turn.variants)
+        yield [*history, Entry("assistant", texts.CANNOT_TELL, None, settings.adapter, record)]
+        return
+    elif not looks:
+        settings = settings.replace(adapter="")  # what was named before is words, which the base reads
     settings, begun_ids = with_seed(settings), former.token_ids if former else ()
     visual, picture = uses_picture(catalog, settings), conversation.latest_picture(history)
     progress = AnswerProgress(settings, token_ids=list(begun_ids))
@@ -179,7 +197,8 @@ def stream(
     image = open_upload(picture) if visual and picture else None
     engine = provider.engine()
     assert engine is not None
-    xray = xray and sum(r.running + r.waiting for r in engine.replicas().values()) < XRAY_ROWS
+    replicas = engine.replicas().values()
+    xray = xray and sum(r.running + r.waiting for r in replicas) < XRAY_ROWS * len(replicas)
     request = build_request(conversation.to_messages(history), settings, image, client, xray)
     request = replace(request, answer_ids=begun_ids)
     with closing(engine.submit(request)) as events:

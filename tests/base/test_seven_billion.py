@@ -39,14 +39,8 @@ def test_it_loads_and_serves_within_the_size_of_its_format(tmp_path: Path) -> No
             adapter = random_adapter(fingerprint, seed, 1.0, insertion_layers=min(LAYERS, 30), prompt_length=10)
             save_adapter(adapter, tmp_path / "adapters" / str(seed))
         for format in ("packed-int4", "packed-int8"):
-            command = [
-                sys.executable,
-                "-m",
-                "tests.base.test_seven_billion",
-                str(folder),
-                str(tmp_path / "adapters"),
-            ]
-            assert subprocess.run([*command, format], timeout=3000).returncode == 0
+            command = [sys.executable, "-m", "tests.base.test_seven_billion", str(folder)]
+            assert subprocess.run([*command, str(tmp_path / "adapters"), format], timeout=3000).returncode == 0
     finally:
         shutil.rmtree(folder)  # pytest would keep it
 
@@ -75,7 +69,7 @@ def main(folder: str, adapters: str, format: str) -> None:
 
     from adapter.base import memory
     from adapter.base.llama import base_config, load_base
-    from adapter.serve.engine import Engine
+    from adapter.serve import engine as engine_module
     from adapter.serve.request import Answer, GenerationRequest, SamplingParams
     from adapter.serve.store import AdapterStore
 
@@ -98,9 +92,10 @@ def main(folder: str, adapters: str, format: str) -> None:
     def read(answer: Answer) -> list[tuple]:
         return [(event.token_id, event.logprob) for event in answer if event.token_id is not None]
 
+    engine_module._draft = lambda row, rows: []  # type: ignore[assignment]  # such answers go in circles
     ids, sampling = tuple(range(40, 60)), SamplingParams(temperature=0, max_new_tokens=TOKENS)
     requests = [GenerationRequest(prompt_ids=ids, adapter=str(n), sampling=sampling) for n in range(4)]
-    with closing(Engine(base, AdapterStore(Path(adapters)), cache_bytes=cache)) as engine:
+    with closing(engine_module.Engine(base, AdapterStore(Path(adapters)), cache_bytes=cache)) as engine:
         alone = [read(engine.submit(request)) for request in requests]
         answers = [engine.submit(request) for request in requests]
         with ThreadPoolExecutor(len(answers)) as readers:

@@ -8,6 +8,8 @@ import os
 
 import torch
 
+from adapter.errors import AdapterError
+from tests.bench.programs import ProgramEnded
 from train.precision import choose_precision, processor_fields, processor_name
 
 TABLES = ("base", "rounding", "serving", "crowd", "replicas", "training", "options")
@@ -45,7 +47,7 @@ def main() -> None:
         print(f"\n{table}: {describe_processor()}\n", flush=True)
         try:
             importlib.import_module(f"tests.bench.{table}").run()
-        except ImportError as error:
+        except (ImportError, AdapterError, ProgramEnded) as error:
             print(f"without {table}: {error}", flush=True)
 
 

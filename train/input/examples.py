@@ -160,7 +160,8 @@ def _permutation(count: int, seed: int, cycle: int) -> np.ndarray:
 
 
 # An adapter that was only trained on first turns falls back into the style of the earlier answers. The exchanges
-# of history.tsv have many styles, those of the shipped adapters among them; their answers carry no loss.
+# of this file have many styles, those of the shipped adapters among them; their answers carry no loss.
+HISTORY = Path(__file__).with_name("history.tsv")
 
 
 def sample_history(rng: random.Random, use: str = "train") -> tuple[Message, ...]:
@@ -177,7 +178,7 @@ def with_unseen_history(conversations: Sequence[tuple[Message, ...]]) -> list[tu
 
 @cache
 def _exchanges(use: str) -> list[tuple[Message, Message]]:
-    with open(Path(__file__).with_name("history.tsv"), encoding="utf-8", newline="") as file:
+    with HISTORY.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [
             # A line break is written as \n, as a row is one line.

@@ -138,14 +138,13 @@ def _settings_panel(catalog: AdapterCatalog, settings: dict[str, Any]) -> gr.HTM
     others = gr.Radio(texts.OTHERS_CHOICES, value=Settings().others, label=texts.OTHERS, info=texts.OTHERS_INFO)
     settings["others"] = others
 
-    def choose_alone(mix: str | None) -> Any:
-        """Another adapter is chosen: what was mixed into the one before does not follow it."""
-        if not mix:
-            return gr.skip()
-        toast(texts.not_taken_along(mix), 6)
-        return BASE_ONLY
+    def choose_alone(mix: str | None, read: str) -> tuple[Any, Any]:
+        """Another adapter is chosen: what was mixed into the one before, or read all by it, does not follow."""
+        if mix:
+            toast(texts.not_taken_along(mix), 6)
+        return BASE_ONLY if mix else gr.skip(), Settings().others if read == "all" else gr.skip()
 
-    picker.input(choose_alone, mix, mix, **QUEUED)
+    picker.input(choose_alone, [mix, others], [mix, others], **QUEUED)
     return about
 
 

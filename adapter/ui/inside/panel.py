@@ -162,10 +162,10 @@ def inside_panel(provider: EngineProvider, conversations: Conversations) -> None
     # Closed it is not seen: the button beside X-ray opens it.
     with gr.Accordion(texts.INSIDE, open=False, elem_id="inside"):
         message = gr.HTML(charts.message_html(texts.INSPECTING), elem_id="inside-message")
-        gates = gr.HTML("", **chart, elem_id="inside-gates")
         with gr.Column(elem_id="inside-play"):
             gr.Radio(texts.BRUSHES, value=0, label=texts.BRUSH, elem_id="inside-brush")
             rewritten = gr.HTML("", elem_id="inside-rewritten")
+        gates = gr.HTML("", **chart, elem_id="inside-gates")
         answer = gr.HTML("", **chart, elem_id="inside-answer")
         token = gr.HTML("", **chart, elem_id="inside-token")
     events = InsideEvents(provider, conversations)

@@ -94,10 +94,10 @@ prepare();
 /* The open panel asks for the charts of the newest answer once that is whole. */
 let seen = '';
 const look = () => {
+  if (!document.querySelector('#inside > .label-wrap.open')) return (seen = ''); // opened again, it asks again
   const rows = [...document.querySelectorAll('#chat .message')], newest = rows.slice(-2).map(row => row.innerText);
-  const shown = `${rows.length} ${newest}`, open = document.querySelector('#inside > .label-wrap.open');
-  if (!open) seen = ''; // opened again, it asks again
-  if (!open || shown === seen || document.querySelector('#box .stop-button')) return;
+  const shown = `${rows.length} ${newest}`;
+  if (shown === seen || document.querySelector('#box .stop-button')) return;
   seen = shown;
   trigger('look', {});
 };

@@ -113,6 +113,8 @@
       if (!drawer || !target.closest?.("#more")) return all(".box .stop-button").find(visible)?.click();
       drawer.click();
       drawer.focus();
+    } else if (key === "Enter" && target.matches?.("#chat .divider")) {
+      target.click();
     } else if (key === "/" && !target.closest?.(FIELDS) && !find("dialog[open]")) {
       box()?.querySelector("textarea").focus();
     } else return;
@@ -141,6 +143,7 @@
     setAttribute("#chat .examples[role=list]", "role", "group");
     setAttribute("#chat .image-container button:not([aria-label])", "aria-label", picture);
     setAttribute(":is(#about .prose, #chat pre):not([tabindex])", "tabindex", "0");
+    for (const [name, value] of [["tabindex", "0"], ["role", "button"]]) setAttribute(`#chat .divider:not([${name}])`, name, value);
     for (const name of ["title", "aria-label"]) {
       setAttribute(`#chat .message-buttons-left [${name}="Edit"]`, name, correct);
       setAttribute(`#chat .message-buttons-right [${name}="${correct}"]`, name, "Edit"); // a row that was an answer's

@@ -27,9 +27,9 @@ function draw() {
   if (!card.isConnected) element.append(card); // a new value makes the element's content anew
   bubbles().forEach((bubble, i) => {
     const lines = isOn() && props.value?.[i], tokens = lines ? lines.split('\n').map(line => JSON.parse(line)) : [];
+    if (!tokens.length) return bubble.removeAttribute('tabindex');
     findWords(bubble, tokens);
-    if (tokens.length) bubble.tabIndex = 0;
-    else bubble.removeAttribute('tabindex');
+    bubble.tabIndex = 0;
   });
   current = words.find(word => word.bubble === before?.bubble && word.n === before.n) ?? null;
   if (before && !current) hide();
@@ -118,6 +118,7 @@ function hide() {
 const under = ({clientX: x, clientY: y, target}) => words.find(({bubble, range}) => bubble.contains(target) &&
   [...range.getClientRects()].some(r => x >= r.left && x <= r.right && y >= r.top && y <= r.bottom));
 for (const kind of ['pointermove', 'click']) document.addEventListener(kind, event => {
+  if (event.type === 'pointermove' && event.pointerType === 'touch') return; // a finger scrolls
   const word = isOn() && event.target.closest?.('#chat') ? under(event) : null;
   clearTimeout(leaving);
   if (word) show(word);

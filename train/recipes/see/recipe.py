@@ -27,7 +27,7 @@ from adapter.method.config import VisionConfig
 from adapter.method.label_projection import LabelProjection
 from adapter.method.vision import VisualFeatures
 from train.formats.dataset import open_records
-from train.input.examples import Example, sample_history
+from train.input.examples import HISTORY, Example, sample_history
 from train.input.features import open_store
 from train.input.split import draw_evenly
 from train.recipes.recipe import Examples, MeasuredSets, Recipe, recipe_of
@@ -50,7 +50,7 @@ _OFF_TASK = FOLDER.parent / "off_task.jsonl.gz"  # the base's own answers to wha
 def recipe(tokenizer: Any) -> Recipe:
     """The recipe; it encodes some 25,000 pictures when it is asked for examples, which takes ten minutes."""
     made = _Made(tokenizer)
-    files = [*sorted(FOLDER.glob("*.tsv")), FOLDER / "see.yaml", _OFF_TASK]
+    files = [*sorted(FOLDER.glob("*.tsv")), FOLDER / "see.yaml", _OFF_TASK, HISTORY]
     digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
     sets = ("see/photos.tsv", "see/drawings.tsv", "see/packages.tsv", "see/see.yaml")
     return recipe_of(
@@ -86,6 +86,7 @@ class _Made:
             num_facts=2,
             fact_size=len(COLOURS),
             certainty=True,
+            **{name: read_yaml(FOLDER / "see.yaml")[name] for name in ("looks", "beyond")},
         )
 
     @cached_property

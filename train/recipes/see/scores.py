@@ -136,9 +136,9 @@ def development(answerer: Answerer) -> dict[str, Figure]:
         rng = random.Random(7)
         chosen = rng.sample(candidates, _SCORED)
         features = _features([*map(plain, chosen)])
-        losses = _caption_losses(answerer, chosen, features, candidates, rng)
+        losses, gains = _caption_losses(answerer, chosen, features, candidates, rng)
         figures |= {
-            **percent(f"right caption of {_CHOICES}, {where}", (losses.argmin(1) == 0).tolist()),
+            **percent(f"right caption of {_CHOICES}, {where}", _is_first(gains)),
             f"caption loss, {where}": mean(losses[:, 0].tolist(), seed=0),
         }
     figures |= _question_scores(answerer, development_questions(photos))
@@ -156,8 +156,8 @@ def scores(answerer: Answerer) -> dict[str, Figure]:
         )
     photos, drawn, known = sealed_photos(), sealed_drawings(), training_names()
     figures = _photo_scores(answerer, photos, some(range(len(photos))))
-    losses = _caption_losses(answerer, drawn, _features([*map(plain, drawn)]), drawn, random.Random(16))
-    right = (losses.argmin(1) == 0).tolist()
+    _, gains = _caption_losses(answerer, drawn, _features([*map(plain, drawn)]), drawn, random.Random(16))
+    right = _is_first(gains)
     for group, is_known in (("names known from training", True), ("other names", False)):
         chosen = [r for r, drawing in zip(right, drawn, strict=True) if (drawing.name in known) is is_known]
         figures |= percent(f"right caption of {_CHOICES}, {group}", chosen)
@@ -195,9 +195,6 @@ def _photo_scores(answerer: Answerer, photos: Sequence[Photo], late: Sequence[in
         **percent(f"{thing}, after other adapters", named(latest, [photos[i] for i in late])),
         **percent("names a thing in its form, after other adapters", in_form),
         **percent("the encoder's likeliest class names it", named([name.text for name in likeliest])),
-        **percent(
-            "the encoder's likeliest class or its kind names it", named([" ".join(name) for name in likeliest])
-        ),
     }
     for group, value in (("wrong", False), ("right", True)):
         doubts = [hedged(text) for text, is_right in zip(answers, right, strict=True) if is_right is value]
@@ -211,15 +208,25 @@ def _caption_losses(
     features: VisualFeatures,
     pool: Sequence[Drawing],
     rng: random.Random,
-) -> Tensor:
-    """[N, _CHOICES], the loss of each drawing's own caption and of others from `pool`."""
+) -> tuple[Tensor, Tensor]:
+    """[N, _CHOICES], the loss of each drawing's own caption and of others from `pool`; and how much less than
+    without a picture, where common names are likelier, too.
+    """
     names = [*dict.fromkeys(drawing.name for drawing in pool)]
     captions: list[str] = []
     for drawing in shown:
         others = rng.sample([name for name in names if name != drawing.name], _CHOICES - 1)
         captions += map(drawing_sentence, (drawing.name, *others))
     rows = [features[i : i + 1] for i in range(len(shown)) for _ in range(_CHOICES)]
-    return torch.tensor(answerer.nll([_QUESTION] * len(captions), captions, rows)).view(len(shown), _CHOICES)
+    losses = torch.tensor(answerer.nll([_QUESTION] * len(captions), captions, rows)).view(len(shown), _CHOICES)
+    texts = [*dict.fromkeys(captions)]
+    blind = dict(zip(texts, answerer.nll([_QUESTION] * len(texts), texts), strict=True))
+    return losses, torch.tensor([blind[caption] for caption in captions]).view_as(losses) - losses
+
+
+def _is_first(gains: Tensor) -> list[bool]:
+    """Whether the first caption gains most, and really: without the picture all gain nothing."""
+    return (gains[:, 0] > gains[:, 1:].amax(1).clamp(min=1e-3)).tolist()
 
 
 def _question_scores(answerer: Answerer, tests: Sequence[Question]) -> dict[str, Figure]:
