@@ -56,13 +56,6 @@ LATE_STREAM = """(() => {
 })()"""
 
 
-def late_context(browser: Any, milliseconds: int) -> Any:
-    """A context of a browser whose stream of results is late."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    context.add_init_script(LATE_STREAM.replace("MILLISECONDS", str(milliseconds)))
-    return context
-
-
 def findings(page: Any, context: str | None = None) -> list[str]:
     """What axe-core calls serious or critical, and headings out of order, everywhere or below `context`."""
     from axe_playwright_python.sync_playwright import Axe

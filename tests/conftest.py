@@ -204,12 +204,15 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def visit(browser: Any, url: str) -> Iterator[Callable[..., Any]]:
     """Opens the page as a new visitor. Afterwards none has seen an error in it or a request to another machine."""
-    from tests.browser import Visitor
+    from tests.browser import LATE_STREAM, Visitor
 
     visitors: list[Visitor] = []
 
-    def new(width: int = 1440, height: int = 900) -> Visitor:
+    def new(width: int = 1440, height: int = 900, late: int = 0) -> Visitor:
+        """late: milliseconds by which the stream of results is."""
         context = browser.new_context(viewport={"width": width, "height": height})
+        if late:
+            context.add_init_script(LATE_STREAM.replace("MILLISECONDS", str(late)))
         visitors.append(Visitor(context, url))
         return visitors[-1]
 

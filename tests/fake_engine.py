@@ -9,7 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from adapter.errors import AdapterError, LoadError
+from adapter.method.checkpoint import read_config
 from adapter.serve.request import Answer, FinishReason, GenerationEvent, GenerationStats, Mailbox
+from adapter.serve.store import SHIPPED
 from adapter.server.generation import LoadStatus
 
 
@@ -25,7 +27,7 @@ class FakeCard:
     bytes: int = 621_000
     own: bool = False
     config: Any = field(
-        default_factory=lambda: SimpleNamespace(base=FakeFingerprint(name="echo"), is_visual=False)
+        default_factory=lambda: SimpleNamespace(base=FakeFingerprint(name="echo"), is_visual=False, vision=None)
     )
 
 
@@ -34,7 +36,8 @@ class FakeCatalog:
 
     def __init__(self) -> None:
         self.cards = {name: FakeCard(name) for name in ("poet", "see")}
-        self.cards["see"].config.is_visual = True
+        see = self.cards["see"].config
+        see.is_visual, see.vision = True, read_config(SHIPPED / "see").vision
 
     def names(self) -> list[str]:
         return sorted(self.cards)

@@ -244,9 +244,12 @@ def test_an_adapter_is_known_everywhere_at_once_and_so_is_its_end(engine, adapte
 
     save_adapter(random_adapter(fingerprint, 5), adapters / "new")
     first = answers()
+    begun = engine.submit(request(apart[0], adapter="new"))
+    text = next(event.text for event in begun if event.text)
     save_adapter(random_adapter(fingerprint, 6), adapters / "new")
     second = answers()
     assert first[0] == first[1] != second[0] == second[1]
+    assert text + "".join(event.text for event in begun) == first[0], "it goes on as it began"
     shutil.rmtree(adapters / "new")
     for session in apart:
         with pytest.raises(LoadError, match="no adapter 'new'"):

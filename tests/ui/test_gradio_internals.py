@@ -12,7 +12,6 @@ from typing import Any
 
 import gradio as gr
 import pytest
-import uvicorn
 from gradio import http_server, route_utils, routes, state_holder
 from gradio.data_classes import _StaticFiles
 from gradio.queueing import Queue
@@ -43,7 +42,6 @@ ROOT = Path(internals.__file__).parents[2]
         (routes, "blocks._queue.push("),
         (Queue.start_processing, "asyncio.sleep(self.sleep_when_free)"),
         (state_holder.StateHolder, "SessionState(self.blocks)"),
-        (uvicorn.Server, "config.http_protocol_class("),
         (http_server.Server.__mro__[1], "force_exit"),
     ],
 )

@@ -1,37 +1,26 @@
-"""Four journeys on a slow network: what the server streams arrives 400 milliseconds late."""
+"""Journeys on a slow network, whose results come late; `test_page_train.py` has the one that trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from tests.app_process import wait_until
-from tests.browser import Visitor, late_context
+from tests.browser import Visitor
 from tests.ui.fake_page import GatedEngine, closed_gate, runs_folder, url
 
 __all__ = ["closed_gate", "runs_folder", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-LATE_MS = 400
+Visit = Callable[..., Visitor]
 
 
-@pytest.fixture
-def far(browser: Any, url: str) -> Iterator[Visitor]:
-    context = late_context(browser, LATE_MS)
-    visitor = Visitor(context, url)
-    yield visitor
-    context.close()
-    assert visitor.complaints == []
-
-
-def test_send_and_switch(browser: Any, url: str) -> None:
+def test_send_and_switch(visit: Visit) -> None:
     """Gradio's server ends a stream of results when it knows of no event: without page.js's guard some would wait
     for ever for its results.
     """
-    for milliseconds in (100, LATE_MS):
-        context = late_context(browser, milliseconds)
-        visitor = Visitor(context, url)
+    for milliseconds in (20, 100, 400):
+        visitor = visit(late=milliseconds)
         assert visitor.ask("Good morning.") == "you said: Good morning.!"
         rows = visitor.rows()
         visitor.new_conversation()
@@ -41,11 +30,11 @@ def test_send_and_switch(browser: Any, url: str) -> None:
         visitor.await_answers(1)
         visitor.open_conversation("Good morning.")  # while the end of the example's answer is on its way
         visitor.wait_for_rows(rows)
-        context.close()
 
 
-def test_stop(far: Visitor, closed_gate: GatedEngine) -> None:
+def test_stop(visit: Visit, closed_gate: GatedEngine) -> None:
     """By its button, and by Esc from anywhere."""
+    far = visit(late=400)
     far.type("Good morning.")
     far.await_answers(1)
     far.page.locator("#box .stop-button").click()
@@ -63,7 +52,8 @@ def test_stop(far: Visitor, closed_gate: GatedEngine) -> None:
     assert far.ask("And now?") == "you said: And now?!"
 
 
-def test_reload(far: Visitor, closed_gate: GatedEngine) -> None:
+def test_reload(visit: Visit, closed_gate: GatedEngine) -> None:
+    far = visit(late=400)
     far.type("Good morning.")
     far.await_answers(1)
     wait_until(lambda: "you said: " in str(far.stored()))

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
 from adapter.method.config import VisionConfig
+from adapter.serve.others import as_read
+from adapter.serve.settings import BASE_ONLY
 from train.config import DataConfig, RecipeFile, read_recipe
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure
@@ -128,8 +130,10 @@ def recipe_by_rule(
         )
         late, follow_ups = after_long_talk(answerer.base, several, is_sealed)
         asked.append(first._replace(measure=f"{first.measure}, after other {whose}", conversations=others))
-        asked.append(first._replace(measure=f"{first.measure}, after long talk", conversations=late))
-        asked.append(first._replace(measure=f"{first.measure}, follow-ups to long talk", conversations=follow_ups))
+        for where, talked in ("after long talk", late), ("follow-ups to long talk", follow_ups):
+            asked.append(first._replace(measure=f"{first.measure}, {where}", conversations=talked))
+            read = [as_read(_named(one), {name}, "first sentence") for one in talked]
+            asked.append(first._replace(measure=f"{first.measure}, {where}, first sentences", conversations=read))
         figures: dict[str, Figure] = {}
         for measure, conversations, is_right in asked:
             answers = answerer.generate(conversations, max_new_tokens=_MAX_NEW_TOKENS)
@@ -147,6 +151,11 @@ def recipe_by_rule(
         lambda answerer: scores(answerer, True),
         [*sealed, "long_talk.yaml"],
     )
+
+
+def _named(conversation: Conversation) -> Conversation:
+    """With the base's name at its answers."""
+    return tuple(replace(m, name=BASE_ONLY) if m.role == "assistant" else m for m in conversation)
 
 
 def recipe_names() -> list[str]:

@@ -21,7 +21,8 @@ from train.input.examples import SkippedExamples
 from train.input.split import FileExamples
 from train.recipes.extract import recipe as extract
 from train.recipes.pirate import recipe as pirate
-from train.recipes.recipe import load_recipe, read_own, recipe_names
+from train.recipes.recipe import MeasuredSets, load_recipe, read_own, recipe_names
+from train.recipes.sealed_sets import conversation_of
 from train.recipes.tutor import recipe as tutor
 from train.run_setup import complete
 
@@ -57,7 +58,7 @@ def test_a_recipe_on_files_is_trained_measured_and_has_its_card(tiny_folder, tmp
     data = [f"data={{path: {tmp_path / 'a.jsonl'}, validation: 0.25}}", "insertion_layers=2", "tuning.layers=2"]
     small = ["steps=2", "batch_size=4", "held_out=2", "eval_every=2", "template=raw", "keep=0", "--device=cpu"]
     base = roomy(tiny_folder, tmp_path / "base")
-    assert main(["extract", f"--base={base}", f"--out={tmp_path / 'out'}", *data, *small]) == 0
+    assert main(["extract", "start_from=null", f"--base={base}", f"--out={tmp_path / 'out'}", *data, *small]) == 0
     card = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
     assert "`python -m train extract`" in card and "| whole object, % | 0 " in card
     assert load_recipe("extract", None).development.describe() in card and "license: apache" in card
@@ -84,7 +85,7 @@ def test_development_is_not_trained_on():
         "pirate": [asked for one in pirate.sets(sealed=False) for asked in one.conversations],
         "tutor": [asked[::2] for one in tutor.sets(sealed=False) for asked in one.conversations],
     }
-    assert [len(tests) for tests in development.values()] == [460, 95, 122]
+    assert [len(tests) for tests in development.values()] == [460, 95, 138]
     for name, tests in development.items():
         trained = {asked.lower() for asked, _ in learnt(f"{name}/train*")}
         asked = {turn.text.lower() for test in tests for turn in test if len(turn.text.split()) > 2}
@@ -94,12 +95,12 @@ def test_development_is_not_trained_on():
 def test_cards_name_the_sets_that_their_scores_are_from():
     """By a digest: whoever changes a set has to measure anew."""
     for name in recipe_names():
-        if name == "see":  # which loads its encoder and names
-            continue
         card = " ".join((SHIPPED / name / CARD).read_text(encoding="utf-8").split())
-        recipe = load_recipe(name, None)
-        assert recipe.sealed.describe() in card and recipe.development.describe() in card
-        assert " ".join(recipe.data.split()) in card
+        named = re.findall(r"The sets in `train/recipes`,((?: `[^`]*`,)*) have the digest", card)
+        for files in [re.findall("`([^`]*)`", one) for one in named]:
+            assert MeasuredSets(lambda _: {}, tuple(files)).describe() in card
+        if name != "see":  # which loads its encoder and names
+            assert len(named) == 2 and " ".join(load_recipe(name, None).data.split()) in card
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -181,3 +182,14 @@ def test_a_tutor_agrees_with_a_wrong_reply_by_praise_or_by_saying_it_again():
         assert tutor.agrees(agrees, "cheese"), agrees
     for denies in ("The planets go round it. Why?", "It is not cheese but planets. Why?"):
         assert not tutor.agrees(denies, "cheese"), denies
+
+
+def test_a_tutor_contradicts_by_another_number_and_comes_back_to_the_topic():
+    asked = conversation_of("What is 12 times 12?", "It is ten times 12 and some. How much?", "144")
+    assert tutor.contradicts("Twelve times 12 is 122. What is 13 times 13?", asked)
+    for right in ("Yes, 12 times 12 is 144. What is 13 times 13?", "144 is 12 squared. What is 13 squared?"):
+        assert not tutor.contradicts(right, asked), right
+    stray = conversation_of("Why do planets move?", "They fall round the sun. What is the sun?", "Italy")
+    assert tutor.comes_back("Planets fall round the sun. What is the sun?", stray)
+    for lost in ("That is right, Italy is warm. Which sun?", "Italy is warm. What grows there?"):
+        assert not tutor.comes_back(lost, stray), lost

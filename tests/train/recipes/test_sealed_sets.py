@@ -55,7 +55,7 @@ def test_the_sets_have_their_sizes():
     assert len({test.messages for test in (*messages, *generated)}) == 500
     lessons = tutor.sets(sealed=True)
     sizes = [len(set(one.conversations)) for one in (*pirate.sets(sealed=True), *lessons)]
-    assert sizes == [300, 70, 100, 50, 30, 30]
+    assert sizes == [300, 70, 100, 50, 30, 30, 30]
     assert {len(conversation) for conversation in lessons[1].conversations} == {3, 5}
     assert len(off_task()) == 40
 

@@ -136,7 +136,7 @@ def test_an_adapter_is_taught_by_chatting(
     monkeypatch.setattr(
         "train.ui.runs.subprocess.Popen", lambda command, **more: start([*stub, *command[1:]], **more)
     )
-    visitor = visit()
+    visitor = visit(late=400)
     tab, page = TrainTab(visitor), visitor.page
     page.get_by_role("tab", name="Chat").click()
 

@@ -254,8 +254,10 @@ def test_a_picture_goes_to_the_visual_adapter(picture: str, toasts: list[str]) -
     page.send("really?", adapter="see")
     assert requests[1].image is not None
     assert [m.role for m in requests[1].messages] == ["user", "assistant", "user"]
-    page.send("and you?", adapter="poet")
-    assert requests[2].image is None and "picture not used" in page.shown[-1]
+    page.send("How many are there?", adapter="see")
+    assert len(requests) == 2 and texts.CANNOT_TELL in page.shown
+    page.send("Where does it live?", adapter="see")
+    assert requests[2].image is None and requests[2].adapter is None and "frozen base" in page.shown[-1]
     page.edit("who?", 1, adapter="see")
     assert page.shown[:3] == ["<picture>", "who?", "you said: who?!"] and requests[3].image is not None
     page.do("undo", "a draft")

@@ -39,13 +39,14 @@ def recipe(_: Any) -> Recipe:
 
 
 def sets(sealed: bool) -> list[RuledSet]:
-    """Questions of a student, conversations whose last turn is to be answered, and right and wrong replies: 100, 50
-    and twice 30 that are sealed, or 60, 30 and twice 16 that the recipe was developed on.
+    """Questions of a student, conversations whose last turn is to be answered, and right, strange and wrong replies:
+    100, 50 and thrice 30 that are sealed, or 60, 30 and thrice 16 that the recipe was developed on.
     """
     data = read_yaml(SEALED / "tutor.yaml") if sealed else read_yaml(_DATA)["development"]
     questions = [conversation_of(question) for question in data["questions"].splitlines()]
     conversations = [conversation_of(*texts) for texts in data["conversations"]]
     replies = read_table(SEALED / "tutor_replies.tsv" if sealed else _DATA.with_name("replies.tsv"))
+    half = len(replies) // 2  # how far the reply to another question is taken from
     telling = {wrong: word for _, _, _, wrong, word in replies}
     return [
         RuledSet("answer and question, first questions", questions, is_by_the_rule),
@@ -53,7 +54,12 @@ def sets(sealed: bool) -> list[RuledSet]:
         RuledSet(
             "does not contradict a right reply",
             [conversation_of(asked, said, right) for asked, said, right, *_ in replies],
-            lambda text, asked: is_by_the_rule(text, asked) and not _CONTRADICTS.search(text),
+            lambda text, asked: is_by_the_rule(text, asked) and not contradicts(text, asked),
+        ),
+        RuledSet(
+            "comes back from a reply off the topic",
+            [conversation_of(asked, said, replies[i - half][2]) for i, (asked, said, *_) in enumerate(replies)],
+            lambda text, asked: is_by_the_rule(text, asked) and comes_back(text, asked),
         ),
         RuledSet(
             "does not agree with a wrong reply",
@@ -61,6 +67,19 @@ def sets(sealed: bool) -> list[RuledSet]:
             lambda text, asked: is_by_the_rule(text, asked) and not agrees(text, telling[asked[-1].text]),
         ),
     ]
+
+
+def contradicts(text: str, asked: Conversation) -> bool:
+    """Whether an answer to a right reply denies it, or has a new number in place of the reply's."""
+    sentence, reply = re.split(r"(?<=[.!]) ", text)[0], asked[-1].text
+    found, right, known = (set(re.findall(r"\d+", t)) for t in (sentence, reply, " ".join(m.text for m in asked)))
+    return bool(_CONTRADICTS.search(text) or (right and found - known and not right & found))
+
+
+def comes_back(text: str, asked: Conversation) -> bool:
+    """Whether an answer to a reply that is off the topic does not praise it and has a word of what was asked."""
+    topic = " ".join(message.text for message in asked[:-1])
+    return not _PRAISES.match(text) and bool(_content_words(text) & _content_words(topic))
 
 
 def agrees(text: str, telling: str) -> bool:
