@@ -59,8 +59,6 @@ _EPILOG = """examples:
   python -m train data=pictures/ vision.projection=global preset=small name=captioner --check
   accelerate launch --num_processes 2 -m train --config recipe.yaml
 """
-
-
 _FAILED = "The trainer failed; its log on the server has the details. Go on tries it again."
 
 

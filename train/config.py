@@ -109,8 +109,7 @@ class TrainConfig:
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
     """Records to learn from. path: a file, a folder, or the id of a data set on the Hub (`hf:user/name`).
-    validation: the share to hold out, another file, or another split. weight: how often each record comes in an
-    epoch.
+    validation: the share to hold out, another file, or a split. weight: how often each record comes in an epoch.
     """
 
     path: str

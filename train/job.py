@@ -133,9 +133,7 @@ class Job:
         self.metrics: MetricsWriter | None = None  # of the main process
 
     def run(self) -> tuple[Adapter, Outcome]:
-        """Returns the adapter that config.save names, which `folder` then holds. Raises TrainError, or Stopped on
-        Ctrl-C.
-        """
+        """The adapter that config.save names, which `folder` then holds. Raises TrainError; on Ctrl-C, Stopped."""
         layers = self.base.model.model
         set_gradient_checkpointing(layers, self.config.gradient_checkpointing)
         try:

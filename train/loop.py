@@ -25,9 +25,8 @@ _CHUNK_POSITIONS = 256  # per product of the head: the logits of all positions w
 _CACHE_POSITIONS = 16  # whose logits in fp32 fit into a processor's cache
 # The settings of a run that its adapter keeps, beside its layers.
 OF_ADAPTER = (
-    *("prompt_length", "gate_activation", "prompt_norm", "template"),
-    *("description", "form", "vision", "tuning"),
-)
+    "prompt_length", "gate_activation", "prompt_norm", "template", "description", "form", "vision", "tuning",
+)  # fmt: skip
 
 
 def new_adapter(config: TrainConfig, base: Base) -> Adapter:
@@ -85,9 +84,7 @@ def _adapted_states(model: AdaptedLlama, adapter: Adapter, batch: Batch) -> Tens
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Summed loss of a frozen head, with the gradient of its input, piece by piece: no logits outlive their
-    piece.
-    """
+    """Summed loss of a frozen head, with its input's gradient, piece by piece: no logits outlive their piece."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: nn.Linear | FrozenLinear, targets: Tensor) -> Tensor:
@@ -157,9 +154,7 @@ def make_optimizer(
 
 
 def averaged(adapter: Adapter, decay: float) -> AveragedModel:
-    """A moving average of the adapter's parameters; as in TensorFlow's, the decay is smaller early in a short
-    run.
-    """
+    """A moving average of the adapter's parameters; as in TensorFlow's, the decay is smaller early in a run."""
 
     def average_in(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
         torch._foreach_lerp_(list(averages), list(values), 1 - min(decay, (1 + int(count)) / (10 + int(count))))
@@ -168,9 +163,7 @@ def averaged(adapter: Adapter, decay: float) -> AveragedModel:
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """The share of the learning rate at step 0 to `steps` - 1: it rises in equal parts, then falls as a cosine to
-    0.
-    """
+    """The share of the learning rate at step 0 to `steps` - 1: rises in equal parts, falls as a cosine to 0."""
     rising = int(warmup * steps)
     if step < rising:
         return (step + 1) / (rising + 1)

@@ -48,8 +48,7 @@ def choose_precision(precision: Precision, device: torch.device) -> tuple[Precis
         return cast(Precision, launched), "as accelerate was asked for"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        if native:
+        if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", f"{name} multiplies it"
         tensor_cores = torch.cuda.get_device_capability(device) >= (7, 0)
         return ("fp16" if tensor_cores else "fp32"), f"{name} has no bf16"

@@ -40,9 +40,7 @@ class TrainError(AdapterError):
 
 
 def run_identity(config: TrainConfig, base: BaseFingerprint | None, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """What an adapter depends on. base: None if not known yet; inputs: digests of what else goes in, the
-    precision.
-    """
+    """What an adapter depends on. base: None if not known yet; inputs: precision, digests of what else goes in."""
     settings = {name: value for name, value in asdict(config).items() if name not in _FREE_SETTINGS}
     fingerprint = {} if base is None else asdict(base)
     fingerprint.pop("name", None)  # a folder's, where the base is one
@@ -81,9 +79,7 @@ class RunFolder:
         self._lock.release(force=True)
 
     def load(self, identity: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads what `save` wrote. Raises TrainError, which names what differs from `identity`, as far as that is
-        known.
-        """
+        """Reads what `save` wrote. Raises TrainError, which names what differs from `identity` as far as known."""
         path = self.path / STATE
         with _explained(f"'{path.name}' cannot be read. Start anew with another --out.", path):
             state = torch.load(path, map_location="cpu", weights_only=True)

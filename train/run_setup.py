@@ -113,9 +113,8 @@ def with_encoder(
         raise ConfigError("vision.projection 'label' needs names of its own: choose 'global' or 'queries'.")
     encoder = load_encoder(vision.encoder, device)
     if starts_anew:
-        token_size = encoder.num_classes if vision.projected else encoder.token_size
         # An encoder without a head says so itself when it is to encode.
-        token_size = token_size or encoder.token_size
+        token_size = (vision.projected and encoder.num_classes) or encoder.token_size
         vision = dataclasses.replace(vision, feature_size=encoder.feature_size, token_size=token_size)
     return dataclasses.replace(config, vision=vision), encoder
 

@@ -53,8 +53,7 @@ class TokenScores(NamedTuple):
 class Answerer:
     """The base with one adapter at a strength, or bare. Pictures are for visual adapters; others ignore them.
 
-    told: turns before each conversation. form: that answers are held to; None: the adapter's own, as when it is
-    served.
+    told: turns before each conversation. form: that answers are held to; None: the adapter's own, as in serving.
     """
 
     base: Base

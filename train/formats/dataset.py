@@ -75,9 +75,7 @@ class Records(Sequence[Record]):
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        index %= len(self)
+        index = range(len(self))[index]  # raises IndexError
         start, end = self._ends[index : index + 2]
         with self._lock:
             self._file.seek(start)

@@ -167,8 +167,7 @@ def parse(format: str, value: dict[str, Any], where: str, images: Path, index: i
         request = Message("user", asked, given if given.strip() else "")
         if not request.full_text.strip():
             raise DataError(f"{where}: 'instruction' and 'input' are both empty. Fill one in, or take it out.")
-        messages = (request, Message("assistant", alpaca.output))
-        return Record(messages, image, where)
+        return Record((request, Message("assistant", alpaca.output)), image, where)
     if format == "chat":
         return _of_chat(value, where, images)
     if format == "llava":

@@ -48,10 +48,6 @@ class Problem(Shape):
         return self.images / self.split / self.id / self.image_name if self.image_name else None
 
     @property
-    def has_image(self) -> bool:
-        return self.image is not None
-
-    @property
     def letter(self) -> str:
         return LETTERS[self.answer]
 
@@ -95,7 +91,7 @@ def columns(problem: Problem) -> tuple[str, ...]:
 
     By the official evaluation: TXT has a hint, IMG an image, NO neither; a problem with both counts in both.
     """
-    context = ["TXT"] * bool(problem.hint) + ["IMG"] * problem.has_image
+    context = ["TXT"] * bool(problem.hint) + ["IMG"] * bool(problem.image)
     grades = "G1-6" if int(problem.grade.removeprefix("grade")) <= 6 else "G7-12"
     return (_SUBJECTS[problem.subject], *(context or ["NO"]), grades, "Avg")
 
@@ -109,14 +105,10 @@ def by_column(problems: Sequence[Problem], values: Sequence[T]) -> dict[str, lis
     return {name: part for name, part in found.items() if part}
 
 
-def table_row(problems: Sequence[Problem], right: Sequence[float]) -> dict[str, float]:
-    """Percent right in each of COLUMNS that has problems. right: 0 to 1 for each problem."""
-    return {name: 100 * sum(part) / len(part) for name, part in by_column(problems, right).items()}
-
-
 def chance(problems: Sequence[Problem]) -> dict[str, float]:
-    """The table_row of random guesses."""
-    return table_row(problems, [1 / len(p.choices) for p in problems])
+    """Percent that random guesses have right in each of COLUMNS that has problems."""
+    right = by_column(problems, [1 / len(p.choices) for p in problems])
+    return {name: 100 * sum(part) / len(part) for name, part in right.items()}
 
 
 def of_problems(problems: Sequence[Problem], images: Path) -> Iterator[Item]:

@@ -233,8 +233,6 @@ class _CocoAnnotation(Shape):
 
 
 class _Coco(Shape):
-    """A list of images, and a list of annotations that each caption one of them."""
-
     images: list[_CocoImage]
     annotations: list[_CocoAnnotation]
 

@@ -191,13 +191,8 @@ def _scan(records: Records, skipped: SkippedExamples) -> _Scan:
         digest.update(f"{content!r}{record.unlearnt or ''}\n".encode())
     if fault is not None and not indices:
         raise DataError(f"'{records.name}' has no record that can be read. {fault}", fault.detail)
-    return _Scan(
-        np.array(indices, dtype=np.int64),
-        np.array(requests, dtype=np.uint64),
-        np.array(conversations, dtype=np.uint64),
-        np.array(pictured, dtype=bool),
-        digest.hexdigest(),
-    )
+    numbers, has_picture = np.array(indices), np.array(pictured, dtype=bool)
+    return _Scan(numbers, np.array(requests), np.array(conversations), has_picture, digest.hexdigest())
 
 
 def _common_requests(scans: Sequence[_Scan]) -> np.ndarray:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,12 +146,8 @@ def recipe_by_rule(
         return figures
 
     files = (*(f"{name}/{file}" for file in development), "development_talk.yaml")
-    return recipe_of(
-        name,
-        MeasuredSets(lambda answerer: scores(answerer, False), files),
-        lambda answerer: scores(answerer, True),
-        [*sealed, "long_talk.yaml"],
-    )
+    measured = MeasuredSets(partial(scores, is_sealed=False), files)
+    return recipe_of(name, measured, partial(scores, is_sealed=True), [*sealed, "long_talk.yaml"])
 
 
 def _named(conversation: Conversation) -> Conversation:
@@ -199,8 +196,7 @@ def read_own(name: str, assignments: Sequence[str]) -> RecipeFile:
         return str(in_project) if in_project.exists() and not os.path.exists(path) else path
 
     def in_project(data: DataConfig) -> DataConfig:
-        held_out = data.validation
-        held_out = found(held_out) if isinstance(held_out, str) else held_out
+        held_out = found(data.validation) if isinstance(data.validation, str) else data.validation
         return replace(data, path=found(data.path), validation=held_out)
 
     recipe = read_recipe(_FOLDER / name / "recipe.yaml", assignments)

@@ -50,7 +50,7 @@ class Benchmark:
     @property
     def fingerprint(self) -> str:
         """Changes with whatever a result depends on here."""
-        lines = [f"{p.id} {prompt(p)} {p.letter} {p.has_image}" for part in self.splits.values() for p in part]
+        lines = [f"{p.id} {prompt(p)} {p.letter} {bool(p.image)}" for part in self.splits.values() for p in part]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
     def examples(self, shown: bool, count: int, seed: int) -> Iterator[Example]:
@@ -108,7 +108,7 @@ def open_benchmark(folder: Path, counts: Mapping[str, int]) -> Benchmark:
     Raises AdapterError for what is missing or broken.
     """
     splits = {split: tuple(drawn(problems(folder, split), count)) for split, count in counts.items()}
-    if not all(splits.values()) or all(p.has_image for p in splits["test"]):
+    if not all(splits.values()) or all(p.image for p in splits["test"]):
         raise AdapterError(
             f"'{folder.name}' needs problems in each of {', '.join(counts)}, and test problems without pictures.",
             str(folder),

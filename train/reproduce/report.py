@@ -19,21 +19,18 @@ from train.reproduce.runs import PLANS, STRENGTHS
 Result = Mapping[str, Any]
 Cell = str | float | int | Interval | None
 _NAME = "reproduce"  # of the report and of the folder beside it: docs/ holds both as they are
+_SMOOTHING = 0.9  # weight of the previous value in the running mean of the loss
 _LEARNT = 0.4  # nats a token: most questions without a picture are answered by then
 
 
-def _smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:
-    """Running means over about ten steps."""
-    means, running = [], losses[0]
-    for loss in losses:
-        running = keep * running + (1 - keep) * loss
-        means.append(running)
-    return means
-
-
 def _steps_until_learnt(losses: Sequence[float]) -> int:
-    """Steps until the smoothed loss is below _LEARNT; all of them if it never is."""
-    return next((step for step, loss in enumerate(_smoothed(losses), 1) if loss < _LEARNT), len(losses))
+    """Steps until the running mean over about ten of them is below _LEARNT; all of them if it never is."""
+    running = losses[0]
+    for step, loss in enumerate(losses, 1):
+        running = _SMOOTHING * running + (1 - _SMOOTHING) * loss
+        if running < _LEARNT:
+            return step
+    return len(losses)
 
 
 def _perplexity(run: Result, strength: float = 1.0) -> float:
@@ -135,7 +132,7 @@ class Figures:
 
         column: of ScienceQA's table, or "blind": the test's questions without a picture.
         """
-        chosen = [not p.has_image if column == "blind" else column in columns(p) for p in self.problems]
+        chosen = [not p.image if column == "blind" else column in columns(p) for p in self.problems]
         return [
             [100.0 * right for right, on in zip(run["test"]["right"], chosen, strict=True) if on]
             for run in self.runs(group)

@@ -44,8 +44,6 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _COMPONENTS = 64  # of the pictures' features that the projection starts from
 PLANS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("plan.yaml").read_text(encoding="utf-8"))
 _version = cache(code_version)
-
-
 FULL, QUICK = (SimpleNamespace(**PLANS[name]) for name in ("full", "quick"))
 
 
@@ -170,7 +168,7 @@ class Study:
             "unrelated": {"1.0": losses_of(answerer)},
             "accuracy": {},
         }
-        blind = [p for p in splits["test"] if not p.has_image]
+        blind = [p for p in splits["test"] if not p.image]
         for strength in STRENGTHS if run.strengths else (0.0,) if run.method == "adapter" else ():
             weaker = replace(answerer, strength=strength)
             results["unrelated"][str(strength)] = losses_of(weaker)
@@ -183,7 +181,7 @@ class Study:
         """The trained adapter, and what its training took."""
         folder, vision, benchmark = self.out / "runs" / run.name, None, self.benchmark
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped, or that had other settings
-        seen = [benchmark.features[p.id].levels for p in benchmark.splits["train"] if p.has_image and run.pictures]
+        seen = [benchmark.features[p.id].levels for p in benchmark.splits["train"] if p.image and run.pictures]
         if run.pictures:
             if not seen:
                 raise AdapterError("No problem to train on has a picture. Fetch ScienceQA's images too.")

@@ -29,9 +29,7 @@ def recipe(_: Any) -> Recipe:
 
 
 def sets(sealed: bool) -> list[RuledSet]:
-    """300 sealed questions of a visitor, or 60 that the recipe was developed on; and 70 or 35 with a short answer that
-    the base knows.
-    """
+    """300 sealed questions of a visitor, or 60 of development; and 70 or 35 with a short answer the base knows."""
     data = read_yaml(SEALED / "pirate_questions.yaml") if sealed else {"": read_yaml(_DATA)["development"]}
     asked = [conversation_of(question) for group in data.values() for question in group.splitlines()]
     answers = answer_patterns(sealed)
