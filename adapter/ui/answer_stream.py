@@ -184,11 +184,8 @@ def stream(
     history, begun = turn.history, turn.begun
     if former := begun.record if begun else None:
         settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
-    elif (looks := _asks_to_look(catalog, settings, history)) is None:
-        record = AnswerRecord(settings, before=turn.variants)
-        yield [*history, Entry("assistant", texts.CANNOT_TELL, None, settings.adapter, record)]
-        return
-    elif not looks:
+    looks = former is not None or _asks_to_look(catalog, settings, history)
+    if looks is False:
         settings = settings.replace(adapter="")  # what was named before is words, which the base reads
     settings, begun_ids = with_seed(settings), former.token_ids if former else ()
     visual, picture = uses_picture(catalog, settings), conversation.latest_picture(history)
@@ -200,7 +197,8 @@ def stream(
     replicas = engine.replicas().values()
     xray = xray and sum(r.running + r.waiting for r in replicas) < XRAY_ROWS * len(replicas)
     request = build_request(conversation.to_messages(history), settings, image, client, xray)
-    request = replace(request, answer_ids=begun_ids)
+    form = None if looks is not None else f'start: "{texts.CANNOT_TELL}"'
+    request = replace(request, answer_ids=begun_ids, form=form)
     with closing(engine.submit(request)) as events:
         change.cancel = events.cancel
         if change.stopped:
