@@ -60,9 +60,8 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
     """Token ids of a conversation up to where the answer begins.
 
     `template` is `chat` (the base's own chat template), `alpaca`, or `raw` (the texts one after another, with the
-    control tokens that they spell; under the other two nobody's words can end a turn or begin another).
-    Raises BadInput if there is nothing to answer, or if the base has no chat template or one that refuses these
-    turns.
+    control tokens that they spell; under the other two nobody's words can end a turn or begin another). Raises
+    BadInput if there is nothing to answer, or if the base has no chat template or one that refuses these turns.
     """
     if not any(m.full_text if template == "raw" else m.full_text.strip() for m in messages):
         raise BadInput("The message is empty. Type something first.")

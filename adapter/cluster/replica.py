@@ -42,8 +42,6 @@ CODE = hashlib.sha256(b"".join(str(f.relative_to(_ROOT)).encode() + f.read_bytes
 known: Mapping[str, RunningReplica] = {}  # the replicas that are up, by the ends of their names
 # Adapters by name: the digest of each, and where it is in Ray's object store.
 References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
-
-
 # By the answers' keys: new events, and how many came before them.
 Lists = dict[str, tuple[int, list[GenerationEvent | AdapterError]]]
 
@@ -101,8 +99,6 @@ class Replica:
         self, base: str, quantization: str, cache_bytes: int | None, keep_packed: bool, by_page: bool
     ) -> None:
         """by_page: whether a page has deployed it, which then replaces it where its code is another."""
-        if base == embedded.BASE:
-            embedded.base_folder()
         self._base, self._by_page = load_base(base, quantization, keep_packed=keep_packed), by_page
         self._adapters: LRU[str, Adapter] = LRU(_CACHED_ADAPTERS)
         self._rows: dict[str, _Row] = {}  # by the keys of their answers

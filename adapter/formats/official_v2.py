@@ -55,8 +55,7 @@ def read(
     """The same function as one of our adapters on `base`.
 
     intermediate_size: of the base's MLPs. norm_of: returns a norm's weight in the base by its name in Hugging
-    Face's model; a trained norm is stored as its ratio to it. heads: of the visual blocks. Raises LoadError
-    that says what does not fit.
+    Face's model; a trained norm is stored as its ratio to it. heads: of the visual blocks. Raises LoadError.
     """
     named = {name.removeprefix("llama."): tensor for name, tensor in tensors.items()}
     if PROMPTS not in named:

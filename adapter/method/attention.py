@@ -12,11 +12,10 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from adapter.method.deltas import Deltas, stack_entries
+from adapter.method.deltas import Deltas, select, stack_entries
 from adapter.method.gradients import CausalAttention, PromptTerm
 
 _MAX_CAUSAL_LENGTH = 1024  # tokens up to which training on a CPU uses CausalAttention, which keeps the scores
-
 
 # Keys, values or masks of all rows, or of several runs of rows that make up the batch in order.
 Runs = Tensor | Sequence[Tensor]
@@ -39,10 +38,8 @@ class LayerPrompts:
     def select(self, rows: Tensor) -> LayerPrompts:
         """The entry of each row; gate 0 for rows without one (-1)."""
         entry = rows.clamp(min=0)
-        gates = self.gates[entry] * (rows >= 0).unsqueeze(1).to(self.gates.dtype)
-        return LayerPrompts(
-            self.keys[entry], self.values[entry], gates, None if self.mask is None else self.mask[entry]
-        )
+        mask = None if self.mask is None else self.mask[entry]
+        return LayerPrompts(self.keys[entry], self.values[entry], select(self.gates, rows), mask)
 
 
 # An observer of insertion layers, called with the layer's index, the queries after RoPE [B, H, T, head_dim], the
@@ -165,8 +162,7 @@ def zero_init_attention(
     Two softmaxes, not one: equation 7 keeps the words' attention independent of the prompts, so that a zero
     gate leaves the frozen base's output exactly as it was. module: transformers' attention of this layer;
     query: [B, H, T, head_dim] after RoPE; key, value: [B or 1, Hkv, S, head_dim]; mask: of SDPA, None for causal.
-    A serving cache gives them by runs, see Runs.
-    Returns [B, T, H, head_dim], before o_proj.
+    A serving cache gives them by runs, see Runs. Returns [B, T, H, head_dim], before o_proj.
     """
     scaling, index = module.scaling, module.layer_idx
     out = _attend_words(module, query, key, value, mask, scaling)

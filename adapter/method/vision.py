@@ -65,6 +65,7 @@ class VisualEncoder:
         """model: timm's, with its weights. Raises LoadError if features cannot be taken from its stages."""
         import timm
         from timm.data import resolve_model_data_config
+        from timm.data.transforms import str_to_pil_interp
 
         self.name = name
         if not hasattr(model, "forward_intermediates"):
@@ -78,9 +79,7 @@ class VisualEncoder:
         self._classifier = classifier if isinstance(classifier, torch.nn.Linear) else None
         data = resolve_model_data_config(model)
         self._size: tuple[int, int] = data["input_size"][-2:]
-        self._resample = {"bilinear": Image.Resampling.BILINEAR}.get(
-            data["interpolation"], Image.Resampling.BICUBIC
-        )
+        self._resample = str_to_pil_interp(data["interpolation"])
         self._crop: float = data["crop_pct"]
         self._mean = torch.tensor(data["mean"]).view(1, 3, 1, 1)
         self._std = torch.tensor(data["std"]).view(1, 3, 1, 1)

@@ -38,10 +38,7 @@ class ArchiveLimits:
     kind: str = "pictures or texts"
 
 
-LIMITS = ArchiveLimits()
-
-
-def unpack(archive: Path, folder: Path, limits: ArchiveLimits = LIMITS) -> None:
+def unpack(archive: Path, folder: Path, limits: ArchiveLimits = ArchiveLimits()) -> None:
     """Unpacks the wanted files into the empty `folder`. Raises BadInput for a zip that is damaged, a bomb, or
     reaches outside.
     """

@@ -35,8 +35,7 @@ _LOCK = ".lock-of-llama-adapter"  # marks a folder of uploads as made here
 @dataclass(frozen=True)
 class Place:
     """port: None for the first free one. public: whether others than programs on this machine may ask. training:
-    whether visitors may train adapters and upload their own. frames: origins whose pages may show this one in a
-    frame.
+    whether visitors may train adapters and upload their own. frames: origins that may show the page in a frame.
     """
 
     host: str
@@ -59,10 +58,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--base", metavar="NAME", help="Hugging Face id or folder of a LLaMA (default: the embedded one)")
     add_quantization(parser)
     add_adapters(parser, "another folder of adapters, looked into before assets/adapters; may be repeated")
-    what = (
-        "gigabytes for the keys and values of running and earlier conversations (default: a third of the memory "
-    )
-    what += "that is free once the base is loaded, or what 16 whole conversations take if that is less)"
+    what = "gigabytes for the keys and values of running and earlier conversations (default: a third of the "
+    what += "memory that is free once the base is loaded, or what 16 whole conversations take if that is less)"
     add("--cache-gb", metavar="N", type=float, help=what)
     what = "answer by replicas on Ray: `local` starts them here, `auto` or an address joins a cluster"
     add("--cluster", metavar="ADDRESS", help=what)
@@ -104,9 +101,8 @@ def add_adapters(parser: argparse.ArgumentParser, help: str) -> None:
 def add_quantization(parser: argparse.ArgumentParser) -> None:
     """Adds --quantization and --keep-packed."""
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
-    help = (
-        "keep the packed weights, if there is room on the disk, beside the base's files, to load faster next time"
-    )
+    help = "keep the packed weights, if there is room on the disk, beside the base's files, to load faster "
+    help += "next time"
     parser.add_argument("--keep-packed", action="store_true", help=help)
 
 

@@ -20,8 +20,6 @@ from adapter.errors import AdapterError, BadInput, Busy, LoadError, with_detail
 from adapter.serve.request import Client
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from adapter.base.llama import Base
     from adapter.serve.inspection import Inspection
     from adapter.serve.request import Answer, EngineStatistics, GenerationRequest
@@ -81,9 +79,7 @@ class LoadStatus:
 
 
 class EngineProvider:
-    """Runs `load`, which may report progress, and holds the engine that it returns; until then `status` says how
-    far it is.
-    """
+    """Runs `load`, which may report progress, and holds the engine that it returns. status: how far loading is."""
 
     def __init__(self, load: Callable[[Callable[[str], None]], ServingEngine]) -> None:
         self._load = load
@@ -162,10 +158,6 @@ class AdapterCatalog:
 
     def card_text(self, name: str) -> str:
         return "" if self._store is None else self._store.card_text(name)
-
-    def folder(self, name: str) -> Path:
-        """Where adapter `name` lies."""
-        return self.bound().folder(name)
 
 
 def wait_for(provider: EngineProvider) -> Iterator[str]:

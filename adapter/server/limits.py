@@ -97,9 +97,7 @@ class Slots:
 
 
 class Limits:
-    """All limits of one server, none unless it is `public`: each method raises RateLimited for an address that
-    has used up its share.
-    """
+    """All limits of one server, none unless it is `public`. Its methods raise RateLimited."""
 
     def __init__(self, public: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self.public = public
@@ -119,9 +117,7 @@ class Limits:
             raise RateLimited(f"{most} {what} are the limit for one address. Try again in {again}.", wait)
 
     def hold(self, name: str, address: str, count: int = 1) -> Callable[[], None]:
-        """Count something that begins now, 0 if it is counted already. Returns what is to be called when it has
-        ended.
-        """
+        """Count something that begins now, 0 if it is counted already. Returns what is to be called at its end."""
         if (key := self.key(address)) is None:
             return lambda: None
         slots = self._places[name]

@@ -188,9 +188,7 @@ class Api:
             raise ApiError(400, browser_text(error), body.form_field) from error
 
     def _models(self, engine: ServingEngine, wanted: str) -> dict[str, Any]:
-        """The models in OpenAI's fields, and in `adapter` ours, or the wanted one. Raises ApiError if there is
-        none.
-        """
+        """The models in OpenAI's fields, and in `adapter` ours; or the one that is wanted. Raises ApiError."""
         base = engine.base.fingerprint
         about = {"object": "model", "created": self._since, "owned_by": "llama-adapter", "root": base.name}
 

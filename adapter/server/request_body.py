@@ -20,9 +20,7 @@ SEND_LESS = "Start a new conversation, or send less."
 
 
 class RequestRefused(ApiError, HTTPException):
-    """A refused request, also of Starlette's kind, which FastAPI lets pass where it reads a body. retry_after:
-    seconds.
-    """
+    """A refusal, also of Starlette's kind, which FastAPI lets pass where it reads a body. retry_after: seconds."""
 
     def __init__(self, status: int, text: str, retry_after: int | None = None) -> None:
         headers = None if retry_after is None else {"Retry-After": str(retry_after)}
@@ -34,9 +32,7 @@ class RequestRefused(ApiError, HTTPException):
 
 
 def bounded(receive: Receive, most: int, too_long: str) -> Receive:
-    """A body of `most` bytes, which arrive at the slowest speed that is waited for. too_long: what is said of
-    more.
-    """
+    """A body of `most` bytes, which arrive at the slowest speed that is waited for. too_long: said of more."""
     began, size, complete = anyio.current_time(), 0, False
 
     async def receive_bounded() -> Message:
@@ -60,9 +56,7 @@ def bounded(receive: Receive, most: int, too_long: str) -> Receive:
 
 
 def counting_values(receive: Receive, count_all: Callable[[int], None]) -> Receive:
-    """Counts a JSON body's values before they are parsed, those in texts too. count_all: called with their number
-    at the end; may refuse them.
-    """
+    """Counts a JSON body's values, also in texts, before it is parsed. count_all: gets their number; may raise."""
     count = 0
 
     async def receive_counting() -> Message:

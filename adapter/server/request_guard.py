@@ -1,6 +1,4 @@
-"""ASGI middleware before everything else: which requests reach the page and /v1, by route, sender, number, size;
-and what the page may load.
-"""
+"""ASGI middleware before everything else: which requests reach the page and /v1, and what the page may load."""
 
 from __future__ import annotations
 

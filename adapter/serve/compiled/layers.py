@@ -77,7 +77,6 @@ _Q, _K, _V, _O, _GATE, _UP, _DOWN = range(len(LINEARS))
 FEW = 4  # tokens up to which an operation by rows is not worth sharing
 SPINS = 2000  # looks for work before a thread lets others have its core
 
-
 _padded, _part_width = njit(whole_groups), njit(whole_blocks)
 
 

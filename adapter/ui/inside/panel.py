@@ -7,6 +7,7 @@ import html
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
@@ -109,11 +110,8 @@ class InsideEvents:
         return charts.token_html(inspection, index, names) if inside else gr.skip()
 
     def _inspect(self, history: History, request: gr.Request) -> InspectedAnswer:
-        key = _answer_id(history)
-        if (inspected := self._cache.get(key)) is None:
-            inspected = inspect_newest(self.provider, history, client_of(request))
-            self._cache.put(key, inspected)
-        return inspected
+        make = partial(inspect_newest, self.provider, history, client_of(request))
+        return self._cache.compute(_answer_id(history), make)
 
 
 def inspect_newest(provider: EngineProvider, history: History, client: Client) -> InspectedAnswer:

@@ -35,9 +35,7 @@ def before_answer(position: int | None, progress: float | None) -> str:
 
 
 def differences(changed: int, all_of_them: int, others: int, of: str, where: str) -> str:
-    """The note below an answer: how many of its parts differ. others: how many `where`, the other answer, has; of:
-    "word" or "field".
-    """
+    """The note below an answer: how many parts differ. others: how many `where` has; of: "word" or "field"."""
     if not changed:
         return f"{of} for {of} as {where}{', but for what is left out' if others > all_of_them else ''}"
     return f"{changed} of {all_of_them} {of if all_of_them == 1 else f'{of}s'} not as {where}"
