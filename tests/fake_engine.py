@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,9 +45,6 @@ class FakeCatalog:
         if name not in self.cards:
             raise LoadError(f"There is no adapter '{name}'. Choose one of: {', '.join(self.cards)}.")
         return self.cards[name]
-
-    def folder(self, name: str) -> Path:
-        return Path("adapters") / name
 
     def card_text(self, name: str) -> str:
         return f"# {name}\n\n![x](http://far.away/x.png) <img src=x> as trained" if name == "poet" else ""
