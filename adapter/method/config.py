@@ -48,6 +48,7 @@ def check_name(name: str, taken: Iterable[str] = ()) -> str:
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Line = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$")]  # it stands in messages
+Patterns = Annotated[str, Field(max_length=MAX_FORM_BYTES)]  # every question is compared with each
 T = TypeVar("T")
 
 
@@ -146,8 +147,8 @@ class VisionConfig:
     heads: int = 6
     # Patterns of file names, a line each in lower case: of questions that ask for a look (empty: all do), and of
     # questions about the picture that the adapter cannot answer.
-    looks: str = ""
-    beyond: str = ""
+    looks: Patterns = ""
+    beyond: Patterns = ""
 
     def __post_init__(self) -> None:
         if self.projection == "queries":
@@ -167,7 +168,7 @@ class VisionConfig:
 
     def answers(self, question: str) -> bool | None:
         """Whether a question asks for a look; None for one that the adapter cannot answer."""
-        text = " ".join(question.lower().split()).strip(" .!?…")[:200]
+        text = " ".join(question.lower().replace("’", "'").split()).strip(" .!?…")[:200]
         fits = [any(fnmatchcase(text, p) for p in lines.splitlines()) for lines in (self.beyond, self.looks)]
         return None if fits[0] else fits[1] or not self.looks
 

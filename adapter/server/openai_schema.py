@@ -352,7 +352,9 @@ class CompletionRequest(_Completion):
     logprobs: TopLogprobs | None = None
     best_of: Literal[1] = 1
     suffix: Literal[""] = ""
-    response_format: None = None
+    response_format: Annotated[
+        None, BeforeValidator(lambda value: None if value == {"type": "text"} else value)
+    ] = None
     grammar: None = None
     form_field: ClassVar = None
 

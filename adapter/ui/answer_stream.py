@@ -13,6 +13,7 @@ from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
 from adapter.serve.settings import MAX_TOKENS, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider
+from adapter.server.transcript import PICTURE_NOT_KEPT
 from adapter.ui import conversation
 from adapter.ui.conversation import AnswerRecord, Entry, History, Variant
 from adapter.ui.images import open_upload
@@ -160,13 +161,17 @@ def offer_of(catalog: AdapterCatalog, history: History, settings: Settings) -> E
 
 
 def _asks_to_look(catalog: AdapterCatalog, settings: Settings, history: History) -> bool | None:
-    """Whether the last question is one for an adapter that has answered about its picture before; None for one
-    about the picture that it cannot answer.
+    """Whether the last question is one for the adapter: what it is asked first about a picture always is. None for
+    one that it cannot answer.
     """
-    vision = catalog.card(settings.adapter).config.vision if settings.adapter and not settings.mix else None
-    shown = max((index for index, entry in enumerate(history) if entry.picture), default=len(history))
-    records = [entry.record for entry in history[shown:] if entry.record]
-    if vision is None or not any(record.settings.adapter == settings.adapter for record in records):
+    alone = settings.adapter and settings.strength and not settings.mix
+    vision = catalog.card(settings.adapter).config.vision if alone else None
+    gone = (PICTURE_NOT_KEPT, texts.PICTURE_NOT_SENT)
+    shown = max(
+        (i for i, entry in enumerate(history) if entry.picture or entry.text in gone), default=len(history)
+    )
+    given = [entry.record for entry in history[shown:] if entry.role == "assistant"]  # a visitor's has no record
+    if vision is None or not any(r is None or r.settings.adapter == settings.adapter for r in given):
         return True
     return vision.answers(history[-1].text)
 
@@ -185,8 +190,9 @@ def stream(
     if former := begun.record if begun else None:
         settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
     looks = former is not None or _asks_to_look(catalog, settings, history)
-    if looks is False:
-        settings = settings.replace(adapter="")  # what was named before is words, which the base reads
+    if not looks:  # what was named before is words, which the base reads
+        others = settings.others.replace("nothing", "first sentence")
+        settings = settings.replace(adapter="", others=others)
     settings, begun_ids = with_seed(settings), former.token_ids if former else ()
     visual, picture = uses_picture(catalog, settings), conversation.latest_picture(history)
     progress = AnswerProgress(settings, token_ids=list(begun_ids))
@@ -195,7 +201,7 @@ def stream(
     engine = provider.engine()
     assert engine is not None
     replicas = engine.replicas().values()
-    xray = xray and sum(r.running + r.waiting for r in replicas) < XRAY_ROWS * len(replicas)
+    xray = xray and sum(r.running + r.waiting for r in replicas) < XRAY_ROWS * max(1, len(replicas))
     request = build_request(conversation.to_messages(history), settings, image, client, xray)
     form = None if looks is not None else f'start: "{texts.CANNOT_TELL}"'
     request = replace(request, answer_ids=begun_ids, form=form)

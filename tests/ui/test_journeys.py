@@ -16,9 +16,7 @@ Visit = Callable[..., Visitor]
 
 
 def test_send_and_switch(visit: Visit) -> None:
-    """Gradio's server ends a stream of results when it knows of no event: without page.js's guard some would wait
-    for ever for its results.
-    """
+    """Gradio's server ends a stream of results when it knows of no event; page.js's guard then asks again."""
     for milliseconds in (20, 100, 400):
         visitor = visit(late=milliseconds)
         assert visitor.ask("Good morning.") == "you said: Good morning.!"

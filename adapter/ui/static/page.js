@@ -113,7 +113,7 @@
       if (!drawer || !target.closest?.("#more")) return all(".box .stop-button").find(visible)?.click();
       drawer.click();
       drawer.focus();
-    } else if (key === "Enter" && target.matches?.("#chat .divider")) {
+    } else if ((key === "Enter" || key === " ") && target.matches?.("#chat .divider")) {
       target.click();
     } else if (key === "/" && !target.closest?.(FIELDS) && !find("dialog[open]")) {
       box()?.querySelector("textarea").focus();

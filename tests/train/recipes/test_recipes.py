@@ -100,7 +100,9 @@ def test_cards_name_the_sets_that_their_scores_are_from():
         for files in [re.findall("`([^`]*)`", one) for one in named]:
             assert MeasuredSets(lambda _: {}, tuple(files)).describe() in card
         if name != "see":  # which loads its encoder and names
-            assert len(named) == 2 and " ".join(load_recipe(name, None).data.split()) in card
+            recipe = load_recipe(name, None)
+            assert recipe.sealed.describe() in card and recipe.development.describe() in card
+            assert " ".join(recipe.data.split()) in card
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -255,7 +255,7 @@ def test_a_picture_goes_to_the_visual_adapter(picture: str, toasts: list[str]) -
     assert requests[1].image is not None
     assert [m.role for m in requests[1].messages] == ["user", "assistant", "user"]
     page.send("How many are there?", adapter="see")
-    assert texts.CANNOT_TELL in requests[2].form and requests[2].adapter == "see"
+    assert texts.CANNOT_TELL in requests[2].form and requests[2].adapter is None
     page.send("Where does it live?", adapter="see")
     assert requests[3].image is None and requests[3].adapter is None and "frozen base" in page.shown[-1]
     page.edit("who?", 1, adapter="see")

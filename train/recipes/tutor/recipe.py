@@ -72,8 +72,12 @@ def sets(sealed: bool) -> list[RuledSet]:
 def contradicts(text: str, asked: Conversation) -> bool:
     """Whether an answer to a right reply denies it, or has a new number in place of the reply's."""
     sentence, reply = re.split(r"(?<=[.!]) ", text)[0], asked[-1].text
-    found, right, known = (set(re.findall(r"\d+", t)) for t in (sentence, reply, " ".join(m.text for m in asked)))
+    found, right, known = map(_numbers, (sentence, reply, " ".join(message.text for message in asked)))
     return bool(_CONTRADICTS.search(text) or (right and found - known and not right & found))
+
+
+def _numbers(text: str) -> set[str]:
+    return {number.replace(",", "").rstrip(".") for number in re.findall(r"\d[\d.,]*", text)}
 
 
 def comes_back(text: str, asked: Conversation) -> bool:
