@@ -15,10 +15,11 @@ import threading
 import time
 import uuid
 import weakref
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import takewhile
+from itertools import count, takewhile
 from typing import Any
 
 # Ray reads them when it starts.
@@ -172,6 +173,7 @@ class RayEngine:
         self._closed = False
         self._name = uuid.uuid4().hex  # replicas send what has come of all answers of a page together
         self._arrivals: dict[str, _Arrivals] = {}
+        self._machines: defaultdict[str, int] = defaultdict(count(1).__next__)
         self._references: weakref.WeakKeyDictionary[Adapter, tuple[str, Any]] = weakref.WeakKeyDictionary()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cluster", daemon=True)
@@ -218,12 +220,10 @@ class RayEngine:
         return found
 
     def replicas(self) -> Mapping[str, EngineStatistics]:
-        """What each replica counts, by the number of its machine and the end of its name."""
-        known = replicas_module.known
-        machines = sorted({replica.node_id for replica in known.values()})
+        """What each replica counts, by the number of its machine, which stays, and the end of its name."""
         return {
-            f"machine {machines.index(replica.node_id) + 1}/{name}": replica.routing_stats["statistics"]
-            for name, replica in known.items()
+            f"machine {self._machines[replica.node_id]}/{name}": replica.routing_stats["statistics"]
+            for name, replica in replicas_module.known.items()
             if "statistics" in replica.routing_stats
         }
 
