@@ -106,10 +106,11 @@ adapter, {digest}, the last on {today} with the code of {code}: {scores.served},
 
 def _outdone(own: dict[str, Figure], *others: dict[str, Figure]) -> str:
     """A line on the shares in which the base scored higher, bare or told; empty if there are none."""
-    shares = {
-        what: max([o[what].value for o in others if what in o], default=0) for what in own if what[-1] == "%"
-    }
-    better = [what for what, most in shares.items() if most > own[what].value]
+    better = [
+        what
+        for what, figure in own.items()
+        if what[-1] == "%" and any(what in other and other[what].value > figure.value for other in others)
+    ]
     return f"The base, bare or told, scored higher in: {'; '.join(better)}.\n" if better else ""
 
 

@@ -145,7 +145,7 @@ class VisionConfig:
     width: int = 192  # in which queries and tokens meet
     blocks: int = 2
     heads: int = 6
-    # Patterns of file names, a line each in lower case: of questions that ask for a look (empty: all do), and of
+    # Patterns as in `fnmatch`, one a line, in lower case: of questions that ask for a look (none: all do), and of
     # questions about the picture that the adapter cannot answer.
     looks: Patterns = ""
     beyond: Patterns = ""

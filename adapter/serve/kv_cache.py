@@ -128,8 +128,8 @@ class KVCache:
 
 
 class StepCache:
-    """A KVCache as the layers of one pass see it: it takes the new tokens in and returns all up to them: several
-    of one row, or one for each row in runs (see _is_run), which have `sizes` rows and are read up to `spans`.
+    """A KVCache as the layers of one pass see it: it takes the new tokens in and returns all up to them. They are
+    several of one row, or one for each row in runs (see _is_run) of `sizes` rows that are read up to `spans`.
     """
 
     def __init__(self, data: Tensor, slots: Sequence[Slot], starts: Sequence[int], count: int) -> None:

@@ -61,9 +61,7 @@ def memory_speed() -> float:
 
 
 def main(folder: str, adapters: str, format: str) -> None:
-    """Load and serve under RLIMIT_DATA, above which the system allocates nothing. Four rows with other adapters
-    each get together what they get alone.
-    """
+    """Load and serve under RLIMIT_DATA, above which the system allocates nothing; rows get together what alone."""
     import resource
 
     from adapter.base import memory

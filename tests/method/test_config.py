@@ -58,6 +58,7 @@ REFUSED_PARTS = [
     *((LABEL, name, 0, f"{name} must be at least 1") for name in ("feature_size", "hidden")),
     (LABEL, "num_facts", -1, "num_facts: .* greater than or equal to 0"),
     (LABEL, "fact_size", 0, "fact_size must be at least 1"),
+    *((LABEL, name, "x" * (MAX_FORM_BYTES + 1), f"{name}: .* at most") for name in ("looks", "beyond")),
     *((LABEL, name, False, "name_states and certainty must be true") for name in ("name_states", "certainty")),
     (LABEL, "num_classes", 1, "num_classes must be at least 2, got 1"),
     *((QUERIES, name, -1, f"{name} must be at least 1") for name in ("token_size", "width", "blocks", "heads")),

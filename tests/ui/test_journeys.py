@@ -12,11 +12,10 @@ from tests.ui.fake_page import GatedEngine, closed_gate, runs_folder, url
 
 __all__ = ["closed_gate", "runs_folder", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-Visit = Callable[..., Visitor]
 
 
-def test_send_and_switch(visit: Visit) -> None:
-    """Gradio's server ends a stream of results when it knows of no event; page.js's guard then asks again."""
+def test_send_and_switch(visit: Callable[..., Visitor]) -> None:
+    """Gradio's server ends a stream of results when it knows of no event; page.js's guard opens another."""
     for milliseconds in (20, 100, 400):
         visitor = visit(late=milliseconds)
         assert visitor.ask("Good morning.") == "you said: Good morning.!"
@@ -30,7 +29,7 @@ def test_send_and_switch(visit: Visit) -> None:
         visitor.wait_for_rows(rows)
 
 
-def test_stop(visit: Visit, closed_gate: GatedEngine) -> None:
+def test_stop(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:
     """By its button, and by Esc from anywhere."""
     far = visit(late=400)
     far.type("Good morning.")
@@ -50,7 +49,7 @@ def test_stop(visit: Visit, closed_gate: GatedEngine) -> None:
     assert far.ask("And now?") == "you said: And now?!"
 
 
-def test_reload(visit: Visit, closed_gate: GatedEngine) -> None:
+def test_reload(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:
     far = visit(late=400)
     far.type("Good morning.")
     far.await_answers(1)

@@ -160,7 +160,7 @@ def _permutation(count: int, seed: int, cycle: int) -> np.ndarray:
 
 
 # An adapter that was only trained on first turns falls back into the style of the earlier answers. The exchanges
-# of this file have many styles, those of the shipped adapters among them; their answers carry no loss.
+# of history.tsv have many styles, those of the shipped adapters among them; their answers carry no loss.
 HISTORY = Path(__file__).with_name("history.tsv")
 
 

@@ -17,7 +17,6 @@ from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
 from adapter.method.config import VisionConfig
 from adapter.serve.others import as_read
-from adapter.serve.settings import BASE_ONLY
 from train.config import DataConfig, RecipeFile, read_recipe
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure
@@ -133,7 +132,7 @@ def recipe_by_rule(
         asked.append(first._replace(measure=f"{first.measure}, after other {whose}", conversations=others))
         for where, talked in ("after long talk", late), ("follow-ups to long talk", follow_ups):
             asked.append(first._replace(measure=f"{first.measure}, {where}", conversations=talked))
-            read = [as_read(_named(one), {name}, "first sentence") for one in talked]
+            read = [as_read(one, {name}, "first sentence") for one in talked]
             asked.append(first._replace(measure=f"{first.measure}, {where}, first sentences", conversations=read))
         figures: dict[str, Figure] = {}
         for measure, conversations, is_right in asked:
@@ -148,11 +147,6 @@ def recipe_by_rule(
     files = (*(f"{name}/{file}" for file in development), "development_talk.yaml")
     measured = MeasuredSets(partial(scores, is_sealed=False), files)
     return recipe_of(name, measured, partial(scores, is_sealed=True), [*sealed, "long_talk.yaml"])
-
-
-def _named(conversation: Conversation) -> Conversation:
-    """With the base's name at its answers."""
-    return tuple(replace(m, name=BASE_ONLY) if m.role == "assistant" else m for m in conversation)
 
 
 def recipe_names() -> list[str]:

@@ -18,6 +18,7 @@ import yaml
 from adapter.base.llama import Base
 from adapter.base.template import Message
 from adapter.method.checkpoint import load_adapter
+from adapter.serve.settings import BASE_ONLY
 from adapter.serve.store import SHIPPED
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share
@@ -157,7 +158,8 @@ def _long_talk(base: Base, sealed: bool) -> tuple[list[Conversation], list[str]]
         heads = zip(talk[-columns:], questions, strict=True)
         given = [(*head, *conversation_of(question)) for head, question in heads]
         answers = bare.generate(given, max_new_tokens=_LONG_TOKENS)
-        talk += [(*one, Message("assistant", answer)) for one, answer in zip(given, answers, strict=True)]
+        answered = [Message("assistant", answer, name=BASE_ONLY) for answer in answers]
+        talk += [(*one, answer) for one, answer in zip(given, answered, strict=True)]
     return talk[columns:], data["follow_ups"].splitlines()
 
 

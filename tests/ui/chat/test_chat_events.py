@@ -258,13 +258,17 @@ def test_a_picture_goes_to_the_visual_adapter(picture: str, toasts: list[str]) -
     assert texts.CANNOT_TELL in requests[2].form and requests[2].adapter is None
     page.send("Where does it live?", adapter="see")
     assert requests[3].image is None and requests[3].adapter is None and "frozen base" in page.shown[-1]
+    page.send("and you?", adapter="poet")
+    assert requests[4].image is None and "picture not used" in page.shown[-1]
+    page.send("How many are there?", adapter="see", strength=0.0)
+    assert requests[5].form is None and requests[5].adapter == "see", "strength 0 is the base as it is"
     page.edit("who?", 1, adapter="see")
-    assert page.shown[:3] == ["<picture>", "who?", "you said: who?!"] and requests[4].image is not None
+    assert page.shown[:3] == ["<picture>", "who?", "you said: who?!"] and requests[6].image is not None
     page.do("undo", "a draft")
     assert page.chat == [] and page.box["value"]["text"] == "who?\n\na draft"
     assert [Path(file).name for file in page.box["value"]["files"]] == ["picture.png"]
     page.send("what?", [picture, "another"], adapter="poet", mix="see")
-    assert requests[5].image is not None and toasts == [texts.ONE_PICTURE], "one that is mixed in sees too"
+    assert requests[7].image is not None and toasts == [texts.ONE_PICTURE], "one that is mixed in sees too"
     page.send("one").send("two").do("undo")
     assert page.do("undo", "two").box["value"] == {"text": "one", "files": []}, "what Undo has put there"
 

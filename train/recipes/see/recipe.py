@@ -86,7 +86,8 @@ class _Made:
             num_facts=2,
             fact_size=len(COLOURS),
             certainty=True,
-            **{name: read_yaml(FOLDER / "see.yaml")[name] for name in ("looks", "beyond")},
+            looks=read_yaml(FOLDER / "see.yaml")["looks"],
+            beyond=read_yaml(FOLDER / "see.yaml")["beyond"],
         )
 
     @cached_property
