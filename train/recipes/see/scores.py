@@ -26,7 +26,15 @@ from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, mean
 from train.input.examples import with_unseen_history
 from train.recipes.sealed_sets import after_others, conversation_of, off_task_scores, percent, read_yaml, some
-from train.recipes.see.concepts import FOLDER, class_names, drawing_sentence, hedged, is_named, kinds
+from train.recipes.see.concepts import (
+    FOLDER,
+    class_names,
+    drawing_sentence,
+    everyday_names,
+    hedged,
+    is_named,
+    kinds,
+)
 from train.recipes.see.drawings import (
     COLOURS,
     UNSEEN_STYLE,
@@ -36,7 +44,7 @@ from train.recipes.see.drawings import (
     plain,
     sealed_drawings,
 )
-from train.recipes.see.pictures import Photo, development_photos, missing, sealed, sealed_photos
+from train.recipes.see.pictures import Photo, development_photos, missing, photographs, sealed, sealed_photos
 
 MEDIA = ("drawing", "photograph")
 LEAST_SHARE = 0.5  # of a colour that a thing is said to have
@@ -97,8 +105,8 @@ def development_questions(photos: Sequence[Photo]) -> list[Question]:
         colours = colour_shares(copy.image)
         if colours.max() >= LEAST_SHARE:
             ask("colour", drawing, COLOURS[int(colours.argmax())])
-        if (is_photo := copy.is_photo) is not None:
-            ask("medium", drawing, MEDIA[is_photo])
+        if drawing.style != "stamp":
+            ask("medium", drawing, MEDIA[False])
     del asked["medium"][_SCORED // 2 :]
     for photo in photos:
         ask("medium", photo, "photograph")
@@ -121,8 +129,10 @@ def ask_about(which: str, rng: random.Random, group: str = "") -> Conversation:
 def training_names() -> frozenset[str]:
     """All names that answers in training have: of drawings and their concepts, of classes and of kinds."""
     drawn = {name for drawing in drawings(held_out=False) for name in (drawing.name, drawing.concept.text)}
-    kinds_of_classes = {kinds()[name.kind].text for name in class_names() if name.kind}
-    return frozenset(drawn | kinds_of_classes | {name.text for name in class_names()})
+    others = (*class_names(), *everyday_names().values())
+    return frozenset(
+        drawn | {name.text for name in others} | {kinds()[name.kind].text for name in others if name.kind}
+    )
 
 
 def development(answerer: Answerer) -> dict[str, Figure]:
@@ -142,6 +152,11 @@ def development(answerer: Answerer) -> dict[str, Figure]:
             f"caption loss, {where}": mean(losses[:, 0].tolist(), seed=0),
         }
     figures |= _question_scores(answerer, development_questions(photos))
+    everyday = photographs("development")
+    with _files(everyday) as files:
+        answers = answerer.generate([_QUESTION] * len(everyday), files, _TOKENS)
+    right = [is_named(photo.words, text) for photo, text in zip(everyday, answers, strict=True)]
+    figures |= percent("names what an everyday photograph shows", right)
     return figures | _photo_scores(answerer, photos) if photos else figures
 
 
