@@ -27,7 +27,6 @@ _STAMPS = "usr/share/tuxpaint/stamps"
 _EMOJI_FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 # The other styles are names in @iconify-json/NAME. These are icons in black.
 _BLACK = ("game-icons", "lucide-lab", "temaki")
-UNSEEN_STYLE = "fxemoji"  # held out as a whole
 _EMOJI_SIZE = 109  # the only size that this bitmap font has
 _ICON_SIZE, _SEALED_SIZE = 192, 512  # of SVG drawings, in pixels
 _SIZE = 256  # of the pictures that are made of drawings

@@ -23,7 +23,7 @@ from adapter.base.image_file import open_image
 from adapter.errors import AdapterError
 from adapter.method.vision import VisualFeatures
 from train.evaluate.answerer import Answerer, Conversation
-from train.evaluate.intervals import Figure, mean
+from train.evaluate.intervals import Figure
 from train.input.examples import with_unseen_history
 from train.recipes.sealed_sets import after_others, conversation_of, off_task_scores, percent, read_yaml, some
 from train.recipes.see.concepts import (
@@ -37,7 +37,6 @@ from train.recipes.see.concepts import (
 )
 from train.recipes.see.drawings import (
     COLOURS,
-    UNSEEN_STYLE,
     Drawing,
     colour_shares,
     drawings,
@@ -50,7 +49,7 @@ MEDIA = ("drawing", "photograph")
 LEAST_SHARE = 0.5  # of a colour that a thing is said to have
 _QUESTION = conversation_of("What is in this picture?")
 _CHOICES = 10  # captions to choose from
-_SCORED = 120  # drawings or questions of each development set, at most
+_SCORED = 40  # questions of each kind in development, at most
 _TOKENS = 40  # of an answer
 _TAKEN = {".png", ".jpg", ".jpeg", ".webp"}  # by the page: photographs in other formats are converted
 # What an answer to each kind of question can be; its first word of these counts.
@@ -136,28 +135,13 @@ def training_names() -> frozenset[str]:
 
 
 def development(answerer: Answerer) -> dict[str, Figure]:
-    """Scores on held-out drawings by likelihood, on photographs by accepted words, and on simple questions."""
-    known, held_out = training_names(), drawings(held_out=True)
-    photos = [photo for photo in development_photos() if photo.file.is_file()]
-    seen = [drawing for drawing in held_out if drawing.name in known and drawing.style == UNSEEN_STYLE]
-    unseen = [drawing for drawing in held_out if drawing.name not in known]
-    figures: dict[str, Figure] = {}
-    for where, candidates in {"known names in an unseen style": seen, "names that were no answer": unseen}.items():
-        rng = random.Random(7)
-        chosen = rng.sample(candidates, _SCORED)
-        features = _features([*map(plain, chosen)])
-        losses, gains = _caption_losses(answerer, chosen, features, candidates, rng)
-        figures |= {
-            **percent(f"right caption of {_CHOICES}, {where}", _is_first(gains)),
-            f"caption loss, {where}": mean(losses[:, 0].tolist(), seed=0),
-        }
-    figures |= _question_scores(answerer, development_questions(photos))
-    everyday = photographs("development")
+    """Scores on photographs by accepted words, and on simple questions about them and about held-out drawings."""
+    everyday, photos = photographs("development"), development_photos()
     with _files(everyday) as files:
         answers = answerer.generate([_QUESTION] * len(everyday), files, _TOKENS)
     right = [is_named(photo.words, text) for photo, text in zip(everyday, answers, strict=True)]
-    figures |= percent("names what an everyday photograph shows", right)
-    return figures | _photo_scores(answerer, photos) if photos else figures
+    figures = percent("names what an everyday photograph shows", right) | _photo_scores(answerer, photos)
+    return figures | _question_scores(answerer, development_questions(photos))
 
 
 def scores(answerer: Answerer) -> dict[str, Figure]:
