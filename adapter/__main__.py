@@ -71,9 +71,6 @@ def _discard_output() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-# Arguments.
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m adapter", description="Adapters for a frozen LLaMA.")
     add_adapters(parser, "another adapter folder")
@@ -105,7 +102,6 @@ def _parser() -> argparse.ArgumentParser:
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     add, defaults, fields = parser.add_argument, Settings(), Settings.model_fields
     add("prompt", nargs="?", metavar="PROMPT")
-    add("--prompt-ids", type=token_ids, metavar="1,2,3", help="token ids instead of PROMPT")
     help = "a conversation that the page exported, instead of PROMPT: answers its newest message anew"
     add("--messages", type=Path, metavar="FILE", help=help)
     add("--others", choices=get_args(Others), default=defaults.others, help=fields["others"].description)
@@ -141,10 +137,6 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 # What argparse makes of a value; it names the function where one is wrong.
 
 
-def token_ids(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
 def name_and_strength(text: str) -> tuple[str, float]:
     name, _, strength = text.partition("=")
     return name, float(strength)
@@ -154,9 +146,6 @@ def gate_factor(text: str) -> tuple[int, int | None, float]:
     gate, _, factor = text.partition("=")
     layer, *head = map(int, gate.split(",", 1))
     return layer, head[0] if head else None, float(factor)
-
-
-# list, show, convert.
 
 
 def _list(_: argparse.Namespace, store: AdapterStore) -> None:
@@ -216,12 +205,9 @@ def _base(args: argparse.Namespace, _: AdapterStore) -> None:
     print(memory.table(configs))
 
 
-# generate.
-
-
 def _generate(args: argparse.Namespace, store: AdapterStore, inspect: bool = False) -> None:
-    if [args.prompt, args.prompt_ids, args.messages].count(None) != 2:
-        raise AdapterError("Give either PROMPT or --prompt-ids or --messages.")
+    if (args.prompt is None) == (args.messages is None):
+        raise AdapterError("Give either PROMPT or --messages.")
     with contextlib.ExitStack() as until_end:
         if args.adapter is not None and "/" in args.adapter:  # a folder or `user/repo`, converted for this run
             opened = open_source(args.adapter, Options(base=args.base))
@@ -270,7 +256,6 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
         strength=args.strength,
         sampling=SamplingParams(**{name: getattr(args, name) for name in sampling}),
         raw=args.raw,
-        prompt_ids=args.prompt_ids,
         mix=tuple(args.mix),
         gates=tuple(args.gate),
         stop=tuple(args.stop),

@@ -12,10 +12,7 @@ V = TypeVar("V")
 
 
 class LRU(Generic[K, V]):
-    """The most recently used values, of which `size` sums up to `limit` at most: by default so many values.
-
-    Thread-safe. Values are not None.
-    """
+    """The most recently used values, none of them None, of which `size` sums up to `limit`. Thread-safe."""
 
     def __init__(self, limit: int, size: Callable[[V], int] = lambda value: 1) -> None:
         self.limit, self._size_of = limit, size
@@ -44,7 +41,6 @@ class LRU(Generic[K, V]):
                 self.size += size
 
     def pop(self, key: K) -> None:
-        """Forget a value, if it is there."""
         with self._lock:
             if key in self._values:
                 self.size -= self._size_of(self._values.pop(key))

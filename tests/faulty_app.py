@@ -23,13 +23,10 @@ from adapter.serve.kv_cache import KVCache
 COUNT_EVERY_SECONDS = 0.05
 
 
-def engine_thread() -> threading.Thread | None:
-    return next((thread for thread in threading.enumerate() if thread.name == "engine"), None)
-
-
 def write_counts(file: Path) -> None:
     while True:
-        if (thread := engine_thread()) is not None:
+        thread = next((thread for thread in threading.enumerate() if thread.name == "engine"), None)
+        if thread is not None:
             engine = thread._target.__self__  # type: ignore[attr-defined]
             new = file.with_name("counts.new")
             new.write_text(json.dumps([len(engine._open), len(engine._scheduler.decoding)]))

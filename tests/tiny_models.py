@@ -1,6 +1,4 @@
-"""Random models: a tiny LLaMA made in milliseconds, adapters for it, a folder of one that never stops, and one of
-any size on disk.
-"""
+"""Random models: a tiny LLaMA made in milliseconds, adapters for it, and LLaMAs on disk, of any size."""
 
 from __future__ import annotations
 

@@ -23,9 +23,7 @@ _CARD = Path(__file__).with_name("card.md")
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores by measure of each system, the adapter first. served: precision and processor; sets: names the test
-    sets.
-    """
+    """Scores by measure of each system, the adapter first. served: precision and processor; sets: their names."""
 
     scores: dict[str, Scores]
     served: str

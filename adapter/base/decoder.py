@@ -141,7 +141,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def gated_unit(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-    """activation(gate) * up."""
     if not isinstance(activation, (nn.SiLU, SiLUActivation)):
         return activation(gate) * up
     return _GatedSiLU.apply(gate, up) if gate.requires_grad or up.requires_grad else F.silu(gate) * up

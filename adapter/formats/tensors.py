@@ -48,7 +48,6 @@ def sanitize(text: object) -> str:
 
 
 def broken(path: Path, problem: str) -> LoadError:
-    """The error for a file whose content is wrong."""
     return LoadError(f"'{path.name}': {problem}. Download it again, or ask its maker.")
 
 

@@ -45,7 +45,6 @@ class Adapter(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Trainable numbers."""
         return sum(p.numel() for p in self.parameters())
 
     def activated_gates(self) -> Tensor:

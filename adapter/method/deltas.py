@@ -34,7 +34,6 @@ class LinearDelta:
     up: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> LinearDelta:
-        """A copy with `change` applied to every tensor."""
         fields = (self.bias, self.scale, self.down, self.up)
         return LinearDelta(*(None if t is None else change(t) for t in fields))
 
@@ -64,7 +63,6 @@ class Deltas:
     norms: Mapping[tuple[int, str], Tensor]
 
     def scaled(self, strength: float) -> Deltas:
-        """Every delta times `strength`: 0 is the base, 1 the trained adapter."""
         linears = {key: delta.scaled(strength) for key, delta in self.linears.items()}
         return Deltas(linears, {key: delta * strength for key, delta in self.norms.items()})
 

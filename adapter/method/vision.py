@@ -42,7 +42,6 @@ class VisualFeatures:
         return self.map(lambda t: t[rows])
 
     def to(self, *args: Any, **kwargs: Any) -> VisualFeatures:
-        """As torch.Tensor.to."""
         return self.map(lambda t: t.to(*args, **kwargs))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> VisualFeatures:

@@ -135,8 +135,6 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class GenerationStats:
-    """Token counts and seconds of one answer."""
-
     prompt_tokens: int
     new_tokens: int
     queue_s: float

@@ -37,8 +37,6 @@ class Adapters(Protocol):
 
 @dataclass(frozen=True)
 class Admitted:
-    """A request that can be served."""
-
     adapters: WeightedAdapters  # those with a strength above 0
     prompt_ids: list[int]  # without the beginning of the answer
     max_new_tokens: int  # of the rest of it
@@ -314,7 +312,6 @@ class Scheduler:
         return "length" if row.new_tokens >= row.admitted.max_new_tokens else None
 
     def remove(self, row: Row) -> None:
-        """Forget a row that has ended, and free its slots."""
         self._stop(row)
         self._free_slots(row)
 

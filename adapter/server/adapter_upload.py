@@ -158,9 +158,7 @@ def rename_adapter(name: str, new_name: str, store: AdapterStore) -> str:
 
 
 def delete_adapter(name: str, store: AdapterStore) -> str:
-    """Moves an adapter that was added here aside for DELETED_SECONDS, and returns what `restore_adapter` needs.
-    Raises BadInput or LoadError.
-    """
+    """Moves an adapter that was added here aside; returns the token to restore it. Raises BadInput, LoadError."""
     with names_lock(store.incoming), _own_folder(name, store) as folder:
         aside = store.incoming / DELETED
         for old in aside.glob("*"):

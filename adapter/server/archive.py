@@ -39,9 +39,7 @@ class ArchiveLimits:
 
 
 def unpack(archive: Path, folder: Path, limits: ArchiveLimits = ArchiveLimits()) -> None:
-    """Unpacks the wanted files into the empty `folder`. Raises BadInput for a zip that is damaged, a bomb, or
-    reaches outside.
-    """
+    """Unpacks the wanted files into the empty `folder`. Raises BadInput, also for a zip that is an attack."""
     try:
         with open(archive, "rb") as packed, mmap.mmap(packed.fileno(), 0, access=mmap.ACCESS_READ) as data:
             # Counted, because zipfile loads as many as there are, whatever number is stated.

@@ -170,8 +170,7 @@ def upload_folder(parent: str | None) -> Iterator[Path]:
     below.mkdir(mode=0o700, parents=True, exist_ok=True)
     for old in below.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, Timeout):  # it is in use, or somebody else deletes it too
-            own = not hasattr(os, "geteuid") or old.lstat().st_uid == os.geteuid()
-            mark = old / _LOCK
+            own, mark = old.lstat().st_uid == os.geteuid(), old / _LOCK
             if own and mark.is_file() and not (old.is_symlink() or mark.is_symlink()):
                 with FileLock(mark, timeout=0):
                     shutil.rmtree(old, ignore_errors=True)

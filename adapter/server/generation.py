@@ -90,7 +90,6 @@ class EngineProvider:
         self._thread = threading.Thread(target=self.load_here, name="model-loader", daemon=True)
 
     def start(self) -> None:
-        """Load in a background thread."""
         self._thread.start()
 
     def load_here(self) -> None:

@@ -285,7 +285,6 @@ class ChatCompletionRequest(_Completion):
         return [{"messages": messages, "image": image, **about}]
 
     def choice(self, index: int, events: Sequence[GenerationEvent], base: Base) -> dict[str, Any]:
-        """A whole answer."""
         text = text_of(events)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if self.tool is not None:

@@ -103,7 +103,6 @@ class ZeroGpuEngine:
         return Answer(pending.mailbox, pending.cancel)
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
-        """As Engine.inspect."""
         pending = self._begin(replace(request, form=NO_FORM), answer_ids)
         last = pending.mailbox.get()
         if isinstance(last, AdapterError):

@@ -102,7 +102,6 @@ def subclass_component(name: str, parent: type, methods: dict[str, Any]) -> Any:
 
 
 def sent(event: gr.EventData) -> dict[str, Any]:
-    """What the browser sent with an event."""
     return event._data if isinstance(event._data, dict) else {}
 
 

@@ -26,10 +26,6 @@ TOY = embedded._Source(
 )
 
 
-def toy_convert(file: Path, folder: Path) -> None:
-    (folder / "toy").write_bytes(file.read_bytes())
-
-
 def toy_wheel(folder: Path, payload: bytes = PAYLOAD) -> Path:
     """A wheel that pip accepts."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +55,8 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, links: str = "") -> None:
 
 
 def prepare_toy() -> bytes:
-    return (embedded._prepare("toy", TOY, toy_convert) / "toy").read_bytes()
+    folder = embedded._prepare("toy", TOY, lambda file, folder: shutil.copy(file, folder / "toy"))
+    return (folder / "toy").read_bytes()
 
 
 @pytest.mark.parametrize("source", ["pip", "installed", "another version installed", "cache folder"])

@@ -45,11 +45,6 @@ def test_it_loads_and_serves_within_the_size_of_its_format(tmp_path: Path) -> No
         shutil.rmtree(folder)  # pytest would keep it
 
 
-def peak_memory() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
-
-
 def memory_speed() -> float:
     """Bytes a second that all cores read together."""
     data = torch.ones(2**27)
@@ -81,7 +76,9 @@ def main(folder: str, adapters: str, format: str) -> None:
     began = time.perf_counter()
     base = load_base(folder, format, "cpu")
     print(f"loaded in {time.perf_counter() - began:.0f} s: {base.describe()}")
-    print(f"peak: {peak_memory() / base.memory_bytes:.2f} of its size")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
+    print(f"peak: {peak / base.memory_bytes:.2f} of its size")
     assert base.quantization == format
     assert base.memory_bytes == pytest.approx(packed, rel=0.01)
     resource.setrlimit(resource.RLIMIT_DATA, (limit + cache + RUNTIME, resource.RLIM_INFINITY))

@@ -89,9 +89,7 @@ def _table(table: str, methods: Iterable[str], title: str) -> None:
 
 
 def start(table: str, method: str, precision: str) -> Callable[[int], tuple[float, int, float]]:
-    """What the process of a method answers the number of a round by: seconds, useful tokens, its peak memory in MB
-    so far.
-    """
+    """What the process of a method answers the number of a round by: seconds, useful tokens, its peak in MB."""
     disable_progress_bar()
     measure = (fixed_turn if table == "fixed" else mixed_turn)(method, precision)
 

@@ -218,9 +218,7 @@ SCHEDULE = st.lists(
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SCHEDULE, st.integers(0, 2**31))
 def test_law_each_row_gets_what_it_gets_alone(engine, tiny_fingerprint, schedule, seed):
-    """Whatever joins, leaves or is cancelled, and prompts in chunks: tokens are equal, log-probabilities within
-    1e-3 in fp32.
-    """
+    """Whatever joins, leaves or is cancelled: equal tokens, and log-probabilities within 1e-3 in fp32."""
     engine._prefill_chunk = 16
     if "short" not in engine.store.names():
         short = random_adapter(tiny_fingerprint, 5, prompt_length=3, insertion_layers=1)

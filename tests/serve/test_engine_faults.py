@@ -120,10 +120,6 @@ def run_in_thread(work):
 # Numbers that overflow.
 
 
-def cached_kv(engine):
-    return [engine._prefix_cache.get(key) for key in engine._prefix_cache]
-
-
 @pytest.mark.parametrize("served_base", ["tiny_base", "packed_base"], indirect=True)
 def test_an_overflowing_adapter_reaches_no_other_row(engine, check_honest):
     bomb = replace(HONEST[0], adapter="bomb")
@@ -138,7 +134,8 @@ def test_an_overflowing_adapter_reaches_no_other_row(engine, check_honest):
     who += [f"Adapter '{name}' makes" for name in ("loud", "tuned", "see")]
     what = "the model's numbers overflow. Choose another adapter or a lower strength."
     assert [str(end) for end in check_honest(*attacks, *attacks)] == [f"{name} {what}" for name in who] * 2
-    assert list(engine._prefix_cache) and all(kv.isfinite().all() for kv in cached_kv(engine))
+    cache = engine._prefix_cache
+    assert list(cache) and all(cache.get(key).isfinite().all() for key in cache)
 
 
 def test_the_inspector_tells_an_overflow(engine):

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -95,10 +96,6 @@ def zip_of(files: dict[str, bytes]) -> bytes:
     return data.getvalue()
 
 
-def no_trainer(*_: Any, **__: Any) -> None:
-    raise BadInput("No trainer is started here.")
-
-
 class Browser(Connection):
     """A visitor who asks for everything that a fault may be in, and collects all that comes back."""
 
@@ -182,7 +179,7 @@ def browser(
     save_adapter(random_adapter(tiny_fingerprint, vision=vision), folder / "eye")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        environment.setattr(TrainingRuns, "_launch", no_trainer)
+        environment.setattr(TrainingRuns, "_launch", Mock(side_effect=BadInput("No trainer is started here.")))
         store = AdapterStore(folder, incoming=folder)
         engine = Engine(tiny_base, store)
         catalog = AdapterCatalog()

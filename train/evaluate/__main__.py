@@ -127,9 +127,6 @@ def _load(args: argparse.Namespace) -> tuple[Base, str]:
     return base, f"{name} on {base.device}" + ", as served" * (args.precision == "served")
 
 
-# Arguments.
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m train.evaluate",

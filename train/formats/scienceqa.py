@@ -76,7 +76,7 @@ def problems(folder: Path, split: str, images: Path | None = None) -> Sequence[P
                 "Fetch both files from the same place."
             )
         value = {"hint": "", "image": None, **files.problems[number], "id": number, "images": pictures}
-        found.append(check(Problem, value, _where(number)))
+        found.append(check(Problem, value, f"problems.json, problem {number}"))
     return found
 
 
@@ -116,8 +116,4 @@ def of_problems(problems: Sequence[Problem], images: Path) -> Iterator[Item]:
     for problem in problems:
         value = {"question": question_text(problem), "answer": problem.letter}
         image = {} if problem.image is None else {"image": problem.image.relative_to(images).as_posix()}
-        yield _where(problem.id), value | image
-
-
-def _where(number: str) -> str:
-    return f"problems.json, problem {number}"
+        yield f"problems.json, problem {problem.id}", value | image

@@ -12,11 +12,11 @@ import math
 import os
 import random
 import re
-import unicodedata
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -181,7 +181,7 @@ def _scan(records: Records, skipped: SkippedExamples) -> _Scan:
         indices.append(i)
         pictured.append(record.image is not None)
         picture = "" if record.image is None else picture_key(record.image)
-        turns = [(turn.role, _normalised(turn.full_text)) for turn in record.messages]
+        turns = [(m.role, " ".join(normalize("NFKC", m.full_text).casefold().split())) for m in record.messages]
         first = next((text for role, text in turns if role == "user"), "")
         requests.append(_hash(f"picture {picture}" if picture else f"text {first}"))
         conversations.append(_hash(repr((picture, turns))))
@@ -233,7 +233,3 @@ def draw_evenly(count: int, wanted: int, seed: int) -> list[int]:
 def _hash(text: str) -> int:
     data = text.encode("utf-8", "surrogatepass")  # of names of files
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
-def _normalised(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

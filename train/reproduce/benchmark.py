@@ -54,10 +54,7 @@ class Benchmark:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
     def examples(self, shown: bool, count: int, seed: int) -> Iterator[Example]:
-        """`count` training problems, 0 for all, in an endless order that is drawn anew each epoch.
-
-        shown: with their pictures.
-        """
+        """`count` training problems, 0 for all, endless, drawn anew each epoch. shown: with their pictures."""
         chosen, features = self.splits["train"][: count or None], self.features if shown else {}
         generator = torch.Generator().manual_seed(seed)
         while True:

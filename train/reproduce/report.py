@@ -128,10 +128,7 @@ class Figures:
         return [over_seeds([statistics.fmean(values) for values in found]) if found and found[0] else None]
 
     def _right(self, group: str, column: str) -> list[list[float]]:
-        """By seed and question, 100 where the answer is right.
-
-        column: of ScienceQA's table, or "blind": the test's questions without a picture.
-        """
+        """By seed and question, 100 where it is right. column: of ScienceQA's, or "blind": without a picture."""
         chosen = [not p.image if column == "blind" else column in columns(p) for p in self.problems]
         return [
             [100.0 * right for right, on in zip(run["test"]["right"], chosen, strict=True) if on]

@@ -1,7 +1,4 @@
-"""What one run trains and measures, and how all are performed; `plan.yaml` says which there are.
-
-Each run leaves one file of results.
-"""
+"""What one run trains and measures into its file of results, and how all those of `plan.yaml` are performed."""
 
 from __future__ import annotations
 
@@ -130,10 +127,7 @@ class Study:
         return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
     def perform(self, run: Run) -> dict[str, Any]:
-        """The figures of a run.
-
-        Times are the process's on the processor: those of a clock on the wall would depend on what else it does.
-        """
+        """The figures of a run. Times are on the processor: on the wall they depend on what else it does."""
         started = time.process_time()
         precision, _ = choose_precision("auto", torch.device("cpu"))
         training: dict[str, Any] = {}

@@ -95,16 +95,16 @@ class RunPlan:
         return "python -m train " + " ".join(map(shlex.quote, arguments))
 
 
-def samples(folder: Path = SAMPLES) -> dict[str, RunPlan]:
+def samples() -> dict[str, RunPlan]:
     """Of the data sets that come with the program, in the order of samples.json; none without that file."""
-    file, found = folder / "samples.json", {}
+    file, found = SAMPLES / "samples.json", {}
     for entry in json.loads(file.read_text(encoding="utf-8")) if file.is_file() else ():
-        name, path, picture = entry["name"], folder / entry["path"], entry.get("picture")
-        shown = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+        name, path, picture = entry["name"], SAMPLES / entry["path"], entry.get("picture")
+        shown = path.relative_to(ROOT).as_posix()
         plan = RunPlan(path, shown, path.is_dir(), name=f"my-{name}", question=entry["question"])
         label = f"{entry['title']}\n{entry['description']}"
         if path.exists():
-            own = {**entry["settings"], "label": label, "picture": folder / picture if picture else None}
+            own = {**entry["settings"], "label": label, "picture": SAMPLES / picture if picture else None}
             found[name] = replace(plan, **own)
     return found
 

@@ -106,9 +106,7 @@ def readable(records: Records) -> Iterator[Record]:
 
 
 def _is_pictured(record: Record, root: Path) -> bool:
-    """Whether a record has a picture. Raises BadInput if that is outside of `root`: an upload must not make the
-    server read its other files.
-    """
+    """Whether a record has a picture. Raises BadInput for one outside of `root`: a file of the server's own."""
     if not isinstance(record.image, Path):  # a picture within the data is within what was sent
         return record.image is not None
     try:
@@ -124,10 +122,7 @@ def _is_pictured(record: Record, root: Path) -> bool:
 
 
 def make_preview(data: TrainingData, base: str) -> tuple[str, str]:
-    """HTML, and the template to train with. Reads all records once, as the trainer will.
-
-    Raises BadInput if too few can be trained on.
-    """
+    """HTML, and the template to train with. Raises BadInput if too few records can be trained on."""
     import_libraries()
     from train.input.data_check import make_report
     from train.input.rows import Tokeniser

@@ -170,7 +170,6 @@ class TrainingRuns:
         return [folder.name for folder in self.folder.glob("*") if not is_empty(folder.name)]
 
     def running(self) -> str | None:
-        """The name of the running run."""
         return next((name for name in self.names() if self._process(name) is not None), None)
 
     def get(self, name: str) -> TrainingRun | None:
@@ -300,7 +299,7 @@ class TrainingRuns:
             child = self._child = psutil.Popen(command, cwd=ROOT, env=environment, **own)
             try:
                 with contextlib.suppress(psutil.Error):
-                    child.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if os.name == "nt" else NICENESS)
+                    child.nice(NICENESS)
                 started = child.create_time()
                 _write_record(
                     folder, dataclasses.replace(record, launched=launched, pid=child.pid, started=started)

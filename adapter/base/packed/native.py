@@ -92,7 +92,6 @@ def store(b, value, address, offset=0):
 
 
 def splat(b, value, count=LANES):
-    """A vector of the same value."""
     undefined = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
     zeros = ir.Constant(ir.VectorType(I32, count), [0] * count)
     return b.shuffle_vector(b.insert_element(undefined, value, I32(0)), undefined, zeros)
@@ -153,7 +152,6 @@ def pointer(b, address):
 
 @njit(error_model="numpy")
 def floats(address, count):
-    """The float32 array at an address."""
     return carray(pointer(address), count, np.float32)
 
 
@@ -186,14 +184,7 @@ def pause(b):
         b.call(function(b, "llvm.x86.sse2.pause", ir.VoidType()), [])
 
 
-if sys.platform == "win32":
-
-    @njit(error_model="numpy")
-    def yield_thread():
-        pause()
-else:
-    # Lets another thread have the core.
-    yield_thread = types.ExternalFunction("sched_yield", types.int32())
+yield_thread = types.ExternalFunction("sched_yield", types.int32())  # lets another thread have the core
 
 
 def sums(b, vectors):

@@ -100,8 +100,7 @@ def _norm(plan, row, weight, delta, to):
     """RMS norm of a row of the residual stream."""
     size = plan.hidden
     x, w, out = floats(row, size), floats(weight, size), floats(to, size)
-    total = _sum_of_squares(row, size)
-    factor = np.float32(1) / np.sqrt(total / np.float32(size) + floats(plan.constants, 2)[0])
+    factor = np.float32(1) / np.sqrt(_dot(row, row, size) / np.float32(size) + floats(plan.constants, 2)[0])
     for i in range(size):
         out[i] = x[i] * factor * w[i]
     if delta:
@@ -111,14 +110,6 @@ def _norm(plan, row, weight, delta, to):
 
 
 @njit(error_model="numpy", fastmath={"reassoc"})  # so that it becomes a sum of vectors
-def _sum_of_squares(address, count):
-    x, total = floats(address, count), np.float32(0)
-    for i in range(count):
-        total += x[i] * x[i]
-    return total
-
-
-@njit(error_model="numpy", fastmath={"reassoc"})
 def _dot(left, right, count):
     x, y, total = floats(left, count), floats(right, count), np.float32(0)
     for i in range(count):

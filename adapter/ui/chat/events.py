@@ -81,9 +81,7 @@ class ChatEvents:
         request: gr.Request,
         **settings: Any,
     ) -> Iterator[Updates]:
-        """Answers the message in the box; or what was pressed or edited in the chat, as the event's data say.
-        known: the corrections.
-        """
+        """Answers the message in the box, or what the event's data say was pressed. known: the corrections."""
         data = sent(event)
         index, value = data.get("index"), data.get("value")
         if not data:

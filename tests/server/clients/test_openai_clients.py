@@ -1,6 +1,4 @@
-"""Clients of others, unchanged, against a server of the tiny model: log-probabilities, several choices, penalties,
-tools and raw prompts.
-"""
+"""Clients of others, unchanged, against a server of the tiny model: log-probabilities, tools and raw prompts."""
 
 from __future__ import annotations
 

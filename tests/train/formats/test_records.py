@@ -27,10 +27,6 @@ def numbered_rows(count: int) -> list[dict[str, str]]:
     return [{"instruction": f"Say {i}.", "output": str(i)} for i in range(count)]
 
 
-def to_jsonl(values: list) -> str:
-    return "".join(json.dumps(value) + "\n" for value in values)
-
-
 # What was written is what is read.
 
 texts = st.text(max_size=12) | st.sampled_from(
@@ -66,8 +62,9 @@ def test_a_json_array_is_read_back_in_any_layout(tmp_path_factory, elements, dat
 
 
 def test_an_array_lines_and_compressed_files_are_the_same_records(tmp_path):
-    array, lines = json.dumps(numbered_rows(50), indent=2), to_jsonl(numbered_rows(50))
-    table = "instruction,output\n" + "".join(f'"{r["instruction"]}",{r["output"]}\n' for r in numbered_rows(50))
+    rows = numbered_rows(50)
+    array, lines = json.dumps(rows, indent=2), "".join(json.dumps(row) + "\n" for row in rows)
+    table = "instruction,output\n" + "".join(f'"{row["instruction"]}",{row["output"]}\n' for row in rows)
     found = [
         open_records(write(tmp_path, name, gzip.compress(text.encode()) if name.endswith(".gz") else text))
         for name, text in (("a.jsonl", lines), ("a.json", array), ("b.jsonl.gz", lines), ("b.json.gz", array),

@@ -37,7 +37,6 @@ class ObjectTest(NamedTuple):
 
 
 def recipe(_: Any) -> Recipe:
-    """The recipe."""
     files = tuple(f"extract/development_{part}.jsonl" for part in ("messages", "sentences"))
     return recipe_of("extract", MeasuredSets(development, files), scores, ["extract_messages.yaml"])
 

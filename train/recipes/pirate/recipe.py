@@ -23,7 +23,6 @@ _LITERAL = re.compile(r"(`[^`]*`|\"[^\"]*\"|“[^”]*”|https?://\S+|\S+@\S+)"
 
 
 def recipe(_: Any) -> Recipe:
-    """The recipe."""
     sealed = ["pirate_questions.yaml", "pirate_answers.tsv"]
     return recipe_by_rule("pirate", sets, ["pirate.yaml", "answers.tsv"], sealed)
 

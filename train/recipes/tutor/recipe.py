@@ -34,7 +34,6 @@ _SUFFIX = re.compile(r"(?:ing|edly|ed|ie|ier|ly|er|y|e)$")
 
 
 def recipe(_: Any) -> Recipe:
-    """The recipe."""
     return recipe_by_rule("tutor", sets, ["tutor.yaml", "replies.tsv"], ["tutor.yaml", "tutor_replies.tsv"])
 
 
