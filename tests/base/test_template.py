@@ -130,8 +130,6 @@ def test_an_alpaca_answer_continues_the_prompts_text_and_ends():
     assert ids[:-1] == tokenizer(f"{ASK}\n\n### Instruction:\nHi\n\n### Response:Yes").input_ids
 
 
-# Chat templates.
-
 # In the manner of Llama 3.2's: a date of its own unless it is told one.
 DATED = """
 {%- if not date_string is defined %}

@@ -53,9 +53,6 @@ def test_the_fingerprint_equals_that_of_the_loaded_base(kind, tiny_base, tiny_fo
     assert found == loaded and loaded.weights
 
 
-# Ours.
-
-
 def test_ours_is_copied_with_its_licence(ours, tmp_path):
     convert(str(ours), tmp_path / "to")
     one, two = load_adapter(ours), load_adapter(tmp_path / "to")

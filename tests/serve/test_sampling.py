@@ -154,9 +154,6 @@ def test_the_lowest_temperatures_and_top_p_take_the_most_likely_token():
         assert token_of(LOGITS, SamplingParams(temperature=1.0, top_p=lowest), HIGHEST) == 1
 
 
-# Drafts.
-
-
 def without_drafts(logits, sampler):
     """One token at a time, while the rows are the valid ones: row i + 1 was computed behind drafts[i]."""
     return [sample(row[None], [sampler])[0][0] for row in logits]

@@ -136,9 +136,6 @@ def test_a_full_disk_loses_a_save_but_not_the_run(arguments, tmp_path, small_fil
         train.job.say("The Train tab's messages are on that disk too.")
 
 
-# Several processes.
-
-
 @pytest.fixture
 def nodes(data, tiny_folder, tmp_path) -> list[Path]:
     """Two machines' disks: each has its copies of data and base, and nothing of the other's."""

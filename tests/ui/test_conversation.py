@@ -52,9 +52,6 @@ def test_messages_by_the_page_are_inert() -> None:
     assert not set("<*_") & set(text[len('<span class="aside note">') : -len("</span>")])
 
 
-# Markup.
-
-
 @given(MARKUP)
 def test_unescaping_is_the_inverse_of_escaping(text: str) -> None:
     assert unescape_markup(escape_markup(text)) == text

@@ -92,9 +92,6 @@ def test_no_question_is_trained_on():
     assert not by_pirate & {normalized(asked[-1].text) for asked in answers.conversations}
 
 
-# Scores.
-
-
 @dataclasses.dataclass
 class Fake:
     """An answerer that looks the answer up by the last message."""

@@ -139,9 +139,6 @@ def test_heads_of_drawings_are_closed_for_photographs_and_everyday_heads_for_dra
     assert (projection.posterior(unknown).argmax(1) == targets).float().mean() > 0.9
 
 
-# Scores.
-
-
 def npm_archive(folder: str, member: str = "package/a.png") -> None:
     with tarfile.open(Path(folder) / "toys-1.tgz", "w:gz") as tar:
         entry = tarfile.TarInfo(member)

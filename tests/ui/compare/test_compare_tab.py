@@ -177,9 +177,6 @@ def test_texts_that_repeat_themselves_are_not_compared_word_by_word() -> None:
     assert time.thread_time() - begun < 1 and words == 1801 and marked.startswith("Yes <mark>")
 
 
-# The film.
-
-
 def test_a_film_counts_as_five_answers_and_is_written_whole_or_not_at_all(toasts: list[str]) -> None:
     now = [0.0]
     limits, engine = Limits(public=True, clock=lambda: now[0]), EchoEngine()

@@ -136,9 +136,6 @@ def number(text: str) -> float:
     return float(text.replace("−", "-"))  # ".34" is one for Python too
 
 
-# Charts.
-
-
 def test_the_charts_have_the_numbers_of_the_inspection(engine, picture) -> None:
     panel = panel_of(engine)
     history = recorded(engine, picture, adapter="see", mix="two", strength=0.8)
