@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 
 class LRU(Generic[K, V]):
-    """The most recently used values, none of them None, of which `size` sums up to `limit`. Thread-safe."""
+    """The most recently used values, none of them None, whose `size` sums up to at most `limit`. Thread-safe."""
 
     def __init__(self, limit: int, size: Callable[[V], int] = lambda value: 1) -> None:
         self.limit, self._size_of = limit, size

@@ -151,16 +151,16 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 class ClassFeatures:
     """Draws features of imagined photographs around the encoder's own weight vector of a class.
 
-    The pooled features are the mean over pictures with a photograph's texture, plus a step along the class's weight
+    The pooled features are the mean over photographs, plus a step along the class's weight
     vector, plus part of such a picture's own deviation; the logits are the encoder's classifier on them. The other
     levels are that picture's.
     """
 
-    def __init__(self, encoder: VisualEncoder, photograph_like: VisualFeatures) -> None:
+    def __init__(self, encoder: VisualEncoder, photographs: VisualFeatures) -> None:
         self._weight, self._bias = encoder.classifier
         self.pooled = self._weight.shape[1]
-        pooled = photograph_like.levels[:, -self.pooled :]
-        self._other_levels = photograph_like.levels[:, : -self.pooled]
+        pooled = photographs.levels[:, -self.pooled :]
+        self._other_levels = photographs.levels[:, : -self.pooled]
         self._mean = pooled.mean(0)
         self._deviations = pooled - self._mean
 

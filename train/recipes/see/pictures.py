@@ -1,4 +1,4 @@
-"""The packages with the pictures of the `see` recipe, and the lists of those that it is tested on.
+"""The packages with the pictures of the `see` recipe, and the lists of photographs.
 
 `python -m train.recipes.see.pictures [USE ...]` fetches all packages of `packages.tsv`, or those of one use, and unpacks
 them without installing anything; it names what is missing in the end.

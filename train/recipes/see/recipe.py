@@ -24,6 +24,7 @@ from tqdm import tqdm
 from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
 from adapter.base.image_file import open_image
+from adapter.errors import AdapterError
 from adapter.method.adapter import Adapter
 from adapter.method.config import VisionConfig
 from adapter.method.label_projection import LabelProjection
@@ -46,7 +47,7 @@ from train.recipes.see.concepts import (
     is_named,
 )
 from train.recipes.see.drawings import COLOURS, colour_shares, drawings, plain, varied
-from train.recipes.see.pictures import photographs, varied_photo
+from train.recipes.see.pictures import missing, photographs, varied_photo
 from train.recipes.see.scores import LEAST_SHARE, MEDIA, ask_about, development, draw_group, scores
 
 _VIEWS = 3  # of each picture: the plain one, and variants
@@ -110,6 +111,10 @@ class _Made:
         """
         shown = drawings()
         content = [(drawing.style, drawing.name) for drawing in shown]
+        if lost := missing(["photographs", "development"]):
+            raise AdapterError(
+                f"{len(lost)} photographs are missing. Run `make pictures` first.", ", ".join(lost[:20])
+            )
         for drawing in {drawing.style: drawing for drawing in shown}.values():
             drawing.draw()  # what is missing is told before minutes of encoding
 
@@ -148,7 +153,7 @@ class _Made:
             image = open_image(self._photos[i].file)
             return varied_photo(image, rng) if number else image
 
-        return self._encoded([(str(photo.file),) for photo in self._photos], view)
+        return self._encoded([(str(photo.file), str(photo.file.stat().st_size)) for photo in self._photos], view)
 
     @cached_property
     def _colours(self) -> Tensor:
@@ -190,10 +195,11 @@ class _Made:
             self._vocabulary.rows, drawn, taken, known, meanings, self._class_features, projection
         )
         unknown, folders = [], [str(photo.file.parent) for photo in self._photos]
+        levels = torch.cat([drawn.levels, taken.levels])
         for keys in ([drawing.style for drawing in self._train], names):
             number = {key: i % concepts.FOLDS for i, key in enumerate(sorted({*keys, *folders}))}
             part = torch.tensor([number[key] for key in keys * _VIEWS + folders * _VIEWS])
-            unknown.append(VisualFeatures(torch.cat([drawn.levels, taken.levels]), heads.logits_without(part)))
+            unknown.append(VisualFeatures(levels, heads.logits_without(part)))
         return projection, unknown
 
     def _meaning(self, words: Sequence[str]) -> Tensor:
@@ -257,7 +263,7 @@ class _Made:
             yield _after_other_talk(Example(ask_about("questions", rng), rng.choice(replies)), rng)
 
     def _seen(self, i: int, rng: random.Random, unknown: int) -> VisualFeatures:
-        """A view of picture `i`, counted as in `_colours`: as one of an unknown style (0) or an unknown name (1)."""
+        """A view of picture `i`, counted as in `_colours`: as one of an unknown style or folder (0) or name (1)."""
         count, start, view = len(self._train), 0, rng.randrange(_VIEWS)
         if i >= count:
             i, count, start = i - count, len(self._photos), _VIEWS * count
