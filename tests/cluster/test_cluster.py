@@ -317,7 +317,7 @@ for base in bases:
     try:
         page = cluster.connect(address, base, "none", None, (2, 2), AdapterStore(Path(adapters)))
     except LoadError as error:
-        print(error)
+        print(error, error.detail)
     else:
         print("".join(event.text for event in page.submit(request(adapter="one"))))
         page.close()
