@@ -24,7 +24,7 @@ from train.config import DERIVED, ConfigError, RecipeFile, TrainConfig, describe
 from train.input.split import FileExamples
 from train.loop import OF_ADAPTER, new_adapter
 
-# What an adapter in `start_from` has already and a recipe cannot change.
+# What an adapter in `start_from` has already and a recipe file cannot change.
 _TAKEN = {"insertion_layers", *OF_ADAPTER} - {"description", "form"}
 
 

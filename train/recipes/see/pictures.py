@@ -151,6 +151,15 @@ def missing(uses: Sequence[str]) -> list[str]:
     return [str(file) for file in files if not file.is_file()]
 
 
+def check_present(uses: Sequence[str]) -> None:
+    """Raises AdapterError if a picture for `uses` is missing: a score of some of them could be that of the easy ones."""
+    if lost := missing(uses):
+        raise AdapterError(
+            f"{len(lost)} {' and '.join(uses)} pictures are missing. Run `make pictures` first.",
+            ", ".join(lost[:20]),
+        )
+
+
 def main(uses: Sequence[str]) -> int:
     """Fetches the packages for `uses`, all if empty. Returns the exit status: 1 if anything is missing."""
     if unknown := set(uses) - set(USES):

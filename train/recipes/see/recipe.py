@@ -24,7 +24,6 @@ from tqdm import tqdm
 from adapter.base.embedded import ENCODER
 from adapter.base.encoder import load_encoder
 from adapter.base.image_file import open_image
-from adapter.errors import AdapterError
 from adapter.method.adapter import Adapter
 from adapter.method.config import VisionConfig
 from adapter.method.label_projection import LabelProjection
@@ -47,7 +46,7 @@ from train.recipes.see.concepts import (
     is_named,
 )
 from train.recipes.see.drawings import COLOURS, colour_shares, drawings, plain, varied
-from train.recipes.see.pictures import missing, photographs, varied_photo
+from train.recipes.see.pictures import check_present, photographs, varied_photo
 from train.recipes.see.scores import LEAST_SHARE, MEDIA, ask_about, development, draw_group, scores
 
 _VIEWS = 3  # of each picture: the plain one, and variants
@@ -111,12 +110,10 @@ class _Made:
         """
         shown = drawings()
         content = [(drawing.style, drawing.name) for drawing in shown]
-        if lost := missing(["photographs", "development"]):
-            raise AdapterError(
-                f"{len(lost)} photographs are missing. Run `make pictures` first.", ", ".join(lost[:20])
-            )
+        # What is missing is told before minutes of encoding.
+        check_present(["photographs", "development"])
         for drawing in {drawing.style: drawing for drawing in shown}.values():
-            drawing.draw()  # what is missing is told before minutes of encoding
+            drawing.draw()
 
         def view(i: int, number: int, rng: random.Random) -> Image.Image:
             copy = replace(shown[i])  # whose image is kept no longer than this
@@ -230,7 +227,7 @@ class _Made:
         return VisualFeatures(features.levels, torch.nn.functional.pad(features.logits, (0, missing)))
 
     def prepare(self, adapter: Adapter) -> None:
-        """Copies names, kinds and heads into a new adapter."""
+        """Copies names, kinds and heads into the adapter to train."""
         buffers = dict(adapter.named_buffers())
         for name, values in self._heads[0].named_buffers():
             buffers[f"projection.{name}"].copy_(values)

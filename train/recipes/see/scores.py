@@ -20,7 +20,6 @@ from torch import Tensor
 
 from adapter.base.encoder import load_encoder
 from adapter.base.image_file import open_image
-from adapter.errors import AdapterError
 from adapter.method.vision import VisualFeatures
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure
@@ -43,7 +42,7 @@ from train.recipes.see.drawings import (
     plain,
     sealed_drawings,
 )
-from train.recipes.see.pictures import Photo, development_photos, missing, photographs, sealed, sealed_photos
+from train.recipes.see.pictures import Photo, check_present, development_photos, photographs, sealed, sealed_photos
 
 MEDIA = ("drawing", "photograph")
 LEAST_SHARE = 0.5  # of a colour that a thing is said to have
@@ -139,28 +138,25 @@ def development(answerer: Answerer) -> dict[str, Figure]:
     everyday, photos = photographs("development"), development_photos()
     with _files(everyday) as files:
         answers = answerer.generate([_QUESTION] * len(everyday), files, _TOKENS)
-    right = [is_named(photo.words, text) for photo, text in zip(everyday, answers, strict=True)]
-    figures = percent("names what an everyday photograph shows", right) | _photo_scores(answerer, photos)
+    figures = percent("names what an everyday photograph shows", _named(everyday, answers))
+    figures |= _photo_scores(answerer, photos)
     return figures | _question_scores(answerer, development_questions(photos))
 
 
 def scores(answerer: Answerer) -> dict[str, Figure]:
-    """The scores on the sealed pictures, and on messages without a picture.
-
-    Raises AdapterError if a picture is missing: a score of some of them could be that of the easy ones.
-    """
-    if lost := missing(["sealed"]):
-        raise AdapterError(
-            f"{len(lost)} of the sealed pictures are missing. Run `make pictures` first.", ", ".join(lost[:20])
-        )
+    """The scores on the sealed pictures, and on messages without a picture. Raises AdapterError if one is missing."""
+    check_present(["sealed"])
     photos, drawn, known = sealed_photos(), sealed_drawings(), training_names()
     figures = _photo_scores(answerer, photos, some(range(len(photos))))
-    _, gains = _caption_losses(answerer, drawn, _features([*map(plain, drawn)]), drawn, random.Random(16))
-    right = _is_first(gains)
+    right = _is_first(_caption_gains(answerer, drawn, _features([*map(plain, drawn)]), random.Random(16)))
     for group, is_known in (("names known from training", True), ("other names", False)):
         chosen = [r for r, drawing in zip(right, drawn, strict=True) if (drawing.name in known) is is_known]
         figures |= percent(f"right caption of {_CHOICES}, {group}", chosen)
     return figures | _question_scores(answerer, sealed_questions()) | off_task_scores(answerer)
+
+
+def _named(photos: Sequence[Photo], texts: Sequence[str]) -> list[bool]:
+    return [is_named(photo.words, text) for photo, text in zip(photos, texts, strict=True)]
 
 
 def _features(images: Sequence[Image.Image]) -> VisualFeatures:
@@ -181,19 +177,15 @@ def _photo_scores(answerer: Answerer, photos: Sequence[Photo], late: Sequence[in
         logits = _features([open_image(file) for file in files]).logits
     assert logits is not None
     likeliest = [class_names()[int(c)] for c in logits.argmax(1)]
-
-    def named(texts: Sequence[str], of: Sequence[Photo] = photos) -> list[bool]:
-        return [is_named(photo.words, text) for photo, text in zip(of, texts, strict=True)]
-
-    right = named(answers)
+    right = _named(photos, answers)
     in_form = [drawing_sentence("")[:-2] in text or hedged(text) for text in latest]  # "The picture shows"
     thing = "names the thing in a photograph"
     figures = {
         **percent(thing, right),
-        **percent(f"{thing}, after other talk", named(later)),
-        **percent(f"{thing}, after other adapters", named(latest, [photos[i] for i in late])),
+        **percent(f"{thing}, after other talk", _named(photos, later)),
+        **percent(f"{thing}, after other adapters", _named([photos[i] for i in late], latest)),
         **percent("names a thing in its form, after other adapters", in_form),
-        **percent("the encoder's likeliest class names it", named([name.text for name in likeliest])),
+        **percent("the encoder's likeliest class names it", _named(photos, [name.text for name in likeliest])),
     }
     for group, value in (("wrong", False), ("right", True)):
         doubts = [hedged(text) for text, is_right in zip(answers, right, strict=True) if is_right is value]
@@ -201,17 +193,13 @@ def _photo_scores(answerer: Answerer, photos: Sequence[Photo], late: Sequence[in
     return figures
 
 
-def _caption_losses(
-    answerer: Answerer,
-    shown: Sequence[Drawing],
-    features: VisualFeatures,
-    pool: Sequence[Drawing],
-    rng: random.Random,
-) -> tuple[Tensor, Tensor]:
-    """[N, _CHOICES], the loss of each drawing's own caption and of others from `pool`; and how much less than
-    without a picture, where common names are likelier, too.
+def _caption_gains(
+    answerer: Answerer, shown: Sequence[Drawing], features: VisualFeatures, rng: random.Random
+) -> Tensor:
+    """[N, _CHOICES], how much smaller the loss of each drawing's own caption, and of others, is with the picture than
+    without it, where common names are likelier, too.
     """
-    names = [*dict.fromkeys(drawing.name for drawing in pool)]
+    names = [*dict.fromkeys(drawing.name for drawing in shown)]
     captions: list[str] = []
     for drawing in shown:
         others = rng.sample([name for name in names if name != drawing.name], _CHOICES - 1)
@@ -220,7 +208,7 @@ def _caption_losses(
     losses = torch.tensor(answerer.nll([_QUESTION] * len(captions), captions, rows)).view(len(shown), _CHOICES)
     texts = [*dict.fromkeys(captions)]
     blind = dict(zip(texts, answerer.nll([_QUESTION] * len(texts), texts), strict=True))
-    return losses, torch.tensor([blind[caption] for caption in captions]).view_as(losses) - losses
+    return torch.tensor([blind[caption] for caption in captions]).view_as(losses) - losses
 
 
 def _is_first(gains: Tensor) -> list[bool]:
