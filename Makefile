@@ -51,7 +51,7 @@ huge: dev ## load and serve a base of 7B shape in limited memory (14 GB of disk,
 screenshots: dev chromium ## walk through the page as a newcomer, timed, and take the README's pictures
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.screenshots $(ARGS)
 
-pictures: dev ## fetch the pictures that see is trained and tested on (4 GB; docs/train.md says how to fetch fewer)
+pictures: dev ## fetch the pictures that see is trained and tested on (2.5 GB; ARGS=drawings: to train)
 	$(BIN)/python -m train.recipes.see.pictures $(ARGS)
 
 install: $(VENV)/.runtime ## only install what serving and training need

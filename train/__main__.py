@@ -186,9 +186,9 @@ def _train(
     tokenizer, known_base = in_all(accelerator, know_base, in_turn=True)
     project = None if own is None else load_recipe(own, tokenizer)
     made = None if project is None else project.examples
-    recipe, files, start_from = in_all(accelerator, read_data)
-    if made is not None:
+    if made is not None and recipe.start_from is None:
         recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, vision=made.vision))
+    recipe, files, start_from = in_all(accelerator, read_data)
     config = recipe.train if files is None else files.with_steps(recipe.train)
     examples = made or files
     assert examples is not None
@@ -209,7 +209,7 @@ def _train(
         encoder.compute_in(base.model.dtype)
         feature_cache = FeatureCache.on_disk(encoder, config.vision, skipped, log)
     adapter = start_adapter(recipe, config, base)
-    if made is not None:
+    if made is not None and recipe.start_from is None:
         made.prepare(adapter)
 
     def finish(adapter: Adapter, outcome: Outcome) -> None:

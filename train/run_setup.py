@@ -24,7 +24,7 @@ from train.config import DERIVED, ConfigError, RecipeFile, TrainConfig, describe
 from train.input.split import FileExamples
 from train.loop import OF_ADAPTER, new_adapter
 
-# What an adapter in `start_from` has already and a recipe file cannot change.
+# What an adapter in `start_from` has already and a recipe cannot change.
 _TAKEN = {"insertion_layers", *OF_ADAPTER} - {"description", "form"}
 
 
@@ -120,19 +120,14 @@ def with_encoder(
 
 
 def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapter:
-    """The adapter to train: a new one, or that in `start_from`, with an untrained tuning if it lacks one, and with
-    room for the names in `config`. config: the recipe's, after `complete`. Raises LoadError if the loaded one is
-    for another base.
+    """The adapter to train: a new one, or that in `start_from`, with an untrained tuning if it lacks one. config:
+    the recipe's, after `complete`. Raises LoadError if the loaded one is for another base.
     """
     if recipe.start_from is None:
         return new_adapter(config, base)
     loaded = load_adapter(Path(recipe.start_from), base.fingerprint, base.device)
-    about = dataclasses.replace(
-        loaded.config, description=config.description, form=config.form, vision=config.vision
-    )
+    about = dataclasses.replace(loaded.config, description=config.description, form=config.form)
     set_seed(config.seed)  # a new tuning is the same in every process
     adapter = Adapter(dataclasses.replace(about, tuning=about.tuning or config.tuning)).to(base.device)
-    # A recipe that makes its own examples gives names and heads anew.
-    kept = loaded.state_dict() if about.vision == loaded.config.vision else dict(loaded.named_parameters())
-    adapter.load_state_dict({**adapter.state_dict(), **kept})
+    adapter.load_state_dict({**adapter.state_dict(), **loaded.state_dict()})
     return adapter

@@ -38,8 +38,7 @@ class LabelProjection(nn.Module):
     adapter: name_of: [num_classes] row of `names`, for classes may share one; names: [num_classes, name_length]
     and kinds: [num_kinds, KIND_LENGTH] token ids, -1 behind the end; kind_of: [num_classes] each name's kind or
     -1; concept_basis: [CONCEPT_RANK, feature_size] and concept_weight: [num_classes, CONCEPT_RANK], the head;
-    gate_weight: [feature_size], which tells drawings from photographs and closes concepts for these (one whose row
-    takes the gate off again is closed for drawings instead);
+    gate_weight: [feature_size], which tells pictures that the head knows, drawings, from others;
     facts: [num_facts, fact_size] token ids of the words that fact_weight [num_facts, fact_size, feature_size]
     tells apart; lead: [LEAD_LENGTH] token ids, -1 behind the end; certainty_words: [3] token ids, for a name at
     least as probable as the first of certainty_bounds [2], for a kind as probable as the second, and for neither.
@@ -112,7 +111,7 @@ class LabelProjection(nn.Module):
         return masses[:, :-1]
 
     def gate(self, levels: Tensor) -> Tensor:
-        """How much likelier a picture is a drawing than a photograph: log-odds, [B]."""
+        """How much a picture is of those that the concepts' head knows: log-odds, [B]."""
         return levels.float() @ self.gate_weight.float() + self.gate_bias.float()
 
     def fact_words(self, features: VisualFeatures) -> Tensor:

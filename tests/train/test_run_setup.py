@@ -11,19 +11,17 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from torch.testing import assert_close
 
 from adapter.formats import official_v2
 from adapter.method.checkpoint import load_adapter, read_config, save_adapter
 from adapter.method.config import TuningConfig, VisionConfig
 from adapter.method.vision import VisualEncoder
-from tests.method.test_projection import LABEL, visual_adapter
 from tests.tiny_models import FINGERPRINT, character_tokenizer, random_adapter, tiny_config
 from train import job
 from train.__main__ import main
 from train.config import ConfigError, TrainConfig, presets, read_recipe, recipe_text
 from train.loop import new_adapter, trainable_parameters
-from train.run_setup import complete, start_adapter
+from train.run_setup import complete
 
 
 @pytest.fixture
@@ -92,19 +90,6 @@ def test_a_tuning_is_added_or_taken_and_never_replaced(tmp_path, start):
     assert third.tuning == TuningConfig(64, norms=True)
     with pytest.raises(ConfigError, match="tuning.lora_rank 2 where the adapter has 0"):
         completed("steps=1", tuned, "tuning.norms=true", "tuning.lora_rank=2")
-
-
-def test_names_of_things_may_be_new_in_an_adapter_that_is_trained_on(tiny_base, tmp_path):
-    """A recipe that makes its own examples gives names and heads; what was trained is kept."""
-    old = visual_adapter(tiny_base.fingerprint, LABEL)
-    save_adapter(old, tmp_path / "start", "")
-    recipe = completed("steps=1", f"start_from={tmp_path / 'start'}")
-    for classes in (LABEL.num_classes, 9):
-        config = dataclasses.replace(recipe.train, vision=dataclasses.replace(LABEL, num_classes=classes))
-        new = start_adapter(recipe, config, tiny_base)
-        assert_close(dict(new.named_parameters()), dict(old.named_parameters()))
-        assert len(new.projection.names) == classes
-        assert (new.projection.names[:2] == old.projection.names[:2]).all() == (classes != 9)
 
 
 def test_a_base_without_a_chat_template_is_trained_with_alpacas():

@@ -43,8 +43,8 @@ class Examples:
     """What a recipe trains on that makes its examples itself.
 
     of_split: those for "train" are endless, and those for "validation" finite and disjoint from them. digest: of
-    what they are made from. prepare(adapter) fills its buffers that are not trained, such as names of classes, also where
-    it was trained before. vision: the adapter's.
+    what they are made from. prepare(adapter) fills buffers of a new adapter that are not trained, such as names of
+    classes. vision: of a new adapter.
     """
 
     of_split: Callable[[str], Iterable[Example]]

@@ -59,12 +59,6 @@ def class_names() -> tuple[Name, ...]:
 
 
 @cache
-def everyday_names() -> dict[str, Name]:
-    """What photographs show that people take, by the word."""
-    return {word: Name(*row) for word, *row in read_table(FOLDER / "everyday.tsv")}
-
-
-@cache
 def kinds() -> dict[str, Kind]:
     """All kinds of things by name."""
     return {name: Kind(text, group) for name, text, group in read_table(FOLDER / "kinds.tsv")}
@@ -114,16 +108,14 @@ class Vocabulary(NamedTuple):
     kinds: list[str]
 
 
-def vocabulary(drawn: Iterable[Name], tokenizer: Any) -> Vocabulary:
-    """The encoder's classes, those of `drawn` of at most NAME_LENGTH tokens, and the everyday names. Equal names become
-    one.
-    """
-    short = [c for c in dict.fromkeys(drawn) if len(_tokens(tokenizer, c.text)) <= NAME_LENGTH]
+def vocabulary(concepts: Iterable[Name], tokenizer: Any) -> Vocabulary:
+    """The encoder's classes, and those of `concepts` of at most NAME_LENGTH tokens. Equal names become one."""
+    short = [c for c in dict.fromkeys(concepts) if len(_tokens(tokenizer, c.text)) <= NAME_LENGTH]
     index: dict[str, Name] = {}
-    for name in (every := (*class_names(), *short, *everyday_names().values())):
+    for name in (*class_names(), *short):
         index.setdefault(name.text, name)
     row_of = {text: row for row, text in enumerate(index)}
-    rows = torch.tensor([row_of[name.text] for name in every])
+    rows = torch.tensor([row_of[name.text] for name in (*class_names(), *short)])
     return Vocabulary([*index.values()], rows, sorted({name.kind for name in index.values() if name.kind}))
 
 
@@ -151,16 +143,16 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 class ClassFeatures:
     """Draws features of imagined photographs around the encoder's own weight vector of a class.
 
-    The pooled features are the mean over photographs, plus a step along the class's weight
+    The pooled features are the mean over pictures with a photograph's texture, plus a step along the class's weight
     vector, plus part of such a picture's own deviation; the logits are the encoder's classifier on them. The other
     levels are that picture's.
     """
 
-    def __init__(self, encoder: VisualEncoder, photographs: VisualFeatures) -> None:
+    def __init__(self, encoder: VisualEncoder, photograph_like: VisualFeatures) -> None:
         self._weight, self._bias = encoder.classifier
         self.pooled = self._weight.shape[1]
-        pooled = photographs.levels[:, -self.pooled :]
-        self._other_levels = photographs.levels[:, : -self.pooled]
+        pooled = photograph_like.levels[:, -self.pooled :]
+        self._other_levels = photograph_like.levels[:, : -self.pooled]
         self._mean = pooled.mean(0)
         self._deviations = pooled - self._mean
 
@@ -185,90 +177,76 @@ class ClassFeatures:
 
 
 class ConceptHeads:
-    """The linear head of the concepts, and heads that were fitted without some of the pictures.
+    """The linear head of the concepts, and heads that were fitted without some of the drawings.
 
-    Names of drawings come first, then everyday names: the gate opens the first ones for drawings and closes the others.
-    A head knows the pictures that it was fitted on better than any that a visitor will show. What it would have said
-    of one of them, had it not known it, comes from a head that was fitted without its part.
+    A head knows the drawings that it was fitted on better than any that a visitor will show. What it would have said
+    of a training drawing, had it not known it, comes from a head that was fitted without its part.
     """
 
     def __init__(
         self,
         rows: Tensor,
         drawings: VisualFeatures,
-        photographs: VisualFeatures,
         targets: Tensor,
-        meanings: Tensor,
         class_features: ClassFeatures,
         projection: LabelProjection,
     ) -> None:
         """Fits the head and writes it into the projection, which has names and a gate already.
 
-        rows: of the vocabulary. targets: [B] rows of `meanings` for drawings and photographs, -1 for those not to learn
-        from. meanings: [M, all classes], how well each class names it, from 0 to 1; the first are the names' own.
+        rows: of the vocabulary. targets: [B] rows of names, -1 for drawings not to learn from.
         """
-        pictures = VisualFeatures.cat([drawings, photographs])
-        assert pictures.logits is not None
-        self._rows, self._targets, self._meanings, self._class_features = rows, targets, meanings, class_features
-        self._logits, self._is_photo = pictures.logits, torch.arange(len(targets)) >= len(drawings.levels)
-        levels, pooled = pictures.levels, class_features.pooled
+        self._rows, self._targets, self._class_features = rows, targets, class_features
+        assert drawings.logits is not None
+        self._logits = drawings.logits
+        levels, pooled = drawings.levels, class_features.pooled
         self._mean, scale = levels.mean(0), levels.std(0) + 1e-3
         standard = ((levels - self._mean) / scale)[:, -pooled:]
         torch.manual_seed(0)  # of the random projection that the decomposition begins with
-        _, _, axes = torch.pca_lowrank(standard, q=CONCEPT_RANK - 1, niter=3)
-        self._basis = torch.zeros(CONCEPT_RANK - 1, levels.shape[1])
+        _, _, axes = torch.pca_lowrank(standard, q=CONCEPT_RANK, niter=3)
+        self._basis = torch.zeros(CONCEPT_RANK, levels.shape[1])
         self._basis[:, -pooled:] = (axes / (standard @ axes).std(0)).T / scale[-pooled:]
-        num_classes, num_everyday = self._logits.shape[1], len(everyday_names())
-        self._is_everyday = torch.arange(num_classes, len(rows)) >= len(rows) - num_everyday
-        gate = projection.gate(levels)[:, None]
-        self._gate = F.logsigmoid(torch.where(self._is_everyday, -gate, gate))
+        self._gate = F.logsigmoid(projection.gate(levels))
         self._codes = (levels - self._mean) @ self._basis.T
         self._weight, self._bias = self._fit(targets >= 0)
-        # The projection adds the gate's logsigmoid to all concepts. Less the gate it is that of the gate's opposite.
-        projection.concept_basis.copy_(torch.cat([self._basis, projection.gate_weight[None]]))
-        projection.concept_weight[num_classes:] = torch.cat(
-            [self._weight, -self._is_everyday[:, None].float()], dim=1
-        )
-        # It takes features that are not centred.
-        bias = self._bias - self._weight @ (self._basis @ self._mean)
-        projection.concept_bias[num_classes:] = bias - self._is_everyday * projection.gate_bias
+        num_classes = self._logits.shape[1]
+        projection.concept_basis.copy_(self._basis)
+        projection.concept_weight[num_classes:] = self._weight
+        # The projection takes features that are not centred.
+        projection.concept_bias[num_classes:] = self._bias - self._weight @ (self._basis @ self._mean)
 
     def _fit(self, used: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight [concepts, CONCEPT_RANK - 1] and bias of a head on the codes of the pictures.
+        """Weight [concepts, CONCEPT_RANK] and bias of a head on the codes of the drawings.
 
-        used: [B], which pictures to learn from. The head learns them against class features, jointly with the
-        encoder's own logits, so that it stays silent on what the encoder knows.
+        used: [B], which drawings to learn from. The head learns drawings against class features, jointly with the
+        encoder's own logits, so that it stays silent on photographs.
         """
         generator = torch.Generator().manual_seed(0)
-        pools = [(used & (self._is_photo == is_photo)).nonzero()[:, 0] for is_photo in (False, True)]
-        weight = torch.zeros(len(self._is_everyday), CONCEPT_RANK - 1, requires_grad=True)
-        bias = torch.full((len(weight),), -2.0, requires_grad=True)
+        chosen = used.nonzero()[:, 0]
+        num_concepts = len(self._rows) - self._logits.shape[1]
+        weight = torch.zeros(num_concepts, CONCEPT_RANK, requires_grad=True)
+        bias = torch.full((num_concepts,), -2.0, requires_grad=True)
         optimizer = torch.optim.AdamW([weight, bias], lr=0.05, weight_decay=0.3)
-        # Half-open for class features: the head itself learns to be silent about them, too.
-        made_gate = torch.where(self._is_everyday, 1.0, 0.5).log().expand(_BATCH // 2, -1)
+        # Half-open for class features: the head itself learns to be silent on photographs, too.
+        made_gate = torch.tensor(0.5).log().expand(_BATCH // 2)
         for _ in range(_STEPS):
-            sizes = (_BATCH, _BATCH // 2)
-            picked = torch.cat(
-                [
-                    pool[torch.randint(len(pool), (n,), generator=generator)]
-                    for pool, n in zip(pools, sizes, strict=True)
-                ]
-            )
+            picked = chosen[torch.randint(len(chosen), (_BATCH,), generator=generator)]
             classes, levels, made_logits = self._class_features.draw(_BATCH // 2, generator)
-            noise = _NOISE * torch.randn(len(picked), CONCEPT_RANK - 1, generator=generator)
+            noise = _NOISE * torch.randn(_BATCH, CONCEPT_RANK, generator=generator)
             inputs = torch.cat([self._codes[picked] + noise, (levels - self._mean) @ self._basis.T])
             class_logits = torch.cat([self._logits[picked], made_logits])
-            concepts = F.linear(inputs, weight, bias) + torch.cat([self._gate[picked], made_gate])
-            joint = torch.cat([class_logits, concepts], dim=1).softmax(1)
+            gate = torch.cat([self._gate[picked], made_gate])
+            concepts = F.linear(inputs, weight, bias) + gate[:, None]
+            joint = torch.cat([class_logits, concepts], dim=1).log_softmax(1)
+            wanted = torch.cat([self._targets[picked], self._rows[classes]])
             # A name's probability is the sum over the classes that share it.
-            right = (joint * self._meanings[torch.cat([self._targets[picked], self._rows[classes]])]).sum(1)
-            (-right.clamp(min=1e-9).log().mean()).backward()
+            log_likelihood = torch.where(self._rows == wanted[:, None], joint, -torch.inf).logsumexp(1)
+            (-log_likelihood.mean()).backward()
             optimizer.step()
             optimizer.zero_grad()
         return weight.detach(), bias.detach()
 
     def logits_without(self, part: Tensor) -> Tensor:
-        """Logits with which the projection says of each picture what heads without its part say.
+        """Logits with which the projection says of each drawing what heads without its part say.
 
         part: [B] numbers of parts, from 0. Returns [B, all classes].
         """

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from adapter.errors import AdapterError
 from train.recipes.sealed_sets import read_table
@@ -27,15 +27,16 @@ _STAMPS = "usr/share/tuxpaint/stamps"
 _EMOJI_FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 # The other styles are names in @iconify-json/NAME. These are icons in black.
 _BLACK = ("game-icons", "lucide-lab", "temaki")
+UNSEEN_STYLE = "fxemoji"  # held out as a whole
 _EMOJI_SIZE = 109  # the only size that this bitmap font has
 _ICON_SIZE, _SEALED_SIZE = 192, 512  # of SVG drawings, in pixels
 _SIZE = 256  # of the pictures that are made of drawings
+_PHOTOGRAPHIC, _DRAWN = 0.28, 0.5  # shares of a stamp's pixels that equal a neighbour: at most, at least
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """name: what it shows, with its article ("a red apple"). style: where it is from, of which "stamp" has drawings and
-    cut-outs of photographs. draw: makes the image, RGBA.
+    """name: what it shows, with its article ("a red apple"). style: where it is from. draw: makes the image, RGBA.
 
     concept: the thing itself ("an apple") and its kind.
     """
@@ -51,6 +52,25 @@ class Drawing:
         """RGBA, cropped to what is drawn."""
         image = self.draw().convert("RGBA")
         return image.crop(image.getchannel("A").getbbox() or (0, 0, *image.size))
+
+    @property
+    def is_photo(self) -> bool | None:
+        """Whether it is the cut-out of a photograph, None where that is hard to tell.
+
+        By the share of pixels that are just as bright as the one beside or above: a photograph has noise.
+        """
+        if self.style != "stamp":
+            return False
+        small = self.image.copy()
+        small.thumbnail((256, 256))
+        pixels = np.asarray(small).astype(float)
+        opaque, grey = pixels[..., 3] > 250, pixels[..., :3].mean(2)
+        inner = opaque[1:, 1:] & opaque[:-1, 1:] & opaque[1:, :-1]
+        step = np.minimum(abs(grey[1:, 1:] - grey[:-1, 1:]), abs(grey[1:, 1:] - grey[1:, :-1]))
+        if inner.sum() < 500:
+            return None
+        flat = float((step[inner] < 0.7).mean())
+        return True if flat <= _PHOTOGRAPHIC else False if flat >= _DRAWN else None
 
 
 def drawings(held_out: bool | None = None) -> list[Drawing]:
@@ -157,6 +177,25 @@ def _background(rng: random.Random) -> Image.Image:
 
 def _random_colour(rng: random.Random) -> tuple[int, int, int]:
     return (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
+
+
+def photograph_like(cut_outs: list[Drawing], rng: random.Random) -> Image.Image:
+    """A picture with a photograph's texture all over: cut-outs of photographs before the inside of another one."""
+    inside = rng.choice(cut_outs).image
+    width, height = (max(8, int(side * rng.uniform(0.3, 0.6))) for side in inside.size)
+    left, top = (inside.width - width) // 2, (inside.height - height) // 2
+    canvas = Image.new("RGB", (width, height), _random_colour(rng))
+    part = inside.crop((left, top, left + width, top + height))
+    canvas.paste(part, (0, 0), part)
+    canvas = canvas.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC)
+    canvas = canvas.filter(ImageFilter.GaussianBlur(rng.choice((0, 0, 2, 5))))
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        side = int(_SIZE * rng.uniform(0.4, 1.0))
+        image = ImageOps.contain(rng.choice(cut_outs).image, (side, side))
+        canvas.paste(image, (rng.randint(0, _SIZE - image.width), rng.randint(0, _SIZE - image.height)), image)
+    noise = np.random.default_rng(rng.randrange(2**32)).normal(0, rng.uniform(1, 8), (_SIZE, _SIZE, 3))
+    noisy = Image.fromarray((np.asarray(canvas) + noise).clip(0, 255).astype(np.uint8))
+    return ImageEnhance.Brightness(noisy).enhance(rng.uniform(0.5, 1.25))
 
 
 COLOURS = ("black", "white", "grey", "brown", "red", "orange", "yellow", "green", "blue", "purple", "pink")

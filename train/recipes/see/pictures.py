@@ -1,4 +1,4 @@
-"""The packages with the pictures of the `see` recipe, and the lists of photographs.
+"""The packages with the pictures of the `see` recipe, and the lists of those that it is tested on.
 
 `python -m train.recipes.see.pictures [USE ...]` fetches all packages of `packages.tsv`, or those of one use, and unpacks
 them without installing anything; it names what is missing in the end.
@@ -6,7 +6,6 @@ them without installing anything; it names what is missing in the end.
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import sysconfig
@@ -19,7 +18,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageEnhance, ImageOps
 from tqdm import tqdm
 
 from adapter.errors import AdapterError
@@ -27,7 +25,7 @@ from train.recipes.sealed_sets import SEALED, read_table
 from train.recipes.see.concepts import FOLDER
 
 UNPACKED = Path("runs/photos")
-USES = ("drawings", "photographs", "development", "sealed")
+USES = ("drawings", "development", "sealed")
 _DONE = ".unpacked"  # has an empty file for each package that is unpacked
 _PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
 _DOWNLOAD = {
@@ -100,7 +98,7 @@ def _run(command: list[str], folder: str) -> None:
 
 
 class Photo(NamedTuple):
-    """An answer names what the photograph shows if it holds one of `words`, the first of which says it best."""
+    """An answer names what the photograph shows if it holds one of `words`."""
 
     file: Path
     words: list[str]
@@ -110,26 +108,6 @@ def development_photos() -> list[Photo]:
     """The photographs that the recipe is developed on."""
     rows = read_table(FOLDER / "photos.tsv")
     return [Photo(find_unpacked(path), words.split(", ")) for path, words in rows]
-
-
-def photographs(use: str) -> list[Photo]:
-    """Photographs as people take them, of people, places and things: to train on ("photographs") or "development"."""
-    rows = read_table(FOLDER / "photographs.tsv")
-    found = ((packages()[package], path, words) for package, path, words in rows)
-    return [
-        Photo(package.folder / path, words.split(", ")) for package, path, words in found if package.use == use
-    ]
-
-
-def varied_photo(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Part of the photograph, flipped half of the time, brighter or darker."""
-    share = rng.uniform(0.7, 1.0)
-    width, height = (int(side * share) for side in image.size)
-    left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
-    part = image.crop((left, top, left + width, top + height))
-    return ImageEnhance.Brightness(ImageOps.mirror(part) if rng.random() < 0.5 else part).enhance(
-        rng.uniform(0.75, 1.25)
-    )
 
 
 def sealed_photos() -> list[Photo]:
@@ -147,17 +125,7 @@ def missing(uses: Sequence[str]) -> list[str]:
     """The pictures for `uses` that are not here; of drawings to train on none are listed."""
     files = [file for name in ("photos", "drawings") for file, _ in sealed(name)] if "sealed" in uses else []
     files += [photo.file for photo in development_photos()] if "development" in uses else []
-    files += [photo.file for use in uses for photo in photographs(use)]
     return [str(file) for file in files if not file.is_file()]
-
-
-def check_present(uses: Sequence[str]) -> None:
-    """Raises AdapterError if a picture for `uses` is missing: a score of some of them could be that of the easy ones."""
-    if lost := missing(uses):
-        raise AdapterError(
-            f"{len(lost)} {' and '.join(uses)} pictures are missing. Run `make pictures` first.",
-            ", ".join(lost[:20]),
-        )
 
 
 def main(uses: Sequence[str]) -> int:

@@ -20,35 +20,29 @@ from torch import Tensor
 
 from adapter.base.encoder import load_encoder
 from adapter.base.image_file import open_image
+from adapter.errors import AdapterError
 from adapter.method.vision import VisualFeatures
 from train.evaluate.answerer import Answerer, Conversation
-from train.evaluate.intervals import Figure
+from train.evaluate.intervals import Figure, mean
 from train.input.examples import with_unseen_history
 from train.recipes.sealed_sets import after_others, conversation_of, off_task_scores, percent, read_yaml, some
-from train.recipes.see.concepts import (
-    FOLDER,
-    class_names,
-    drawing_sentence,
-    everyday_names,
-    hedged,
-    is_named,
-    kinds,
-)
+from train.recipes.see.concepts import FOLDER, class_names, drawing_sentence, hedged, is_named, kinds
 from train.recipes.see.drawings import (
     COLOURS,
+    UNSEEN_STYLE,
     Drawing,
     colour_shares,
     drawings,
     plain,
     sealed_drawings,
 )
-from train.recipes.see.pictures import Photo, check_present, development_photos, photographs, sealed, sealed_photos
+from train.recipes.see.pictures import Photo, development_photos, missing, sealed, sealed_photos
 
 MEDIA = ("drawing", "photograph")
 LEAST_SHARE = 0.5  # of a colour that a thing is said to have
 _QUESTION = conversation_of("What is in this picture?")
 _CHOICES = 10  # captions to choose from
-_SCORED = 40  # questions of each kind in development, at most
+_SCORED = 120  # drawings or questions of each development set, at most
 _TOKENS = 40  # of an answer
 _TAKEN = {".png", ".jpg", ".jpeg", ".webp"}  # by the page: photographs in other formats are converted
 # What an answer to each kind of question can be; its first word of these counts.
@@ -103,8 +97,8 @@ def development_questions(photos: Sequence[Photo]) -> list[Question]:
         colours = colour_shares(copy.image)
         if colours.max() >= LEAST_SHARE:
             ask("colour", drawing, COLOURS[int(colours.argmax())])
-        if drawing.style != "stamp":
-            ask("medium", drawing, MEDIA[False])
+        if (is_photo := copy.is_photo) is not None:
+            ask("medium", drawing, MEDIA[is_photo])
     del asked["medium"][_SCORED // 2 :]
     for photo in photos:
         ask("medium", photo, "photograph")
@@ -127,36 +121,47 @@ def ask_about(which: str, rng: random.Random, group: str = "") -> Conversation:
 def training_names() -> frozenset[str]:
     """All names that answers in training have: of drawings and their concepts, of classes and of kinds."""
     drawn = {name for drawing in drawings(held_out=False) for name in (drawing.name, drawing.concept.text)}
-    others = (*class_names(), *everyday_names().values())
-    return frozenset(
-        drawn | {name.text for name in others} | {kinds()[name.kind].text for name in others if name.kind}
-    )
+    kinds_of_classes = {kinds()[name.kind].text for name in class_names() if name.kind}
+    return frozenset(drawn | kinds_of_classes | {name.text for name in class_names()})
 
 
 def development(answerer: Answerer) -> dict[str, Figure]:
-    """Scores on photographs by accepted words, and on simple questions about them and about held-out drawings."""
-    everyday, photos = photographs("development"), development_photos()
-    with _files(everyday) as files:
-        answers = answerer.generate([_QUESTION] * len(everyday), files, _TOKENS)
-    figures = percent("names what an everyday photograph shows", _named(everyday, answers))
-    figures |= _photo_scores(answerer, photos)
-    return figures | _question_scores(answerer, development_questions(photos))
+    """Scores on held-out drawings by likelihood, on photographs by accepted words, and on simple questions."""
+    known, held_out = training_names(), drawings(held_out=True)
+    photos = [photo for photo in development_photos() if photo.file.is_file()]
+    seen = [drawing for drawing in held_out if drawing.name in known and drawing.style == UNSEEN_STYLE]
+    unseen = [drawing for drawing in held_out if drawing.name not in known]
+    figures: dict[str, Figure] = {}
+    for where, candidates in {"known names in an unseen style": seen, "names that were no answer": unseen}.items():
+        rng = random.Random(7)
+        chosen = rng.sample(candidates, _SCORED)
+        features = _features([*map(plain, chosen)])
+        losses, gains = _caption_losses(answerer, chosen, features, candidates, rng)
+        figures |= {
+            **percent(f"right caption of {_CHOICES}, {where}", _is_first(gains)),
+            f"caption loss, {where}": mean(losses[:, 0].tolist(), seed=0),
+        }
+    figures |= _question_scores(answerer, development_questions(photos))
+    return figures | _photo_scores(answerer, photos) if photos else figures
 
 
 def scores(answerer: Answerer) -> dict[str, Figure]:
-    """The scores on the sealed pictures, and on messages without a picture. Raises AdapterError if one is missing."""
-    check_present(["sealed"])
+    """The scores on the sealed pictures, and on messages without a picture.
+
+    Raises AdapterError if a picture is missing: a score of some of them could be that of the easy ones.
+    """
+    if lost := missing(["sealed"]):
+        raise AdapterError(
+            f"{len(lost)} of the sealed pictures are missing. Run `make pictures` first.", ", ".join(lost[:20])
+        )
     photos, drawn, known = sealed_photos(), sealed_drawings(), training_names()
     figures = _photo_scores(answerer, photos, some(range(len(photos))))
-    right = _is_first(_caption_gains(answerer, drawn, _features([*map(plain, drawn)]), random.Random(16)))
+    _, gains = _caption_losses(answerer, drawn, _features([*map(plain, drawn)]), drawn, random.Random(16))
+    right = _is_first(gains)
     for group, is_known in (("names known from training", True), ("other names", False)):
         chosen = [r for r, drawing in zip(right, drawn, strict=True) if (drawing.name in known) is is_known]
         figures |= percent(f"right caption of {_CHOICES}, {group}", chosen)
     return figures | _question_scores(answerer, sealed_questions()) | off_task_scores(answerer)
-
-
-def _named(photos: Sequence[Photo], texts: Sequence[str]) -> list[bool]:
-    return [is_named(photo.words, text) for photo, text in zip(photos, texts, strict=True)]
 
 
 def _features(images: Sequence[Image.Image]) -> VisualFeatures:
@@ -177,15 +182,19 @@ def _photo_scores(answerer: Answerer, photos: Sequence[Photo], late: Sequence[in
         logits = _features([open_image(file) for file in files]).logits
     assert logits is not None
     likeliest = [class_names()[int(c)] for c in logits.argmax(1)]
-    right = _named(photos, answers)
+
+    def named(texts: Sequence[str], of: Sequence[Photo] = photos) -> list[bool]:
+        return [is_named(photo.words, text) for photo, text in zip(of, texts, strict=True)]
+
+    right = named(answers)
     in_form = [drawing_sentence("")[:-2] in text or hedged(text) for text in latest]  # "The picture shows"
     thing = "names the thing in a photograph"
     figures = {
         **percent(thing, right),
-        **percent(f"{thing}, after other talk", _named(photos, later)),
-        **percent(f"{thing}, after other adapters", _named([photos[i] for i in late], latest)),
+        **percent(f"{thing}, after other talk", named(later)),
+        **percent(f"{thing}, after other adapters", named(latest, [photos[i] for i in late])),
         **percent("names a thing in its form, after other adapters", in_form),
-        **percent("the encoder's likeliest class names it", _named(photos, [name.text for name in likeliest])),
+        **percent("the encoder's likeliest class names it", named([name.text for name in likeliest])),
     }
     for group, value in (("wrong", False), ("right", True)):
         doubts = [hedged(text) for text, is_right in zip(answers, right, strict=True) if is_right is value]
@@ -193,13 +202,17 @@ def _photo_scores(answerer: Answerer, photos: Sequence[Photo], late: Sequence[in
     return figures
 
 
-def _caption_gains(
-    answerer: Answerer, shown: Sequence[Drawing], features: VisualFeatures, rng: random.Random
-) -> Tensor:
-    """[N, _CHOICES], how much smaller the loss of each drawing's own caption, and of others, is with the picture than
-    without it, where common names are likelier, too.
+def _caption_losses(
+    answerer: Answerer,
+    shown: Sequence[Drawing],
+    features: VisualFeatures,
+    pool: Sequence[Drawing],
+    rng: random.Random,
+) -> tuple[Tensor, Tensor]:
+    """[N, _CHOICES], the loss of each drawing's own caption and of others from `pool`; and how much less than
+    without a picture, where common names are likelier, too.
     """
-    names = [*dict.fromkeys(drawing.name for drawing in shown)]
+    names = [*dict.fromkeys(drawing.name for drawing in pool)]
     captions: list[str] = []
     for drawing in shown:
         others = rng.sample([name for name in names if name != drawing.name], _CHOICES - 1)
@@ -208,7 +221,7 @@ def _caption_gains(
     losses = torch.tensor(answerer.nll([_QUESTION] * len(captions), captions, rows)).view(len(shown), _CHOICES)
     texts = [*dict.fromkeys(captions)]
     blind = dict(zip(texts, answerer.nll([_QUESTION] * len(texts), texts), strict=True))
-    return torch.tensor([blind[caption] for caption in captions]).view_as(losses) - losses
+    return losses, torch.tensor([blind[caption] for caption in captions]).view_as(losses) - losses
 
 
 def _is_first(gains: Tensor) -> list[bool]:
