@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -52,7 +52,7 @@ from adapter.serve.request import (
     GenerationRequest,
     RemoteAnswer,
 )
-from adapter.serve.scheduler import admit, in_turn
+from adapter.serve.scheduler import MAX_ROWS, admit, in_turn
 from adapter.serve.store import AdapterStore, stand_in
 
 log = logging.getLogger(__name__)
@@ -170,6 +170,7 @@ class RayEngine:
         # Whatever changes _open holds the lock. The garbage collector's `_cancel` changes nothing by itself.
         self._lock = threading.Lock()
         self._open: dict[RemoteAnswer, Future[None]] = {}  # in the order in which they were asked
+        self._turns: dict[RemoteAnswer, asyncio.Event] = {}  # set for those that a replica may be asked for
         self._closed = False
         self._name = uuid.uuid4().hex  # replicas send what has come of all answers of a page together
         self._arrivals: dict[str, _Arrivals] = {}
@@ -284,7 +285,10 @@ class RayEngine:
     async def _relay(self, answer: RemoteAnswer, adapters: References) -> None:
         """Asks for an answer and passes on its events; again elsewhere if the replica is lost before the first."""
         handle: Any = self._handle.options(stream=True, session_id=_conversation(answer.request))
+        turn = self._turns[answer] = asyncio.Event()
         try:
+            self._give_turns()
+            await turn.wait()
             for attempt in range(1, _MOST_LOST + 1):
                 key = uuid.uuid4().hex
                 events = handle.answer.remote(answer.request, adapters, self._name, key)
@@ -321,14 +325,28 @@ class RayEngine:
         finally:
             with self._lock:
                 self._open.pop(answer, None)
+            del self._turns[answer]
+            self._give_turns()
+
+    def _give_turns(self) -> None:
+        """Lets as many ask as replicas have rows, in turn. One network leaves a quarter of the rows to others."""
+        rows = MAX_ROWS * max(1, len(replicas_module.known))
+        asked = Counter(a.request.client.network for a, turn in self._turns.items() if turn.is_set())
+        for answer in in_turn(self._turns):
+            client, turn = answer.request.client, self._turns[answer]
+            has_share = client.is_local or asked[client.network] < rows * 3 // 4
+            if not turn.is_set() and has_share and asked.total() < rows:
+                turn.set()
+                asked[client.network] += 1
 
     async def _watch_queue(self) -> None:
-        """Tells those who wait for a replica how many are before them."""
+        """Tells those who wait for a replica how many are before them, and gives turns once another is up."""
         told: weakref.WeakKeyDictionary[RemoteAnswer, int] = weakref.WeakKeyDictionary()
         while True:
             await asyncio.sleep(_POSITION_SECONDS)
+            self._give_turns()
             before = time.perf_counter() - _POSITION_SECONDS
-            waiting = [a for a in list(self._open) if a.started_at is None and a.submitted_at < before]
+            waiting = [answer for answer in in_turn(self._turns) if answer.submitted_at < before]
             for position, answer in enumerate(waiting):
                 if told.get(answer) != position:
                     told[answer] = position

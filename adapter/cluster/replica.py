@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -143,6 +144,8 @@ class Replica:
                     yield found
             yield {key: await row.rest()}
         except AdapterError as error:
+            if self._engine.failure is not None:
+                os._exit(1)  # the page asks another replica at once, and Serve starts one in its place
             yield {key: (0, [error])}
         finally:
             if (ended := self._rows.pop(key, None)) is not None:
@@ -164,11 +167,6 @@ class Replica:
     def record_routing_stats(self) -> dict[str, Any]:
         """What the pages are told of this replica every second."""
         return {"statistics": self._engine.statistics()}
-
-    def check_health(self) -> None:
-        """Called by Serve, which replaces a replica that raises."""
-        if self._engine.failure is not None:
-            raise RuntimeError(self._engine.failure)
 
 
 class Router(ConsistentHashRouter):
@@ -212,6 +210,8 @@ def build(
         health_check_period_s=5.0,
         request_router_config={
             "request_router_class": "adapter.cluster.replica:Router",
+            # Where the replica of a conversation is full, any other is asked.
+            "request_router_kwargs": {"num_fallback_replicas": max(2, most - 1)},
             "request_routing_stats_period_s": STATUS_SECONDS,
             "request_routing_stats_timeout_s": 10.0,
         },

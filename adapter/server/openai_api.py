@@ -10,6 +10,7 @@ import logging
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
@@ -47,7 +48,7 @@ KEY_VARIABLE = "LLAMA_ADAPTER_API_KEY"
 NO_KEY = "A key is needed: Authorization: Bearer KEY."
 MAX_BODY = 32 * 2**20  # a picture of the largest size as base64, and words
 MAX_OPEN = 48  # requests at once, for each engine, whose other places are left to the page
-BODIES_BYTES = 128 * 2**20  # of all bodies in memory, without the first WORDS_BYTES of each
+BODIES_BYTES = 128 * 2**20  # of all bodies in memory, half of one network, without the first WORDS_BYTES of each
 WORDS_BYTES = 2**18
 RETRY_SECONDS = 5
 CHUNK_SECONDS = 0.05  # between two chunks of a stream: of a fast answer each has several tokens
@@ -88,10 +89,9 @@ class Api:
         self._provider, self._store, self._key, self._prepare = provider, store, find_key(auth), prepare
         self._pool = ThreadPoolExecutor(MAX_OPEN, "openai-api")
         self._open = 0  # requests
-        self._bytes = 0  # of the bodies that are read or parsed
+        self._bytes: Counter[str] = Counter()  # of the bodies that are read or parsed, by network
         self._since = int(time.time())
-        # Without the pages of documentation, which load their scripts from elsewhere.
-        self._routes = FastAPI(title="LLaMA-Adapter", docs_url=None, redoc_url=None)
+        self._routes = FastAPI(openapi_url=None)  # docs/api.md is the documentation
         self._add_completions("/chat/completions", ChatCompletionRequest)
         self._add_completions("/completions", CompletionRequest)
 
@@ -109,9 +109,7 @@ class Api:
 
     def _add_completions(self, path: str, kind: type[Body]) -> None:
         # The body is read by hand: within a limit of bytes and seconds, and parsed in a thread.
-        documented = {"content": {"application/json": {"schema": kind.model_json_schema()}}}
-
-        @self._routes.post(path, openapi_extra={"requestBody": {**documented, "required": True}})
+        @self._routes.post(path)
         async def completions(request: Request) -> Response:
             engine = self._engine()
             async with self._read(request) as raw:  # it is in memory no longer than this
@@ -161,19 +159,22 @@ class Api:
         """Yields the body, whose bytes count until the block ends but for WORDS_BYTES, so that pictures keep no
         words out. Raises ApiError, and Busy for too many.
         """
-        body, mine = bytearray(), 0
+        body, mine, client = bytearray(), 0, client_of(request)
         too_long = f"The body is larger than {MAX_BODY // 2**20} MB. Make the picture smaller."
         try:
             async for piece in Request(request.scope, bounded(request.receive, MAX_BODY, too_long)).stream():
                 body += piece
                 more = max(0, len(body) - WORDS_BYTES) - mine
-                if more > 0 and self._bytes + more > BODIES_BYTES:
+                most = BODIES_BYTES - self._bytes.total()
+                if not client.is_local:
+                    most = min(most, BODIES_BYTES // 2 - self._bytes[client.network])
+                if more > 0 and more > most:
                     raise Busy("Many large requests are being read already. Try again in a minute.")
                 mine += more
-                self._bytes += more
+                self._bytes[client.network] += more
             yield body
         finally:
-            self._bytes -= mine
+            self._bytes -= {client.network: mine}
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         run = contextvars.copy_context().run

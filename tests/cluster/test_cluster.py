@@ -30,7 +30,7 @@ from adapter.base.llama import load_base
 from adapter.base.template import Message
 from adapter.cluster import engine as cluster
 from adapter.cluster import replica as replica_module
-from adapter.errors import AdapterError, BadInput, Busy, LoadError
+from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
 from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, SamplingParams
@@ -224,6 +224,15 @@ def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(ba
         wait_until(lambda: not replica._engine.statistics().running)
 
 
+def test_a_replica_whose_engine_is_broken_ends_before_it_answers(base_folder, monkeypatch):
+    replica, ends = replica_module.Replica(str(base_folder), "none", None, False, False), []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    with closing(replica._engine):
+        replica._engine._refuse(EngineBroken("broken"))
+        events = replica.answer(request(), {}, "P", "a")
+        assert asyncio.run(anext(events))["a"] and ends == [1]
+
+
 def test_an_exception_of_a_replicas_own_code_is_not_a_lost_machine(engine, monkeypatch):
     """It is asked once, and the sentence says that the cluster failed, not that a machine is gone."""
     asked, handle = [], engine._handle
@@ -266,6 +275,16 @@ def test_a_full_replica_overflows_and_a_full_cluster_says_how_many_are_before(en
     assert list(waiting[0])[-1].finish_reason == "length"
     answers.clear()  # readers who have left
     assert list(waiting[1])[-1].finish_reason == "length"
+    wait_until(lambda: running(engine) == [0, 0])
+
+
+def test_one_network_leaves_rows_of_the_replicas_to_others(engine):
+    sessions = [Client("10.0.0.1", f"c{i}") for i in range(3 * MAX_ROWS)]
+    crowd = [engine.submit(request(sampling=ENDLESS, client=client)) for client in sessions]
+    wait_until(lambda: sum(running(engine)) >= MAX_ROWS)
+    assert list(engine.submit(request(client=Client("10.0.0.2"))))[-1].finish_reason == "length"
+    assert not any(answer.ended for answer in crowd)
+    del crowd  # readers who have left
     wait_until(lambda: running(engine) == [0, 0])
 
 

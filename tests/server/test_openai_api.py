@@ -173,13 +173,15 @@ def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted)
     assert client.models.retrieve("Tiny-LLaMA").id == "base"
 
 
+@pytest.mark.parametrize("address, room, others", [("127.0.0.1", 1, 429), ("10.1.2.3", 2, 200)])
 def test_large_bodies_share_their_memory_and_words_always_pass(
-    engine: Scripted, monkeypatch: pytest.MonkeyPatch
+    engine: Scripted, monkeypatch: pytest.MonkeyPatch, address: str, room: int, others: int
 ) -> None:
+    """A network has half of it, so that slow bodies of one keep no others out."""
     page = page_with(ReadyProvider(engine), FakeCatalog())
     body = json.dumps(GOOD).encode()
     large = body + b" " * 2**21
-    monkeypatch.setattr(openai_api, "BODIES_BYTES", len(large) - openai_api.WORDS_BYTES)  # for one of them
+    monkeypatch.setattr(openai_api, "BODIES_BYTES", room * (len(large) - openai_api.WORDS_BYTES))
 
     async def slowly(arrived: asyncio.Event, go_on: asyncio.Event) -> AsyncIterator[bytes]:
         yield large[:-1]
@@ -189,7 +191,7 @@ def test_large_bodies_share_their_memory_and_words_always_pass(
 
     async def together() -> None:
         arrived, go_on = asyncio.Event(), asyncio.Event()
-        async with asgi_client(page) as client:
+        async with asgi_client(page, address) as client, asgi_client(page, "10.0.0.1") as other:
             post = partial(client.post, "/v1/chat/completions")
             first = asyncio.create_task(post(content=slowly(arrived, go_on)))
             waiting = asyncio.create_task(arrived.wait())
@@ -197,6 +199,7 @@ def test_large_bodies_share_their_memory_and_words_always_pass(
             assert arrived.is_set(), "one large body has room"
             second = await post(content=large)
             assert "large requests" in refused(second, 429) and second.headers["retry-after"]
+            assert (await other.post("/v1/chat/completions", content=large)).status_code == others
             assert (await post(content=body)).status_code == 200
             go_on.set()
             assert (await first).status_code == 200
