@@ -144,8 +144,9 @@ class Settings(SamplingSettings):
 
     @property
     def answerer(self) -> str:
-        """Under which name these adapters answer, see Message.name."""
-        return next(iter(self.adapters), BASE_ONLY)
+        """Under which name these adapters answer, see Message.name: that of the first which takes part."""
+        parts = (self.adapter, self.strength), (self.mix, self.mix_strength)
+        return next((name for name, strength in parts if name and strength), BASE_ONLY)
 
     def replace(self, **changes: Any) -> Settings:
         return self.checked({**self.model_dump(), **changes})

@@ -95,7 +95,7 @@ class Transcript:
         """The messages up to the user's last one, and the latest picture among them."""
         end = max((i + 1 for i, part in enumerate(self.messages) if part.role == "user"), default=0)
         asked = self.messages[:end]
-        pictures = [part.picture for part in asked if part.picture is not None]
+        pictures = [part.picture for part in asked if part.picture is not None or part.text == PICTURE_NOT_KEPT]
         turns = ((part.role, part.text, answered_by(part.record)) for part in asked)
         return merge_turns(turns), pictures[-1] if pictures else None
 

@@ -13,7 +13,6 @@ from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
 from adapter.serve.settings import MAX_TOKENS, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider
-from adapter.server.transcript import PICTURE_NOT_KEPT
 from adapter.ui import conversation
 from adapter.ui.conversation import AnswerRecord, Entry, History, Variant
 from adapter.ui.images import open_upload
@@ -166,12 +165,9 @@ def _asks_to_look(catalog: AdapterCatalog, settings: Settings, history: History)
     """
     alone = settings.adapter and settings.strength and not settings.mix
     vision = catalog.card(settings.adapter).config.vision if alone else None
-    gone = (PICTURE_NOT_KEPT, texts.PICTURE_NOT_SENT)
-    shown = max(
-        (i for i, entry in enumerate(history) if entry.picture or entry.text in gone), default=len(history)
-    )
-    given = [entry.record for entry in history[shown:] if entry.role == "assistant"]  # a visitor's has no record
-    if vision is None or not any(r is None or r.settings.adapter == settings.adapter for r in given):
+    since = history[conversation.picture_index(history) :]
+    given = [one.record.settings.adapter if one.record else None for one in since if one.role == "assistant"]
+    if vision is None or not {None, settings.adapter} & {*given}:  # a visitor's has no record
         return True
     return vision.answers(history[-1].text)
 

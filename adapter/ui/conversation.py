@@ -141,9 +141,15 @@ def to_messages(history: Sequence[Entry]) -> tuple[Message, ...]:
     )
 
 
+def picture_index(history: Sequence[Entry]) -> int:
+    """Where the newest picture is, or the remark in the place of one that is lost; -1 for none."""
+    lost = (transcript.PICTURE_NOT_KEPT, texts.PICTURE_NOT_SENT)
+    return max((i for i, entry in enumerate(history) if entry.picture or entry.text in lost), default=-1)
+
+
 def latest_picture(history: Sequence[Entry]) -> str | None:
     """Path of the newest picture of the conversation, the one that a visual adapter sees."""
-    return next((entry.picture for entry in reversed(history) if entry.picture), None)
+    return history[index].picture if (index := picture_index(history)) >= 0 else None
 
 
 def last_turn(history: Sequence[Entry]) -> UserTurn | None:

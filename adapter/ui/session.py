@@ -44,8 +44,8 @@ class NotOpen(Exception):
 @dataclass
 class Change:
     """A change that is under way. session: of the page that reads it, None once that has left; message: that is
-    answered, as the box had it; updates: of an answer; shown: the newest of them that is a history; keeps: the
-    answers, unless it has a word; cancel: set once generation has begun; ended: whether its last update is made.
+    answered, as the box had it; updates: of an answer; shown: the newest of them that is a history; keeps: what
+    was there, unless it has a word; cancel: set once generation has begun; ended: whether its last update is made.
     """
 
     conversation: Conversation
@@ -205,9 +205,11 @@ class Conversations:
     def _release(self, change: Change) -> None:
         """Ends a change; an answer that is unread only if no other page takes it over in time."""
         shown = change.conversation
+        if change.unread:
+            shown.history = change.result
         if change.unread and not change.stopped:
             with self._changed:
-                shown.history, change.session = change.result, None
+                change.session = None
                 self._changed.notify_all()
             timer = threading.Timer(UNREAD_SECONDS, self._abandon, (change,))
             timer.daemon = True

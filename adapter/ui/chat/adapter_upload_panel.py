@@ -74,7 +74,7 @@ def adapter_upload_panel(
                 uploaded = add_adapter([Path(path) for path in paths or ()], wanted_name or "", *place)
             toast((texts.adapter_uploaded if uploaded.new else texts.adapter_already_here)(uploaded.name), 6)
             choices = theme.picker_choices(catalog)
-            followers = [other.update(choices, None) for other in others]
+            followers = [other.update(choices, BASE_ONLY) for other in others]
             return None, picker.update(choices, uploaded.name), *followers, gr.update(visible=False)
         return (gr.skip(),) * (2 + len(pickers))
 

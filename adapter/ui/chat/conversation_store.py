@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
@@ -18,7 +19,7 @@ from adapter.ui.chat import conversation_json
 from adapter.ui.chat.chatbot import to_view
 from adapter.ui.conversation import Entry, History
 from adapter.ui.gradio_internals import Unconverted, sent
-from adapter.ui.session import Conversation, Conversations
+from adapter.ui.session import Conversation, Conversations, NotOpen
 from adapter.ui.status import MODEL, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts, toast
@@ -81,7 +82,8 @@ class ConversationStore:
         pickers = [settings[name] for name in PICKERS]
         self.outputs = [*chat, box, self.id, self.to_browser, *pickers, corrections]
         self.opened = [*self.outputs, *[settings[name] for name in OTHERS]]
-        listed.act(self.act, None, [self.to_browser, settings["others"]], **{**QUEUED, **MODEL})
+        together = {**QUEUED, **MODEL, "trigger_mode": "multiple"}
+        listed.act(self.act, None, [self.to_browser, settings["others"]], **together)
         self.to_browser.change(None, self.to_browser, js="text => window.chatPage.receive(text)", **UNQUEUED)
         panel = [settings[name] for name in PANEL]
         js = f"(...values) => window.chatPage.storeSettings({json.dumps(PANEL)}, values)"
@@ -116,7 +118,7 @@ class ConversationStore:
         if begins or not writing:
             kept["pictures"] = packed.pictures(shown.kept)
         if not writing:
-            shown.kept |= kept["pictures"].keys()
+            shown.kept = set(packed.paths)
         if packed.dropped and not shown.dropped:
             toast(texts.not_kept_by_browser(packed.dropped))
         shown.dropped = packed.dropped
@@ -147,7 +149,7 @@ class ConversationStore:
 
     def act(self, event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
         """What else the browser's scripts ask for. Updates of what they get, and of what is read of others."""
-        name, address = sent_text(event, "name"), sent_text(event, "address")
+        name, address, id = (sent_text(event, part) for part in ("name", "address", "id"))
         if name in NOTES:
             toast(getattr(texts, name))
         elif name == "all":
@@ -155,8 +157,8 @@ class ConversationStore:
             return gr.skip(), "all"
         elif name == "link":  # what it says before the newest answer
             said = ""
-            with errors_as_toasts("an answer for a link"):
-                said = self._before(self.conversations.history(request.session_hash), client_of(request))
+            with suppress(NotOpen), errors_as_toasts("an answer for a link"):
+                said = self._before(self.conversations.shown(request.session_hash, id).newest, client_of(request))
             return json.dumps({"share": said, "again": secrets.token_hex(4)}), gr.skip()
         elif 0 < len(address) < MAX_ADDRESS:
             toast(texts.link_to_copy(address), 60)
@@ -171,7 +173,8 @@ class ConversationStore:
         plain = {"adapter": BASE_ONLY, "mix": BASE_ONLY, "max_tokens": BEFORE_TOKENS}
         settings, asked = record.settings.replace(**plain), conversation.to_messages(history[:-1])
         text = whole_answer(engine, build_request(asked, settings, None, client))
-        return texts.at_strength_0(" ".join(text.split()))
+        said = texts.at_strength_0(" ".join(text.split()))
+        return "" if any(entry.text == said for entry in history) else said  # a link's has it already
 
     def begin(
         self, settings: dict[str, Any], message: dict[str, Any] | None, request: gr.Request

@@ -64,7 +64,7 @@ def add_correction(known: object, history: Sequence[Entry], index: int, text: st
     before it that a record has room for, not learnt. Raises BadInput for an answer about a picture.
     """
     before = conversation.to_messages(history[:index])
-    if conversation.latest_picture(history[:index]) is not None:
+    if conversation.picture_index(history[:index]) >= 0:
         raise BadInput(texts.NOT_ABOUT_PICTURES)
     size = len(text) + len(before[-1].text)
     start = len(before) - 1

@@ -139,7 +139,7 @@ class ChatEvents:
             if turn is None or not _is_last_question(shown, sent(event).get("index")):
                 return None
             text, files, box = turn.text, [turn.picture] if turn.picture else [], draft or {}
-            if (written := (box.get("text") or "").strip()) != shown.undone:
+            if not (written := (box.get("text") or "").strip()) or written != shown.undone:
                 text, files = f"{text}\n\n{written}".strip(), files + (box.get("files") or [])
             shown.undone = text.strip()
             box = gr.update(value={"text": text, "files": files}, **theme.SHOW_SUBMIT_BUTTON)
@@ -193,7 +193,7 @@ class ChatEvents:
                     asked = ask(shown)
                 if isinstance(asked, Turn):
                     change.updates, change.shown = self._answer(asked, change, request, settings), asked.waiting
-                    change.keeps = bool(asked.variants or asked.begun)
+                    change.keeps = len(asked.history) <= len(shown.history)
                     yield from self._read(asked, change, settings)
                     return
                 change.ended = True

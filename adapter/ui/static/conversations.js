@@ -65,7 +65,7 @@
   let [shown, before] = [{ id: "" }, { id: "" }];
   let settings; // the side panel's, by name
   let writing = Promise.resolve(); // one after the other
-  let [retried, full, keepsNothing, deleted] = [false, false, false, ""];
+  let [retried, full, keepsNothing, deleted, toShare] = [false, false, false, ""]; // toShare: what a link is made of
 
   const messagesOf = (record) => [record?.document?.messages ?? []].flat().filter((message) => message instanceof Object);
   const picturesOf = (record) => messagesOf(record).flatMap(({ picture }) => picture ?? []);
@@ -161,7 +161,7 @@
   // A link holds the text compressed, without pictures, tokens and other answers.
   const through = async (bytes, stream) =>
     new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(stream)).arrayBuffer());
-  const toLink = async (record) => {
+  const toLink = async (record, settings) => {
     const bare = ({ token_ids: _, picture: __, before: ___, after: ____, ...rest }) => rest;
     const messages = messagesOf(record).map((message) => {
       if (message.picture) return { role: "page", text: find("#this-conversation .actions").dataset.notSent };
@@ -181,7 +181,6 @@
     return decoded().catch(() => "");
   };
 
-  // The list, and what is done in it.
   const list = () => find("#conversations dialog");
   const undo = () => find("#conversations .undo");
   const hideUndo = () => (undo().hidden = true);
@@ -300,7 +299,10 @@
       if (!messagesOf(current()).length) return act("NOTHING_TO_EXPORT");
       save(find("#this-conversation .actions").dataset.name, await toText({ ...current(), settings }));
     },
-    link: () => act(messagesOf(current()).length ? "link" : "NOTHING_TO_EXPORT"),
+    link: () => {
+      toShare = [current(), settings];
+      act(messagesOf(current()).length ? "link" : "NOTHING_TO_EXPORT", { id: shown.id });
+    },
   };
   const current = () => (shown.unsaved ? { document: parse(shown.unsaved.text) } : conversations.get(shown.id));
   document.addEventListener("click", (event) => {
@@ -335,10 +337,10 @@
   };
   // before: what the frozen base answers, which stands above the newest answer if there is room for it.
   const share = async (before) => {
-    const [record, messages] = [current(), [...messagesOf(current())]];
+    const [[record, chosen], messages] = [toShare, [...messagesOf(toShare[0])]];
     messages.splice(messages.findLastIndex(({ role }) => role === "assistant"), 0, { role: "page", text: before });
-    const both = before && (await toLink({ document: { ...record.document, messages } }));
-    const packed = both || (await toLink(record));
+    const both = before && (await toLink({ document: { ...record.document, messages } }, chosen));
+    const packed = both || (await toLink(record, chosen));
     if (!packed) return act("LINK_TOO_LONG");
     const address = location.origin + location.pathname + LINK + packed;
     act((await copyText(address)) ? "LINK_COPIED" : "", { address });

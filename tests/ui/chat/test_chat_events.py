@@ -84,7 +84,8 @@ class Page:
             name, values = "send", (pressed,)
         handler, id = getattr(self.events, name), self.id
         if name == "undo":
-            return handler({"text": values[0]} if values else None, id, pressed, self.request)
+            draft = {"text": values[0], "files": [*values[1:]]} if values else None
+            return handler(draft, id, pressed, self.request)
         if name == "stop":
             return handler(id, self.request)
         if name == "send" and isinstance(values[0], gr.EventData):
@@ -271,6 +272,7 @@ def test_a_picture_goes_to_the_visual_adapter(picture: str, toasts: list[str]) -
     assert requests[7].image is not None and toasts == [texts.ONE_PICTURE], "one that is mixed in sees too"
     page.send("one").send("two").do("undo")
     assert page.do("undo", "two").box["value"] == {"text": "one", "files": []}, "what Undo has put there"
+    assert Page().send("one").do("undo", "", "new").box["value"] == {"text": "one", "files": ["new"]}
 
 
 def test_a_picture_for_a_text_adapter_leads_to_an_offer_and_nothing_mixed_follows(
@@ -296,6 +298,8 @@ def test_a_model_is_told_who_gave_the_earlier_answers() -> None:
         ("user", None), ("assistant", ""), ("user", None)
     ]  # fmt: skip
     assert [request.others for request in page.engine.requests] == ["first sentence", "all"]
+    page.send("no adapter?", adapter="poet", strength=0.0).send("and now?", adapter="poet")
+    assert [m.name for m in page.engine.requests[3].messages if m.role == "assistant"] == ["", "poet", ""]
 
 
 def test_a_history_that_is_too_long_is_not_sent_again_and_again(toasts: list[str]) -> None:
@@ -395,6 +399,22 @@ def test_stop_ends_the_answer_that_is_written_and_no_later_one() -> None:
     other.do("stop")
     page.run(answering)
     assert page.words() == [*WHOLE, "two", "you said: two!"] and "stopped" not in page.shown[-1]
+
+
+def test_an_edit_that_is_stopped_before_its_first_word_changes_nothing() -> None:
+    page = Page().send("one").send("two")
+    before, edited = page.words(), page.act("send", event(index=0, value="three", previous_value=""))
+    page.apply(next(edited))
+    page.do("stop")
+    assert page.run(edited).words() == page.kept_words() == before
+
+
+def test_an_answer_that_is_stopped_while_its_page_leaves_is_kept_as_far_as_it_is() -> None:
+    page = Page()
+    answering = page.send_until_words()
+    page.do("stop")
+    answering.close()  # type: ignore[attr-defined]
+    assert [entry.text for entry in page.store.conversations.history("me")] == ["one", "you said: "]
 
 
 def test_another_conversation_is_opened_while_an_answer_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,11 +149,11 @@ def test_what_is_dropped_is_said_once(uploads: Path, toasts: list[str]) -> None:
     with gr.Blocks():
         store = ConversationStore(ReadyProvider(EchoEngine()), FakeCatalog())  # type: ignore[arg-type]
     shown = store.conversations.open("me", "first", [])
-    for count, new in ((32, 32), (33, 1), (34, 1)):
+    for count, new in ((32, 32), (33, 1), (34, 1), (0, 0), (1, 1)):
         kept = json.loads(store.keep(shown, turns_with_pictures(count)).to_browser)["keep"]
         assert len(kept["pictures"]) == new, "the browser has the others"
         pictures = {m["picture"] for m in kept["document"]["messages"] if "picture" in m}
-        assert kept["id"] == "first" and len(pictures) == 32
+        assert kept["id"] == "first" and len(pictures) == min(count, 32)
     assert len(toasts) == 1 and "the oldest picture" in toasts[0] and "reload" in toasts[0]
     document = json.loads(to_file(turns_with_pictures(2))[0])
     text = json.dumps({**document, "messages": document["messages"] * 400})
@@ -210,7 +210,8 @@ def test_no_path_leads_out_of_the_uploads(
     history = conversation.user_turn("what?", path)
     assert json.loads(to_file(history)[0])["messages"][0]["text"] == PICTURE_NOT_KEPT
     stored = transcript.to_document([{"role": "user", "picture": path}])
-    assert conversation.latest_picture(from_browser(stored, {path: path})) is None
+    lost = from_browser(stored, {path: path})
+    assert conversation.latest_picture([*conversation.user_turn("what?", "older.png"), *lost]) is None
 
 
 @pytest.mark.parametrize(("form", "orientation"), [("PNG", 1), ("JPEG", 6)])
