@@ -66,10 +66,10 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
     if not any(m.full_text if template == "raw" else m.full_text.strip() for m in messages):
         raise BadInput("The message is empty. Type something first.")
     if template == "raw":
-        return list(tokenizer("".join(m.full_text for m in messages)).input_ids)
+        return encode_text(tokenizer, "".join(m.full_text for m in messages))
     messages = [without_control(tokenizer, message) for message in messages]
     if template == "alpaca":
-        return list(tokenizer(_alpaca(messages)).input_ids)
+        return encode_text(tokenizer, _alpaca(messages))
     if not getattr(tokenizer, "chat_template", None):
         raise BadInput("This base has no chat template. Use template 'alpaca' or 'raw' with it.")
     turns = [{"role": m.role, "content": m.full_text} for m in messages]
@@ -87,6 +87,13 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
             first_line(error),
         ) from error
     return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text after the one that the tokenizer begins texts with; without one that would end it."""
+    begin = list(tokenizer("").input_ids)[:1]
+    begin = begin if begin == [tokenizer.bos_token_id] else []
+    return [*begin, *tokenizer(text, add_special_tokens=False, verbose=False).input_ids]
 
 
 def without_control(tokenizer: Any, message: Message) -> Message:
@@ -133,11 +140,9 @@ def encode_conversation(
             continue
         prompt = encode_prompt(tokenizer, messages[:i], template)
         answer = encode_answer(tokenizer, message.text, template)
-        if prompt[: len(ids)] != ids:
-            ids, learnt = ids[:-1], learnt[:-1]  # some templates do not end earlier turns with a token
-        if prompt[: len(ids)] != ids:
-            learnt = [False] * len(ids)
-        learnt = (learnt + [False] * len(prompt))[: len(prompt)] + [True] * len(answer)
+        # Some templates trim earlier answers, or do not end them with a token.
+        same = next((n for n, (one, other) in enumerate(zip(ids, prompt, strict=False)) if one != other), len(ids))
+        learnt = (learnt[:same] + [False] * len(prompt))[: len(prompt)] + [True] * len(answer)
         ids = prompt + answer
     return ids, learnt
 

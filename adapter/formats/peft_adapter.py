@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from adapter.errors import LoadError, first_line
@@ -106,7 +106,7 @@ def write(adapter: Adapter, folder: Path) -> str:
         "task_type": "CAUSAL_LM",
     }
     with atomic_write(folder / WEIGHTS[0]) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
     with atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return "Load it with `peft.PeftModel.from_pretrained(base, FOLDER)`."

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from adapter.errors import LoadError, WrongBase, first_line
@@ -34,7 +34,7 @@ def save_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> Non
     current = folder / CONFIG
     tensors = {name: t.detach().cpu().contiguous() for name, t in adapter.state_dict().items()}
     with atomic_write(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file writes for the owner alone
         if current.exists() and current.read_text(encoding="utf-8") != config:
             # Weights of another shape are coming: without config.json the folder is no adapter for a moment.
             current.unlink()
@@ -110,7 +110,9 @@ def _read_tensors(folder: Path, most_bytes: int) -> dict[str, Tensor]:
             return load(file.read())
     except FileNotFoundError as error:
         raise _broken(folder, "is missing") from error
-    except (OSError, SafetensorError, KeyError) as error:  # KeyError: a number format that torch has not
+    except OSError as error:
+        raise LoadError(f"Adapter '{folder.name}': {WEIGHTS} cannot be read.", str(error)) from error
+    except (SafetensorError, KeyError) as error:  # KeyError: a number format that torch has not
         raise _broken(folder, "is damaged", f"{folder / WEIGHTS}: {first_line(error)}") from error
 
 

@@ -34,6 +34,7 @@ def test_save_then_load_is_the_identity(saved):
     for name, tensor in adapter.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
     assert (folder / "README.md").read_text() == "A card."
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "others may read the weights, too"
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
@@ -102,7 +103,7 @@ def test_a_failed_save_keeps_the_old_adapter(saved, monkeypatch, tiny_fingerprin
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("adapter.method.checkpoint.save_file", full)
+    monkeypatch.setattr("adapter.method.checkpoint.save", full)
     with pytest.raises(OSError, match="No space"):
         save_adapter(random_adapter(tiny_fingerprint, seed=9), folder)
     assert torch.equal(load_adapter(folder).prompts, adapter.prompts)

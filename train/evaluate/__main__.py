@@ -17,23 +17,25 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from adapter.base.embedded import BASE
+from adapter.base.image_file import open_image
 from adapter.base.llama import Base, load_base
 from adapter.errors import AdapterError, with_detail
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import CONFIG, adapter_digest, load_adapter
+from adapter.method.checkpoint import CONFIG, adapter_digest, load_adapter, read_config
 from adapter.serve.store import SHIPPED, AdapterStore
 from train.evaluate import tasks
 from train.evaluate.answerer import Answerer
 from train.evaluate.report import code_version, describe_device, format_table
 from train.evaluate.tasks import STRENGTHS, Task, unrelated_text
 from train.formats.dataset import open_records
+from train.formats.record import DataError, Picture, picture_source
 from train.formats.scienceqa import problems
 from train.formats.sources import read_text
 from train.input.examples import Example
@@ -41,7 +43,7 @@ from train.input.examples import Example
 _EPILOG = """examples:
   python -m train.evaluate scienceqa ScienceQA/data --adapter runs/mine --out mine.json
   python -m train.evaluate forgetting --adapter pirate
-  python -m train.evaluate exact-match test.jsonl --adapter extract --base path/to/llama --precision bf16
+  python -m train.evaluate exact-match test.jsonl --adapter runs/mine --base path/to/llama --precision bf16
   python -m train.evaluate lm-eval --tasks arc_easy,hellaswag --adapter runs/mine
 """
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -116,6 +118,16 @@ def _folder(name: str) -> Path:
     return path if (path / CONFIG).is_file() else AdapterStore(Path("runs"), SHIPPED).folder(name)
 
 
+def _check_pictures(args: argparse.Namespace, pictures: Iterable[tuple[str, Picture | None]]) -> None:
+    """Opens all pictures, if an adapter sees them. Raises DataError, with the place, for one that is none."""
+    for where, picture in pictures if any(read_config(_folder(name)).is_visual for name in args.adapter) else ():
+        try:
+            if picture is not None:
+                open_image(picture_source(picture))
+        except AdapterError as error:
+            raise DataError(f"{where}: {error}", error.detail) from error
+
+
 def _load(args: argparse.Namespace) -> tuple[Base, str]:
     """The base, and its precision for the report. Raises LoadError."""
     if args.precision in _DTYPES:
@@ -154,9 +166,14 @@ def _parser() -> argparse.ArgumentParser:
         add("--out", type=Path, metavar="FILE.json")
         return command
 
+    def scienceqa(args: argparse.Namespace) -> Task:
+        found = tasks.drawn(problems(args.folder, args.split), args.limit)
+        _check_pictures(args, [(f"problem {problem.id}", problem.image) for problem in found])
+        return tasks.ScienceQA(found, args.cue)
+
     command = add_task(
         "scienceqa",
-        lambda a: tasks.ScienceQA(tasks.drawn(problems(a.folder, a.split), a.limit), a.cue),
+        scienceqa,
         "ScienceQA's nine columns, by the likeliest letter",
     )
     command.add_argument("folder", type=Path, metavar="DIR", help="of problems.json, pid_splits.json and pictures")
@@ -166,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     def exact_match(args: argparse.Namespace) -> Task:
         records = open_records(args.file, args.format, args.images, args.split, args.config)
         examples = [Example.of(record) for record in tasks.drawn(records, args.limit)]
+        _check_pictures(args, [(example.where, example.picture) for example in examples])
         return tasks.ExactMatch(examples, args.max_new_tokens)
 
     def harness(args: argparse.Namespace) -> Task:

@@ -111,8 +111,7 @@ class Answerer:
                     )
                     answers.append(engine.submit(request))
                 except BadInput as error:
-                    which = "" if picture is None else f", {picture.name}"
-                    raise BadInput(f"Item {i + 1}{which}: {error}") from error
+                    raise BadInput(f"Item {i + 1}: {error}") from error
             texts += map(_whole, answers)
         return texts
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adapter.base.template import Message, encode_prompt
+from adapter.base.template import Message, encode_prompt, encode_text
 from adapter.errors import AdapterError, first_line
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure
@@ -62,7 +62,9 @@ class HarnessModel(TemplateLM):
         if add_special_tokens is None:
             begin = self.tokenizer.bos_token
             add_special_tokens = not (self._templated or (begin and string.startswith(begin)))
-        return list(self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids)
+        if add_special_tokens:
+            return encode_text(self.tokenizer, string)
+        return list(self.tokenizer(string, add_special_tokens=False).input_ids)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any

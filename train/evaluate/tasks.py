@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from adapter.base.llama import Base
-from adapter.base.template import Message, encode_answer
-from adapter.errors import BadInput
+from adapter.base.template import Message, encode_answer, encode_text
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import Figure, mean, ratio, share
 from train.evaluate.report import Result
@@ -66,10 +65,7 @@ class ScienceQA:
         right: list[bool] = []
         for start in range(0, len(problems), _PICTURES):
             part = slice(start, start + _PICTURES)
-            try:
-                features = answerer.features([p.image for p in problems[part]])
-            except BadInput as error:
-                raise DataError(f"A picture of problems {start + 1} to {start + _PICTURES}: {error}") from error
+            features = answerer.features([p.image for p in problems[part]])
             logs = answerer.next_logprobs(prompts[part], letters, features)
             pairs = zip(logs, problems[part], strict=True)
             right += [int(row[: len(p.choices)].argmax()) == p.answer for row, p in pairs]
@@ -129,10 +125,8 @@ def unrelated_text() -> str:
 
 def text_windows(base: Base, text: str) -> list[list[int]]:
     """A text's tokens in windows of at most WINDOW, each after the token that the tokenizer begins texts with."""
-    tokenizer = base.tokenizer
-    begin = list(tokenizer("").input_ids)
-    begin = begin[:1] if begin[:1] == [tokenizer.bos_token_id] else []
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    begin, ids = encode_text(base.tokenizer, ""), encode_text(base.tokenizer, text)
+    ids = ids[len(begin) :]
     size = min(WINDOW, base.context_length) - len(begin)
     windows = [begin + ids[start : start + size] for start in range(0, len(ids), size)]
     return [window for window in windows if len(window) > 1]

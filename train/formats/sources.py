@@ -266,7 +266,10 @@ def _table(path: Path) -> Iterator[Item]:
                 cells = next(rows)
             except StopIteration:
                 return
-            except csv.Error as error:  # also of a cell of 131,072 characters
+            except csv.Error as error:
+                if "field limit" in str(error):  # it would go on in the middle of the cell
+                    long = "a cell has more than 131,072 characters, or a quote is missing. Save as JSONL."
+                    raise DataError(f"{where}: {long}") from error
                 yield where, DataError(f"{where}: this row cannot be read as CSV. {remedy}", str(error))
                 continue
             if tab:

@@ -88,8 +88,6 @@ def test_refusals_are_one_line(words, sentence, capsys):
     assert error.startswith(f"error: {sentence}") and error.count("\n") == 1
 
 
-# lm-eval.
-
 TASK = """task: quiz{kind}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {folder}/quiz.jsonl}}, cache_dir: {cache}}}

@@ -135,6 +135,11 @@ def test_any_csv_is_read_as_it_was_written(tmp_path_factory, rows, quoting, sepa
     assert [tuple(m.text for m in record.messages) for record in open_records(path)] == rows
 
 
+def test_a_cell_that_is_too_long_for_csv_makes_no_records_of_its_lines(tmp_path):
+    with pytest.raises(DataError, match=r"long.csv, line 2: a cell has more than 131,072"):
+        table(tmp_path, 'question,answer\n"' + "a line, and more\n" * 9000 + '",short\n', "long.csv")
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -94,6 +94,11 @@ def test_all_answers_of_a_conversation_carry_loss_if_asked(tiny_base):
         assert [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers] == wanted
         # Loss on all answers does not change the tokens before the last one.
         assert ids == encode_prompt(tokenizer, TURNS[:-1], "chat") + encode_answer(tokenizer, "second")
+    trimming = character_tokenizer()
+    trimming.chat_template = "{% for m in messages %}{{ m.content | trim }}|{% endfor %}"
+    turns = [Message("user", "one"), Message("assistant", "first \n"), *TURNS[3:]]
+    ids, learnt = encode_conversation(trimming, turns, "chat", True)
+    assert trimming.decode(list(itertools.compress(ids, learnt)), skip_special_tokens=True) == "firstsecond"
 
 
 def test_an_unlearnt_answer_carries_no_loss_and_changes_no_token(tiny_base):
