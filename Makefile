@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` serves the page, `make test` runs every test.
 # Python comes from $(PYTHON), packages go into $(VENV); delete that folder to start afresh.
 
-PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -63,7 +63,7 @@ clean: ## delete the environment and caches in this folder
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name one: make PYTHON=/path/to/python"; exit 1; }
-	@"$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
+	@"$(PYTHON)" -m venv "$(VENV)" || { rm -f "$@"; \
 		echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.runtime: requirements.txt | $(BIN)/python

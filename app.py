@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -165,7 +166,7 @@ def make_loader(
 def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middleware: list[Middleware]) -> str:
     """Serves the page and the program's own routes; returns the address. most: bytes of an upload."""
     _, url, shared = page.launch(
-        server_name=place.host,
+        server_name=f"[{place.host}]" if ":" in place.host else place.host,
         server_port=place.port,
         auth=tuple(place.auth.split(":", 1)) if place.auth else None,
         share=place.share,
@@ -192,6 +193,8 @@ def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middl
 def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     """Serves until a signal comes. uploads: the folder that Gradio keeps uploads in."""
     refuse_remote_files()
+    direct = (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), "localhost", place.host)
+    os.environ["no_proxy"] = ",".join(filter(None, direct))  # Gradio asks the page once, which no proxy reaches
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES_OF_A_SPACE)  # uvicorn reads it
     store = AdapterCatalog()
@@ -213,6 +216,9 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     frames, preload = place.frames, preload_links()
     door = Middleware(RequestGuard, limits=limits, uploads=uploads, most=most, frames=frames, preload=preload)
     try:
+        # At an address that is not this machine's, Gradio would try a hundred ports, five seconds each.
+        family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
+        socket.create_server((place.host, place.port or 0), family=family).close()
         url = launch(page, place, most, own, [door])
     except (OSError, UnicodeError):  # Gradio's words are about its own parameters
         where = place.host if place.port is None else f"{place.host}:{place.port}"

@@ -158,6 +158,7 @@ def app_process(
         "HF_HUB_OFFLINE": "1",
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
         "FAULTS": str(folder),
+        "HTTP_PROXY": "http://127.0.0.1:9",  # a proxy that does not reach this machine hinders nothing
         **({"GRADIO_SERVER_PORT": str(port)} if on_space else {}),
     }
     with open(folder / "log", "ab") as log:

@@ -118,7 +118,7 @@ def _replicas(text: str) -> tuple[int, int]:
 def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Place:
     """The place that arguments and environment describe."""
     space = bool(environment.get("SPACE_ID"))
-    host = arguments.host or ("0.0.0.0" if space else "127.0.0.1")
+    host = (arguments.host or ("0.0.0.0" if space else "127.0.0.1")).strip("[]").lower()
     port = arguments.port
     if space and port is None:
         given = environment.get("GRADIO_SERVER_PORT", "")
