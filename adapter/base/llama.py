@@ -376,6 +376,11 @@ def _source(name_or_path: str) -> str:
 
 def _as_llama(config: Any, name: str) -> LlamaConfig:
     """The config of a LLaMA, or of a Mistral without a sliding window, which has the same architecture."""
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
+        raise LoadError(
+            f"'{base_label(name)}' turns its positions by the longest text at hand (longrope): beside another row "
+            "an answer would be another one. Use a base without."
+        )
     if config.model_type == "llama":
         return config
     if config.model_type != "mistral":

@@ -81,6 +81,7 @@ class Engine:
         self._open: set[Row] = set()  # from submit to the last event
         self._refusal: AdapterError | None = None  # why the worker stops and nothing is accepted any more
         self._forward = make_forward(base, threads)  # this and the next eight belong to the worker
+        self._scheduler.shares_prompts = self._forward.reads_ragged
         self._nothing = self._forward.prepare(None)
         self._prepared: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # of running rows, by their prompts
         self._cache = KVCache(base, self.cache_budget.tokens)
@@ -131,8 +132,9 @@ class Engine:
         adapters = [(self._load(name), strength) for name, strength in request.parts]
         try:
             return self._inspector.inspect(adapters, request, ids, answer_ids)
-        except FloatingPointError:
-            raise _overflow(request) from None
+        except Exception as error:
+            _log(error)
+            raise _for_reader(error, request) from error
 
     def close(self) -> None:
         """Stop the worker; open requests end with Busy."""
@@ -227,8 +229,8 @@ class Engine:
                     self._end(row, copy(self._refusal))
                 return
             except BaseException as error:  # SystemExit and MemoryError too
-                failure = error
-                self._failures += 1
+                failure = error  # which ends rows; memory may be there again for the next ones
+                self._failures += not isinstance(error, torch.OutOfMemoryError)
 
     def _step(self) -> bool:
         """Wait for work and run the scheduler's next step; False when no more are to be run."""
@@ -305,6 +307,7 @@ class Engine:
             row.drafter = Drafter(row.token_ids)
         if self._postprocess(row, sampled):
             # Here and not in the step, whose failure would be that of all rows: prompts may not fit together.
+            self._stacked = None  # first: both together may not fit
             self._stacked = self._forward.stack([row.prepared for row in self._scheduler.decoding])
 
     def _load_prefix(self, key: Hashable, ids: Sequence[int], slot: Slot) -> int:

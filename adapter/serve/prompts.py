@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -77,7 +78,7 @@ class PromptKVBuilder:
         blanks, key = [], []
         for adapter, strength in adapters:
             seen, seen_hash = (image, image_hash) if adapter.config.is_visual else (None, b"")
-            key.append((adapter, strength, seen_hash))
+            key.append((weakref.ref(adapter), strength, seen_hash))  # caches keep no adapter alive
             kv = self._project(adapter, seen, seen_hash)
             if seen is None or not text_strength:
                 parts.append((kv, strength))
@@ -97,7 +98,7 @@ class PromptKVBuilder:
             features = None if image is None else self._encode(adapter, image, image_hash)
             return adapter(self._base.model, features)
 
-        return self.cache.compute((adapter, image_hash), project)
+        return self.cache.compute((weakref.ref(adapter), image_hash), project)
 
     def _encode(self, adapter: Adapter, image: Image.Image, image_hash: bytes) -> VisualFeatures:
         vision = adapter.config.vision

@@ -80,7 +80,10 @@ def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters
     templates = (adapter.config.template for adapter, strength in adapters if strength > 0)
     template = "raw" if request.raw else next(templates, default_template(base.tokenizer))
     own = {name for name, strength in request.parts if strength > 0} or {BASE_ONLY}
-    return encode_prompt(base.tokenizer, as_read(request.messages, own, request.others), template)
+    ids = encode_prompt(base.tokenizer, as_read(request.messages, own, request.others), template)
+    if max(ids) >= vocabulary:  # some tokenizers have more; on CUDA the pass would fail for everybody, for good
+        raise BadInput("The message holds a token that this base does not have. Take it out.")
+    return ids
 
 
 def _form(request: GenerationRequest, base: Base, active: WeightedAdapters, ids: list[int]) -> FormState | None:
@@ -213,6 +216,7 @@ class Scheduler:
         """most_prompt_bytes: of the prompts of all running rows, unless one row's alone are larger."""
         self._slots = slots
         self._most_prompt_bytes = most_prompt_bytes
+        self.shares_prompts = True  # whether rows with the same prompts share one copy
         self.waiting: list[Row] = []
         self.prefilling: list[Row] = []  # in order of arrival
         self.decoding: list[Row] = []  # in the order of their slots
@@ -266,9 +270,10 @@ class Scheduler:
                 other.overtaken += 1
 
     def prompt_bytes(self, more: Row | None = None) -> int:
-        """Of the prompts of the running rows and of `more`. Rows with the same prompts share one copy."""
+        """Of the prompts of the running rows and of `more`."""
         rows = (*self.prefilling, *self.decoding, *(() if more is None else (more,)))
-        return sum({row.prompts.key: row.prompts.bytes for row in rows if row.prompts is not None}.values())
+        held = [(row, row.prompts) for row in rows if row.prompts is not None]
+        return sum({p.key if self.shares_prompts else row: p.bytes for row, p in held}.values())
 
     def _take_room(self, row: Row) -> bool:
         """Give a row all slots that it needs, or none and return False."""
