@@ -325,7 +325,8 @@ def _edited(shown: Conversation, row: object, value: object, before: object, kno
     with errors_as_toasts("a correction"):  # one about a picture is not collected
         updates = {"corrections": add_correction(known, history, index, text)}
     corrected = Entry("assistant", text, about=about)  # it has no record any more
-    return Changed([*history[:index], corrected, *history[index + 1 :]], updates)
+    rest = [replace(e, xray="", record=e.record and replace(e.record, token_ids=())) for e in history[index + 1 :]]
+    return Changed([*history[:index], corrected, *rest], updates)  # the rest has read other words
 
 
 def _chosen(shown: Conversation, choice: str) -> Asked:

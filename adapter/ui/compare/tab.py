@@ -56,7 +56,9 @@ def frames_of(settings: Settings) -> list[Pane]:
     """An empty frame for each strength. Raises BadInput for the frozen base."""
     if not settings.adapter:
         raise BadInput(texts.FILM_NEEDS_ADAPTER)
-    second = settings.mix_strength  # a mix gets stronger as a whole
+    if settings.mix and not settings.strength:  # the second one alone has answered
+        settings = settings.replace(adapter=settings.mix, mix=BASE_ONLY)
+    second = settings.mix_strength / (settings.strength or 1)  # a mix gets stronger as a whole
     return [Pane(settings.replace(strength=s, mix_strength=min(2.0, s * second))) for s in STRENGTHS]
 
 

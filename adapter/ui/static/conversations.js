@@ -148,7 +148,6 @@
     for (const storage of [shared, own]) attempt(() => storage.setItem(SETTINGS, JSON.stringify(settings)));
   };
 
-  // The text of a file, a message a line: a document with its settings and pictures.
   const toText = async (record) => {
     const found = {};
     for (const key of new Set(picturesOf(record)))
@@ -324,7 +323,6 @@
   addEventListener("hashchange", () => /^#(chat|adapter)=/.test(location.hash) && location.reload());
   // Back and forward may show a page as it was left; the tab's conversation has gone on since.
   addEventListener("pageshow", (event) => event.persisted && location.reload());
-  // Without https, or where it is not allowed, nothing is copied.
   const copyText = async (text) => navigator.clipboard?.writeText(text).then(() => true, () => false) ?? false;
 
   const begun = begin();
@@ -346,7 +344,6 @@
     act((await copyText(address)) ? "LINK_COPIED" : "", { address });
   };
 
-  // Called by event listeners of conversation_store.py, chat/tab.py and the Train tab.
   const page = (window.chatPage = {
     act,
     restored: false, // whether a conversation has been shown

@@ -57,7 +57,6 @@
     const write = navigator.clipboard.writeText.bind(navigator.clipboard);
     navigator.clipboard.writeText = (text) => write(unescapeMarkup(text));
   }
-  // The button beside the JSON behind a table.
   document.addEventListener("click", async ({ target }) => {
     const button = target.closest?.(".json-answer button");
     if (!button) return;

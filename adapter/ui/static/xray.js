@@ -47,8 +47,12 @@ function findWords(bubble, tokens) {
     const [start, node] = nodes.findLast(([first]) => first <= at);
     return [node, at - start];
   };
-  let at = 0;
-  for (const [n, token] of tokens.entries()) {
+  let at = 0, held; // of a character that takes several tokens: the first one, with the numbers of all
+  for (const [i, [part, own, base, ...lists]] of tokens.entries()) {
+    held = held ? [held[0], part, held[2] + own, held[3] + base, ...held.slice(4)] : [i, part, own, base, ...lists];
+    if (!part) continue;
+    const [n, ...token] = held;
+    held = undefined;
     const word = token[0].trim(), found = word ? text.indexOf(word, at) : -1;
     if (found < 0 || found - at > (/[\p{L}\p{N}]/u.test(word) ? 40 : 2)) continue;
     at = found + word.length;
@@ -72,12 +76,12 @@ function show(word) {
   const [text, logprob, base, top, own] = word.token;
   const line = (textContent, className = '') => Object.assign(document.createElement('p'), {textContent, className});
   const fill = (template, ...values) => values.reduce((all, value) => all.replace('{}', () => value), template);
-  // Of the newest answer another word can be pressed: it is written anew from there.
+  // Of the newest answer another word can be pressed, unless it ends the answer: it is written anew from there.
   const isNewest = word.bubble === bubbles().at(-1);
   const list = (title, words) => {
     const column = document.createElement('div');
     column.append(line(title), ...words.map(([other, value, id]) => {
-      const open = isNewest && id !== undefined && other.trim() !== text.trim();
+      const open = isNewest && id !== undefined && other.trim() !== text.trim() && !/^<[|/].*>$/.test(other);
       const row = Object.assign(document.createElement(open ? 'button' : 'p'), {className: 'top'});
       row.textContent = other.trim() || JSON.stringify(other);
       row.dataset.p = percent(value);
