@@ -193,8 +193,9 @@ def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middl
 def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     """Serves until a signal comes. uploads: the folder that Gradio keeps uploads in."""
     refuse_remote_files()
-    direct = (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), "localhost", place.host)
-    os.environ["no_proxy"] = ",".join(filter(None, direct))  # Gradio asks the page once, which no proxy reaches
+    if (direct := os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")) != "*":
+        # Gradio asks the page that it has started once, which no proxy reaches.
+        os.environ["no_proxy"] = ",".join(filter(None, (direct, "localhost", place.host)))
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES_OF_A_SPACE)  # uvicorn reads it
     store = AdapterCatalog()

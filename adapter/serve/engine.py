@@ -134,7 +134,7 @@ class Engine:
             return self._inspector.inspect(adapters, request, ids, answer_ids)
         except Exception as error:
             _log(error)
-            raise _for_reader(error, request) from error
+            raise _for_reader(error, request) from None
 
     def close(self) -> None:
         """Stop the worker; open requests end with Busy."""

@@ -166,7 +166,7 @@ def _asks_to_look(catalog: AdapterCatalog, settings: Settings, history: History)
     alone = settings.adapter and settings.strength and not settings.mix
     vision = catalog.card(settings.adapter).config.vision if alone else None
     since = history[conversation.picture_index(history) :]
-    given = [one.record.settings.adapter if one.record else None for one in since if one.role == "assistant"]
+    given = [one.record.settings.answerer if one.record else None for one in since if one.role == "assistant"]
     if vision is None or not {None, settings.adapter} & {*given}:  # a visitor's has no record
         return True
     return vision.answers(history[-1].text)

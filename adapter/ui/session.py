@@ -67,7 +67,9 @@ class Change:
     @property
     def result(self) -> History:
         """What the conversation becomes if nothing more is read."""
-        stays = self.keeps and self.shown[-1].role == "page" and not self.shown[-1].options
+        last = self.shown[-1]
+        is_empty = last.record is not None and not last.pending and not last.record.before  # a new answer
+        stays = self.keeps and last.role == "page" and not last.options and not is_empty
         return self.conversation.history if stays else ended(self.shown)
 
 

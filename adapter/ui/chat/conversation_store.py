@@ -157,9 +157,9 @@ class ConversationStore:
             return gr.skip(), "all"
         elif name == "link":  # what it says before the newest answer
             said = ""
-            with suppress(NotOpen), errors_as_toasts("an answer for a link"):
+            with errors_as_toasts("an answer for a link"), suppress(NotOpen):
                 said = self._before(self.conversations.shown(request.session_hash, id).newest, client_of(request))
-            return json.dumps({"share": said, "again": secrets.token_hex(4)}), gr.skip()
+            return json.dumps({"share": said, "of": id, "again": secrets.token_hex(4)}), gr.skip()
         elif 0 < len(address) < MAX_ADDRESS:
             toast(texts.link_to_copy(address), 60)
         return gr.skip(), gr.skip()

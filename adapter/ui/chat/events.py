@@ -325,8 +325,7 @@ def _edited(shown: Conversation, row: object, value: object, before: object, kno
     with errors_as_toasts("a correction"):  # one about a picture is not collected
         updates = {"corrections": add_correction(known, history, index, text)}
     corrected = Entry("assistant", text, about=about)  # it has no record any more
-    rest = [replace(e, xray="", record=e.record and replace(e.record, token_ids=())) for e in history[index + 1 :]]
-    return Changed([*history[:index], corrected, *rest], updates)  # the rest has read other words
+    return Changed([*history[:index], corrected, *history[index + 1 :]], updates)
 
 
 def _chosen(shown: Conversation, choice: str) -> Asked:

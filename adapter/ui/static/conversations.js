@@ -299,8 +299,9 @@
       save(find("#this-conversation .actions").dataset.name, await toText({ ...current(), settings }));
     },
     link: () => {
-      toShare = [current(), settings];
-      act(messagesOf(current()).length ? "link" : "NOTHING_TO_EXPORT", { id: shown.id });
+      if (!messagesOf(current()).length) return act("NOTHING_TO_EXPORT");
+      toShare = [shown.id, current(), settings];
+      act("link", { id: shown.id });
     },
   };
   const current = () => (shown.unsaved ? { document: parse(shown.unsaved.text) } : conversations.get(shown.id));
@@ -334,8 +335,9 @@
     setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
   };
   // before: what the frozen base answers, which stands above the newest answer if there is room for it.
-  const share = async (before) => {
-    const [[record, chosen], messages] = [toShare, [...messagesOf(toShare[0])]];
+  const share = async (before, of) => {
+    const [id, record, chosen] = toShare, messages = [...messagesOf(record)];
+    if (id !== of) return; // another link was asked for since
     messages.splice(messages.findLastIndex(({ role }) => role === "assistant"), 0, { role: "page", text: before });
     const both = before && (await toLink({ document: { ...record.document, messages } }, chosen));
     const packed = both || (await toLink(record, chosen));
@@ -371,9 +373,9 @@
     },
     // From the server: a conversation to be kept, a question for what is shown, or what a link says before it.
     receive: (text) => {
-      const { keep: sent, open: again, share: before } = text ? JSON.parse(text) : {};
+      const { keep: sent, open: again, share: before, of } = text ? JSON.parse(text) : {};
       if (sent) keep(sent);
-      if (before !== undefined) share(before);
+      if (before !== undefined) share(before, of);
       if (again) open(shown.id || newId(), shown.unsaved);
     },
     storeSettings: (names, values) => {
