@@ -209,14 +209,14 @@ class Conversations:
         shown = change.conversation
         if change.unread:
             shown.history = change.result
-        if change.unread and not change.stopped:
-            with self._changed:
-                change.session = None
-                self._changed.notify_all()
-            timer = threading.Timer(UNREAD_SECONDS, self._abandon, (change,))
-            timer.daemon = True
-            timer.start()
-            return
+            if not change.stopped:
+                with self._changed:
+                    change.session = None
+                    self._changed.notify_all()
+                timer = threading.Timer(UNREAD_SECONDS, self._abandon, (change,))
+                timer.daemon = True
+                timer.start()
+                return
         if change.updates is not None:
             change.updates.close()
         with self._changed:

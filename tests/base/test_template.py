@@ -56,8 +56,6 @@ def test_an_empty_message_is_refused():
         encode_prompt(None, (Message("user", " \n"),))
 
 
-# The published Alpaca prompt.
-
 ASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 ASK_ABOUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "

@@ -128,10 +128,13 @@ def test_an_answer_goes_on_as_if_it_had_not_been_interrupted(engine, temperature
         ({"adapter": "three"}, LoadError, "'three'.*one, two"),
     ],
 )
-def test_a_request_that_cannot_be_served_is_refused_by_submit(engine, request_fields, error, message):
+def test_a_request_that_cannot_be_served_is_refused_by_submit(engine, request_fields, error, message, monkeypatch):
     with pytest.raises(error, match=message):
         engine.submit(GenerationRequest(**{"messages": HELLO, **request_fields}))
     assert generate(engine)
+    monkeypatch.setattr("adapter.serve.scheduler.encode_prompt", lambda *_: [5, 97])
+    with pytest.raises(BadInput, match="a token that this base does not have"):
+        engine.submit(GenerationRequest(messages=HELLO))
 
 
 def test_who_asks_for_little_gets_a_place_of_whoever_has_many(engine, monkeypatch, pace):

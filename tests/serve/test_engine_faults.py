@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from adapter.base.template import Message
-from adapter.errors import AdapterError, EngineBroken, LoadError
+from adapter.errors import AdapterError, Busy, EngineBroken, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import BaseFingerprint, TuningConfig, VisionConfig
@@ -212,9 +212,6 @@ def test_all_readers_wake_together(monkeypatch):
     assert wakings == pytest.approx([10.1, 10.1])
 
 
-# Failures that last.
-
-
 @pytest.mark.parametrize(
     "of, name, error", [(TorchForward, "__call__", RuntimeError), (Scheduler, "schedule", MemoryError)]
 )
@@ -242,6 +239,18 @@ def test_an_engine_that_fails_for_ever_says_so_at_once(engine, monkeypatch, of, 
         with pytest.raises(EngineBroken, match="start it again"):
             again()
     assert "start it again" in str(engine.failure) and not engine._open
+
+
+def test_an_engine_that_has_lacked_memory_for_a_while_goes_on(engine, monkeypatch):
+    def lack(*_, **__):
+        raise torch.OutOfMemoryError("secret")
+
+    with monkeypatch.context() as lacking:
+        lacking.setattr(TorchForward, "__call__", lack)
+        for _ in range(2 * MAX_FAILURES):
+            with pytest.raises(Busy, match="not enough memory"):
+                list(engine.submit(HONEST[0]))
+    assert list(engine.submit(HONEST[0]))[-1].finish_reason == "length" and engine.failure is None
 
 
 # Answers that the garbage collector frees.

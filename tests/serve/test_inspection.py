@@ -258,9 +258,6 @@ def test_law_the_base_reads_along_what_a_pass_over_the_whole_answer_gives(engine
     wait_until(lambda: engine._slots.tokens == 0)
 
 
-# Factors of single gates.
-
-
 def test_law_factors_of_gates_are_those_of_an_adapter_with_such_gates(engine, tiny_fingerprint):
     """A layer's gates are those of all its heads; 2 in all gates is the double strength; one gate counts."""
     request, plain = generate(engine, "one")

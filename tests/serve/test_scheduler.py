@@ -128,6 +128,10 @@ def test_rows_start_while_there_is_room_for_their_prompts_and_the_largest_alone(
     for number in (2, 3):
         scheduler.remove(rows[number])
     assert started() == [4, 5] and scheduler.prompt_bytes() == 500
+    rows[0].prompts = rows[5].prompts
+    assert scheduler.prompt_bytes(rows[0]) == 500
+    scheduler.shares_prompts = False
+    assert scheduler.prompt_bytes(rows[0]) == 1000
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,6 @@ def numbered_rows(count: int) -> list[dict[str, str]]:
     return [{"instruction": f"Say {i}.", "output": str(i)} for i in range(count)]
 
 
-# What was written is what is read.
-
 texts = st.text(max_size=12) | st.sampled_from(
     ['},{"', "]", 'a\\"b', "\\", "\\\\", '\\\\"', "[[[", '"', "é\u2028\U0001f600", '\\"],']
 )

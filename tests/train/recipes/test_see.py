@@ -97,9 +97,6 @@ def test_the_recipe_is_the_shipped_adapters():
     assert " ".join(see.data.split()) in card
 
 
-# Scores.
-
-
 def npm_archive(folder: str, member: str = "package/a.png") -> None:
     with tarfile.open(Path(folder) / "toys-1.tgz", "w:gz") as tar:
         entry = tarfile.TarInfo(member)

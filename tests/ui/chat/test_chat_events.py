@@ -362,9 +362,6 @@ def test_forged_events_change_nothing(toasts: list[str]) -> None:
     assert page.store.open(gr.EventData(None, {"id": "x", "text": "{"}), page.request)[0] == []
 
 
-# Events that meet one another.
-
-
 @pytest.mark.parametrize("act", ["retry", "undo"])
 def test_a_page_that_is_behind_changes_nothing_that_it_does_not_show(act: str) -> None:
     page = Page().send("one")

@@ -187,9 +187,6 @@ def test_the_text_of_a_model_is_inert_and_a_long_answer_is_cut(engine) -> None:
     assert read == [inside_panel.MAX_TOKENS]
 
 
-# Reasons why there is nothing to show.
-
-
 def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
     panel, good = panel_of(engine), recorded(engine)
     record, seen = good[-1].record, recorded(engine, picture, adapter="see")
