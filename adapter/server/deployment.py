@@ -55,7 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add, password = parser.add_argument, os.environ.get(AUTH_VARIABLE) or None
     add("--host", help="address to listen on (default 127.0.0.1: this machine only)")
     add("--port", type=int, help=f"port (default: the first free one from {FIRST_PORT})")
-    add("--base", metavar="NAME", help="Hugging Face id or folder of a LLaMA (default: the embedded one)")
+    add("--base", metavar="NAME", help="Hugging Face id, folder or GGUF file (default: the embedded one)")
     add_quantization(parser)
     add_adapters(parser, "another folder of adapters, looked into before assets/adapters; may be repeated")
     what = "gigabytes for the keys and values of running and earlier conversations (default: a third of the "

@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
             help="of the frozen base; served: as the chat serves it here, packed on a CPU",
         )
         add("--device", default="auto")
-        add("--limit", type=int, metavar="N", help="so many items at most, drawn evenly")
+        add("--limit", type=int, metavar="N", help="so many items at most, drawn evenly (lm-eval: the first)")
         add("--seed", type=int, default=0, help="of the bootstrap")
         add("--out", type=Path, metavar="FILE.json")
         return command

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--out", type=Path, help="folder of all files (default: runs/reproduce, or runs/quick)")
     add("--quick", action="store_true", help="a few steps of each run, in minutes; the figures mean nothing")
-    add("--scienceqa", type=Path, metavar="DIR", help="use the real data: problems.json and images/")
+    add("--scienceqa", type=Path, metavar="DIR", help="the real data: problems.json, pid_splits.json and images/")
     add("--base", default=BASE, help=f"folder of another frozen base (default: {BASE})")
     add("--report", action="store_true", help="perform no run: write the report of those that are finished")
     args = parser.parse_args(arguments)

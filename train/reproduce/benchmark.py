@@ -53,9 +53,13 @@ class Benchmark:
         lines = [f"{p.id} {prompt(p)} {p.letter} {bool(p.image)}" for part in self.splits.values() for p in part]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
-    def examples(self, shown: bool, count: int, seed: int) -> Iterator[Example]:
-        """`count` training problems, 0 for all, endless, drawn anew each epoch. shown: with their pictures."""
-        chosen, features = self.splits["train"][: count or None], self.features if shown else {}
+    def examples(self, shown: bool, count: int, seed: int, plain: bool = False) -> Iterator[Example]:
+        """`count` training problems, 0 for all, endless, drawn anew each epoch.
+
+        shown: with their pictures. plain: only those that have none.
+        """
+        chosen = [p for p in self.splits["train"] if not (plain and p.image)][: count or None]
+        features = self.features if shown else {}
         generator = torch.Generator().manual_seed(seed)
         while True:
             for i in torch.randperm(len(chosen), generator=generator).tolist():

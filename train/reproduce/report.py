@@ -78,6 +78,7 @@ class Figures:
         # For names in plan.yaml.
         self._names = {
             "layers": layers, "third": layers // 3, "two_thirds": 2 * layers // 3, "learnt": _LEARNT,
+            "soon": round(min(row.get("times", 1) for row in PLANS["runs"].values()) * plan.steps),
             "few": plan.few, "short_epochs": epochs[0], "long_epochs": epochs[1],
         }  # fmt: skip
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -24,12 +24,13 @@ from adapter.base.llama import Base, load_base
 from adapter.errors import AdapterError
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.config import VisionConfig
+from adapter.method.config import TuningConfig, VisionConfig
 from adapter.method.projection import GlobalProjection
 from train.config import TrainConfig
 from train.evaluate.answerer import Answerer
 from train.evaluate.report import code_version
 from train.evaluate.tasks import text_windows, window_losses
+from train.input.examples import Example
 from train.job import Job
 from train.loop import new_adapter
 from train.precision import choose_precision, load_to_train, processor_name
@@ -38,6 +39,7 @@ from train.reproduce.benchmark import Benchmark, answer
 from train.run_folder import RunFolder
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+INSTRUCTION = "Read the question and its choices, and answer with the letter of the one that is right."
 _COMPONENTS = 64  # of the pictures' features that the projection starts from
 PLANS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("plan.yaml").read_text(encoding="utf-8"))
 _version = cache(code_version)
@@ -48,15 +50,21 @@ FULL, QUICK = (SimpleNamespace(**PLANS[name]) for name in ("full", "quick"))
 class Run:
     """What is trained and measured.
 
-    group: its runs differ by their seed only. method: "base", "adapter", "lora" or "full". keep: see TrainConfig.
-    questions: number of problems to train on, repeatedly; 0: all. strengths: an adapter's perplexity and accuracy
-    are measured at each of STRENGTHS.
+    group: its runs differ by their seed only. method: "base", "adapter", "lora" or "full". plain: trained on
+    problems without a picture, which can be answered from their text. init: "text" is zero-init with prompts that
+    begin as what the layers read of an instruction. tuned: V2's norms, bias and scale too. rank: LoRA's. keep, lr:
+    see TrainConfig; lr 0: the plan's. questions: number of problems to train on, repeatedly; 0: all. strengths: an
+    adapter's perplexity and accuracy are measured at each of STRENGTHS.
     """
 
     group: str
     method: str = "adapter"
     pictures: bool = False
-    init: Literal["zero", "random"] = "zero"
+    plain: bool = False
+    init: Literal["zero", "random", "text"] = "zero"
+    tuned: bool = False
+    rank: int = 0
+    lr: float = 0.0
     layers: int | None = None  # None: all
     keep: float = 0.0
     seed: int = 0
@@ -69,10 +77,15 @@ class Run:
     def name(self) -> str:
         return f"{self.group}-{self.seed}"
 
-    def config(self, vision: VisionConfig | None) -> TrainConfig:
-        own = {name: getattr(self, name) for name in ("name", "steps", "batch_size", "init", "seed", "keep")}
-        layers, every = self.layers, self.steps
-        return TrainConfig(**PLANS["training"], **own, insertion_layers=layers, vision=vision, eval_every=every)
+    def config(self, vision: VisionConfig | None, mlp: int = 1) -> TrainConfig:
+        """mlp: the intermediate_size of the base."""
+        own = {name: getattr(self, name) for name in ("name", "steps", "batch_size", "seed", "keep")}
+        own |= {"lr": self.lr} if self.lr else {}
+        return TrainConfig(
+            **PLANS["training"] | own, init="random" if self.init == "random" else "zero", vision=vision,
+            tuning=TuningConfig(mlp, norms=True, bias=True, scale=True) if self.tuned else None,
+            insertion_layers=self.layers, eval_every=self.steps,
+        )  # fmt: skip
 
 
 def planned_runs(plan: SimpleNamespace, layers: int) -> list[Run]:
@@ -84,6 +97,7 @@ def planned_runs(plan: SimpleNamespace, layers: int) -> list[Run]:
             settings["strengths"] = "strengths" in row and seed == plan.seeds[0]
             if "thirds" in row:
                 settings["layers"] = settings.pop("thirds") * layers // 3
+            settings["steps"] = round(settings["steps"] * settings.pop("times", 1))
             if "long" in row:
                 settings |= {"steps": plan.long[settings.pop("long")], "questions": plan.few}
             runs.append(Run(group, seed=seed, batch_size=plan.batch_size, **settings))
@@ -139,8 +153,7 @@ class Study:
         else:
             dtype = torch.float32 if precision == "fp32" else torch.bfloat16
             answerer = Answerer(load_base(self.base, quantization="none", device="cpu", dtype=dtype))
-            examples = self.benchmark.examples(False, run.questions, run.seed)
-            training = train_baseline(run.method, answerer.base, examples, run.steps, run.batch_size, run.seed)
+            training = train_baseline(run, answerer.base, self._examples(run))
         splits = self.benchmark.splits
         parts = {"test": splits["test"]}
         if run.questions:  # after over-fitting: problems of validation, and those that were seen
@@ -171,6 +184,9 @@ class Study:
                 results["accuracy"][str(strength)] = 100 * sum(right) / len(right)
         return results | {"total_seconds": time.process_time() - started}
 
+    def _examples(self, run: Run) -> Iterator[Example]:
+        return self.benchmark.examples(run.pictures, run.questions, run.seed, run.plain)
+
     def _train_adapter(self, run: Run, base: Base) -> tuple[Adapter, dict[str, Any]]:
         """The trained adapter, and what its training took."""
         folder, vision, benchmark = self.out / "runs" / run.name, None, self.benchmark
@@ -180,13 +196,15 @@ class Study:
             if not seen:
                 raise AdapterError("No problem to train on has a picture. Fetch ScienceQA's images too.")
             vision = VisionConfig(ENCODER, "global", feature_size=seen[0].shape[1], hidden=256)
-        config = run.config(vision)
+        config = run.config(vision, base.model.config.intermediate_size)
         adapter = new_adapter(config, base)
         if isinstance(adapter.projection, GlobalProjection):
             _whiten(adapter.projection, torch.cat(seen))
+        if run.init == "text":
+            _begin_as_text(adapter, base, config.prompt_std)
 
         def examples(split: str) -> Any:
-            return benchmark.examples(run.pictures, run.questions, run.seed) if split == "train" else ()
+            return self._examples(run) if split == "train" else ()
 
         started = time.process_time()
         trained, _ = Job(config, base, examples, RunFolder(folder), adapter).run()
@@ -200,6 +218,23 @@ class Study:
             "parameters": adapter.num_parameters,
             "bytes": (folder / "adapter.safetensors").stat().st_size,
         }
+
+
+@torch.no_grad()
+def _begin_as_text(adapter: Adapter, base: Base, std: float) -> None:
+    """Starts each layer's prompts from what it reads at the last tokens of INSTRUCTION.
+
+    Their root mean square is `std`: norms take their scale away, and the learning rate is made for it.
+    """
+    reads: list[torch.Tensor] = []
+    layers = base.model.model.layers
+    hooks = [layer.register_forward_pre_hook(lambda _, given: reads.append(given[0])) for layer in layers]
+    base.model(input_ids=torch.tensor([base.tokenizer(INSTRUCTION).input_ids]))
+    for hook in hooks:
+        hook.remove()
+    for prompts, index in zip(adapter.prompts, adapter.config.layers, strict=True):
+        read = reads[index][0, -len(prompts) :].float()
+        prompts.copy_(std * read / read.square().mean(1, keepdim=True).sqrt())
 
 
 def _whiten(projection: GlobalProjection, levels: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ from train.reproduce.__main__ import main
 from train.reproduce.baselines import train_baseline
 from train.reproduce.benchmark import Benchmark, answer, prompt
 from train.reproduce.report import Figures, write_report
-from train.reproduce.runs import FULL, STRENGTHS, Study, planned_runs
+from train.reproduce.runs import FULL, STRENGTHS, Run, Study, planned_runs
 
 LAYERS = 30  # of the embedded base
 
@@ -56,7 +56,8 @@ def figures(problems):
 
     blind, sighted, wrong = [1, 0, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]
     groups = {
-        "text": result(blind, perplexity=21.0),
+        "text": result(blind),
+        "prompts": result(blind, perplexity=21.0),
         "keep": result(blind, perplexity=20.5),
         "lora": result(blind, perplexity=30.0, seconds=20.0),
         "full": result(blind, perplexity=40.0, seconds=40.0, bytes=4_000_000),
@@ -99,7 +100,7 @@ def test_baselines_train_every_parameter_of_theirs(method, tiny_folder, problems
     base = load_base(str(tiny_folder), quantization="none", device="cpu", dtype=torch.float32)
     before = {name: p.clone() for name, p in base.model.named_parameters()}
     examples = Benchmark(tmp_path, {"train": tuple(problems)}).examples(False, 0, 0)
-    found = train_baseline(method, base, examples, steps=3, batch_size=2, seed=0)
+    found = train_baseline(Run("it", method, rank=2, lr=1e-3, steps=3, batch_size=2), base, examples)
     assert len(found["losses"]) == 3 and found["tokens"] > 0
     after = dict(base.model.named_parameters())
     assert sum(p.numel() for p in after.values() if p.requires_grad) == found["parameters"]
@@ -143,7 +144,8 @@ def test_the_command_performs_every_run_once(tiny_folder, tmp_path, capsys, monk
     """On a tiny base, and of the runs those of a few rows: the claims are about the command, not the figures."""
 
     def few_runs(plan, layers):
-        return [run for run in planned_runs(plan, layers) if run.group in ("base", "text", "zero", "lora")]
+        some = ("base", "begun", "prompts", "zero", "lora")
+        return [run for run in planned_runs(plan, layers) if run.group in some]
 
     monkeypatch.setattr("train.reproduce.__main__.planned_runs", few_runs)
     out = tmp_path / "out"
@@ -157,7 +159,7 @@ def test_the_command_performs_every_run_once(tiny_folder, tmp_path, capsys, monk
         assert heading in report
     assert (out / "reproduce.md").read_text() == report[report.index("# The paper's") :].rstrip("\n") + "\n"
     results = {path: path.stat().st_mtime_ns for path in (out / "results").glob("*.json")}
-    assert len(results) == 1 + 3 * 2
+    assert len(results) == 1 + 4 * 2
     assert "| yes | at strength 0 the base is back, exactly |" in report
 
     # A second call performs no run; without its file a run is missing, and the report says so.
