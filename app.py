@@ -176,7 +176,6 @@ def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middl
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
-        show_error=False,  # only gr.Error's own text reaches the browser
         ssr_mode=False,
         favicon_path=theme.ICON,
         max_file_size=most,
@@ -264,8 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     place = find_place(arguments)
     set_up_logs()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C
     with contextlib.ExitStack() as stack:
         try:
             uploads = stack.enter_context(upload_folder(os.environ.get("GRADIO_TEMP_DIR")))

@@ -87,8 +87,6 @@ class TrainConfig:
             raise ValueError("steps or epochs must be above 0: set one of them, or a preset such as preset=small")
         if self.tuning_lr is not None and self.learn == "prompts":
             raise ValueError("tuning_lr has no meaning for learn: prompts, which trains no tuning: leave one out")
-        if self.insertion_layers == 0:
-            raise ValueError("insertion_layers must not be 0: leave it out for all layers of the base")
         if self.vision is not None:
             projection = self.vision.projection
             unused = _UNUSED_BY.get(projection, set()) & _settings(self.vision).keys()

@@ -8,7 +8,6 @@ import itertools
 import math
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -466,13 +465,10 @@ def say(text: str, file: Any = None) -> None:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list, in the main thread. Ctrl-C after one raises KeyboardInterrupt, but
+    """Collects SIGINT and SIGTERM in a list. Ctrl-C after one raises KeyboardInterrupt, but
     SIGTERM changes nothing: batch systems send it to a process and to its group.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
 
     def handle(number: int, _: Any) -> None:
         if received and number == signal.SIGINT:

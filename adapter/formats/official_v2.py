@@ -65,8 +65,6 @@ def read(
     prompts, gates = _prompts(path, named, base, found)
     tuning = None
     ranks = {tensor.shape[0] for match, tensor in found["lora"] if match[4] == "1"}
-    if len(ranks) > 1:
-        raise broken(path, f"it has LoRA of several ranks: {sorted(ranks)}")
     if found["norm"] or found["bias"] or ranks:
         norms, bias = bool(found["norm"]), bool(found["bias"])
         tuning = TuningConfig(intermediate_size, norms=norms, bias=bias, lora_rank=max(ranks, default=0))

@@ -61,17 +61,11 @@ class VisualEncoder:
     """A frozen timm model with its own picture transform. Safe to share between threads."""
 
     def __init__(self, name: str, model: Any, device: torch.device | str = "cpu") -> None:
-        """model: timm's, with its weights. Raises LoadError if features cannot be taken from its stages."""
-        import timm
+        """model: timm's, with its weights."""
         from timm.data import resolve_model_data_config
         from timm.data.transforms import str_to_pil_interp
 
         self.name = name
-        if not hasattr(model, "forward_intermediates"):
-            raise LoadError(
-                f"timm {timm.__version__} cannot take features from the stages of encoder '{name}'. "
-                "Choose another."
-            )
         self._model = model.requires_grad_(False).eval().to(device)
         self._dtype = torch.float32
         classifier = model.get_classifier()

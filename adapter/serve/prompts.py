@@ -67,8 +67,7 @@ class PromptKVBuilder:
 
         The terms are those of `adapters` in order. Behind them those of visual ones with a blank picture are taken
         off, times the text adapters' strength (1 at most), so that beside these a visual one brings only what its
-        picture changes. Of its deltas, the same for each picture, that part is taken off too. Raises BadInput for
-        a layer or head that has no gate.
+        picture changes. Of its deltas, the same for each picture, that part is taken off too.
         """
         if not adapters:
             return None
@@ -88,10 +87,7 @@ class PromptKVBuilder:
                 parts.append((PromptKV({}, kv.size, kv.deltas), strength * (1 - text_strength)))
             blank = replace(self._project(adapter, GREY, hash_image(GREY)), deltas=None)
             blanks.append((blank, -strength * text_strength))
-        prompts = Prompts((*parts, *blanks), gates, (*key, gates))
-        if gates:
-            prompts.mixed()  # raises now what would be raised later
-        return prompts
+        return Prompts((*parts, *blanks), gates, (*key, gates))
 
     def _project(self, adapter: Adapter, image: Image.Image | None, image_hash: bytes) -> PromptKV:
         def project() -> PromptKV:

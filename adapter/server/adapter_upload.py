@@ -214,13 +214,18 @@ def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> UploadedA
         if there is None or filecmp.cmpfiles(folder, there, files, shallow=False)[0] != files:
             raise _taken(name)
         return UploadedAdapter(name, new=False)
-    weights = [path.stat().st_size for path in (*into.glob(f"*/{WEIGHTS}"), folder / WEIGHTS)]
-    if len(weights) > FOLDER_ADAPTERS or sum(weights) > FOLDER_BYTES:
-        raise BadInput("The server has no place for more adapters. Somebody there has to delete some first.")
+    check_room(into, (folder / WEIGHTS).stat().st_size)
     for file in folder.iterdir():
         file.chmod(0o644)
     os.rename(folder, into / folder.name)
     return UploadedAdapter(folder.name, new=True)
+
+
+def check_room(into: Path, more: int) -> None:
+    """Raises BadInput where an adapter with `more` bytes of weights is one too many for the folder."""
+    weights = [more, *(path.stat().st_size for path in into.glob(f"*/{WEIGHTS}"))]
+    if len(weights) > FOLDER_ADAPTERS or sum(weights) > FOLDER_BYTES:
+        raise BadInput("The server has no place for more adapters. Somebody there has to delete some first.")
 
 
 def _taken(name: str) -> BadInput:

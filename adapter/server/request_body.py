@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,11 +75,11 @@ def counting_values(receive: Receive, count_all: Callable[[int], None]) -> Recei
 
 
 def is_full(folder: Path, more: int) -> bool:
-    """Whether `more` bytes do not fit into the folder of uploads."""
-    total = count = 0
+    """Whether `more` bytes do not fit into the folder of uploads: a quarter of its disk, which may be memory."""
+    total, count, most = 0, 0, min(FOLDER_BYTES, shutil.disk_usage(folder).total // 4)
     for root, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):  # just deleted
                 total += os.lstat(os.path.join(root, name)).st_size
                 count += 1
-    return total + more > FOLDER_BYTES or count >= FOLDER_FILES
+    return total + more > most or count >= FOLDER_FILES

@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import compile_path, get_route_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -208,8 +208,12 @@ class RequestGuard:
             except (RequestRefused, RateLimited) as error:
                 if isinstance(error, RateLimited):
                     error = RequestRefused(429, str(error), error.retry_after)
-                page = PlainTextResponse(str(error), error.status, error.headers)
-                response = error_response(error) if get_route_path(scope).startswith("/v1/") else page
+                if get_route_path(scope).startswith("/v1/"):
+                    response: Response = error_response(error)
+                elif scope["method"] in _READING:
+                    response = PlainTextResponse(str(error), error.status, error.headers)
+                else:  # as Gradio's page reads it
+                    response = JSONResponse({"detail": str(error)}, error.status, error.headers)
                 await response(scope, receive, send_with_policy)
 
     def _find_allowed(self, scope: Scope) -> Route:

@@ -239,8 +239,10 @@ def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
     too much raises RateLimited, which RequestGuard answers.
     """
     state_holder.SessionState, route_utils.GradioMultiPartParser = _Session, _Uploads
-    images.written = _Written(images.written)
-    page.temp_file_sets.append(images.written)
+    images.written, page.upload_file_set = _Written(images.written), _Written(page.upload_file_set)
+    for block in page.blocks.values():
+        block.temp_files = _Written(block.temp_files)
+    page.temp_file_sets = [images.written, page.upload_file_set, *(one.temp_files for one in page.blocks.values())]
     queue: Any = page._queue
     queue.__class__, queue.limits = _BoundedQueue, limits
     queue.pending_messages_per_session = _PendingMessages(most)

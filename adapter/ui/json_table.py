@@ -57,7 +57,7 @@ def table_html(text: str, marked: Collection[str] = ()) -> str | None:
     rest = "" if fields.complete else '<tr><td colspan="2">…</td></tr>'
     head = f'<thead><tr><th scope="col">{texts.FIELD}</th><th scope="col">{texts.VALUE}</th></tr></thead>'
     copy = f"<button>{texts.COPY}</button>"  # page.js copies
-    behind = f"<details><summary>{texts.JSON}</summary>{copy}<pre><code>{_escape(text)}</code></pre></details>"
+    behind = f"<details><summary>{texts.JSON}</summary>{copy}<pre><code>{escape(text)}</code></pre></details>"
     rows = _rows(fields.pairs, 1, marked)
     return f'<div class="json-answer"><table>{head}<tbody>{rows}{rest}</tbody></table>{behind}</div>'
 
@@ -73,21 +73,21 @@ def _rows(pairs: list[tuple[str, Any]], level: int, marked: Collection[str] = ()
     for name, value in pairs:
         cell = _cell(value, level)
         cell = f"<mark>{cell}</mark>" if name in marked else cell
-        rows.append(f'<tr><th scope="row">{_escape(name)}</th><td>{cell}</td></tr>')
+        rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{cell}</td></tr>')
     return "".join(rows)
 
 
 def _cell(value: Any, level: int) -> str:
     if isinstance(value, str) and value.strip():
-        return _escape(value)
+        return escape(value)
     if value and isinstance(value, dict | list) and level < _MOST_LEVELS:
         if isinstance(value, dict):
             return f"<table><tbody>{_rows(list(value.items()), level + 1)}</tbody></table>"
         return f"<ul>{''.join(f'<li>{_cell(item, level + 1)}</li>' for item in value)}</ul>"
-    return _escape(value.written if isinstance(value, _Number) else json.dumps(value, ensure_ascii=False))
+    return escape(value.written if isinstance(value, _Number) else json.dumps(value, ensure_ascii=False))
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Half of a pair of surrogates, which no text in UTF-8 has, becomes U+FFFD."""
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", text)

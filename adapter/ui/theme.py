@@ -167,7 +167,6 @@ def gradio_theme() -> gr.themes.Base:
         body_text_color_subdued="*neutral_600",
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",
-        block_background_fill="white",
         block_background_fill_dark="*neutral_900",
         block_label_background_fill="transparent",
         block_label_border_width="0px",

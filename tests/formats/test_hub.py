@@ -47,8 +47,7 @@ def test_an_adapter_of_the_hub_becomes_one_of_the_pages(
     [*((f"weights{ending}", "can hold code") for ending in PICKLES[:2]), ("../../adapter.safetensors", "outside"),
      ("a\\..\\b.json", "outside"), ("said to be large", "more than"), ("larger than said", "more than"),
      ("wrong base", "huge"), ("empty", "holds no adapter"), ("unknown", "no 'some.body/other'"),
-     ("down", "Cannot fetch"),
-     ("no name", "owner/name")],
+     ("down", "Cannot fetch"), ("no name", "owner/name")],
 )  # fmt: skip
 def test_what_is_wrong_with_a_repository_is_said_and_nothing_is_kept(
     attack: str, said: str, hub: FakeHub, tmp_path: Path, tiny_fingerprint: Any, monkeypatch: pytest.MonkeyPatch

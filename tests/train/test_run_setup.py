@@ -86,8 +86,7 @@ def test_a_tuning_is_added_or_taken_and_never_replaced(tmp_path, start):
     second = completed("preset=v2-instructions", f"start_from={start}").train
     assert second.tuning == TuningConfig(64, norms=True, bias=True, scale=True) and second.template == "raw"
     tuned = f"start_from={saved(tmp_path / 'tuned', tuning=TuningConfig(64, norms=True))}"
-    third = completed("steps=1", "learn=tuning", tuned).train
-    assert third.tuning == TuningConfig(64, norms=True)
+    assert completed("steps=1", "learn=tuning", tuned).train.tuning == TuningConfig(64, norms=True)
     with pytest.raises(ConfigError, match="tuning.lora_rank 2 where the adapter has 0"):
         completed("steps=1", tuned, "tuning.norms=true", "tuning.lora_rank=2")
 

@@ -82,10 +82,6 @@ def normalised(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", plain).split() or plain.split() or text.lower().split()
 
 
-def exact_match(answer: str, wanted: str) -> bool:
-    return normalised(answer) == normalised(wanted)
-
-
 def token_f1(answer: str, wanted: str) -> float:
     """0 to 1: the harmonic mean of precision and recall of the normalised words."""
     found, right = normalised(answer), normalised(wanted)
@@ -111,7 +107,7 @@ class ExactMatch:
         texts = answerer.generate([e.messages for e in self.examples], pictures, self.max_new_tokens)
         pairs = [(text, example.answer) for text, example in zip(texts, self.examples, strict=True)]
         figures = {
-            "exact match": share([exact_match(*pair) for pair in pairs]),
+            "exact match": share([normalised(answer) == normalised(wanted) for answer, wanted in pairs]),
             "token F1": mean([token_f1(*pair) for pair in pairs], seed, scale=100),
         }
         return Result({"answers": figures}, tuple(texts))

@@ -78,7 +78,6 @@ class Figures:
         # For names in plan.yaml.
         self._names = {
             "layers": layers, "third": layers // 3, "two_thirds": 2 * layers // 3, "learnt": _LEARNT,
-            "soon": round(min(row.get("times", 1) for row in PLANS["runs"].values()) * plan.steps),
             "few": plan.few, "short_epochs": epochs[0], "long_epochs": epochs[1],
         }  # fmt: skip
 
@@ -221,6 +220,7 @@ def write_report(
         encoder=ENCODER,
         seeds=_listed(map(str, plan.seeds)),
         steps=plan.steps,
+        plain=plan.plain,
         batch_size=plan.batch_size,
         few=plan.few,
         keep=PLANS["runs"]["keep"]["keep"],

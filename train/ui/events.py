@@ -86,9 +86,7 @@ class TrainEvents:
     # 1. Data. Updates of (sample, upload, preview, plan, the settings, command, start).
 
     def choose_sample(self, name: str) -> Updates:
-        if (plan := self.samples.get(str(name))) is None:
-            raise refusal(texts.NO_DATA)
-        return gr.skip(), None, *self._preview(plan)
+        return gr.skip(), None, *self._preview(self.samples[name])
 
     def choose_upload(self, upload: str | None) -> Updates:
         if not upload:

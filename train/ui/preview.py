@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import html
 import io
@@ -19,6 +18,7 @@ from adapter.base.template import default_template
 from adapter.errors import AdapterError, BadInput
 from adapter.server.archive import PICTURES, TABLES, unpack
 from adapter.server.generation import import_libraries
+from adapter.ui.images import data_url
 from adapter.ui.theme import ellipsize
 from train.formats import scienceqa, sources
 from train.formats.dataset import Record, Records, open_records
@@ -54,8 +54,6 @@ def open_data(file: Path, folder: Path) -> TrainingData:
     path, suffix = file, file.suffix.lower()
     if file.is_relative_to(SAMPLES):
         folder = file if file.is_dir() else file.parent
-    elif suffix not in UPLOADS:
-        raise BadInput(f"'{file.name}' is of no known kind. Send one of {', '.join(UPLOADS)}.")
     elif not file.is_file():
         raise BadInput("The uploaded file is no longer on the server. Send it again.")
     elif (size := file.stat().st_size) > MAX_FILE_BYTES:
@@ -169,8 +167,7 @@ def _record_html(record: Record) -> str:
             image, data = open_image(picture_source(record.image)).copy(), io.BytesIO()
             image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
             image.save(data, "JPEG", quality=80)
-            encoded = base64.b64encode(data.getvalue()).decode()
-            picture = f'<img alt="" src="data:image/jpeg;base64,{encoded}">'
+            picture = f'<img alt="" src="{data_url(data.getvalue())}">'
         except AdapterError:
             picture = '<span class="no-picture"></span>'
     turns = (

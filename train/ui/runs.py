@@ -219,9 +219,12 @@ class TrainingRuns:
 
         prepare: writes the data into the folder it is given; returns the recipe, and a record without a process.
         """
+        from adapter.server.adapter_upload import check_room  # whose imports take seconds
+
         with self._exclusive():
             name = check_name(name, [*taken, *self.taken()])
             folder = self.folder / name
+            check_room(self.folder, more=0)
             if shutil.disk_usage(self.folder).free < _MIN_FREE_BYTES:
                 raise BadInput(f"Less than {_MIN_FREE_BYTES // 2**20} MB are free on the disk of the server.")
             if folder.exists():

@@ -71,7 +71,10 @@ def adapter_upload_panel(
                 wanted = sent_text(event, "repository") or field or ""
                 uploaded = add_from_hub(wanted, *place, False if public else get_token() or False)
             else:
-                uploaded = add_adapter([Path(path) for path in paths or ()], wanted_name or "", *place)
+                files_sent = [Path(path) for path in paths or ()]
+                uploaded = add_adapter(files_sent, wanted_name or "", *place)
+                for path in files_sent:  # another adapter is another upload, of which the server takes so many
+                    path.unlink(missing_ok=True)
             toast((texts.adapter_uploaded if uploaded.new else texts.adapter_already_here)(uploaded.name), 6)
             choices = theme.picker_choices(catalog)
             followers = [other.update(choices, BASE_ONLY) for other in others]

@@ -17,7 +17,7 @@ import gradio as gr
 from adapter.ui import conversation
 from adapter.ui.conversation import Entry, History
 from adapter.ui.gradio_internals import Unconverted, subclass_component
-from adapter.ui.json_table import table_html
+from adapter.ui.json_table import escape, table_html
 
 WORD_JOINER = "\u2060"  # invisible, and allows no line break
 # The beginning of a tag, an entity, a picture, a Mermaid diagram or LaTeX. A character that is already followed by
@@ -128,9 +128,7 @@ def _row(role: str, text: str) -> Row:
 
 
 def _page_html(text: str, css_class: str) -> str:
-    # Escaped for HTML, and for Markdown, which would read the underscores of an adapter's name as emphasis.
-    escaped = "".join(f"&#{ord(c)};" if c in "*_`~[]$\\|#&<>\"'" else c for c in text)
-    return f'<span class="aside {css_class}">{escaped}</span>'
+    return f'<span class="aside {css_class}">{escape(text)}</span>'
 
 
 def _postprocess(self: gr.Chatbot, value: View | None) -> Any:

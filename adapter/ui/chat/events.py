@@ -84,6 +84,7 @@ class ChatEvents:
         """Answers the message in the box, or what the event's data say was pressed. known: the corrections."""
         data = sent(event)
         index, value = data.get("index"), data.get("value")
+        kept = None if data else message  # what the box holds if nothing comes of it
         if not data:
 
             def ask(shown: Conversation) -> Asked:
@@ -92,6 +93,8 @@ class ChatEvents:
 
         elif "previous_value" in data:
             ask = partial(_edited, row=index, value=value, before=data["previous_value"], known=known)
+            written = (message or {}).get("text") or ""
+            kept = {**(message or {}), "text": f"{value}\n\n{written}".strip()}
         elif "token" in data:
             ask = partial(self._branch, index=index, token=data["token"])
         elif isinstance(value, dict) and "text" in value:
@@ -100,7 +103,7 @@ class ChatEvents:
             ask = partial(_chosen, choice=value)
         else:
             ask = partial(_retried, row=index)
-        yield from self._turn(ask, id, request, settings, None if data else message)
+        yield from self._turn(ask, id, request, settings, kept)
 
     def _branch(self, shown: Conversation, index: object, token: object) -> Asked:
         """Writes the newest answer anew up to a word, with another word there, as a further variant."""

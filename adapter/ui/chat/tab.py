@@ -100,7 +100,6 @@ def _chatbot(examples: list[ExampleCard], catalog: AdapterCatalog) -> gr.Chatbot
     return VerbatimChatbot(
         show_label=False,
         label=texts.CONVERSATION,
-        height="70dvh",  # page.css fits it to the window
         buttons=["copy"],
         editable="all",
         group_consecutive_messages=False,  # an edit then keeps the picture, see conversation.py
@@ -166,7 +165,6 @@ def _about_line() -> tuple[gr.Checkbox, gr.HTML]:
             both=texts.BOTH,
             instead=texts.INSTEAD,
             own=texts.COULD,
-            padding=False,
             elem_id="xray",
         )
         gr.Button(texts.LOOK_INSIDE, size="sm", elem_id="inside-open")  # xray.js opens the panel

@@ -167,8 +167,6 @@ class CompareEvents:
 
 
 def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
-    if count not in range(MIN_PANES, MAX_PANES + 1):
-        raise BadInput(texts.wrong_panes(MIN_PANES, MAX_PANES, count))
     panes = []
     for i in range(count):
         name, strength, words = (values[f"{part}_{i}"] for part in ("adapter", "strength", "words"))
@@ -211,8 +209,7 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
             shown = {"label": texts.SHOWN_STRENGTH, "info": texts.STRENGTH_INFO, "elem_id": "film-strength"}
             gr.Slider(*STRENGTHS[::4], 1.0, step=0.5, buttons=[], interactive=True, scale=4, **shown)
         with gr.Column(elem_id="side-by-side"):
-            numbers = list(range(MIN_PANES, MAX_PANES + 1))
-            count = gr.Radio(numbers, value=MIN_PANES, label=texts.PANES, elem_id="count")
+            count = gr.Radio(range(MIN_PANES, MAX_PANES + 1), value=MIN_PANES, label=texts.PANES, elem_id="count")
             with gr.Row(elem_id="panes"):
                 first = [BASE_ONLY, *ranked, *[ranked[-1]] * MAX_PANES]
                 panes = [_lay_out_pane(i + 1, choices, first[i]) for i in range(MAX_PANES)]

@@ -93,8 +93,7 @@ class InsideEvents:
             yield _reason(error), "", "", "", ""
             return
         words = charts.answer_html(inspection, _answer_id(history), tokens)
-        hint = charts.message_html(texts.CLICK_A_TOKEN)
-        yield "", charts.gates_html(inspection, names), words, hint, ""
+        yield "", charts.gates_html(inspection, names), words, charts.message_html(texts.CLICK_A_TOKEN), ""
 
     def show_token(self, event: gr.EventData, request: gr.Request) -> Any:
         """The numbers and the prompt map of a token that was pressed."""

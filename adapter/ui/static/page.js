@@ -34,6 +34,7 @@
     } finally {
       clearTimeout(late);
       if (regular) serverIs(response?.status < 502); // a proxy may answer for it
+      if (regular && response?.status === 401) location.reload(); // the server began anew, and knows no cookie of before
       if (joins && response && streams) missed = true; // maybe
       if (joins && !response?.ok) window.chatPage.refused(); // an event ends without a result
     }
@@ -200,7 +201,7 @@
   const pencil = '#teach button, #chat [title="Say it like this"]';
   document.addEventListener("click", ({ target }) => isBehind && target.closest?.(pencil) && location.reload(), true);
 
-  // An unsent message outlives a reload of its tab; Gradio reloads the page when a server is back.
+  // An unsent message outlives a reload of its tab, which Gradio does when a server is back and a phone to hidden ones.
   const DRAFT = "llama-adapter:draft";
   let restored = false;
   const restoreDraft = () => {
@@ -212,7 +213,7 @@
     field.dispatchEvent(new Event("input", { bubbles: true }));
     field.focus();
   };
-  addEventListener("pagehide", () => sessionStorage.setItem(DRAFT, find("#box textarea")?.value ?? ""));
+  addEventListener("visibilitychange", () => sessionStorage.setItem(DRAFT, find("#box textarea")?.value ?? ""));
 
   const onChange = () => [restoreFocus, fixAccessibility, showBeginning, restoreDraft, describe, showFilm].forEach((act) => act());
   addEventListener("DOMContentLoaded", onChange);

@@ -22,7 +22,7 @@ from tests.tiny_models import FINGERPRINT, character_tokenizer, random_adapter
 from train.evaluate import answerer as answerer_module
 from train.evaluate.answerer import Answerer
 from train.evaluate.intervals import difference, over_seeds
-from train.evaluate.tasks import STRENGTHS, Perplexity, ScienceQA, drawn, exact_match, token_f1
+from train.evaluate.tasks import STRENGTHS, Perplexity, ScienceQA, drawn, normalised, token_f1
 from train.formats.dataset import DataError
 from train.formats.scienceqa import COLUMNS, columns, problems
 from train.input.rows import IGNORED
@@ -131,11 +131,11 @@ def test_intervals_over_seeds_and_questions_are_those_of_scipy():
 
 
 def test_texts_are_compared_as_for_squad():
-    assert exact_match("The  Answer!", "answer") and not exact_match("answers", "answer")
+    assert normalised("The  Answer!") == normalised("answer") != normalised("answers")
     assert token_f1("a cat sat down", "The cat sat.") == pytest.approx(2 * 2 / (3 + 2))
     assert token_f1("dog dog", "dog") == pytest.approx(2 / 3)
     assert (token_f1("", ""), token_f1("the", ""), token_f1("x", "")) == (1, 0, 0)
-    assert not exact_match("The", "A") and exact_match("A ", "a")  # letters are not empty answers
+    assert normalised("The") != normalised("A") and normalised("A ") == normalised("a")  # not empty answers
 
 
 # Likelihoods and answers.

@@ -13,6 +13,7 @@ import gradio as gr
 import pytest
 
 from adapter.method.checkpoint import save_adapter
+from adapter.server import adapter_upload
 from tests.app_process import wait_until
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
 from tests.fake_hub import fake_hub
@@ -40,13 +41,14 @@ def tab(tmp_path: Path, tiny_folder: Path) -> TrainEvents:
 
 @pytest.mark.parametrize(
     "name, steps, rate",
-    [*((name, 40, 0.004) for name in ("../x", "poet", None)), ("good", 10**12, 0.004), ("good", "many", 0.004),
-     ("good", 40, 1e9), ("good", 40, float("nan"))],
+    [*((name, 40, 0.004) for name in ("../x", "poet", None, "no-room")), ("good", 10**12, 0.004),
+     ("good", "many", 0.004), ("good", 40, 1e9), ("good", 40, float("nan"))],
 )  # fmt: skip
 def test_forged_values_start_nothing_and_show_a_toast(
     name: Any, steps: Any, rate: float, tab: TrainEvents, toasts: list[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    monkeypatch.setattr(adapter_upload, "FOLDER_ADAPTERS", 500 if name != "no-room" else 0)
     plan = tab.choose_sample(next(iter(tab.samples)))[3]
     tab.start("", plan, event_request(), name, "", "", steps, rate)
     assert len(toasts) == 1 and tab.runs.names() == []

@@ -32,8 +32,7 @@ def test_a_correction_is_a_record_in_which_only_the_visitors_words_are_learnt(tm
     wanted = [("u", "One?", None), ("a", "Better.", 0), ("u", "Two?", None), ("a", "Best.", None)]
     assert contents(both[1]) == wanted
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in both))
-    records = open_records(tmp_path / "c.jsonl")
-    assert [record.unlearnt for record in records] == [(), (1,)]
+    assert [record.unlearnt for record in open_records(tmp_path / "c.jsonl")] == [(), (1,)]
     # The same answer corrected again replaces the correction, and of a long conversation the newest part is kept.
     assert [contents(row)[-1][1] for row in add_correction(both, HISTORY, 1, "Good.")] == ["Best.", "Good."]
     long = [*user_turn("x" * MAX_CHARACTERS), Entry("assistant", "y"), *HISTORY]
