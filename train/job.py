@@ -304,7 +304,7 @@ class Job:
         if self.feature_cache is not None:
             rows = self.feature_cache.with_features(rows, stopping)
         size = -(-len(rows) // self.config.accumulate) or 1
-        batches = [collate(rows[i : i + size], self.tokeniser.pad) for i in range(0, len(rows), size)]
+        batches = [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
         if self.base.device.type == "cuda":  # in pinned memory, from which a GPU copies while the CPU goes on
             batches = [batch.map(torch.Tensor.pin_memory) for batch in batches]
         return batches

@@ -45,6 +45,8 @@ def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callabl
         except BadInput as error:
             raise ConfigError(f"form: {error}") from error
     config.layers_of(base.num_hidden_layers)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("The tokenizer of this base names no end token: set eos_token in tokenizer_config.json.")
     if config.max_length > context:
         if "max_length" in recipe.stated:
             asked = config.max_length

@@ -105,7 +105,7 @@ def set_gradient_checkpointing(model: LlamaModel, enabled: bool) -> None:
     insertion layer too.
     """
     for layer in model.layers:
-        layer.train(enabled)  # which transformers asks for; nothing in a layer depends on it
+        layer.training = enabled  # which transformers asks for; bitsandbytes' linear maps would compute otherwise
         layer.gradient_checkpointing = enabled
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 

@@ -50,6 +50,8 @@ from adapter.method.attention import PromptKV
 from adapter.method.config import BaseFingerprint, base_label
 
 log = logging.getLogger(__name__)
+# It logs a line for every product of int8, and a token has hundreds.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 _ATTENTION = "sdpa"  # whose masks our layers take
 _DISK_TO_SPARE = 10**9  # bytes that must stay free beside kept weights
@@ -317,7 +319,10 @@ def _load_by_transformers(
 
 def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
     """The tokenizer of a base alone. Raises LoadError."""
-    return _load(AutoTokenizer, name_or_path)
+    tokenizer = _load(AutoTokenizer, name_or_path)
+    if {*tokenizer("a", add_special_tokens=False).input_ids} <= {tokenizer.unk_token_id}:  # it was made up
+        raise LoadError(f"'{base_label(name_or_path)}' lacks the vocabulary of its tokenizer. Download all of it.")
+    return tokenizer
 
 
 def base_config(name_or_path: str = embedded.BASE) -> LlamaConfig:
@@ -376,6 +381,8 @@ def _source(name_or_path: str) -> str:
 
 def _as_llama(config: Any, name: str) -> LlamaConfig:
     """The config of a LLaMA, or of a Mistral without a sliding window, which has the same architecture."""
+    if isinstance(stored := getattr(config, "quantization_config", None), dict):
+        stored |= {key: 0.0 for key in ("llm_int8_threshold",) if key in stored}  # as in `_bitsandbytes`
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
         raise LoadError(
             f"'{base_label(name)}' turns its positions by the longest text at hand (longrope): beside another row "
@@ -403,8 +410,6 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig |
     if quantization == "nf4":
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     if quantization == "int8":
-        # It logs a line for every product, and a token has hundreds.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         # Without a threshold it quantises activations row by row. With one, every column in which any row has an
         # outlier is computed in another precision for all rows: a neighbour would change a row's answer.
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)

@@ -80,7 +80,7 @@ def choose_quantization(config: Any, device: str, dtype: torch.dtype) -> tuple[s
     kind = torch.device(device).type
     if kind not in ("cpu", "cuda"):
         return "none", f"nothing is known of other products on {kind}"
-    if kind == "cuda" and getattr(config, "quantization_config", None):
+    if getattr(config, "quantization_config", None):
         return "none", "its weights are quantised already"
     more, less, bits = ("packed-int8", "packed-int4", 8) if kind == "cpu" else ("bf16", "nf4", 16)
     free, sizes = free_bytes(device), needs(config, dtype)

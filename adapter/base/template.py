@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -109,15 +109,25 @@ def without_control(tokenizer: Any, message: Message) -> Message:
 
 
 def encode_answer(tokenizer: Any, answer: str, template: str = "chat") -> list[int]:
-    """Token ids of an answer and its end token: the supervised part of a training example."""
-    ids = list(tokenizer(answer, add_special_tokens=False).input_ids)
-    if template == "alpaca":
-        # The published adapters learnt the answer as it continues the prompt's text; alone, some tokenizers begin
-        # it with a space.
-        cue = tokenizer(_ALPACA_CUE, add_special_tokens=False).input_ids
-        both = tokenizer(_ALPACA_CUE + answer, add_special_tokens=False).input_ids
-        ids = both[len(cue) :] if both[: len(cue)] == cue else ids
-    return [*ids, tokenizer.eos_token_id]
+    """Token ids of an answer and its end token: the supervised part of a training example.
+
+    They are those that it has behind a prompt, as in later prompts: alone, some tokenizers begin it with a space.
+    """
+    text = _before_answer(tokenizer, template, getattr(tokenizer, "chat_template", None))
+    alone, before, both = (tokenizer(t, add_special_tokens=False).input_ids for t in (answer, text, text + answer))
+    return [*(both[len(before) :] if both[: len(before)] == before else alone), tokenizer.eos_token_id]
+
+
+@lru_cache(maxsize=8)
+def _before_answer(tokenizer: Any, template: str, chat_template: object) -> str:
+    """A text as it stands before an answer."""
+    if template != "chat" or not chat_template:
+        return _ALPACA_CUE if template == "alpaca" else ":"
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("answer")[0]
+    except TemplateError:
+        return ""
 
 
 def encode_conversation(

@@ -78,10 +78,6 @@ class SamplingParams:
     def __post_init__(self) -> None:
         names = {"temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty"}
         Settings.checked({"max_tokens": self.max_new_tokens, **{name: getattr(self, name) for name in names}})
-        if not all(-2 <= penalty <= 2 for penalty in (self.presence_penalty, self.frequency_penalty)):
-            raise BadInput("Presence and frequency penalty lie between -2 and 2.")
-        if len(self.logit_bias) > MAX_BIASES or not all(-100 <= bias <= 100 for _, bias in self.logit_bias):
-            raise BadInput(f"Biases of tokens lie between -100 and 100, at most {MAX_BIASES} of them.")
 
 
 # Factors of gates: (layer by the base's count, head or None for all of the layer, factor).
@@ -120,8 +116,6 @@ class GenerationRequest:
             raise BadInput(f"Factors of gates lie between 0 and {MAX_STRENGTH:g}, at most {MAX_GATES} of them.")
         for _, strength in self.mix:
             Settings.checked({"strength": strength})
-        if not 0 < self.max_seconds <= MAX_SECONDS:
-            raise BadInput(f"Seconds must lie above 0 and be at most {MAX_SECONDS:g}, got {self.max_seconds}.")
         if not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
             raise BadInput(f"Likeliest tokens are asked for by a number from 0 to {MAX_TOP_LOGPROBS}.")
         if "" in self.stop:

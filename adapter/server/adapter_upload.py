@@ -57,8 +57,6 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
     """
     if not files:
         raise BadInput(f"Drop an adapter first. {_NEEDED}")
-    if sum(file.stat().st_size for file in files) > MAX_BYTES:
-        raise BadInput(f"An adapter may have {MAX_BYTES // 2**20} MB; this is more.")
     into = store.incoming
     try:
         into.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import logging
 import os
 import re
@@ -135,9 +134,7 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
         port=port,
         share=share,
         space=space,
-        zero_gpu=space
-        and environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
-        and importlib.util.find_spec("spaces") is not None,
+        zero_gpu=space and environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true"),
         auth=arguments.auth,
         public=public,
         training=training,

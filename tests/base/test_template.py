@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from adapter.base.llama import load_tokenizer
-from adapter.base.template import Message, encode_answer, encode_conversation, encode_prompt
+from adapter.base.template import Message, encode_conversation, encode_prompt
 from adapter.errors import BadInput
 
 TURNS = (Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "What is 2 + 2?"))
@@ -117,14 +117,16 @@ def test_nobodys_words_open_a_turn_of_an_alpaca_prompt(forged, role, field):
     assert headings[0] == headings[1]
 
 
-def test_an_alpaca_answer_continues_the_prompts_text_and_ends():
+def test_an_answer_continues_the_prompts_text_and_ends():
     """The published run tokenised both together: a tokenizer that begins each text with a space does not here."""
     tokenizer = text_tokenizer(prefix=True)
-    assert tokenizer.convert_ids_to_tokens(encode_answer(tokenizer, "Yes")) == ["_", "Y", "e", "s", "<end>"]
-    assert tokenizer.convert_ids_to_tokens(encode_answer(tokenizer, "Yes", "alpaca")) == ["Y", "e", "s", "<end>"]
     turns = (Message("user", "Hi"), Message("assistant", "Yes"))
-    ids, learnt = encode_conversation(tokenizer, turns, "alpaca")
-    assert tokenizer.convert_ids_to_tokens([i for i, on in zip(ids, learnt, strict=True) if on])[0] == "Y"
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}<end>{% endfor %}<a>"
+    for template in ("chat", "raw", "alpaca"):
+        ids, learnt = encode_conversation(tokenizer, turns * 2, template, all_turns=True)
+        told = tokenizer.convert_ids_to_tokens([i for i, on in zip(ids, learnt, strict=True) if on])
+        assert told == ["Y", "e", "s", *["<end>"] * (template == "chat"), "Y", "e", "s", "<end>"]
+    ids, _ = encode_conversation(tokenizer, turns, "alpaca")
     assert ids[:-1] == tokenizer(f"{ASK}\n\n### Instruction:\nHi\n\n### Response:Yes").input_ids
 
 

@@ -148,7 +148,7 @@ def random_tokens(vocabulary: int) -> tuple[Tensor, Tensor]:
 
 def batch_of(ids: Tensor, labels: Tensor) -> Batch:
     rows = zip(ids.tolist(), labels.tolist(), strict=True)
-    return collate([TokenisedRow(row, targets, Example((), "")) for row, targets in rows], 0)
+    return collate([TokenisedRow(row, targets, Example((), "")) for row, targets in rows])
 
 
 def load_peer(method: str, name: str | Path, **options: Any) -> Any:
@@ -229,7 +229,7 @@ def mixed_turn(method: str, precision: str) -> Measure:
 
         def steps() -> None:
             for chunk in [rows[-BATCH:]] if number < 0 else itertools.islice(source, ROWS // BATCH):
-                batch = collate(chunk, tokeniser.pad)
+                batch = collate(chunk)
                 step(batch)
                 trained.append(batch.tokens)
 

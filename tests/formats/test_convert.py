@@ -49,8 +49,7 @@ def test_the_fingerprint_equals_that_of_the_loaded_base(kind, tiny_base, tiny_fo
         (folder / "model.safetensors").unlink()
         tiny_base.model.save_pretrained(folder, max_shard_size="20KB")
         assert len(list(folder.glob("*.safetensors"))) > 1
-    found = base_fingerprint(str(folder))
-    assert found == loaded and loaded.weights
+    assert base_fingerprint(str(folder)) == loaded and loaded.weights
 
 
 def test_ours_is_copied_with_its_licence(ours, tmp_path):

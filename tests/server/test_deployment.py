@@ -45,8 +45,7 @@ def place(command: str = "", **environment: str) -> Place:
 def test_arguments_and_environment_describe_the_place(
     command: str, environment: dict[str, str], expected: dict[str, Any]
 ) -> None:
-    found = place(command, **environment)
-    assert {name: getattr(found, name) for name in expected} == expected
+    assert {name: getattr(place(command, **environment), name) for name in expected} == expected
 
 
 def test_password_may_come_from_the_environment(

@@ -40,7 +40,7 @@ def examples(split):
 
 def batch_of(rows, base, max_length=64):
     tokeniser = Tokeniser(base.tokenizer, "raw", max_length)
-    return collate(tokeniser.rows(rows), tokeniser.pad)
+    return collate(tokeniser.rows(rows))
 
 
 def mean_loss(base, adapter, batches):

@@ -100,7 +100,7 @@ def test_every_so_many_steps_an_adapter_is_kept_that_can_be_served(run, tmp_path
 def test_gradients_are_equal_and_activations_take_less(tiny_base):
     tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 128)
     rows = [Example((Message("user", "ab" * 30 + ">"),), "cd" * 20)] * 4
-    batch = collate(tokeniser.rows(rows), tokeniser.pad)
+    batch = collate(tokeniser.rows(rows))
     adapter = new_adapter(PARROT, tiny_base)
     torch.nn.init.constant_(adapter.gates, 0.3)
     found = []

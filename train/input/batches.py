@@ -130,10 +130,10 @@ def stack_features(features: Sequence[VisualFeatures | None]) -> tuple[VisualFea
     return VisualFeatures.cat(present), rows if len(present) < len(features) else None
 
 
-def collate(rows: Sequence[TokenisedRow], pad: int) -> Batch:
-    """One batch of at least one row, with the features that the examples have."""
+def collate(rows: Sequence[TokenisedRow]) -> Batch:
+    """One batch of at least one row, with the features that the examples have. No token reads the padding."""
     length = max(len(row.ids) for row in rows)
-    input_ids = torch.tensor([row.ids + [pad] * (length - len(row.ids)) for row in rows])
+    input_ids = torch.tensor([row.ids + [0] * (length - len(row.ids)) for row in rows])
     labels = torch.tensor([row.labels + [IGNORED] * (length - len(row.labels)) for row in rows])
     features, index = stack_features([row.example.features for row in rows])
     supervised = int((labels[:, 1:] != IGNORED).sum())

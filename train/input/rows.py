@@ -29,7 +29,6 @@ class Tokeniser:
     ) -> None:
         self.tokenizer, self.template, self._max_length = tokenizer, template, max_length
         self._skipped = skipped or SkippedExamples()
-        self.pad = tokenizer.pad_token_id or 0
 
     def rows(self, examples: Iterable[Example | None]) -> list[TokenisedRow]:
         """Rows of all examples that have a label left, shortest first."""

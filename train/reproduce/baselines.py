@@ -45,7 +45,7 @@ def train_baseline(run: Run, base: Base, examples: Iterable[Example]) -> dict[st
     batches = iter(Batches(examples, tokeniser, run.batch_size, run.seed))
     losses, tokens = [], 0
     for step in range(run.steps):
-        batch = collate(next(batches), tokeniser.pad)
+        batch = collate(next(batches))
         # The trainer's loss: the mean over supervised tokens, with the head computed on those only.
         hidden = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         targets = batch.labels[:, 1:]

@@ -79,7 +79,7 @@ def answer(
     Returns for each problem whether the answer is right, and the right letter's negative log-likelihood in nats.
     """
     tokenizer, features = answerer.base.tokenizer, benchmark.features if shown else {}
-    letters = [encode_answer(tokenizer, letter)[0] for letter in LETTERS]
+    letters = [encode_answer(tokenizer, letter, TEMPLATE)[0] for letter in LETTERS]
     prompts = [encode_prompt(tokenizer, [prompt(p)], TEMPLATE) for p in problems]
     logs = answerer.next_logprobs(prompts, letters, [features.get(p.id) for p in problems])
     pairs = list(zip(logs, problems, strict=True))

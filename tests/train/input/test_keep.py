@@ -47,7 +47,7 @@ def keep_batch(pictures=False):
     for number, length in enumerate((5, 9, 7)):
         ids = torch.randint(95, (length,), generator=torch.Generator().manual_seed(number)).tolist()
         rows.append(TokenisedRow(ids, ids, Example((), "", shown(number) if pictures and number else None)))
-    return collate(rows, 0)
+    return collate(rows)
 
 
 def opened(adapter: Adapter) -> Adapter:
@@ -108,7 +108,7 @@ def test_micro_batches_of_kept_rows_equal_the_whole(train_echo):
 
 
 def test_an_adapter_that_keeps_the_base_is_nearer_to_it_and_learns(train_echo, tiny_base):
-    text = collate([TokenisedRow(row, row, Example((), "")) for row in write_own_rows(tiny_base, "raw", 7, 8)], 0)
+    text = collate([TokenisedRow(row, row, Example((), "")) for row in write_own_rows(tiny_base, "raw", 7, 8)])
     found = {}
     for keep in (0.0, 0.5):
         adapter, loss = train_echo(str(keep), keep=keep, steps=24, lr=0.05, gate_lr=0.05, eval_every=24)
