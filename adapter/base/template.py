@@ -113,13 +113,14 @@ def encode_answer(tokenizer: Any, answer: str, template: str = "chat") -> list[i
 
     They are those that it has behind a prompt, as in later prompts: alone, some tokenizers begin it with a space.
     """
-    text = _before_answer(tokenizer, template, getattr(tokenizer, "chat_template", None))
-    alone, before, both = (tokenizer(t, add_special_tokens=False).input_ids for t in (answer, text, text + answer))
+    text = _before_answer(tokenizer, template, str(getattr(tokenizer, "chat_template", None) or ""))
+    texts = (answer, text.rstrip(" "), text + answer)  # of a space between both the answer has the token
+    alone, before, both = (tokenizer(t, add_special_tokens=False).input_ids for t in texts)
     return [*(both[len(before) :] if both[: len(before)] == before else alone), tokenizer.eos_token_id]
 
 
 @lru_cache(maxsize=8)
-def _before_answer(tokenizer: Any, template: str, chat_template: object) -> str:
+def _before_answer(tokenizer: Any, template: str, chat_template: str) -> str:
     """A text as it stands before an answer."""
     if template != "chat" or not chat_template:
         return _ALPACA_CUE if template == "alpaca" else ":"

@@ -55,8 +55,8 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
     """Adds an adapter, a zip or its loose files, to the store's folder for new ones, as `name` or its own name.
     Raises BadInput or LoadError and then has changed nothing. Threads and processes may call it at once.
     """
-    if not files:
-        raise BadInput(f"Drop an adapter first. {_NEEDED}")
+    if not files or not all(file.is_file() for file in files):
+        raise BadInput(f"Drop an adapter first, or again if it has been added. {_NEEDED}")
     into = store.incoming
     try:
         into.mkdir(parents=True, exist_ok=True)

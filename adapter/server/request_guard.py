@@ -210,7 +210,7 @@ class RequestGuard:
                     error = RequestRefused(429, str(error), error.retry_after)
                 if get_route_path(scope).startswith("/v1/"):
                     response: Response = error_response(error)
-                elif scope["method"] in _READING:
+                elif scope["method"] in _READING or get_route_path(scope).endswith("/upload"):
                     response = PlainTextResponse(str(error), error.status, error.headers)
                 else:  # as Gradio's page reads it
                     response = JSONResponse({"detail": str(error)}, error.status, error.headers)

@@ -94,7 +94,7 @@ class ChatEvents:
         elif "previous_value" in data:
             ask = partial(_edited, row=index, value=value, before=data["previous_value"], known=known)
             written = (message or {}).get("text") or ""
-            kept = {**(message or {}), "text": f"{value}\n\n{written}".strip()}
+            kept = {**(message or {}), "text": f"{unescape_markup(str(value))}\n\n{written}".strip()}
         elif "token" in data:
             ask = partial(self._branch, index=index, token=data["token"])
         elif isinstance(value, dict) and "text" in value:

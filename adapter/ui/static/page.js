@@ -213,7 +213,7 @@
     field.dispatchEvent(new Event("input", { bubbles: true }));
     field.focus();
   };
-  addEventListener("visibilitychange", () => sessionStorage.setItem(DRAFT, find("#box textarea")?.value ?? ""));
+  addEventListener("visibilitychange", () => restored && sessionStorage.setItem(DRAFT, find("#box textarea")?.value ?? ""));
 
   const onChange = () => [restoreFocus, fixAccessibility, showBeginning, restoreDraft, describe, showFilm].forEach((act) => act());
   addEventListener("DOMContentLoaded", onChange);
