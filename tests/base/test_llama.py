@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from adapter.__main__ import main
 from adapter.base import llama
 from adapter.base.hf_folder import StoredMatrix
-from adapter.base.llama import AdaptedLlama, load_base
+from adapter.base.llama import AdaptedLlama, load_base, load_tokenizer
 from adapter.base.packed import quantize
 from adapter.base.packed.quantize import PackedLinear, quantize_linears
 from adapter.base.template import Message, encode_prompt
@@ -270,3 +270,9 @@ def test_load_errors_name_the_cause_and_the_remedy(name, options, sentence, tiny
         (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     with pytest.raises(LoadError, match=sentence):
         load_base(str(tmp_path) if name.isupper() else name, **options)
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    with pytest.raises(LoadError, match="vocabulary"):
+        load_tokenizer(str(tmp_path))

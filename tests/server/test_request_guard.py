@@ -185,7 +185,7 @@ def test_through_a_proxy_or_by_a_rebound_name_nobody_may_ask(private: Page, head
     before = len(private.reached)
     for method, path in [("GET", "/"), ("GET", "/config"), ("POST", JOIN), ("POST", "/gradio_api/upload")]:
         response = private.ask(method, path, headers)
-        assert response.status_code == 403 and response.text == FOR_THIS_MACHINE_ONLY, (method, path)
+        assert response.status_code == 403 and FOR_THIS_MACHINE_ONLY in response.text, (method, path)
     assert "--public" in private.ask("GET", "/v1/models", headers).json()["error"]["message"]
     assert len(private.reached) == before
 

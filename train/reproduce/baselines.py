@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,33 +18,32 @@ from train.input.rows import IGNORED, Tokeniser
 from train.loop import rate_factor
 from train.reproduce.benchmark import MAX_LENGTH, TEMPLATE
 
-if TYPE_CHECKING:
-    from train.reproduce.runs import Run
 
-
-def train_baseline(run: Run, base: Base, examples: Iterable[Example]) -> dict[str, Any]:
-    """Trains the base in place by "lora" or "full", with fp32 copies of the trained weights for the optimiser.
+def train_baseline(
+    base: Base, examples: Iterable[Example], steps: int, batch_size: int, seed: int, lr: float, rank: int
+) -> dict[str, Any]:
+    """Trains the base in place, by LoRA or (rank 0) whole, with fp32 copies of the weights for the optimiser.
 
     Batches are the trainer's for the same examples. Returns the loss of each step, seconds on the processor, and
     the numbers of tokens, of trained parameters and of bytes of a file of these.
     """
-    torch.manual_seed(run.seed)  # of LoRA's initialisation
+    torch.manual_seed(seed)  # of LoRA's initialisation
     model = base.model
-    if run.method == "lora":
+    if rank:
         from peft import LoraConfig, inject_adapter_in_model
 
         maps = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        inject_adapter_in_model(LoraConfig(r=run.rank, lora_alpha=2 * run.rank, target_modules=maps), model)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=maps), model)
     else:
         model.requires_grad_(True)
     parameters = [p for p in model.parameters() if p.requires_grad]
     started = time.process_time()
     masters = [p.detach().float().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(masters, lr=run.lr, betas=(0.9, 0.95), weight_decay=0.02, fused=True)
+    optimizer = torch.optim.AdamW(masters, lr=lr, betas=(0.9, 0.95), weight_decay=0.02, fused=True)
     tokeniser = Tokeniser(base.tokenizer, TEMPLATE, MAX_LENGTH)
-    batches = iter(Batches(examples, tokeniser, run.batch_size, run.seed))
+    batches = iter(Batches(examples, tokeniser, batch_size, seed))
     losses, tokens = [], 0
-    for step in range(run.steps):
+    for step in range(steps):
         batch = collate(next(batches))
         # The trainer's loss: the mean over supervised tokens, with the head computed on those only.
         hidden = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
@@ -55,7 +54,7 @@ def train_baseline(run: Run, base: Base, examples: Iterable[Example]) -> dict[st
         for master, p in zip(masters, parameters, strict=True):
             master.grad, p.grad = (None if p.grad is None else p.grad.float()), None
         torch.nn.utils.clip_grad_norm_(masters, 1.0)
-        optimizer.param_groups[0]["lr"] = run.lr * rate_factor(step, run.steps, TrainConfig.warmup)
+        optimizer.param_groups[0]["lr"] = lr * rate_factor(step, steps, TrainConfig.warmup)
         optimizer.step()
         with torch.no_grad():
             for master, p in zip(masters, parameters, strict=True):

@@ -152,7 +152,8 @@ class Study:
         else:
             dtype = torch.float32 if precision == "fp32" else torch.bfloat16
             answerer = Answerer(load_base(self.base, quantization="none", device="cpu", dtype=dtype))
-            training = train_baseline(run, answerer.base, self._examples(run))
+            sizes = {name: getattr(run, name) for name in ("steps", "batch_size", "seed", "lr", "rank")}
+            training = train_baseline(answerer.base, self._examples(run), **sizes)
         splits = self.benchmark.splits
         parts = {"test": splits["test"]}
         if run.questions:  # after over-fitting: problems of validation, and those that were seen

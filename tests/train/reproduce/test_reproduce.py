@@ -18,7 +18,7 @@ from train.reproduce.__main__ import main
 from train.reproduce.baselines import train_baseline
 from train.reproduce.benchmark import Benchmark, answer, prompt
 from train.reproduce.report import Figures, write_report
-from train.reproduce.runs import FULL, STRENGTHS, Run, Study, planned_runs
+from train.reproduce.runs import FULL, STRENGTHS, Study, planned_runs
 
 LAYERS = 30  # of the embedded base
 
@@ -100,7 +100,7 @@ def test_baselines_train_every_parameter_of_theirs(method, tiny_folder, problems
     base = load_base(str(tiny_folder), quantization="none", device="cpu", dtype=torch.float32)
     before = {name: p.clone() for name, p in base.model.named_parameters()}
     examples = Benchmark(tmp_path, {"train": tuple(problems)}).examples(False, 0, 0)
-    found = train_baseline(Run("it", method, rank=2, lr=1e-3, steps=3, batch_size=2), base, examples)
+    found = train_baseline(base, examples, steps=3, batch_size=2, seed=0, lr=1e-3, rank=2 * (method == "lora"))
     assert len(found["losses"]) == 3 and found["tokens"] > 0
     after = dict(base.model.named_parameters())
     assert sum(p.numel() for p in after.values() if p.requires_grad) == found["parameters"]

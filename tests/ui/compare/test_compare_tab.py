@@ -109,7 +109,6 @@ def test_an_error_ends_its_own_pane_only() -> None:
     ("adapter", "wrong", "message"),
     [
         ("poet", {"text": " "}, texts.NOTHING_TO_SEND),
-        ("poet", {"count": 9}, "2 to 4 panes"),
         ("gone", {}, "no adapter 'gone'"),
         ("", {"view": FILM}, texts.FILM_NEEDS_ADAPTER),
     ],
