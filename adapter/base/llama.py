@@ -381,8 +381,8 @@ def _source(name_or_path: str) -> str:
 
 def _as_llama(config: Any, name: str) -> LlamaConfig:
     """The config of a LLaMA, or of a Mistral without a sliding window, which has the same architecture."""
-    if isinstance(stored := getattr(config, "quantization_config", None), dict):
-        stored |= {key: 0.0 for key in ("llm_int8_threshold",) if key in stored}  # as in `_bitsandbytes`
+    if isinstance(stored := getattr(config, "quantization_config", None), dict) and stored.get("load_in_8bit"):
+        stored["llm_int8_threshold"] = 0.0  # as in `_bitsandbytes`
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
         raise LoadError(
             f"'{base_label(name)}' turns its positions by the longest text at hand (longrope): beside another row "

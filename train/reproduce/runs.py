@@ -77,13 +77,12 @@ class Run:
     def name(self) -> str:
         return f"{self.group}-{self.seed}"
 
-    def config(self, vision: VisionConfig | None, mlp: int = 1) -> TrainConfig:
-        """mlp: the intermediate_size of the base."""
+    def config(self, vision: VisionConfig | None, intermediate_size: int = 1) -> TrainConfig:
         own = {name: getattr(self, name) for name in ("name", "steps", "batch_size", "seed", "keep")}
         own |= {"lr": self.lr} if self.lr else {}
         return TrainConfig(
             **PLANS["training"] | own, init="random" if self.init == "random" else "zero", vision=vision,
-            tuning=TuningConfig(mlp, norms=True, bias=True, scale=True) if self.tuned else None,
+            tuning=TuningConfig(intermediate_size, norms=True, bias=True, scale=True) if self.tuned else None,
             insertion_layers=self.layers, eval_every=self.steps,
         )  # fmt: skip
 

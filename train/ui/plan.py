@@ -51,11 +51,13 @@ class RunPlan:
     def with_settings(
         self, name: str | None, description: str | None, question: str | None, steps: float, rate: float
     ) -> RunPlan:
-        """As the components of the page give them, within their bounds. Raises BadInput for what is no number."""
+        """As the components of the page give them. Raises BadInput if one is out of range."""
         try:
             count, lr = int(steps), round(float(rate), 6)
         except (TypeError, ValueError, OverflowError):  # no number, or none at all
             raise BadInput("Steps and learning rate are numbers.") from None
+        if not (MIN_STEPS <= count <= MAX_STEPS and MIN_LR <= lr <= MAX_LR):
+            raise BadInput(f"A run here has {MIN_STEPS} to {MAX_STEPS} steps, and a rate of {MIN_LR} to {MAX_LR}.")
         told = " ".join((description or "").split())[:MAX_DESCRIPTION_LENGTH]
         asked = (question or "").strip()[:MAX_QUESTION_LENGTH]
         return replace(self, name=(name or "").strip(), description=told, question=asked, steps=count, lr=lr)

@@ -41,8 +41,8 @@ def tab(tmp_path: Path, tiny_folder: Path) -> TrainEvents:
 
 @pytest.mark.parametrize(
     "name, steps, rate",
-    [*((name, 40, 0.004) for name in ("../x", "poet", None, "no-room")), ("good", "many", 0.004),
-     ("good", 40, float("nan"))],
+    [*((name, 40, 0.004) for name in ("../x", "poet", None, "no-room")), ("good", 10**12, 0.004),
+     ("good", "many", 0.004), ("good", 40, 1e9), ("good", 40, float("nan"))],
 )  # fmt: skip
 def test_forged_values_start_nothing_and_show_a_toast(
     name: Any, steps: Any, rate: float, tab: TrainEvents, toasts: list[str], monkeypatch: Any
