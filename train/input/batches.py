@@ -41,7 +41,6 @@ class Batch:
     labels: Tensor
     features: VisualFeatures | None
     rows: Tensor | None
-
     tokens: int  # without padding
     supervised: int  # positions with loss
 
