@@ -58,8 +58,8 @@ def figures(problems):
     groups = {
         "text": result(blind),
         "prompts": result(blind, perplexity=21.0),
-        "keep": result(blind, perplexity=20.5),
-        "lora": result(blind, perplexity=30.0, seconds=20.0),
+        **dict.fromkeys(("keep", "tuned-keep"), result(blind, perplexity=20.5)),
+        **dict.fromkeys(("lora", "gentle"), result(blind, perplexity=30.0, seconds=20.0)),
         "full": result(blind, perplexity=40.0, seconds=40.0, bytes=4_000_000),
         "third": result(wrong),
         "two-thirds": result([1, 1, 0, 0]),
