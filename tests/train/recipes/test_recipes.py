@@ -49,7 +49,7 @@ def test_a_recipe_goes_on_from_its_shipped_adapter():
         recipe = complete(read_own(name, [f"start_from={SHIPPED / name}"]), tokenizer, base, lambda _: None)
         assert recipe.train.description and recipe.train.form == read_own(name, []).train.form
     with pytest.raises(ConfigError, match="prompt_length"):
-        complete(read_own("tutor", [f"start_from={SHIPPED / 'pirate'}"]), tokenizer, base, lambda _: None)
+        complete(read_own(name, ["prompt_length=9", f"start_from={SHIPPED / name}"]), tokenizer, base, print)
 
 
 def test_a_recipe_on_files_is_trained_measured_and_has_its_card(tiny_folder, tmp_path, monkeypatch):
@@ -58,7 +58,7 @@ def test_a_recipe_on_files_is_trained_measured_and_has_its_card(tiny_folder, tmp
     data = [f"data={{path: {tmp_path / 'a.jsonl'}, validation: 0.25}}", "insertion_layers=2", "tuning.layers=2"]
     small = ["steps=2", "batch_size=4", "held_out=2", "eval_every=2", "template=raw", "keep=0", "--device=cpu"]
     base = roomy(tiny_folder, tmp_path / "base")
-    assert main(["extract", "start_from=null", f"--base={base}", f"--out={tmp_path / 'out'}", *data, *small]) == 0
+    assert main(["extract", f"--base={base}", f"--out={tmp_path / 'out'}", *data, *small]) == 0
     card = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
     assert "`python -m train extract`" in card and "| whole object, % | 0 " in card
     assert load_recipe("extract", None).development.describe() in card and "license: apache" in card
