@@ -18,7 +18,7 @@ from adapter.ui.compare.tab import frames_of
 
 SHADES = (0.5, 1.5, 3.0, 5.0)  # nats from which a word has the next darker shade, as in xray.js
 FILMS = {
-    "pirate": "How far away is the sun?",
+    "pirate": "Why do we sleep?",
     "tutor": "What is gravity?",
     "extract": "Hi, this is Maria Keller from Nordlicht Ltd in Hamburg, you can call me on +49 40 5550 173.",
     "see": "What is this?",
