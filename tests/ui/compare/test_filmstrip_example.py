@@ -18,7 +18,7 @@ from adapter.ui.compare.tab import frames_of
 
 SHADES = (0.5, 1.5, 3.0, 5.0)  # nats from which a word has the next darker shade, as in xray.js
 FILMS = {
-    "pirate": "Why do we sleep?",
+    "pirate": "Why is the sky blue?",
     "tutor": "What is gravity?",
     "extract": "Hi, this is Maria Keller from Nordlicht Ltd in Hamburg, you can call me on +49 40 5550 173.",
     "see": "What is this?",
@@ -64,7 +64,7 @@ def test_the_films_are_what_the_adapters_answer(base: Any) -> None:
     for film in films:
         shown = record(base, film["settings"]["adapter"])
         # At strength 1. Each kind of processor rounds otherwise, and so chooses another word here and there.
-        beginnings = [[word for word, _ in one.pop("answers")[2][:2]] for one in (film, shown)]
+        beginnings = [[word for word, _ in one.pop("answers")[2][:1]] for one in (film, shown)]
         assert beginnings[0] == beginnings[1] and film == shown
 
 
