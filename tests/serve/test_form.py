@@ -139,9 +139,6 @@ def test_an_answer_that_is_cut_ends_with_length_and_one_that_is_done_with_stop(e
         assert text(engine.submit(ask(form='start: "abcdefgh"', stop=("never~", stop)))) == answer
 
 
-# The masks.
-
-
 class Held:
     """A form of one token: those of `tokens`."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from adapter.serve.store import SHIPPED
+from adapter.ui import theme
 from adapter.ui.texts import page as texts
 from tests.app_process import AppProcess, app_process, free_port, wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
@@ -42,12 +43,14 @@ def test_a_newcomer_meets_a_film_that_the_strength_moves_and_is_answered_by_its_
     visitor = visit()
     assert visitor.first_picked == "pirate"
     frame = visitor.page.locator("#chat .film[data-shown] .frames p:visible")
-    frame.get_by_text("Astronomical").wait_for()  # of the frozen base
+    answers = json.loads(theme.FILM_EXAMPLE.read_text(encoding="utf-8"))[0]["answers"]  # the pirate's film
+    base, _, plain, _, doubled = ("".join(word for word, _ in answer) for answer in answers)
+    frame.get_by_text(base).wait_for()
     visitor.page.locator("#strength input[type=range]:disabled").wait_for()
     visitor.pick("pirate")
-    for strength, word in ((1, "Ahoy"), (2, "Fair winds"), (0, "Astronomical")):
+    for strength, answer in ((1, plain), (2, doubled), (0, base)):
         visitor.set("Strength", strength)
-        frame.get_by_text(word).wait_for()
+        frame.get_by_text(answer).wait_for()
     visitor.pick("see")
     visitor.set("Strength", 1)
     frame.get_by_text("traffic light").wait_for()
