@@ -7,8 +7,6 @@ import logging
 from adapter.base.threads import sleep_when_idle
 
 sleep_when_idle()
-# Before the import, which warns that an optional kernel is not installed.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 import argparse
 import contextlib

@@ -50,8 +50,10 @@ from adapter.method.attention import PromptKV
 from adapter.method.config import BaseFingerprint, base_label
 
 log = logging.getLogger(__name__)
-# It logs a line for every product of int8, and a token has hundreds.
-logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+# The first warns at its import that an optional kernel is not installed; the second logs a line for every product
+# of int8, and a token has hundreds.
+for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 _ATTENTION = "sdpa"  # whose masks our layers take
 _DISK_TO_SPARE = 10**9  # bytes that must stay free beside kept weights

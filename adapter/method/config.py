@@ -15,7 +15,6 @@ from pydantic.dataclasses import dataclass
 from adapter.errors import BadInput, LoadError
 
 CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"  # the files of an adapter
-FORMAT_VERSION = 1
 GateActivation = Literal["tanh", "identity"]
 Template = Literal["chat", "alpaca", "raw"]
 GATE_ACTIVATIONS, TEMPLATES = get_args(GateActivation), get_args(Template)
@@ -213,7 +212,7 @@ class AdapterConfig:
     form: str | None = None  # a grammar that the answers belong to, see `serve.form`
     vision: VisionConfig | None = None
     tuning: TuningConfig | None = None
-    format_version: int = FORMAT_VERSION
+    format_version: Literal[1] = 1
 
     def __post_init__(self) -> None:
         total, tuned = self.base.num_hidden_layers, 0 if self.tuning is None else self.tuning.layers
@@ -230,8 +229,6 @@ class AdapterConfig:
         form = self.form
         if form is not None and not (form.strip() and len(form.encode(errors="replace")) <= MAX_FORM_BYTES):
             raise InvalidConfig(f"form must be null, or have at most {MAX_FORM_BYTES} bytes and not be empty")
-        if self.format_version != FORMAT_VERSION:
-            raise InvalidConfig(f"format_version must be {FORMAT_VERSION}, got {self.format_version}")
 
     @property
     def is_visual(self) -> bool:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from adapter.base import embedded
 from adapter.errors import AdapterError, BadInput, LoadError
@@ -84,7 +83,7 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
                 raise BadInput(f"Adapter '{folder.name}' {seen}. Bring one that uses {embedded.ENCODER}.")
             with names_lock(into):
                 return _move_into_store(folder, into, store)
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+    except OSError as error:
         text = "The adapter cannot be kept: somebody on the server has to make room, or let the folder be written."
         raise LoadError(text, str(error)) from error
 

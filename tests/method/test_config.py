@@ -51,7 +51,7 @@ REFUSED = [
     ({"insertion_layers": 5}, "at most the base's 4, got 5"),
     ({"gate_activation": "relu"}, "gate_activation: Input should be 'tanh' or 'identity', got 'relu'"),
     ({"form": "x" * (MAX_FORM_BYTES + 1)}, f"form must be null, or have at most {MAX_FORM_BYTES} bytes"),
-    ({"format_version": 2}, "format_version must be 1, got 2"),
+    ({"format_version": 2}, "format_version: Input should be 1, got 2"),
     ({"vision": LABEL, "prompt_length": 7 + KIND_LENGTH}, "prompt_length must be more than 10 .* got 10"),
 ]
 REFUSED_PARTS = [

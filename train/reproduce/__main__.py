@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
-# Before anything imports it: it warns that an optional kernel of its own is not installed.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
 import argparse
 import shlex
 import sys

@@ -28,34 +28,23 @@ assert "torch" not in sys.modules, "spaces must be imported before torch"
 import gradio as gr  # noqa: E402
 from gradio.context import LocalContext  # noqa: E402
 
-ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 GPUS = 2
 SPENT = "spent"  # the token of a visitor without quota
 QUOTA = "You have exceeded your free ZeroGPU quota ({seconds}s requested vs. 3s left). Try again in 1:00:00. "
 _fork = multiprocessing.get_context("fork")
 _free = threading.BoundedSemaphore(GPUS)
 _decorated = []
-_is_worker = False
 _kept = []
 _END, _VALUE, _FAILED = "end", "value", "failed"
 
 
-def GPU(task=None, *, duration=None, size=None):
-    """The decorator, with or without arguments."""
-    if task is None:
-        return functools.partial(GPU, duration=duration, size=size)
-    if not ZERO_GPU:
-        return task
+def GPU(task, *, duration):
     assert inspect.isgeneratorfunction(task), "the stand-in knows generators only"
     _decorated.append(task)
 
     @functools.wraps(task)
     def run(*args, **kwargs):
-        if _is_worker:
-            yield from task(*args, **kwargs)
-            return
-        seconds = duration(*args, **kwargs) if callable(duration) else duration or 60
-        visitor = _schedule(seconds)
+        visitor = _schedule(duration(*args, **kwargs))
         with _free:
             yield from _ask_worker(task, args, kwargs, visitor)
 
@@ -129,8 +118,6 @@ def _server_sockets():
 
 def _serve(task, jobs, results, stop, sockets):
     """What a worker is: job after job, each in a thread of its own."""
-    global _is_worker
-    _is_worker = True
     for number in sockets:
         with contextlib.suppress(OSError):
             os.close(number)
@@ -215,5 +202,4 @@ def _first_launch(*args, **kwargs):
     return _launch(*args, **kwargs)
 
 
-if ZERO_GPU:
-    gr.Blocks.launch = _first_launch
+gr.Blocks.launch = _first_launch
