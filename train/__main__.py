@@ -16,11 +16,12 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from adapter.base.embedded import BASE
 from adapter.base.gguf_file import find_gguf
@@ -309,7 +310,10 @@ def _accelerator(args: argparse.Namespace) -> Accelerator:
     if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":
         raise AdapterError("This trainer has no fp8. Launch it with --mixed_precision bf16, fp16 or no.")
     # "no": the frozen base is in the precision of the recipe, and what it trains is in fp32.
-    return Accelerator(mixed_precision="no", cpu=args.device == "cpu" or not torch.cuda.is_available())
+    cpu = args.device == "cpu" or not torch.cuda.is_available()
+    # NCCL's ten minutes are too few where the first process fetches or converts the base for the others.
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    return Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[patient])
 
 
 if __name__ == "__main__":

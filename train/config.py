@@ -96,11 +96,11 @@ class TrainConfig:
         return self
 
     def layers_of(self, base_layers: int) -> int:
-        """The number of insertion layers in a base of `base_layers` layers. Raises ConfigError if none is left."""
+        """The number of insertion layers in a base of `base_layers` layers. Raises ConfigError."""
         count = self.insertion_layers
         layers = base_layers if count is None else base_layers + count if count < 0 else count
-        if layers < 1:
-            raise ConfigError(f"insertion_layers {count} leaves no layer of this base's {base_layers}. Lower it.")
+        if not 1 <= layers <= base_layers:
+            raise ConfigError(f"insertion_layers {count} would be {layers} of {base_layers}. Change it.")
         return layers
 
 

@@ -460,7 +460,7 @@ class Job:
 def say(text: str, file: Any = None) -> None:
     """Prints beside the bar. Where messages go may be on the disk that is full, which ends no run."""
     with contextlib.suppress(OSError):
-        tqdm.write(text, file=file)
+        tqdm.write(text.encode(errors="backslashreplace").decode(), file=file)  # a file's name need not be UTF-8
 
 
 @contextlib.contextmanager

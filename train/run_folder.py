@@ -66,6 +66,8 @@ class RunFolder:
             except Timeout as error:
                 used = f"{name} is in use by another run. Give this one its own with --out."
                 raise TrainError(used, str(self.path)) from error
+            for cut_off in self.path.glob(f".{STATE}.*"):  # by a kill while it was saved
+                cut_off.unlink(missing_ok=True)
         if not resume and state.exists():
             unfinished = f"{name} holds an unfinished run. Go on with it by --resume, or give another --out."
             raise TrainError(unfinished, str(self.path))

@@ -181,9 +181,6 @@ def test_law_what_a_form_forbids_is_as_if_it_were_never_likely(temperature, top_
         assert sum(map(math.exp, values)) <= 1 + 1e-5
 
 
-# Tokenizers.
-
-
 def tokenizers():
     """A text's first token begins with a space in the one; in the other each token is bytes of the text."""
     byte_level = copy.deepcopy(TOKENIZERS["byte level"])

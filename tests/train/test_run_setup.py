@@ -137,7 +137,8 @@ def test_the_published_presets_have_the_published_figures():
     "stated, message",
     [
         (["max_length=129"], "max_length 129 is more than the 128 tokens that this base reads"),
-        (["insertion_layers=-4"], "insertion_layers -4 leaves no layer of this base's 4"),
+        (["insertion_layers=-4"], "insertion_layers -4 would be 0 of 4. Change it"),
+        (["insertion_layers=5"], "insertion_layers 5 would be 5 of 4. Change it"),
     ],
 )
 def test_what_the_base_or_adapter_cannot_do_is_refused_and_a_default_gives_way(tiny_base, stated, message):

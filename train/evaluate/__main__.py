@@ -167,11 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         _check_pictures(args, [(f"problem {problem.id}", problem.image) for problem in found])
         return tasks.ScienceQA(found, args.cue)
 
-    command = add_task(
-        "scienceqa",
-        scienceqa,
-        "ScienceQA's nine columns, by the likeliest letter",
-    )
+    command = add_task("scienceqa", scienceqa, "ScienceQA's nine columns, by the likeliest letter")
     command.add_argument("folder", type=Path, metavar="DIR", help="of problems.json, pid_splits.json and pictures")
     command.add_argument("--split", default="test")
     command.add_argument("--cue", default="", help="text behind each question, as in training")

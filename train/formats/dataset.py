@@ -18,8 +18,6 @@ from train.formats.hf_datasets import is_hf_dataset
 from train.formats.parsers import FORMATS, KNOWN
 from train.formats.record import DataError, EmbeddedPicture, Record
 
-__all__ = ["FORMATS", "DataError", "Record", "Records", "open_records"]
-
 
 class Records(Sequence[Record]):
     """The records of one file or folder. Each is parsed on access, by any thread, or raises DataError.
@@ -50,7 +48,7 @@ class Records(Sequence[Record]):
                 self._file.write(pickle.dumps(item))
                 self._ends.append(self._file.tell())
         except (OSError, RecursionError) as error:  # RecursionError: lists in lists
-            sentence = f"The records of '{self.name}' cannot be kept in a temporary file. Free some room."
+            sentence = f"'{self.name}' cannot be copied to the temporary folder. Free some room, or set TMPDIR."
             raise DataError(sentence, first_line(error)) from error
         if first is None:
             raise DataError(

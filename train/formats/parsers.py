@@ -175,7 +175,7 @@ def parse(format: str, value: dict[str, Any], where: str, images: Path, index: i
         image = _single(_named(llava, images), where)
         turns = [Message(_LLAVA_ROLES[said.speaker], said.value) for said in llava.conversations]
         unlearnt = tuple(i for i, said in enumerate(llava.conversations) if said.weight == 0)
-        return Record(_conversation(turns, image, "conversations", where), image, where, unlearnt)
+        return _conversation(turns, unlearnt, image, "conversations", where)
     if format == "captions":
         columns = caption_columns(value) or ("image", "caption")
         row = check(_two_columns(columns[0], _Named, columns[1], Filled), value, where)
@@ -209,14 +209,11 @@ def _of_chat(value: dict[str, Any], where: str, images: Path) -> Record:
         turns.append(Message(turn.role, text))
         if turn.role == "assistant" and turn.weight == 0:
             unlearnt.append(i)
-    if len(turns) - 1 in unlearnt:
-        raise DataError(f"{where}: the 'weight' of the last turn is 0. It is the one to learn.")
     if refers and not has_own:
         raise DataError(
             f"{where}: an image block in 'messages' names no picture and the record has no 'images'. Name it."
         )
-    image = _single(paths, where)
-    return Record(_conversation(turns, image, "messages", where), image, where, tuple(unlearnt))
+    return _conversation(turns, tuple(unlearnt), _single(paths, where), "messages", where)
 
 
 def _path(name: str | EmbeddedPicture, images: Path) -> Picture:
@@ -241,11 +238,15 @@ def _single(paths: Iterable[Picture], where: str) -> Picture | None:
     return distinct[0] if distinct else None
 
 
-def _conversation(turns: Sequence[Message], image: Picture | None, field: str, where: str) -> tuple[Message, ...]:
-    """The turns, without "<image>" if there is one, if they can be learnt from. field: their name in errors.
+def _conversation(
+    turns: Sequence[Message], unlearnt: tuple[int, ...], image: Picture | None, field: str, where: str
+) -> Record:
+    """Of turns that can be learnt from, without "<image>" if there is one. field: their name in errors.
 
     An empty answer is allowed (it ends at once), an empty request is not, as the template has nothing to insert.
     """
+    if len(turns) - 1 in unlearnt:
+        raise DataError(f"{where}: the 'weight' of the last turn is 0. It is the one to learn.")
     if image:
         turns = [replace(turn, text=_without_placeholders(turn.text)) for turn in turns]
     for i, turn in enumerate(turns):
@@ -260,7 +261,7 @@ def _conversation(turns: Sequence[Message], image: Picture | None, field: str, w
             problem = f"is the last turn and the {turn.role}'s. The assistant must end it: add its answer."
         if problem:
             raise DataError(f"{where}: '{field}[{i}]' {problem}")
-    return tuple(turns)
+    return Record(tuple(turns), image, where, unlearnt)
 
 
 def _without_placeholders(text: str) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from adapter.base.image_file import open_image
 from adapter.base.template import without_control
-from adapter.errors import AdapterError, BadInput
+from adapter.errors import AdapterError, BadInput, printable
 from train.formats.dataset import Records
 from train.formats.record import picture_key, picture_source
 from train.input.examples import Example
@@ -71,7 +71,7 @@ class Report:
 
 
 def _listed(faults: Sequence[str], problem: str) -> list[str]:
-    lines = [f"{len(faults):,} {problem}:", *(f"  {fault}" for fault in faults[:_LISTED_FAULTS])]
+    lines = [f"{len(faults):,} {problem}:", *(f"  {printable(fault)}" for fault in faults[:_LISTED_FAULTS])]
     if len(faults) > _LISTED_FAULTS:
         lines.append(f"  and {len(faults) - _LISTED_FAULTS:,} more")
     return lines if faults else []

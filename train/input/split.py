@@ -126,7 +126,7 @@ class _Source:
         if isinstance(data.validation, str):
             is_split = self.records.has_splits and re.fullmatch(r"\w+", data.validation)
             self.separate = opened(data.path, data.validation) if is_split else opened(data.validation, None)
-        elif self.records.format == "scienceqa" and data.split in (None, "train"):
+        elif data.validation and self.records.format == "scienceqa" and data.split in (None, "train"):
             self.separate = opened(data.path, "val")
         self.share = 0.0 if isinstance(data.validation, str) or self.separate is not None else data.validation
         self.holds_out = self.share > 0 or self.separate is not None

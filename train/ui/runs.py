@@ -180,6 +180,8 @@ class TrainingRuns:
         # Before the files are read: a process that has ended has written all of them, and what is saved has been
         # evaluated, so that its step is known.
         alive, (saved, adapter, finished) = self._process(name) is not None, saved_files(folder)
+        if finished and not alive:  # it cannot be resumed: nothing else reads a visitor's data
+            shutil.rmtree(folder / DATA, ignore_errors=True)
         recipe = _content(_READ_RECIPE, folder / RECIPE)
         if recipe is None:
             return None

@@ -115,6 +115,8 @@ def test_weights_of_answers_and_broken_characters(tmp_path):
         records[1]
     said = [{"from": by, "value": "a", "weight": w} for w in (0, 1) for by in ("human", "gpt")]
     assert 1 in open_records(jsonl(tmp_path, {"conversations": said}))[0].unlearnt
+    with pytest.raises(DataError, match="the 'weight' of the last turn is 0"):
+        open_records(jsonl(tmp_path, {"conversations": said[:2]}))[0]
 
 
 @settings(deadline=None, max_examples=25)

@@ -11,6 +11,7 @@ from train.formats.dataset import open_records
 from train.input.data_check import Report, make_report
 from train.input.examples import Example
 from train.input.rows import IGNORED, TokenisedRow
+from train.job import say
 
 
 class CharacterTokeniser:
@@ -69,3 +70,11 @@ def test_images_are_opened_once_each_and_faults_named(tmp_path):
     assert not report.clean and (report.images, len(report.missing), len(report.unreadable)) == (7, 4, 2)
     assert report.missing[0] == "gone.png (data.jsonl, line 2)"
     assert report.unreadable[0].startswith("text.png (data.jsonl, line 3): ")
+
+
+def test_a_file_name_that_is_no_utf8_is_told(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "caf\udce9.png")
+    (tmp_path / "caf\udce9.txt").write_text("A cup.")
+    report = report_on(open_records(tmp_path), 10)
+    say(report.broken[0])
+    assert "caf\\udce9.txt" in str(report) and str(report).encode()

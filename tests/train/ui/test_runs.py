@@ -29,7 +29,7 @@ from train.input.features import SIZE_VARIABLE
 from train.ui import runs as train_runs
 from train.ui import texts
 from train.ui.charts import run_html
-from train.ui.runs import RECIPE, RECORD, RunRecord, TrainingRun, TrainingRuns
+from train.ui.runs import DATA, RECIPE, RECORD, RunRecord, TrainingRun, TrainingRuns
 
 opened: list[str] = []  # the files of runs called "run-…"
 sys.addaudithook(lambda event, args: event == "open" and "/run-" in str(args[0]) and opened.append(str(args[0])))
@@ -205,6 +205,7 @@ def test_a_run_is_stopped_resumed_and_found_by_other_servers(
     assert run.state == "starting" and run.progress.step == 10  # old metrics do not make it "training"
     (stub.folder / "echo" / "go").touch()
     run = stub.wait_for_end()
+    assert not (stub.folder / "echo" / DATA).exists()
     assert run.state == "ended" and not run.saved and [step for step, _ in run.progress.losses] == [*range(1, 41)]
     with pytest.raises(BadInput, match="nothing to go on with"):
         stub.runs.resume("echo")
