@@ -142,17 +142,18 @@ class Conversations:
             return id
 
     def shows(self, session: str | None, id: str) -> bool:
-        return self._shown.get(session) == id
+        """A page that is not known shows what it says: Gradio closes those that sleep (6.31)."""
+        return self._shown.get(session, id) == id
 
     def shown(self, session: str | None, id: str) -> Conversation:
         """The page's conversation. Raises Forgotten and NotOpen."""
         with self._changed:
             return self._find(session, id)
 
-    def history(self, session: str | None) -> History:
-        """What the page shows; empty if the server has nothing of it."""
+    def history(self, session: str | None, id: str = "") -> History:
+        """What the page shows, `id` if it has slept; empty if the server has nothing of it."""
         with self._changed:
-            found = self._by_id.get(self._shown.get(session, ""))
+            found = self._by_id.get(self._shown.get(session, id))
             return [] if found is None else found.history
 
     @contextmanager
@@ -197,9 +198,9 @@ class Conversations:
         return None
 
     def _find(self, session: str | None, id: str) -> Conversation:
-        if self._shown.get(session, id) != id:
+        if not self.shows(session, id):
             raise NotOpen
-        if (shown := self._by_id.get(id)) is None or session not in self._shown:
+        if (shown := self._by_id.get(id)) is None or session is None:
             raise Forgotten(texts.STILL_RESTORING)
         self._by_id.move_to_end(id)
         return shown

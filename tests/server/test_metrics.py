@@ -72,9 +72,6 @@ def server(tmp_path: Path, tiny_base: Any, tiny_fingerprint: Any) -> Iterator[Se
         yield Server(engine, store)
 
 
-# What is counted.
-
-
 def test_answers_are_counted_by_adapter_and_ending(server: Server) -> None:
     whole = list(server.ask())
     text = "".join(event.text for event in whole)
@@ -102,9 +99,6 @@ def test_answers_are_counted_by_adapter_and_ending(server: Server) -> None:
     assert 0 < found["cached_prompt_tokens_total", "base"] < stats[0].prompt_tokens  # of the second answer
     assert found["time_to_first_token_seconds_count",] == 4 + bool(found.get(("generated_tokens_total", "two")))
     assert found["time_to_first_token_seconds_sum",] >= sum(s.queue_s + s.prefill_s for s in stats)
-
-
-# What is never told.
 
 
 def test_nothing_of_a_request_is_told(server: Server) -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
+import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from adapter.base.template import Message
+from train.config import TrainConfig
+from train.input.examples import Example
+from train.job import Job
+from train.loop import new_adapter
+from train.run_folder import RunFolder
+
+WORDS = ("ab", "cd", "ef", "gh")
+ECHO = TrainConfig("echo", steps=12, batch_size=4, prompt_length=4, template="raw", eval_every=4, held_out=8)
 
 
 @pytest.fixture
@@ -78,3 +90,23 @@ def signal_after(patch: pytest.MonkeyPatch, step: int, number: int = signal.SIGI
 def stop_after(monkeypatch) -> Callable[[int], None]:
     """Lets the next run be asked to stop after its step `step`."""
     return functools.partial(signal_after, monkeypatch)
+
+
+def examples(split):
+    rng = random.Random(split)
+    count = 10**6 if split == "train" else 16
+    return (Example((Message("user", f"{w}>"),), w) for w in (rng.choice(WORDS) for _ in range(count)))
+
+
+@pytest.fixture
+def train_echo(tiny_base, tmp_path):
+    """Trains on generated words with changes to ECHO; returns the adapter and the held-out loss."""
+
+    def run(folder="run", resume=False, finish=lambda *_: None, **changes):
+        config = dataclasses.replace(ECHO, **changes)
+        adapter = new_adapter(config, tiny_base)
+        return Job(
+            config, tiny_base, examples, RunFolder(tmp_path / folder), adapter, resume=resume, finish=finish
+        ).run()
+
+    return run

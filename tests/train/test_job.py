@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -26,19 +25,16 @@ from safetensors.torch import load_file
 import train.__main__
 import train.job
 import train.processes
-from adapter.base.template import Message
 from adapter.method.checkpoint import WEIGHTS, load_adapter
 from tests.app_process import PATIENCE, free_port
-from tests.train.conftest import signal_after
+from tests.train.conftest import ECHO, WORDS, examples, signal_after
 from train.__main__ import main
-from train.config import METRICS, STATE, TrainConfig
-from train.input.examples import Example
+from train.config import METRICS, STATE
 from train.input.features import FOLDER_VARIABLE
 from train.job import Job, Outcome, Stopped
 from train.loop import new_adapter, rate_factor
 from train.run_folder import RunFolder, TrainError
 
-WORDS = ("ab", "cd", "ef", "gh")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([__name__])  # all processes are copies of one that has imported this
 
@@ -190,29 +186,6 @@ def test_two_nodes_without_a_shared_disk_stop_resume_and_equal_one(arguments, tm
 
 
 # On generated examples.
-
-
-ECHO = TrainConfig("echo", steps=12, batch_size=4, prompt_length=4, template="raw", eval_every=4, held_out=8)
-
-
-def examples(split):
-    rng = random.Random(split)
-    count = 10**6 if split == "train" else 16
-    return (Example((Message("user", f"{w}>"),), w) for w in (rng.choice(WORDS) for _ in range(count)))
-
-
-@pytest.fixture
-def train_echo(tiny_base, tmp_path):
-    """Trains on generated words with changes to ECHO; returns the adapter and the held-out loss."""
-
-    def run(folder="run", resume=False, finish=lambda *_: None, **changes):
-        config = dataclasses.replace(ECHO, **changes)
-        adapter = new_adapter(config, tiny_base)
-        return Job(
-            config, tiny_base, examples, RunFolder(tmp_path / folder), adapter, resume=resume, finish=finish
-        ).run()
-
-    return run
 
 
 def test_a_folder_is_refused_that_is_in_use_unfinished_damaged_or_no_folder(train_echo, tmp_path, stop_after):

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import logging
 import os
-import secrets
 import tempfile
 import threading
 import time
@@ -111,14 +110,14 @@ class TrainEvents:
         return None, str(path), *self._preview(_plan_of(path, path.stem))
 
     def use_corrections(self, known: object) -> Updates:
-        """Of the corrections that the chat has collected; first an update of the tabs."""
+        """Of the corrections that the chat has collected."""
         rows = [json.dumps(last_turn(row)) for row in checked(known)]
         if len(rows) < LEAST:
             raise refusal(texts.train_on_these(LEAST - len(rows)))
         path = write_rows(rows, FILE_NAME)
         # One of eight is held out: where it is no longer answered better, the run ends early.
         plan = _plan_of(path, texts.TAUGHT_NAME, preset="voice", data={"validation": 0.13})
-        return gr.Tabs(selected="train"), None, str(path), *self._preview(replace(plan, description=texts.TAUGHT))
+        return None, str(path), *self._preview(replace(plan, description=texts.TAUGHT))
 
     def count_corrections(self, known: object) -> Any:
         """An update of the button that trains on them."""
@@ -166,8 +165,6 @@ class TrainEvents:
     # 3. The run. Updates of (its picker, how it is, its buttons, start, timer).
 
     def start(self, owner: str, plan: RunPlan | None, request: gr.Request, *values: Any) -> Updates:
-        """First an update of the visitor's secret."""
-        owner = owner or secrets.token_urlsafe(16)
         with errors_as_toasts("the start of a training run"):
             if plan is None:
                 raise BadInput(texts.NO_DATA)
@@ -179,7 +176,7 @@ class TrainEvents:
                 return recipe, RunRecord(question=planned.question, picture=picture, owner=secret)
 
             self.runs.start(planned.name, self.store.names(), prepare)
-        return owner, *self.panel(None, owner, plan, request)
+        return self.panel(None, owner, plan, request)
 
     def stop_or_go_on(
         self, pressed: str, name: str | None, owner: str, plan: RunPlan | None, request: gr.Request

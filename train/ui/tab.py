@@ -10,7 +10,6 @@ import gradio as gr
 from adapter.base.embedded import BASE
 from adapter.method.config import MAX_NAME_LENGTH
 from adapter.server.generation import AdapterCatalog, EngineProvider
-from adapter.ui.chat.corrections import BROWSER_SECRET
 from adapter.ui.chat.tab import TabParts
 from adapter.ui.status import NEWEST, PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
@@ -21,7 +20,14 @@ from train.ui.runs import TrainingRuns
 
 STYLE_SHEET = Path(__file__).parent / "static" / "train.css"
 # A preview takes seconds of a core: two at a time over all visitors.
-PREVIEW = {"concurrency_id": "train-data", "concurrency_limit": 2}
+PREVIEW = {"concurrency_id": "train-data", "concurrency_limit": 2, "trigger_mode": "always_last"}
+_OPEN_TAB = "rows => { document.querySelector('#tabs [data-tab-id=train]').click(); return [rows]; }"
+# One secret for all tabs of a browser.
+_OWNER = """() => {
+  const key = "llama-adapter:owner", random = crypto.getRandomValues(new Uint32Array(4)).join("-");
+  localStorage.setItem(key, localStorage.getItem(key) || random);
+  return localStorage.getItem(key);
+}"""
 MAX_TYPED = 100_000  # characters of rows
 Parts = dict[str, Any]  # components by name
 
@@ -41,8 +47,8 @@ def train_tab(
     chat: the other tab, to which a button below a run switches. public: as TrainEvents has it.
     """
     handlers = TrainEvents(runs, store, provider, chat.store, base, public)
-    with chat.corrections.around:
-        owner = gr.BrowserState("", storage_key="llama-adapter:owner", secret=BROWSER_SECRET)
+    owner = gr.Textbox(visible=False)
+    page.load(None, None, owner, js=_OWNER, **UNQUEUED)
     with chat.corrections.panel:
         teach = gr.Button(texts.train_on_these(LEAST), interactive=False, size="sm", elem_id="teach-start")
     planned = gr.State(None)
@@ -65,7 +71,7 @@ def train_tab(
     gr.on(uploads, handlers.choose_upload, data["upload"], prepared, **event)
     data["use_rows"].click(handlers.use_rows, data["rows"], prepared, **event)
     known = chat.corrections.known
-    teach.click(handlers.use_corrections, known, [tabs, *prepared], **event)
+    teach.click(handlers.use_corrections, known, prepared, js=_OPEN_TAB, **event)
     gr.on([page.load, known.change], handlers.count_corrections, known, teach, **NEWEST)
     changes = [component.change for component in settings]
     gr.on(changes, handlers.describe, [planned, *settings], [command, start], **NEWEST)
@@ -84,8 +90,8 @@ def _connect_run(
     """states: the visitor's secret and the plan."""
     timer, name = gr.Timer(SLOW_TICK, active=False), run["which"]
     inputs, shown = [name, *states], [*run.values(), start, timer]
-    event = {"show_progress_on": run["html"], **PREVIEW, **PRIVATE}
-    start.click(handlers.start, [*states, *settings], [states[0], *shown], **event)
+    event = {"show_progress_on": run["html"], **PREVIEW, **PRIVATE, "trigger_mode": "once"}
+    start.click(handlers.start, [*states, *settings], shown, **event)
     run["stop"].click(handlers.stop_or_go_on, [run["stop"], *inputs], shown, **QUEUED)
     gr.on([timer.tick, name.input], handlers.panel, inputs, shown, **NEWEST)
 
@@ -95,7 +101,7 @@ def _connect_run(
             return *[gr.skip()] * (len(shown) - 1), gr.Timer(active=False)
         return handlers.panel(None, owner, planned, request)
 
-    tabs.select(select_tab, states, shown, **UNQUEUED)
+    tabs.select(select_tab, states, shown, trigger_mode="multiple", **UNQUEUED)
     opened = [tabs, timer, *chat.store.opened]
     run["chat"].click(handlers.chat_with, [name, states[0], chat.message_box], opened, **QUEUED)
 
@@ -139,7 +145,7 @@ def _settings() -> list[Any]:
     ]
 
 
-def _run(handlers: TrainEvents, owner: gr.BrowserState) -> Parts:
+def _run(handlers: TrainEvents, owner: gr.Textbox) -> Parts:
     """In the order of the updates of TrainEvents.panel."""
     small = {"size": "sm", "visible": False, "min_width": 80}
     which = gr.Dropdown([], label=texts.WHICH, visible=False, filterable=False, elem_id="train-which")

@@ -155,6 +155,8 @@ class ConversationStore:
         elif name == "all":
             toast(texts.READS_ALL, 5)
             return gr.skip(), "all"
+        elif name == "awake" and self.conversations.shows(request.session_hash, ""):  # it is not known
+            return json.dumps({"open": secrets.token_hex(4)}), gr.skip()
         elif name == "link":  # what it says before the newest answer
             said = ""
             with errors_as_toasts("an answer for a link"), suppress(NotOpen):

@@ -27,19 +27,15 @@ BROWSER_SECRET = "llama-adapter"
 
 
 class CorrectionsPanel(NamedTuple):
-    """panel: hidden while there are no corrections; others may add to it. known: the corrections. around: always
-    there, for timers and states: those in what is hidden do not exist in the browser.
-    """
+    """panel: hidden while there are no corrections; others may add to it. known: the corrections."""
 
     panel: gr.Column
     known: gr.BrowserState
-    around: gr.Column
 
 
 def corrections_panel(page: gr.Blocks) -> CorrectionsPanel:
-    with gr.Column(elem_id="around-teach") as around:
-        known = gr.BrowserState([], storage_key="llama-adapter:corrections", secret=BROWSER_SECRET)
-    with around, gr.Column(visible=False, elem_id="teach") as panel:
+    known = gr.BrowserState([], storage_key="llama-adapter:corrections", secret=BROWSER_SECRET)
+    with gr.Column(visible=False, elem_id="teach") as panel:
         shown = gr.HTML(elem_id="corrections", padding=False)
         with gr.Row():
             export = gr.Button(texts.EXPORT_CORRECTIONS, size="sm", min_width=60)
@@ -48,7 +44,7 @@ def corrections_panel(page: gr.Blocks) -> CorrectionsPanel:
     lines = "rows.map(row => JSON.stringify(row) + '\\n').join('')"
     export.click(None, known, None, js=f"rows => window.chatPage.save('{FILE_NAME}', {lines})", **UNQUEUED)
     forget.click(None, known, known, js="rows => [rows.slice(0, -1)]", **UNQUEUED)
-    return CorrectionsPanel(panel, known, around)
+    return CorrectionsPanel(panel, known)
 
 
 def checked(known: object) -> list[Correction]:

@@ -161,7 +161,7 @@ class ChatEvents:
         """Adds to the newest answer what the frozen base gives its tokens, if it was written without. An update of
         the X-ray; none if the conversation goes on meanwhile, or the answer is the base's own.
         """
-        history = self.conversations.history(request.session_hash)
+        history = self.conversations.history(request.session_hash, id)
         with errors_as_toasts("an X-ray"), suppress(Busy, NotOpen, BadInput):
             xrayed = self._xrayed(history, client_of(request)) if on else history
             with self.conversations.change(request.session_hash, id) as change:

@@ -75,7 +75,7 @@ def chat_tab(
                 box = message_box(texts.PLACEHOLDER, "box")
                 context = gr.HTML(elem_id="context", padding=False)
         with gr.Column(elem_id="inside-column"):
-            inside_panel(provider, store.conversations)
+            inside_panel(provider, store.conversations, store.id)
     opened = store.connect(listed, [chat, drawing, context], box, settings, corrections.known)
     _connect(ChatEvents(examples, store), store, opened, settings)
     # X-ray is on until somebody turns it off, which xray.js notes in the browser.

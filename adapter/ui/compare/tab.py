@@ -83,12 +83,12 @@ class CompareEvents:
 
         yield from self._compare(read, request, message)
 
-    def film_of_chat(self, event: gr.SelectData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def film_of_chat(self, id: str, event: gr.SelectData, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Writes the chat's newest answer as a film, if the button that was pressed is the one for it. Updates of
         the tabs, the view and the film's adapter, then of a comparison.
         """
         skip = gr.skip()
-        answered = conversation.last_recorded_answer(self.conversations.history(request.session_hash))
+        answered = conversation.last_recorded_answer(self.conversations.history(request.session_hash, id))
         if event.value != conversation.FILM or answered is None:
             yield (skip,) * 5
             return
@@ -106,7 +106,7 @@ class CompareEvents:
     ) -> Iterator[Updates]:
         """read: returns what is asked, None for nothing; message: in the box."""
         session, shown = request.session_hash or "", gr.skip()
-        if not self._comparisons.shows(session, session):
+        if self._comparisons.shows(session, ""):  # none yet
             self._comparisons.open(session, session, [])
         with errors_as_toasts("a comparison"), self._comparisons.change(session, session) as change:
             box = _SUBMIT
@@ -226,8 +226,8 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
 
     gr.on([picker.change for picker in pickers], show_parts, pickers, of_panes, **NEWEST)
     events = CompareEvents(provider, catalog, chat.store.conversations)
-    options = {"show_progress": "hidden", **MODEL, **PRIVATE}
-    box.submit(events.send, [box, view, count], [box, answers], inputs_kwargs=inputs, **options)
-    chat.chat.option_select(events.film_of_chat, None, [tabs, view, film_adapter, box, answers], **options)
+    more = {"show_progress": "hidden", "trigger_mode": "multiple", **MODEL, **PRIVATE}
+    box.submit(events.send, [box, view, count], [box, answers], inputs_kwargs=inputs, **more)
+    chat.chat.option_select(events.film_of_chat, chat.store.id, [tabs, view, film_adapter, box, answers], **more)
     box.stop(events.stop, None, box, **UNQUEUED)
     return [Picker(part, texts.FROZEN_BASE) for part in (*pickers, film_adapter)]

@@ -56,9 +56,9 @@ class InsideEvents:
         self.provider, self.conversations = provider, conversations
         self._cache: LRU[str, InspectedAnswer] = LRU(CACHE_SIZE)
 
-    def play(self, event: gr.EventData, request: gr.Request) -> Iterator[str]:
+    def play(self, id: str, event: gr.EventData, request: gr.Request) -> Iterator[str]:
         """Writes the newest answer with the gates of the event."""
-        history = self.conversations.history(request.session_hash)
+        history = self.conversations.history(request.session_hash, id)
         try:
             try:
                 gates = _GATES.validate_python(sent(event).get("gates"))
@@ -71,7 +71,7 @@ class InsideEvents:
             after = ""
             with closing(engine.submit(replace(asked, gates=gates))) as answer:
                 for arrived in answer.event_lists(REDRAW_SECONDS):
-                    if self.conversations.history(request.session_hash) is not history:
+                    if self.conversations.history(request.session_hash, id) is not history:
                         yield ""  # the charts are another answer's by now
                         return
                     after += "".join(event.text for event in arrived)
@@ -81,9 +81,9 @@ class InsideEvents:
         except Exception as error:
             yield _reason(error)
 
-    def show(self, request: gr.Request) -> Iterator[Updates]:
+    def show(self, id: str, request: gr.Request) -> Iterator[Updates]:
         """Inspects the newest answer and shows its charts, or a message why there are none."""
-        history = self.conversations.history(request.session_hash)
+        history = self.conversations.history(request.session_hash, id)
         try:
             for status in wait_for(self.provider):
                 yield charts.message_html(texts.waiting_for_model(status)), "", "", "", ""
@@ -95,9 +95,9 @@ class InsideEvents:
         words = charts.answer_html(inspection, _answer_id(history), tokens)
         yield "", charts.gates_html(inspection, names), words, charts.message_html(texts.CLICK_A_TOKEN), ""
 
-    def show_token(self, event: gr.EventData, request: gr.Request) -> Any:
+    def show_token(self, id: str, event: gr.EventData, request: gr.Request) -> Any:
         """The numbers and the prompt map of a token that was pressed."""
-        history = self.conversations.history(request.session_hash)
+        history = self.conversations.history(request.session_hash, id)
         index = sent(event).get("index")
         if sent(event).get("key") != _answer_id(history) or type(index) is not int:
             return gr.skip()
@@ -153,7 +153,7 @@ def _reason(error: Exception) -> str:
     return charts.message_html(browser_text(readable(error, "an inspection")))
 
 
-def inside_panel(provider: EngineProvider, conversations: Conversations) -> None:
+def inside_panel(provider: EngineProvider, conversations: Conversations, id: gr.Textbox) -> None:
     """Lays the panel out in the current Blocks and connects it. inside.js asks for what it shows."""
     chart = {"js_on_load": (theme.STATIC / "inside.js").read_text(encoding="utf-8"), "apply_default_css": False}
     # Closed it is not seen: the button beside X-ray opens it.
@@ -167,6 +167,6 @@ def inside_panel(provider: EngineProvider, conversations: Conversations) -> None
         token = gr.HTML("", **chart, elem_id="inside-token")
     events = InsideEvents(provider, conversations)
     options = {"show_progress": "hidden", "trigger_mode": "always_last", **MODEL, **PRIVATE}
-    gates.look(events.show, None, [message, gates, answer, token, rewritten], **options)
-    answer.token(events.show_token, None, token, **options)
-    gates.play(events.play, None, rewritten, **options)
+    gates.look(events.show, id, [message, gates, answer, token, rewritten], **options)
+    answer.token(events.show_token, id, token, **options)
+    gates.play(events.play, id, rewritten, **options)

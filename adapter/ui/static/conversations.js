@@ -324,6 +324,7 @@
   addEventListener("hashchange", () => /^#(chat|adapter)=/.test(location.hash) && location.reload());
   // Back and forward may show a page as it was left; the tab's conversation has gone on since.
   addEventListener("pageshow", (event) => event.persisted && location.reload());
+  addEventListener("visibilitychange", () => document.hidden || isOpening || act("awake", { id: shown.id }));
   const copyText = async (text) => navigator.clipboard?.writeText(text).then(() => true, () => false) ?? false;
 
   const begun = begin();
@@ -357,7 +358,7 @@
     // A conversation is shown, or could not be: then the page goes on with the one before, or with a new one.
     opened: (id, names, values) => {
       if (id !== shown.id && !next) {
-        if (shown.unsaved?.source !== "file") act("NOT_OPENED"); // of a file the server has said why
+        if (conversations.has(shown.id)) act("NOT_OPENED"); // of a file or a link the server has said why
         if (!id && !retried) [next, retried] = [{ id: newId() }, true];
         before = shown = id === before.id ? before : { id };
         attempt(() => own.setItem(CURRENT, id));

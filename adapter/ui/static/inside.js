@@ -1,6 +1,7 @@
 /* The charts of the panel Inside in the browser. Gradio runs this once for each chart, with `element`, `trigger` and
    `watch`. One cell of a chart is in the tab order, arrow keys move from there. */
 
+const asked = {}; // one object: for an event that had to wait Gradio sends what the one before it had (6.31)
 let factors = new Map(); // of painted gates, by 'layer,head'
 const items = group => [...group.querySelectorAll('button, td')];
 const at = event => event.target.closest('[data-roving] :is(button, td)');
@@ -51,7 +52,7 @@ element.addEventListener('click', event => {
   const button = event.target.closest('.tokens button'), tokens = button?.parentElement;
   if (!button) return;
   for (const other of items(tokens)) other.ariaPressed = String(other === button);
-  trigger('token', {index: Number(button.dataset.i), key: tokens.dataset.key});
+  trigger('token', Object.assign(asked, {index: Number(button.dataset.i), key: tokens.dataset.key}));
 });
 
 /* Gates are painted with the chosen brush: by dragging, or with Enter or the space bar on one. */
@@ -69,7 +70,7 @@ function paint(cell) {
 }
 const play = () => {
   const painted = [...factors].filter(([, factor]) => factor !== 1);
-  trigger('play', {gates: painted.map(([name, factor]) => [...name.split(',').map(Number), factor])});
+  trigger('play', Object.assign(asked, {gates: painted.map(([name, factor]) => [...name.split(',').map(Number), factor])}));
 };
 let painting = false, before;
 for (const kind of ['pointerdown', 'pointerover']) element.addEventListener(kind, event => {
@@ -107,4 +108,3 @@ if (element.closest('#inside-gates')) {
     new MutationObserver(look).observe(part, all);
   look();
 }
-

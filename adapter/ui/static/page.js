@@ -110,7 +110,7 @@
       endEdit(target, key === "Enter" ? "Submit" : "Cancel");
     } else if (key === "Escape") {
       if (find("dialog[open], :popover-open") || target.closest?.("[role=listbox], [aria-expanded=true]:not(.label-wrap)")) return;
-      if (!drawer || !target.closest?.("#more")) return all(".box .stop-button").find(visible)?.click();
+      if (!drawer || (target !== document.body && !target.closest?.("#more"))) return all(".box .stop-button").find(visible)?.click();
       drawer.click();
       drawer.focus();
     } else if ((key === "Enter" || key === " ") && target.matches?.("#chat .divider")) {

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import random
+import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import train.input.keep
-from adapter.base.template import Message
 from adapter.method.adapter import Adapter
 from adapter.method.config import TuningConfig, VisionConfig
 from adapter.method.vision import VisualFeatures
-from train.config import TrainConfig
+from tests.train.conftest import ECHO
 from train.input.batches import collate
 from train.input.examples import Example
 from train.input.keep import write_own_rows
 from train.input.rows import TokenisedRow
-from train.job import Job
 from train.loop import new_adapter, total_divergence
-from train.run_folder import RunFolder
 
-WORDS = ("ab", "cd", "ef", "gh")
-CONFIG = TrainConfig(
-    "echo", steps=12, batch_size=4, prompt_length=4, template="raw", eval_every=4, held_out=8, keep=0.5
-)
 VISION = VisionConfig(encoder="none", feature_size=6, hidden=8)
 TUNING = TuningConfig(norms=True, bias=True, scale=True, lora_rank=2, intermediate_size=64)
-
-
-def examples(split):
-    rng = random.Random(split)
-    count = 10**6 if split == "train" else 8
-    return (Example((Message("user", f"{w}>"),), w) for w in (rng.choice(WORDS) for _ in range(count)))
 
 
 def shown(seed):
@@ -61,7 +48,7 @@ def opened(adapter: Adapter) -> Adapter:
 @pytest.mark.parametrize("changes", [{}, {"tuning": TUNING}, {"vision": VISION}], ids=["text", "tuning", "vision"])
 def test_the_divergence_and_its_gradient_are_those_of_plain_torch(tiny_base, changes):
     """KL(base || adapted) of the next token, over every position of every row, and of no padding: 0 at first."""
-    adapter = new_adapter(dataclasses.replace(CONFIG, **changes), tiny_base)
+    adapter = new_adapter(dataclasses.replace(ECHO, **changes), tiny_base)
     batch = keep_batch(pictures="vision" in changes)
     divergence = total_divergence(tiny_base.model, adapter, batch)
     divergence.backward()
@@ -90,28 +77,21 @@ def test_the_divergence_and_its_gradient_are_those_of_plain_torch(tiny_base, cha
 
 
 @pytest.fixture
-def train_echo(tiny_base, tmp_path, monkeypatch):
-    """Trains on generated words with changes to CONFIG; returns the adapter and the held-out loss."""
+def train_keeping(train_echo, monkeypatch):
     monkeypatch.setattr(train.input.keep, "_OWN_ROWS", 8)
-
-    def run(folder="run", **changes):
-        config = dataclasses.replace(CONFIG, **changes)
-        adapter = new_adapter(config, tiny_base)
-        return Job(config, tiny_base, examples, RunFolder(tmp_path / folder), adapter).run()
-
-    return run
+    return functools.partial(train_echo, keep=0.5)
 
 
-def test_micro_batches_of_kept_rows_equal_the_whole(train_echo):
-    whole, pieces = (train_echo(str(n), batch_size=6, accumulate=n, steps=4)[0] for n in (1, 3))
+def test_micro_batches_of_kept_rows_equal_the_whole(train_keeping):
+    whole, pieces = (train_keeping(str(n), batch_size=6, accumulate=n, steps=4)[0] for n in (1, 3))
     torch.testing.assert_close(whole.gates, pieces.gates, rtol=1e-3, atol=1e-4)
 
 
-def test_an_adapter_that_keeps_the_base_is_nearer_to_it_and_learns(train_echo, tiny_base):
+def test_an_adapter_that_keeps_the_base_is_nearer_to_it_and_learns(train_keeping, tiny_base):
     text = collate([TokenisedRow(row, row, Example((), "")) for row in write_own_rows(tiny_base, "raw", 7, 8)])
     found = {}
     for keep in (0.0, 0.5):
-        adapter, loss = train_echo(str(keep), keep=keep, steps=24, lr=0.05, gate_lr=0.05, eval_every=24)
+        adapter, loss = train_keeping(str(keep), keep=keep, steps=24, lr=0.05, gate_lr=0.05, eval_every=24)
         with torch.no_grad():
             found[keep] = loss.loss, total_divergence(tiny_base.model, adapter, text).item() / text.supervised
     assert found[0.5][1] < 0.8 * found[0.0][1]

@@ -100,8 +100,8 @@ def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publis
 ) -> None:
     public, local = (events(tmp_path / "runs", tiny_folder, public) for public in (True, False))
     plan, me = public.choose_sample(next(iter(public.samples)))[3], event_request()
-    owner = public.start("", plan, me, "mine", "", "Who am I?", 40, 0.004)[0]
-    assert owner and owner not in (tmp_path / "runs" / "mine" / "run.json").read_text()
+    public.start(owner := "mine alone", plan, me, "mine", "", "Who am I?", 40, 0.004)
+    assert owner not in (tmp_path / "runs" / "mine" / "run.json").read_text()
     html, stop = 1, 2  # their places in the panel
     wait_until(lambda: public.runs.watched("mine"))  # the base was asked in a thread of its own
     public.runs.add_watched("mine", WatchedAnswer(0, "Nobody."))
@@ -137,7 +137,7 @@ def test_eight_corrections_can_be_trained_on(tmp_path: Path, tiny_folder: Path, 
         assert tab.count_corrections(corrections)["interactive"] is enabled
     with pytest.raises(gr.Error, match=texts.train_on_these(1)):
         tab.use_corrections(known[1:])
-    _, _, _, shown, plan, name, *settings, _, _ = tab.use_corrections(known)
+    _, _, shown, plan, name, *settings, _, _ = tab.use_corrections(known)
     assert name == "my-voice" and "8 records" in shown
     tab.start("", plan, event_request(), name, *settings)
     run = tab.runs.get(name)
@@ -153,7 +153,7 @@ def test_only_its_own_visitor_publishes_with_a_machines_login(
     monkeypatch.setenv("HF_TOKEN", "hf_of_this_machine")
     tab = events(tmp_path / "runs", tiny_folder, public)
     plan, token = tab.choose_sample(next(iter(tab.samples)))[3], visitor and signed_in(visitor)
-    owner = tab.start("", plan, event_request(), "mine", "", "Who am I?", 40, 0.004)[0]
+    tab.start(owner := "mine alone", plan, event_request(), "mine", "", "Who am I?", 40, 0.004)
     wait_until(lambda: tab.runs.watched("mine"))
     save_adapter(random_adapter(tiny_fingerprint), tmp_path / "runs" / "mine", "# mine\n")
     for answer in (WatchedAnswer(0, "A  language model."), WatchedAnswer(10, "A pirate.")):

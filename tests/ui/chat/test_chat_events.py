@@ -496,6 +496,12 @@ def test_the_conversation_of_a_page_that_is_closed_is_forgotten(monkeypatch: pyt
     page = Page().send("one")
     page.store.close(page.request)
     assert page.store.conversations.history("me") == []
+    assert page.store.conversations.history("me", "first") and page.do("undo").words() == [], "it may only sleep"
+    awake = gr.EventData(None, {"name": "awake", "id": "first"})
+    assert "open" in page.store.act(awake, page.request)[0]
+    page.open("first", page.send("one").chat)
+    assert page.store.act(awake, page.request)[0] == gr.skip()
+    page.store.close(page.request)
     page.open("first", user_turn("not this"))
     assert page.words() == WHOLE, "a page may be reloading"
     page.store.close(page.request)

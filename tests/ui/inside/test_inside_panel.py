@@ -108,7 +108,7 @@ def panel_of(engine: Any, history: History = []) -> InsideEvents:  # noqa: B006
 def last_updates(panel: InsideEvents, history: History) -> tuple[Any, ...]:
     """The last updates of message, gates, words, one word and the rewritten answer."""
     panel.conversations.shown("me", "a").history = history
-    return list(panel.show(REQUEST))[-1]
+    return list(panel.show("a", REQUEST))[-1]
 
 
 def reason_shown(panel: InsideEvents, history: History) -> str:
@@ -150,7 +150,7 @@ def test_the_charts_have_the_numbers_of_the_inspection(engine, picture) -> None:
         assert shown == [[round(v, 2) for v in row] for row in part.gates.tolist()]
     influence = [number(text) for text in re.findall(r'title="influence (.*?) ·', answer)]
     assert influence == [round(float(v), 2) for v in inspection.influence]
-    token = panel.show_token(clicked(4, key_of(answer)), REQUEST)
+    token = panel.show_token("a", clicked(4, key_of(answer)), REQUEST)
     assert len(engine.requests) == 1, "a click costs no forward pass"
     for rows, part in zip(cells(token), inspection.parts, strict=True):
         shown = [[int(text) for text in row] for row in rows]
@@ -161,11 +161,11 @@ def test_a_click_on_an_answer_that_has_been_replaced_changes_nothing(engine) -> 
     panel, old = panel_of(engine), recorded(engine, tokens=4)
     key = key_of(last_updates(panel, old)[2])
     for index, wrong in ((-1, key), (99, key), ("0", key), (None, None), (True, key), (1, "x")):
-        assert panel.show_token(clicked(index, wrong), REQUEST) == gr.skip()
-    assert panel.show_token(gr.EventData(None, "x"), REQUEST) == gr.skip()
-    assert isinstance(panel.show_token(clicked(1, key), REQUEST), str)
+        assert panel.show_token("a", clicked(index, wrong), REQUEST) == gr.skip()
+    assert panel.show_token("a", gr.EventData(None, "x"), REQUEST) == gr.skip()
+    assert isinstance(panel.show_token("a", clicked(1, key), REQUEST), str)
     panel.conversations.shown("me", "a").history = recorded(engine, tokens=3)
-    assert panel.show_token(clicked(1, key), REQUEST) == gr.skip()
+    assert panel.show_token("a", clicked(1, key), REQUEST) == gr.skip()
 
 
 def test_the_text_of_a_model_is_inert_and_a_long_answer_is_cut(engine) -> None:
@@ -222,7 +222,7 @@ def test_an_answer_is_written_with_the_painted_gates(engine) -> None:
     painted = [[layer, 0, 2] for layer in engine.engine.store.load("one", engine.engine.base).config.layers]
 
     def played(gates: Any, history: History = history) -> str:
-        return list(panel_of(engine, history).play(gr.EventData(None, {"gates": gates}), REQUEST))[-1]
+        return list(panel_of(engine, history).play("a", gr.EventData(None, {"gates": gates}), REQUEST))[-1]
 
     def answer(gates: Any) -> list[str]:
         request = GenerationRequest((Message("user", QUESTION),), "one", sampling=GREEDY, gates=gates)
