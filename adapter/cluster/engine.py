@@ -199,8 +199,8 @@ class RayEngine:
                 displaced = in_turn([*self._open, answer])[-1]
                 if displaced is answer:
                     raise queue_full(places)
-                self._open.pop(displaced).cancel()
                 displaced.end(queue_full(places))
+                self._open.pop(displaced).cancel()
             self._open[answer] = asyncio.run_coroutine_threadsafe(self._relay(answer, adapters), self._loop)
         return Answer(answer.mailbox, lambda: self._cancel(answer))
 
@@ -313,7 +313,7 @@ class RayEngine:
                     events.cancel()
                     raise
                 else:
-                    answer.end(Busy(LOST))  # unless its last event has come
+                    answer.end(AdapterError(LOST))  # unless its last event has come
                     return
                 finally:
                     del self._arrivals[key]
@@ -380,4 +380,4 @@ def _conversation(request: GenerationRequest) -> str:
 
 def _lost(error: BaseException) -> AdapterError:
     log.warning("A replica was lost: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
-    return Busy(LOST if replicas_module.known else NO_REPLICA)
+    return AdapterError(LOST if replicas_module.known else NO_REPLICA)

@@ -270,8 +270,8 @@ def _incompatibility(adapter: Adapter, to_format: str) -> str:
     """Why `adapter` cannot be written exactly as `to_format`; empty if it can."""
     if adapter.config.is_visual:
         return "it reads pictures, and the format holds text adapters only"
-    if adapter.config.tuning is not None:
-        return "it changes norms or linear maps, and the format holds prompts only"
+    if adapter.config.tuning is not None or adapter.config.form is not None:
+        return "it changes norms or linear maps, or has a form, and the format holds prompts only"
     if adapter.config.prompt_norm:
         return "its prompts pass through each layer's norm, which the format does not know"
     return WRITERS[to_format].incompatibility(adapter)

@@ -127,7 +127,7 @@ def _unpack(files: Sequence[Path], folder: Path) -> tuple[Path, str]:
     roots = sorted({file.parent for file in written if file.name == CONFIG})
     if not roots:
         raise BadInput(f"There is no {CONFIG} in this zip, so no adapter. {_NEEDED}")
-    if len(roots) > 1:
+    if not all(root.is_relative_to(roots[0]) for root in roots):  # those below it are steps of its run
         raise BadInput(f"This zip holds {len(roots)} adapters. Bring them one at a time.")
     return roots[0], zips[0].stem if roots[0] == folder else roots[0].name
 

@@ -23,6 +23,7 @@ RATES = {
     "answer": (ANSWERS_PER_MINUTE, 60, "answers a minute"),
     "inspection": (60, 60, "looks inside a minute"),
     "upload": (UPLOADS_PER_HOUR, 3600, "uploads an hour"),
+    "megabyte": (1024, 86_400, "MB of uploads a day"),  # a quarter of what the folder holds
     "request": (6000, 60, "requests a minute"),  # of a page: a hundred files when it opens, and every second after
     "program": (600, 60, "requests a minute"),  # to /v1
     "session": (240, 60, "new pages a minute"),  # twice for each: its making, and its place in Gradio

@@ -258,6 +258,8 @@ class _Completion:
             except Exception as error:
                 if not begun:
                     raise
+                if not isinstance(error, (AdapterError, ApiError)):
+                    log.error("A stream of /v1 failed", exc_info=error)
                 yield {"data": json.dumps(_public(error)[1])}
 
     def _data(self, **fields: Any) -> dict[str, str]:

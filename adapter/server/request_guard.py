@@ -292,6 +292,8 @@ class RequestGuard:
             raise RequestRefused(413, f"The request is larger than {MESSAGE_BYTES // 2**20} MB. {SEND_LESS}")
         if rule.act is not None:
             self._limits.count(rule.act, address)
+        if is_upload:
+            self._limits.count("megabyte", address, 1 + (length >> 20))
         if is_upload and await asyncio.to_thread(is_full, self._uploads, length):
             text = "There is no room for more uploads at the moment. Try again later, or send words only."
             raise RequestRefused(507, text)

@@ -30,7 +30,7 @@ from adapter.base.llama import load_base
 from adapter.base.template import Message
 from adapter.cluster import engine as cluster
 from adapter.cluster import replica as replica_module
-from adapter.errors import AdapterError, BadInput, Busy, EngineBroken, LoadError
+from adapter.errors import AdapterError, BadInput, EngineBroken, LoadError
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
 from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, SamplingParams
@@ -301,7 +301,7 @@ def test_a_killed_replica_ends_its_own_answers_only(engine, machine, address, se
     def end(answer: Answer) -> str:
         try:
             return list(answer)[-1].finish_reason
-        except Busy as error:
+        except AdapterError as error:
             return str(error)
 
     # The other answer goes on as if nothing had happened, and the conversation goes on elsewhere.

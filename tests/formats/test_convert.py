@@ -64,6 +64,7 @@ def test_ours_is_copied_with_its_licence(ours, tmp_path):
     "config, options, message",
     [
         ({"prompt_norm": True}, {"to_format": "peft"}, "norm, which the format does not know"),
+        ({"form": 'start: "a"'}, {"to_format": "official-v1"}, "or has a form"),
         ({"vision": VisionConfig("any", feature_size=6)}, {"to_format": "official-v1"}, "it reads pictures"),
         ({}, {"gate_activation": "identity"}, "says tanh. Leave --gate-activation out"),
     ],

@@ -106,10 +106,11 @@ def test_an_uploaded_zip_has_the_same_files(folder, store, add, tmp_path, below)
 def test_only_the_adapters_files_are_taken_and_loose_ones_need_a_name(folder, store, add, refused, tmp_path):
     for name in ("state.pt", "log.txt", "run.json", ".hidden"):
         (folder / name).write_bytes(b"\0" * 100)
-    add(zipped(folder, tmp_path / "run 1.zip"), "")
+    add(zipped(folder, tmp_path / "run 1.zip", **{f"checkpoints/step-000100/{CONFIG}": b"{}"}), "")
     assert sorted(path.name for path in store.folder("run-1").iterdir()) == [CARD, WEIGHTS, CONFIG]
     files = [folder / CONFIG, folder / WEIGHTS]
     assert "name" in refused(files, "")
+    assert "2 adapters" in refused(zipped(folder, tmp_path / "two.zip", "a/", **{f"b/{CONFIG}": b"{}"}))
     assert add(files).new and sorted(path.name for path in store.folder("guest").iterdir()) == [WEIGHTS, CONFIG]
 
 

@@ -181,6 +181,7 @@ async def pieces(count: int = 1, size: int = 1) -> Any:
     ("limited", "request_", "said"),
     [
         ({}, ("POST", UPLOAD, {"content": b"x"}), "60 uploads an hour"),
+        ({"megabyte": 3}, ("POST", UPLOAD, {"content": b"x"}), "3 MB of uploads a day"),
         ({"request": 3}, ("POST", JOIN, {"content": b"{}"}), "3 requests a minute"),
         ({"program": 3}, ("GET", "/v1/models", {}), "3 requests a minute"),
         ({"session": 3}, ("GET", "/config", {}), "3 new pages a minute"),

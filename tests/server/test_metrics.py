@@ -114,9 +114,6 @@ def test_nothing_of_a_request_is_told(server: Server) -> None:
     assert ("other", "error") in server.endings() and ("mix", "error") in server.endings()
 
 
-# Who may read it.
-
-
 class Served:
     """The three routes behind the guard, as app.py has them."""
 

@@ -100,9 +100,6 @@ async def raw(app: ASGIApp, scope: Any) -> list[Any]:
     return said
 
 
-# Routes.
-
-
 def gradios_routes() -> list[tuple[str, str]]:
     """(method, path) of all that Gradio's application answers, with "x" for what varies."""
     with gr.Blocks() as page:
