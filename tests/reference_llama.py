@@ -82,11 +82,13 @@ def reference_logits(
     frequencies: Tensor = FREQUENCIES,
     start: int = 0,
     eps: float = 1e-6,
+    seen: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """Logits [B, T, vocab_size] in fp64, of ids at the positions `start`, start + 1, ...
 
     prompts: [K, hidden_size] or [B, K, hidden_size], gates (activated): [H], both by layer. of_prompts: the
-    weights that project prompts, if others; biases: under the weights' names.
+    weights that project prompts, if others; biases: under the weights' names. seen: gets the softmax over the
+    prompts by layer, [B, H, T, K].
     """
     weights = {name: values.double() for name, values in weights.items()}
     head_dim, layers = 2 * len(frequencies), sum(name.endswith("attention.wq.weight") for name in weights)
@@ -118,8 +120,10 @@ def reference_logits(
                 by_head(own @ (of_prompts or weights)[f"{attention}.{name}.weight"].double().T)
                 for name in ("wk", "wv")
             )
-            attended = (query @ key.mT / math.sqrt(head_dim)).softmax(-1) @ value
-            out = out + gates[i].double().view(-1, 1, 1) * attended
+            softmax = (query @ key.mT / math.sqrt(head_dim)).softmax(-1)
+            out = out + gates[i].double().view(-1, 1, 1) * (softmax @ value)
+            if seen is not None:
+                seen[i] = softmax
         hidden = hidden + linear(out.transpose(1, 2).flatten(2), f"{attention}.wo")
         x = norm(hidden, f"layers.{i}.ffn_norm")
         inner = torch.nn.functional.silu(linear(x, f"{feed_forward}.w1")) * linear(x, f"{feed_forward}.w3")

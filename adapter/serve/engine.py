@@ -449,8 +449,7 @@ class Engine:
         except Exception as error:
             self._fail(row, error)
             return
-        stats = row.stats(time.perf_counter())
-        self._complete(row, GenerationEvent(text, finish_reason=reason, stats=stats))
+        self._complete(row, GenerationEvent(text, finish_reason=reason, stats=row.stats(time.perf_counter())))
 
     def _fail(self, row: Row, error: Exception) -> None:
         """End a row with what went wrong in it, and keep none of its KV. Raises if more went wrong than that."""

@@ -81,7 +81,7 @@ def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters
     template = "raw" if request.raw else next(templates, default_template(base.tokenizer))
     own = {name for name, strength in request.parts if strength > 0} or {BASE_ONLY}
     ids = encode_prompt(base.tokenizer, as_read(request.messages, own, request.others), template)
-    if max(ids) >= vocabulary:  # some tokenizers have more; on CUDA the pass would fail for everybody, for good
+    if max(ids, default=vocabulary) >= vocabulary:  # some have more; on CUDA the pass would fail for everybody
         raise BadInput("The message holds a token that this base does not have. Take it out.")
     return ids
 
@@ -151,7 +151,7 @@ class Row:
         self.token_ids = [*prompt, *begun]  # and the answer's
         self.prompt_tokens = len(self.token_ids)
         self.sampler = Sampler(request.sampling, self.form, prompt, self.base.stop_ids, begun, top)
-        self.detokenizer = Detokenizer(self.base.tokenizer, request.stop, prompt[-1:] if request.raw else ())
+        self.detokenizer = Detokenizer(self.base.tokenizer, request.stop, prompt if request.raw else ())
         self.text = "".join(map(self.detokenizer.push, begun))
 
     @property
@@ -253,10 +253,12 @@ class Scheduler:
     def _start_rows(self, now: float) -> None:
         """Start waiting rows in turn. A row that finds no room lets others pass, but not for ever."""
         passed: list[Row] = []
+        held: set[str] = set()  # networks of which a row waits for its share: those behind it do not pass it
         for row in in_turn(self.rows):
             if len(self.prefilling) + len(self.decoding) == MAX_ROWS:
                 return
-            if not self._has_share(row):
+            if (network := row.request.client.network) in held or not self._has_share(row):
+                held.add(network)
                 continue
             if not self._take_room(row):
                 if row.overtaken >= MAX_ROWS:

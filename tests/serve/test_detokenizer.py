@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,8 @@ from tokenizers.models import BPE
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from adapter.serve.detokenizer import Detokenizer
+from adapter.serve.request import GenerationRequest
+from adapter.serve.scheduler import Admitted, Row
 
 WORDS = ["▁", "a", "▁a", "▁b", "�"]
 
@@ -61,6 +65,14 @@ def test_an_answer_that_goes_on_with_a_text_keeps_its_first_space():
     tokenizer = TOKENIZERS["sentencepiece"]
     (word,) = tokenizer.convert_tokens_to_ids(["▁a"])
     assert Detokenizer(tokenizer).push(word) == "a" and Detokenizer(tokenizer, (), [word]).push(word) == " a"
+
+
+def test_a_stop_text_is_found_behind_a_prompt_whose_last_character_is_spelt_in_bytes():
+    tokenizer = TOKENIZERS["sentencepiece"]
+    *prompt, newline = tokenizer.convert_tokens_to_ids(["a", *(f"<0x{byte:02X}>" for byte in "🦙\n".encode())])
+    base = SimpleNamespace(tokenizer=tokenizer, stop_ids=frozenset())
+    row = Row(GenerationRequest(raw=True, stop=("\n",)), Admitted([], prompt, 9, None), base)
+    assert row.detokenizer.push(newline) == "" and row.detokenizer.stopped
 
 
 @pytest.mark.parametrize("name, newline", [("sentencepiece", "<0x0A>"), ("byte level", "Ċ")])

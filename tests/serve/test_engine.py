@@ -132,9 +132,10 @@ def test_a_request_that_cannot_be_served_is_refused_by_submit(engine, request_fi
     with pytest.raises(error, match=message):
         engine.submit(GenerationRequest(**{"messages": HELLO, **request_fields}))
     assert generate(engine)
-    monkeypatch.setattr("adapter.serve.scheduler.encode_prompt", lambda *_: [5, 97])
-    with pytest.raises(BadInput, match="a token that this base does not have"):
-        engine.submit(GenerationRequest(messages=HELLO))
+    for ids in ([5, 97], []):
+        monkeypatch.setattr("adapter.serve.scheduler.encode_prompt", lambda *_, ids=ids: ids)
+        with pytest.raises(BadInput, match="a token that this base does not have"):
+            engine.submit(GenerationRequest(messages=HELLO))
 
 
 def test_who_asks_for_little_gets_a_place_of_whoever_has_many(engine, monkeypatch, pace):

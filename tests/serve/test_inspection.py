@@ -27,6 +27,7 @@ from adapter.serve.inspection import MAX_TOKENS, MAX_WAITING, inspect_answer
 from adapter.serve.request import GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.app_process import PATIENCE, wait_until
+from tests.reference_llama import meta_weights, reference_logits, rotate_halves
 from tests.tiny_models import random_adapter
 
 QUESTION = (Message("user", "What?"),)
@@ -62,12 +63,6 @@ def prompt_ids(tiny_base):
     return encode_prompt(tiny_base.tokenizer, QUESTION)
 
 
-def inspect(base, adapter, answer_ids, strength=1.0):
-    """The inspection of an answer that one adapter gave, without an engine."""
-    prompt_ids = encode_prompt(base.tokenizer, QUESTION, adapter.config.template)
-    return inspect_answer(base, [adapter], prompt_ids, answer_ids, adapter(base.model).scaled(strength))
-
-
 def answer_logprobs(base, prompt_ids, ids, kv=None):
     tokens = torch.tensor([[*prompt_ids, *ids]])
     logits = base.model(input_ids=tokens[:, :-1], use_cache=False, prompt_kv=kv).logits[0, -len(ids) :]
@@ -82,46 +77,16 @@ def visual_adapter(fingerprint):
     return adapter, VisualFeatures(torch.randn(1, 6))
 
 
-def reference_weights(model, adapter, prompt_ids):
-    """[T, L, K]: the forward pass with loops over heads, without any code of ours."""
-    ids = torch.tensor([*prompt_ids, *ANSWER])[:-1]
-    length, first = len(ids), adapter.config.layers[0]
-    hidden = model.model.embed_tokens(ids)
-    cos, sin = (t[0] for t in model.model.rotary_emb(hidden[None], torch.arange(length)[None]))
-    future = torch.ones(length, length).triu(1).bool()
-
-    def rope(x):
-        return x * cos + torch.cat([-x[:, 4:], x[:, :4]], dim=1) * sin
-
-    weights = []
-    for index, layer in enumerate(model.model.layers):
-        attention, x = layer.self_attn, layer.input_layernorm(hidden)
-        heads, head_weights, gates = [], [], []
-        for h in range(4):
-            own, group = slice(h * 8, h * 8 + 8), slice(h // 2 * 8, h // 2 * 8 + 8)
-            wk, wv = attention.k_proj.weight[group], attention.v_proj.weight[group]
-            q = rope(x @ attention.q_proj.weight[own].T)
-            scores = (q @ rope(x @ wk.T).T / math.sqrt(8)).masked_fill(future, -math.inf)
-            out = scores.softmax(-1) @ (x @ wv.T)
-            if index >= first:
-                prompts, gate = adapter.prompts[index - first], adapter.gates[index - first, h].tanh()
-                softmax = (q @ (prompts @ wk.T).T / math.sqrt(8)).softmax(-1)
-                head_weights.append(softmax)
-                gates.append(gate.abs())
-                out = out + gate * softmax @ (prompts @ wv.T)
-            heads.append(out)
-        if gates:
-            weights.append(sum(g * w for g, w in zip(gates, head_weights, strict=True)) / sum(gates))
-        hidden = hidden + torch.cat(heads, dim=1) @ attention.o_proj.weight.T
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-    return torch.stack(weights, 1)[-len(ANSWER) :]
-
-
 def test_weights_follow_the_equations(tiny_base, tiny_fingerprint, prompt_ids):
     adapter = random_adapter(tiny_fingerprint)
     adapter.gates[:, ::2] *= -1
-    found = inspect(tiny_base, adapter, ANSWER)
-    weights = reference_weights(tiny_base.model, adapter, prompt_ids)
+    found = inspect_answer(tiny_base, [adapter], prompt_ids, ANSWER, adapter(tiny_base.model))
+    layers, gates, seen = adapter.config.layers, adapter.activated_gates(), dict[int, torch.Tensor]()
+    ids = torch.tensor([[*prompt_ids, *ANSWER]])[:, :-1]
+    own = (dict(zip(layers, parts, strict=True)) for parts in (adapter.prompts, gates))
+    reference_logits(meta_weights(tiny_base.model), ids, *own, rotate_halves, seen=seen)
+    shares = gates.abs() / gates.abs().sum(1, keepdim=True)
+    weights = torch.einsum("lh,lhtk->tlk", shares, torch.cat([*seen.values()]).float())[-len(ANSWER) :]
     assert_close(found.parts[0].prompt_weights, weights, rtol=1e-3, atol=1e-5)
     assert weights.shape == (7, 3, 5) and found.parts[0].layers == (1, 2, 3)
     assert found.grounding is None
