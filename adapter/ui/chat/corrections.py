@@ -78,7 +78,7 @@ def _show(known: object) -> tuple[Any, str]:
     rows, items = checked(known), ""
     for row in reversed(rows):
         pair = [ellipsize(str(message.get("content", "")), SHOWN_CHARACTERS) for message in row["messages"][-2:]]
-        items += f"<li>{''.join(f'<p>{html.escape(text)}</p>' for text in pair)}</li>"
+        items += f"<li>{' '.join(f'<p>{html.escape(text)}</p>' for text in pair)}</li>"
     listed = f'<ol class="corrections" tabindex="0">{items}</ol>'
     summary = html.escape(texts.corrections(len(rows)))
     return gr.update(visible=bool(rows)), f"<details><summary>{summary}</summary>{listed}</details>"
