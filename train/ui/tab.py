@@ -22,11 +22,11 @@ STYLE_SHEET = Path(__file__).parent / "static" / "train.css"
 # A preview takes seconds of a core: two at a time over all visitors.
 PREVIEW = {"concurrency_id": "train-data", "concurrency_limit": 2, "trigger_mode": "always_last"}
 _OPEN_TAB = "rows => { document.querySelector('#tabs [data-tab-id=train]').click(); return [rows]; }"
-# One secret for all tabs of a browser.
 _OWNER = """() => {
-  const key = "llama-adapter:owner", random = crypto.getRandomValues(new Uint32Array(4)).join("-");
-  localStorage.setItem(key, localStorage.getItem(key) || random);
-  return localStorage.getItem(key);
+  const key = "llama-adapter:owner";
+  const secret = localStorage.getItem(key) || crypto.getRandomValues(new Uint32Array(4)).join("-");
+  try { localStorage.setItem(key, secret); } catch {} // one for all tabs; without room, this page's
+  return secret;
 }"""
 MAX_TYPED = 100_000  # characters of rows
 Parts = dict[str, Any]  # components by name

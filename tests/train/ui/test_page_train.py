@@ -5,6 +5,7 @@ The page runs in this process on a tiny base. The trainer is the real one once, 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -88,7 +89,7 @@ class TrainTab:
         return self.page.locator(f"#train-{key}{state}")
 
 
-def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., Visitor]) -> None:
+def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., Visitor], folder: Path) -> None:
     tab = TrainTab(visit())
     page = tab.page
     page.locator("#samples label", has_text="butler").click()
@@ -100,6 +101,10 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
     tab.button("start", ":enabled").click()
     page.locator("#train-run .run.starting").wait_for()
     tab.button("start", ":disabled").wait_for()
+    # Whoever started it has a secret that all tabs of the browser share.
+    secret = page.evaluate("() => localStorage.getItem('llama-adapter:owner')")
+    owner = json.loads((folder / "runs/jeeves/run.json").read_text())["owner"]
+    assert owner == hashlib.sha256(secret.encode()).hexdigest()
     # The chat answers meanwhile, and the run is there again after a reload.
     page.get_by_role("tab", name="Chat").click()
     assert tab.visitor.ask("Say hello.")
