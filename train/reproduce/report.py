@@ -128,8 +128,12 @@ class Figures:
         return [over_seeds([statistics.fmean(values) for values in found]) if found and found[0] else None]
 
     def _right(self, group: str, column: str) -> list[list[float]]:
-        """By seed and question, 100 where it is right. column: of ScienceQA's, or "blind": without a picture."""
-        chosen = [not p.image if column == "blind" else column in columns(p) for p in self.problems]
+        """By seed and question, 100 where it is right.
+
+        column: of ScienceQA's, or "blind": without a picture, or "told": of those, with a context.
+        """
+        own = [() if p.image else ("blind", "told") if p.hint else ("blind",) for p in self.problems]
+        chosen = [column in (*columns(p), *more) for p, more in zip(self.problems, own, strict=True)]
         return [
             [100.0 * right for right, on in zip(run["test"]["right"], chosen, strict=True) if on]
             for run in self.runs(group)
