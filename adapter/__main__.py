@@ -20,7 +20,6 @@ from adapter.base.threads import sleep_when_idle
 
 sleep_when_idle()
 
-from transformers import LlamaConfig
 
 from adapter.base import memory
 from adapter.base.embedded import BASE
@@ -86,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(add_command("generate", _generate, "answer one prompt", allow_abbrev=False))
     inspect = partial(_generate, inspect=True)
     _add_generate(add_command("inspect", inspect, "answer, and say what each token came from", allow_abbrev=False))
-    base = add_command("base", _base, "the memory that bases take in each quantisation")
-    base.add_argument("name", nargs="?", help="name, Hugging Face id, folder or GGUF file; default: usual shapes")
+    base = add_command("base", _base, "the memory that a base takes in each quantisation")
+    base.add_argument("name", help="name, Hugging Face id, folder or GGUF file")
     add = add_command("convert", _convert, "another program's adapter into ours, or ours into theirs").add_argument
     add("source", metavar="SOURCE", help=f"{CONVERTIBLE}, or user/repo[@revision] on the Hub")
     add("--to", type=Path, required=True, metavar="DIR", help="a new folder")
@@ -194,15 +193,7 @@ def _convert(args: argparse.Namespace, _: AdapterStore) -> None:
 
 
 def _base(args: argparse.Namespace, _: AdapterStore) -> None:
-    shapes = (("LLaMA-7B", 4096, 11008, 32, 32, 32000), ("Llama-3-8B", 4096, 14336, 32, 8, 128256))
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads", "vocab_size")
-    configs = {
-        name: LlamaConfig(**dict(zip(names, sizes, strict=True)), num_attention_heads=sizes[0] // 128)
-        for name, *sizes in (*shapes, ("LLaMA-13B", 5120, 13824, 40, 40, 32000))
-    }
-    if args.name is not None:
-        configs = {base_label(args.name): base_config(args.name)}
-    print(memory.table(configs))
+    print(memory.table(base_label(args.name), base_config(args.name)))
 
 
 def _generate(args: argparse.Namespace, store: AdapterStore, inspect: bool = False) -> None:

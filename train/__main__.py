@@ -26,7 +26,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from adapter.base.embedded import BASE
 from adapter.base.gguf_file import find_gguf
 from adapter.base.llama import Base, base_config, base_fingerprint, load_base, load_tokenizer
-from adapter.errors import AdapterError, with_detail
+from adapter.errors import AdapterError, first_line, with_detail
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CARD, adapter_digest, check_base, load_adapter, read_config, save_adapter
@@ -58,6 +58,7 @@ _EPILOG = """examples:
   python -m train data=pictures/ vision.projection=global preset=small name=captioner --check
   accelerate launch --num_processes 2 -m train --config recipe.yaml
 """
+_NO_MEMORY = "Out of memory. Raise accumulate, set gradient_checkpointing: true, or lower max_length."
 _FAILED = "The trainer failed; its log on the server has the details. Go on tries it again."
 
 
@@ -75,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AdapterError, OSError, ValueError) as error:
         print(f"error: {with_detail(error)}", file=sys.stderr)
         tell_page(f"error: {error if isinstance(error, AdapterError) else _FAILED}")
+        return 1
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        print(f"error: {_NO_MEMORY} ({first_line(error)})", file=sys.stderr)
+        tell_page(f"error: {_NO_MEMORY}")
         return 1
     except Exception:
         tell_page(f"error: {_FAILED}")

@@ -138,10 +138,8 @@ def _parts(config: AdapterConfig) -> str:
     """Lines on what is beside the prompts."""
     lines, tuning, vision = "", config.tuning, config.vision
     if tuning is not None:
-        kinds = {f"LoRA of rank {tuning.lora_rank}": tuning.lora_rank, "norms": tuning.norms}
-        kinds |= {"biases": tuning.bias, "scales": tuning.scale}
-        used = ", ".join(kind for kind, is_used in kinds.items() if is_used)
-        lines += f"Beside them, in the topmost {tuning.layers or config.base.num_hidden_layers} layers: {used}.\n"
+        layers = tuning.layers or config.base.num_hidden_layers
+        lines += f"Beside them, in the topmost {layers} layers: {tuning.kinds}.\n"
     if vision is not None:
         lines += f"Pictures: {vision.encoder}, {vision.channels}, {vision.projection} projection.\n"
     return lines

@@ -204,6 +204,8 @@ def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
 
 def check_run(recipe: RecipeFile) -> None:
     """Raises ConfigError if data that the recipe names is not there, or its name cannot be that of a folder."""
+    if not recipe.data:
+        raise ConfigError("data names no file.")
     for path in (part.path for part in recipe.data):
         if hub_id(path) is None and not os.path.exists(path):
             raise ConfigError(f"There is no file or folder '{Path(path).name}'. Check the path of data.", path)
@@ -283,7 +285,9 @@ def _assign(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
                 raise ConfigError(f"'{key}': {group} has no keys of its own.")
             target = inner
         try:
-            target[last] = yaml.safe_load(value) if value else None
+            loaded = yaml.safe_load(value) if value else None
+            # A text as it was typed: YAML ends one at " #".
+            target[last] = value if isinstance(loaded, str) and value[0] not in "\"'" else loaded
         except yaml.YAMLError as error:
             raise ConfigError(f"The value of '{assignment}' cannot be read. Quote it.") from error
     return values

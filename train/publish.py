@@ -16,32 +16,28 @@ from adapter.method.config import CARD, CONFIG, WEIGHTS
 PUBLISHED = (CONFIG, WEIGHTS, CARD)
 
 
-class PushError(AdapterError):
-    """An adapter cannot be sent to the Hub."""
-
-
 def check_repo(repo: str) -> None:
-    """Raises PushError for what is no repository of the Hub, and if there is no Hub."""
+    """Raises AdapterError for what is no repository of the Hub, and if there is no Hub."""
     try:
         validate_repo_id(repo)
         is_valid = repo.count("/") == 1
     except HFValidationError:
         is_valid = False
     if not is_valid:
-        raise PushError(f"An adapter is sent to a repository on the Hub, as user/name, got '{repo}'.")
+        raise AdapterError(f"An adapter is sent to a repository on the Hub, as user/name, got '{repo}'.")
     if constants.is_offline_mode():
-        raise PushError("Sending an adapter needs the Hub, and HF_HUB_OFFLINE is set. Unset it.")
+        raise AdapterError("Sending an adapter needs the Hub, and HF_HUB_OFFLINE is set. Unset it.")
 
 
 def machine_token() -> str:
-    """Of who runs this program. Raises PushError if there is none."""
+    """Of who runs this program. Raises AdapterError if there is none."""
     if (token := get_token()) is None:
-        raise PushError("Sending an adapter needs a login on the Hub: run `hf auth login`, or set HF_TOKEN.")
+        raise AdapterError("Sending an adapter needs a login on the Hub: run `hf auth login`, or set HF_TOKEN.")
     return token
 
 
 def push(folder: Path, repo: str, token: str, section: str = "") -> str:
-    """Sends the adapter to `repo` and returns its address. section: for its card. Raises PushError."""
+    """Sends the adapter to `repo` and returns its address. section: for its card. Raises AdapterError."""
     try:
         api = HfApi(token=token)
         url = api.create_repo(repo, exist_ok=True)
@@ -52,5 +48,5 @@ def push(folder: Path, repo: str, token: str, section: str = "") -> str:
         api.create_commit(repo, operations, commit_message="An adapter for LLaMA")
     except Exception as error:  # of the network, of the Hub, of the disk
         text = f"The adapter could not be sent to {repo}. Check name and login, or try again later."
-        raise PushError(text, f"{os.fspath(folder)}: {first_line(error)}") from error
+        raise AdapterError(text, f"{os.fspath(folder)}: {first_line(error)}") from error
     return str(url)

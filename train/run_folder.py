@@ -25,7 +25,7 @@ from train.config import METRICS, STATE, TrainConfig
 
 CHECKPOINTS = "checkpoints"
 # Settings that change nothing about the adapter of a run: a resumed run may have others.
-_FREE_SETTINGS = ("save_every", "checkpoint_every", "gradient_checkpointing", "tracker")
+_FREE_SETTINGS = ("save_every", "checkpoint_every", "gradient_checkpointing", "accumulate", "tracker")
 # What is not known before data, encoder and base are loaded: "", or 1 for a size.
 _LATER = ("data", "precision", "keep_text", "vision.feature_size", "vision.token_size", "tuning.intermediate_size")
 _CHANGED = {
@@ -66,7 +66,7 @@ class RunFolder:
             except Timeout as error:
                 used = f"{name} is in use by another run. Give this one its own with --out."
                 raise TrainError(used, str(self.path)) from error
-            for cut_off in self.path.glob(f".{STATE}.*"):  # by a kill while it was saved
+            for cut_off in self.path.glob(".*.????????"):  # by a kill while it was saved
                 cut_off.unlink(missing_ok=True)
         if not resume and state.exists():
             unfinished = f"{name} holds an unfinished run. Go on with it by --resume, or give another --out."

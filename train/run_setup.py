@@ -45,6 +45,8 @@ def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callabl
         except BadInput as error:
             raise ConfigError(f"form: {error}") from error
     config.layers_of(base.num_hidden_layers)
+    if config.tuning is not None and config.tuning.layers > base.num_hidden_layers:
+        raise ConfigError(f"tuning.layers must be at most {base.num_hidden_layers}, got {config.tuning.layers}.")
     if tokenizer.eos_token_id is None:
         raise ConfigError("The tokenizer of this base names no end token: set eos_token in tokenizer_config.json.")
     if config.max_length > context:

@@ -20,7 +20,7 @@ from train.config import METRICS, TrainConfig, flatten
 from train.run_folder import TrainError
 
 _NONE = "none"
-_UNMOVED_GATE, _UNMOVED_STEPS = 1e-5, 50  # gates that are all below this after so many steps do not learn
+_UNMOVED_STEPS = 50  # gates that are all 0 after so many do not learn
 _SATURATED_GATE = 2.65  # tanh of this is 0.99
 
 
@@ -70,7 +70,7 @@ class MetricsWriter:
 
     def check_gates(self, step: int, gates: Tensor, activation: str) -> None:
         """Warns, once, if gates [L, H] do not move or are so large that tanh passes no gradient."""
-        if step == _UNMOVED_STEPS and gates.abs().max() < _UNMOVED_GATE:
+        if step == _UNMOVED_STEPS and not gates.any():
             self._warn("the gates have not moved. Raise gate_lr; at zero gates nothing else learns")
         if activation == "tanh" and (gates.abs() > _SATURATED_GATE).float().mean() > 0.5:
             self._warn("most gates are saturated and hardly learn any more. Lower gate_lr")

@@ -20,7 +20,6 @@ from adapter.lru import LRU
 
 MAX_BYTES = 20 * 2**20
 MAX_SIDE = 640  # pixels of what is returned; encoders look at 224 to 448
-DECODE_BYTES = 320 * 2**20  # what decoding one file takes at most, the file included
 # Measured: a pixel takes up to 16 bytes in libwebp, 10 in a PNG with a palette or transparency (RGBA and that
 # premultiplied), 4 in any other of 8 bits, and 8 in libjpeg where it must hold all coefficients. Of other JPEGs it
 # decodes a reduced size, row by row.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,16 +114,13 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
     )
 
 
-def table(configs: Mapping[str, Any]) -> str:
-    """What bases of these LlamaConfigs take in each of KINDS, beside what is free here, as lines of text."""
-    width = max(map(len, configs))
-    lines = [" " * width + "".join(f"{kind:>13}" for kind in (*KINDS, "KV cache"))]
-    for name, config in configs.items():
-        by_kind = needs(config)
-        sizes = [*(by_kind[kind].bytes for kind in KINDS), by_kind["bf16"].cache]
-        lines.append(f"{name:{width}}" + "".join(f"{_gigabytes(size):>13}" for size in sizes))
-    free = _gigabytes(free_bytes("cpu"))
-    return "\n".join([*lines, "", f"KV cache: of one conversation of 2,048 tokens. Free here: {free}."])
+def table(name: str, config: Any) -> str:
+    """What a base of this LlamaConfig takes in each of KINDS, beside what is free here, as lines of text."""
+    by_kind, free = needs(config), _gigabytes(free_bytes("cpu"))
+    sizes = [*(by_kind[kind].bytes for kind in KINDS), by_kind["bf16"].cache]
+    head = " " * len(name) + "".join(f"{kind:>13}" for kind in (*KINDS, "KV cache"))
+    line = name + "".join(f"{_gigabytes(size):>13}" for size in sizes)
+    return f"{head}\n{line}\n\nKV cache: of one conversation of 2,048 tokens. Free here: {free}."
 
 
 def free_bytes(device: torch.device | str) -> int:

@@ -1,4 +1,4 @@
-"""Conversion of adapters: other programs' into ours and ours into theirs, each with a model card.
+"""Conversion of adapters: other programs' into ours, and ours into official V1's, each with a model card.
 
 One module for each format. A conversion is exact or is refused with the reason. No base is loaded, and a folder is
 written whole or not at all.
@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,9 +29,8 @@ from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_
 from adapter.method.config import AdapterConfig, GateActivation, Template
 
 OURS = "llama-adapter"
-WRITERS: Mapping[str, ModuleType] = {m.FORMAT: m for m in (peft_adapter, official_v1)}
-FORMATS = (OURS, *WRITERS)
-NAMES = {m.FORMAT: m.NAME for m in (*WRITERS.values(), official_v2)}  # for people
+FORMATS = (OURS, official_v1.FORMAT)  # that are written
+NAMES = {m.FORMAT: m.NAME for m in (peft_adapter, official_v1, official_v2)}  # for people
 CONVERTIBLE = (
     "a folder of ours (config.json), a PEFT folder (adapter_config.json), "
     "or a file of an official V1 or V2 adapter"
@@ -240,10 +238,7 @@ def convert(source: str, to: Path, options: Options = Options()) -> tuple[Adapte
         )
     opened = open_source(source, options)
     adapter, to_format = opened.adapter, options.to_format
-    if to_format == peft_adapter.FORMAT:  # whose gates pass through no tanh
-        config = dataclasses.replace(adapter.config, gate_activation="identity")
-        adapter = _make_adapter(config, {**adapter.state_dict(), "gates": adapter.activated_gates().detach()})
-    if to_format != OURS and (reason := _incompatibility(adapter, to_format)):
+    if to_format != OURS and (reason := _incompatibility(adapter)):
         raise LoadError(f"'{opened.name}' cannot be written as {to_format} exactly: {reason}.")
     notes = [f"{row} (assumed): {why}" for row, why in opened.assumed.items()]
     try:
@@ -254,7 +249,7 @@ def convert(source: str, to: Path, options: Options = Options()) -> tuple[Adapte
             if to_format == OURS:
                 save_adapter(adapter, folder, model_card(to.name, adapter, opened))
             else:
-                notes.append(WRITERS[to_format].write(adapter, folder))
+                notes.append(official_v1.write(adapter, folder))
                 with atomic_write(folder / CARD) as readme:
                     card = model_card(to.name, adapter, opened, to_format, notes[-1])
                     readme.write_text(card, encoding="utf-8")
@@ -266,15 +261,15 @@ def convert(source: str, to: Path, options: Options = Options()) -> tuple[Adapte
     return adapter, notes
 
 
-def _incompatibility(adapter: Adapter, to_format: str) -> str:
-    """Why `adapter` cannot be written exactly as `to_format`; empty if it can."""
+def _incompatibility(adapter: Adapter) -> str:
+    """Why `adapter` cannot be written exactly as official V1's; empty if it can."""
     if adapter.config.is_visual:
         return "it reads pictures, and the format holds text adapters only"
     if adapter.config.tuning is not None or adapter.config.form is not None:
         return "it changes norms or linear maps, or has a form, and the format holds prompts only"
     if adapter.config.prompt_norm:
         return "its prompts pass through each layer's norm, which the format does not know"
-    return WRITERS[to_format].incompatibility(adapter)
+    return official_v1.incompatibility(adapter)
 
 
 def model_card(name: str, adapter: Adapter, source: Source, written_as: str = OURS, note: str = "") -> str:
@@ -295,10 +290,8 @@ def model_card(name: str, adapter: Adapter, source: Source, written_as: str = OU
     }
     if config.vision is not None:
         rows |= {"encoder": config.vision.encoder, "channel order": config.vision.channels}
-    if (tuning := config.tuning) is not None:
-        lora = f"LoRA of rank {tuning.lora_rank}"
-        kinds = {"norms": tuning.norms, "biases": tuning.bias, "scales": tuning.scale, lora: tuning.lora_rank}
-        rows["changes of the base"] = ", ".join(kind for kind, present in kinds.items() if present)
+    if config.tuning is not None:
+        rows["changes of the base"] = config.tuning.kinds
     rows["parameters"] = f"{adapter.num_parameters:,}"
     rows["licence"] = source.licence or "unknown: the source states none"
     marks = dict.fromkeys(source.assumed, " (assumed, see below)")

@@ -13,19 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from adapter.errors import LoadError, first_line
-from adapter.files import atomic_write
 from adapter.formats.tensors import MAX_NUMBERS, ForeignAdapter, broken, sanitize, stack_gates, to_float32
-from adapter.method.adapter import Adapter
 
 FORMAT, NAME = "peft", "PEFT ADAPTION_PROMPT"
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PEFT_TYPE = "ADAPTION_PROMPT"
-_PREFIX = "base_model.model.model."
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?:model\.)?layers\.(\d{1,4})\.self_attn\.adaption_(prompt|gate)")
 
 
@@ -75,38 +71,3 @@ def read(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
         raise broken(path, f"its layers have {stacked_gates.shape[1]} gates instead of one")
     base = sanitize(config.get("base_model_name_or_path") or "")
     return ForeignAdapter(stacked, stacked_gates, layers, base=base)
-
-
-def incompatibility(adapter: Adapter) -> str:
-    """Why `adapter` cannot be written in this format; empty if it can."""
-    base = adapter.config.base
-    if base.num_attention_heads * base.head_dim != base.hidden_size:
-        return "PEFT reads the number of key heads off sizes that its base does not have"
-    uneven = (adapter.gates != adapter.gates[:, :1]).any(dim=1)
-    if uneven.any():
-        layer = adapter.config.layers[int(uneven.nonzero()[0])]
-        return f"PEFT has one gate a layer, and in layer {layer} the heads' gates differ"
-    return ""
-
-
-def write(adapter: Adapter, folder: Path) -> str:
-    """Write both files into `folder`; returns a note for their reader. The gates are raw. Exact."""
-    tensors = {}
-    for i, index in enumerate(adapter.config.layers):
-        name = f"{_PREFIX}layers.{index}.self_attn."
-        tensors[f"{name}adaption_prompt"] = adapter.prompts.detach()[i : i + 1].clone()
-        tensors[f"{name}adaption_gate"] = adapter.gates.detach()[i, :1].clone()
-    config = {
-        "adapter_layers": adapter.config.insertion_layers,
-        "adapter_len": adapter.config.prompt_length,
-        "base_model_name_or_path": adapter.config.base.name,
-        "inference_mode": True,
-        "peft_type": _PEFT_TYPE,
-        "target_modules": "self_attn",
-        "task_type": "CAUSAL_LM",
-    }
-    with atomic_write(folder / WEIGHTS[0]) as temporary:
-        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
-    with atomic_write(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return "Load it with `peft.PeftModel.from_pretrained(base, FOLDER)`."

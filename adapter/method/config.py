@@ -197,6 +197,13 @@ class TuningConfig:
         if not (self.norms or self.bias or self.scale or self.lora_rank):
             raise InvalidConfig("tuning must change something: norms, bias, scale or lora_rank")
 
+    @property
+    def kinds(self) -> str:
+        """What is changed, for a card."""
+        kinds = {f"LoRA of rank {self.lora_rank}": self.lora_rank, "norms": self.norms}
+        kinds |= {"biases": self.bias, "scales": self.scale}
+        return ", ".join(kind for kind, used in kinds.items() if used)
+
 
 @_checked
 class AdapterConfig:

@@ -121,7 +121,7 @@ class LabelProjection(nn.Module):
         return self.facts.expand(len(scores), -1, -1).gather(2, scores.argmax(2, keepdim=True))[..., 0]
 
     def forward(self, features: VisualFeatures, model: LlamaForCausalLM, layers: Sequence[int]) -> Tensor:
-        """Returns [B, L, K, hidden_size] with `name_states`, else [B, 1, K, hidden_size]."""
+        """Returns [B, L, K, hidden_size]."""
         with torch.no_grad():
             posterior = self.posterior(features)
             top, chosen = posterior.topk(2, dim=1)

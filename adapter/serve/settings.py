@@ -27,7 +27,7 @@ MAX_SEED = 2**63 - 1
 _LONGEST_NAME = 255  # of a folder
 # About what a visitor of the page can type wrongly.
 _SENTENCES = {
-    "seed": "The seed must be a whole number from 0 to 2^63 - 1.",
+    "seed": "The seed must be a whole number from -2^63 to 2^63 - 1.",
     "stop": f"Stop texts are at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters.",
     "system": f"The system prompt is a text of at most {MAX_SYSTEM} characters.",
 }
@@ -77,12 +77,13 @@ Name = Annotated[str, BeforeValidator(_to_name), Field(max_length=_LONGEST_NAME)
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Strength = Annotated[Number, Field(ge=0, le=MAX_STRENGTH)]
 Temperature = Annotated[Number, Field(ge=0, le=MAX_TEMPERATURE)]
-TopP = Annotated[Number, Field(gt=0, le=1)]
+TopP = Annotated[Number, Field(ge=0, le=1)]
 TopK = Annotated[int, BeforeValidator(_to_whole_number), Field(ge=0, le=MAX_TOP_K, strict=True)]
 MinP = Annotated[Number, Field(ge=0, le=1)]
 RepetitionPenalty = Annotated[Number, Field(ge=1, le=MAX_PENALTY)]
 MaxTokens = Annotated[int, BeforeValidator(_to_whole_number), Field(ge=1, le=MAX_TOKENS, strict=True)]
-Seed = Annotated[Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] | None, BeforeValidator(_to_seed)]
+_Int64 = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED, strict=True)]
+Seed = Annotated[_Int64 | None, BeforeValidator(_to_seed)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stops = Annotated[Annotated[tuple[Stop, ...], Field(max_length=MAX_STOPS)], BeforeValidator(_to_stops)]
 System = Annotated[str, BeforeValidator(_to_name), Field(max_length=MAX_SYSTEM)]
@@ -98,7 +99,7 @@ class SamplingSettings(BaseModel):
     temperature: Temperature = Field(
         0.1, title="Temperature", description=f"Temperature, up to {MAX_TEMPERATURE:g}; 0 takes the likeliest word"
     )
-    top_p: TopP = Field(0.75, title="Top-p", description="Top-p, above 0 and up to 1")
+    top_p: TopP = Field(0.75, title="Top-p", description="Top-p, up to 1; 0 takes the likeliest word")
     max_tokens: MaxTokens = Field(256, title="Max tokens", description=f"Tokens at most, up to {MAX_TOKENS}")
     seed: Seed = Field(None, description="Seed; the same one gives the same answer")
     top_k: TopK = Field(0, title="Top-k", description="Top-k: only the k likeliest tokens; 0 is off")

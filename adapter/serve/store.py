@@ -89,8 +89,6 @@ class AdapterStore:
         """Adapter `name` on the base's device: the same until its files change. Raises LoadError or Busy."""
         folder = self.folder(name)
         version = _file_version(folder)  # before reading: a change meanwhile is seen by the next call
-        if not version:
-            return _load(folder, base)
         return self._loaded.compute((folder, base.fingerprint, version), lambda: _load(folder, base))
 
 

@@ -54,7 +54,7 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits = ArchiveLimits())
     except OSError as error:  # a file in place of a folder, a name that the disk cannot store, a full disk
         raise BadInput(f"A file of the zip cannot be written. {_REMEDY}", first_line(error)) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        # The last three: a packing unknown to Python; a password; an empty file or broken fields.
+        # The last three: an encryption unknown to Python; a password; an empty file or broken fields.
         raise BadInput(f"The zip cannot be read. {_REMEDY}", first_line(error)) from error
 
 
@@ -70,6 +70,8 @@ def _select(infos: list[zipfile.ZipInfo], limits: ArchiveLimits) -> list[tuple[z
         if (folded := str(place).casefold()) in seen:
             raise BadInput(f"The zip holds two files named '{place}'. {_REMEDY}")
         seen.add(folded)
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others have no bound
+            raise BadInput(f"The zip is packed in a way that is not read here. {_REMEDY}")
         total += info.file_size
         if info.file_size > limits.file_bytes or total > limits.total_bytes:
             most = f"{limits.file_bytes // 2**20} MB a file, {limits.total_bytes // 2**20} MB in all"

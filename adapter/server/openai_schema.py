@@ -41,6 +41,7 @@ from adapter.serve.settings import (
     Settings,
     Stop,
     Strength,
+    TopK,
 )
 from adapter.server.generation import DEFAULT_QUESTION, check_length
 
@@ -167,6 +168,7 @@ class _Completion(_Body, SamplingSettings):
     stream: StrictBool = False
     stream_options: StreamOptions = StreamOptions()
     n: int = Field(1, ge=1, le=MAX_CHOICES, strict=True)
+    top_k: Annotated[TopK, BeforeValidator(lambda k: 0 if k == -1 else k)] = 0  # vLLM's "off"
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     logit_bias: dict[TokenId, Bias] = Field({}, max_length=MAX_BIASES)

@@ -114,7 +114,7 @@ ROUTES = (
     Route("/gradio_api/reset", _POST, "body"),
     *(
         route
-        for name in ("chat", "v2/chat", "adapters", "v2/adapters")
+        for name in ("chat", "v2/chat")
         for route in (
             Route(f"/gradio_api/call/{name}", _POST, "body"),
             Route(f"/gradio_api/call/{name}/{{event_id}}", kind="stream"),

@@ -18,8 +18,8 @@ from adapter.ui.texts import page as texts
 
 MAX_BYTES = 256 * 2**20  # of all conversations; one has at most conversation.MAX_HISTORY
 MAX_SESSIONS = 10_000
-# How long a conversation stays without a page, and how long until the server surely notices that a page has left.
-UNREAD_SECONDS, HANDOVER_SECONDS = 30.0, 30.0
+# How long a conversation stays without a page, and a second page waits for an answer: as long as one may take.
+UNREAD_SECONDS, HANDOVER_SECONDS = 30.0, 600.0
 # How long to wait for what the page was shown before: its last update may still be on its way.
 RELEASE_SECONDS = 1.0
 TWICE_SECONDS = 0.1  # after which Gradio has sent an event's last update the second time
@@ -57,6 +57,7 @@ class Change:
     stopped: bool = False
     ended: bool = False
     cancel: Callable[[], None] = lambda: None
+    timer: Any = None  # ends an answer that nobody reads
 
     @property
     def unread(self) -> bool:
@@ -179,10 +180,15 @@ class Conversations:
             change = self._find(session, id).change
             if change is None or change.updates is None:
                 raise NotOpen
-            is_free = self._changed.wait_for(lambda: change.session is None, HANDOVER_SECONDS)
-            if not is_free or change.conversation.change is not change:
+
+            def has_left() -> bool:
+                return self._shown.get(session) != id
+
+            self._changed.wait_for(lambda: change.session is None or has_left(), HANDOVER_SECONDS)
+            if has_left() or change.session is not None or change.conversation.change is not change:
                 raise NotOpen
             change.session = session
+            change.timer.cancel()
         try:
             yield change
         finally:
@@ -213,10 +219,10 @@ class Conversations:
             if not change.stopped:
                 with self._changed:
                     change.session = None
+                    change.timer = threading.Timer(UNREAD_SECONDS, self._abandon, (change,))
+                    change.timer.daemon = True
+                    change.timer.start()
                     self._changed.notify_all()
-                timer = threading.Timer(UNREAD_SECONDS, self._abandon, (change,))
-                timer.daemon = True
-                timer.start()
                 return
         if change.updates is not None:
             change.updates.close()

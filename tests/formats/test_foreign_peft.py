@@ -1,4 +1,4 @@
-"""PEFT's ADAPTION_PROMPT, by running PEFT: both directions, prefill and decode with a cache, fp32."""
+"""PEFT's ADAPTION_PROMPT, by running PEFT: prefill and decode with a cache, fp32."""
 
 from __future__ import annotations
 
@@ -6,26 +6,18 @@ import json
 
 import pytest
 import torch
-from peft import AdaptionPromptConfig, PeftModel, get_peft_model
+from peft import AdaptionPromptConfig, get_peft_model
 from torch.testing import assert_close
 from transformers import LlamaForCausalLM
 
-from adapter.base.llama import base_fingerprint
 from adapter.errors import LoadError
 from adapter.formats.convert import Options, convert
-from adapter.method.checkpoint import save_adapter
 from tests.reference_llama import IDS, converted_logits, stepwise_logits
-from tests.tiny_models import random_adapter
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
-@pytest.fixture(autouse=True)
-def _no_grad():
-    with torch.no_grad():
-        yield
-
-
+@torch.no_grad()
 def random_peft_model(folder, length=5, layers=3, seed=0):
     """A PEFT model with random prompts, and gates of both signs, some beyond 1."""
     torch.manual_seed(seed)
@@ -38,6 +30,7 @@ def random_peft_model(folder, length=5, layers=3, seed=0):
     return model
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("length, layers", [(1, 4), (5, 3)])
 def test_a_peft_adapter_gives_the_logits_of_peft(small, tmp_path, length, layers):
     model, folder = small
@@ -46,22 +39,6 @@ def test_a_peft_adapter_gives_the_logits_of_peft(small, tmp_path, length, layers
     expected = stepwise_logits(theirs, IDS)
     assert (expected - stepwise_logits(model, IDS)).abs().max() > 0.02  # the adapter does something
     assert_close(converted_logits(model, folder, tmp_path / "peft", tmp_path / "ours"), expected, **CLOSE)
-
-
-@pytest.mark.parametrize("length, layers, activation", [(1, 4, "tanh"), (6, 2, "identity")])
-def test_our_adapter_gives_the_same_logits_in_peft(small, tmp_path, length, layers, activation):
-    model, folder = small
-    config = {"prompt_length": length, "insertion_layers": layers, "gate_activation": activation}
-    adapter = random_adapter(base_fingerprint(str(folder)), gate=1.4, **config)
-    adapter.gates.copy_(adapter.gates[:, :1].expand_as(adapter.gates))
-    save_adapter(adapter, tmp_path / "ours")
-    convert(str(tmp_path / "ours"), tmp_path / "peft", Options(to_format="peft"))
-    theirs = PeftModel.from_pretrained(
-        LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), str(tmp_path / "peft")
-    ).eval()
-    expected = stepwise_logits(model, IDS, prompt_kv=adapter(model))
-    assert (expected - stepwise_logits(model, IDS)).abs().max() > 0.02
-    assert_close(stepwise_logits(theirs, IDS), expected, **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -75,10 +52,3 @@ def test_a_broken_folder_is_refused(small, tmp_path, config, message):
     with pytest.raises(LoadError, match=message):
         convert(str(tmp_path / "peft"), tmp_path / "to", Options(base=str(small[1])))
     assert not (tmp_path / "to").exists()
-
-
-def test_what_peft_cannot_hold_is_refused(small, tmp_path):
-    save_adapter(random_adapter(base_fingerprint(str(small[1]))), tmp_path / "ours")
-    with pytest.raises(LoadError, match="one gate a layer, and in layer 1 the heads' gates differ"):
-        convert(str(tmp_path / "ours"), tmp_path / "peft", Options(to_format="peft"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]

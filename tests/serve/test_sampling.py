@@ -150,7 +150,8 @@ def test_the_lowest_temperatures_and_top_p_take_the_most_likely_token():
         assert token_of(LOGITS * scale, params) == 1
         equal = torch.tensor([0.0, 2.0, 1.0, 2.0]) * scale
         assert [token_of(equal, params, number) for number in (0.2, 0.4, 0.6, 0.8)] == [1, 1, 3, 3]
-        assert token_of(LOGITS, SamplingParams(temperature=1.0, top_p=lowest), HIGHEST) == 1
+        for top_p in (lowest, 0.0):
+            assert token_of(LOGITS, SamplingParams(temperature=1.0, top_p=top_p), HIGHEST) == 1
 
 
 def without_drafts(logits, sampler):

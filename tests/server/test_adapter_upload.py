@@ -273,6 +273,9 @@ def test_zip_bombs_and_too_many_files_are_refused(folder, refused, tmp_path):
     said, real = (size.to_bytes(4, "little") for size in (9, 50_000_000))
     (tmp_path / "liar.zip").write_bytes((tmp_path / "p.zip").read_bytes().replace(real, said))
     assert "cannot be read" in refused(tmp_path / "liar.zip", kind=BadInput)
+    with zipfile.ZipFile(tmp_path / "bz2.zip", "w", zipfile.ZIP_BZIP2) as packed:  # a few bytes become gigabytes
+        packed.writestr("poet/config.json", b"{}")
+    assert "packed in a way that is not read" in refused(tmp_path / "bz2.zip", kind=BadInput)
     many = {f"{i}.json": b"{}" for i in range(1000)}
     assert "500" in refused(zipped(folder, tmp_path / "p.zip", **many), kind=BadInput)
 

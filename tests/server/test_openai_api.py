@@ -161,12 +161,13 @@ def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted)
     assert not request.end_repetition
 
     usage = {"include_usage": True}
-    chunks = list(client.chat.completions.create(**GOOD, stream=True, stream_options=usage))
+    asked = {"stream": True, "stream_options": usage, "seed": -1, "extra_body": {"top_k": -1}}
+    chunks = list(client.chat.completions.create(**GOOD, **asked))
     assert chunks[0].choices[0].delta.role == "assistant" and len({chunk.id for chunk in chunks}) == 1
     said = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
     assert "".join(text for text in said if text) == "you said: hello!"
     assert chunks[-2].choices[0].finish_reason == "stop" and chunks[-1].usage.total_tokens == 8
-    assert engine.requests[1].adapter is None
+    assert engine.requests[1].adapter is None and engine.requests[1].sampling.top_k == 0
 
     assert [model.id for model in client.models.list()] == ["base", "poet", "see"]
     assert client.models.retrieve("see").adapter["kind"] == "visual"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from tests.tiny_models import random_llama
 from train.__main__ import main
 from train.config import ConfigError, DataConfig, check_run, read_recipe, recipe_text
 from train.input.split import FileExamples
+
+TOO_LONG = '[{"instruction": "' + "x" * 900 + '", "output": "b"}]'
 
 
 def write_recipe(tmp_path, text):
@@ -29,10 +32,12 @@ def test_a_recipe_is_read_with_groups_and_assignments(tmp_path):
     path = write_recipe(
         tmp_path, "data: {path: a.json, validation: 0.1}\nlr: 1e-3\nsteps: 5\nvision: {projection: global}\n"
     )
-    recipe = read_recipe(path, ["steps=7", "data.images=pictures", "vision.hidden=32", "precision=nf4"])
+    recipe = read_recipe(
+        path, ["steps=7", "data.images=pictures", "vision.hidden=32", "precision=nf4", "description=A #1"]
+    )
     assert recipe.train.name == "recipe" and recipe.train.steps == 7 and recipe.train.lr == 1e-3
     assert recipe.data == (DataConfig("a.json", images="pictures", validation=0.1),)
-    assert recipe.train.vision.hidden == 32 and recipe.precision == "nf4"
+    assert recipe.train.vision.hidden == 32 and recipe.precision == "nf4" and recipe.train.description == "A #1"
 
 
 @pytest.mark.parametrize(
@@ -57,8 +62,12 @@ def test_a_mixture_is_read_and_written_back(tmp_path):
     parts = "[a.json, {path: 'hf:user/name', weight: 2, split: test, config: main, validation: 0}]"
     recipe = read_recipe(None, [f"data={parts}", "steps=1", "name=x"])
     check_run(dataclasses.replace(recipe, data=recipe.data[1:]))
-    with pytest.raises(ConfigError, match="There is no file or folder 'a.json'. Check the path of data"):
-        check_run(recipe)
+    for data, sentence in (
+        (recipe.data, "There is no file or folder 'a.json'. Check"),
+        ((), "data names no file"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            check_run(dataclasses.replace(recipe, data=data))
     of_hub = DataConfig("hf:user/name", "test", "main", validation=0.0, weight=2.0)
     assert recipe.data == (DataConfig("a.json"), of_hub)
     for again in (recipe, dataclasses.replace(recipe, data=recipe.data[:1])):
@@ -103,7 +112,7 @@ def test_a_gpu_trains_and_goes_on(run, stop_after, settings, tmp_path):
     assert load_adapter(tmp_path / "out").gates.abs().max() > 0
 
 
-def test_what_does_not_apply_is_refused(run, capsys):
+def test_what_does_not_apply_is_refused(run, capsys, monkeypatch):
     assert main(["pirate", "--check"]) == 1
     assert "--check is for files" in capsys.readouterr().err
     assert main([]) == 1
@@ -112,6 +121,8 @@ def test_what_does_not_apply_is_refused(run, capsys):
     assert "--score is for recipes of the project" in capsys.readouterr().err
     assert run("tuning_lr=0.1") == 1
     assert "tuning_lr finds no tuning to learn" in capsys.readouterr().err
+    monkeypatch.setattr("train.job.total_loss", Mock(side_effect=torch.OutOfMemoryError("of 80 GB")))
+    assert run() == 1 and "error: Out of memory. Raise accumulate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name, more", [("../x", []), ("-rf", ["--check"])])
@@ -126,16 +137,17 @@ def test_an_invalid_name_is_refused_before_anything_is_read(name, more, rows, tm
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    "key, text, message",
     [
-        ("[]", "empty"),
-        ('[{"instruction": "' + "x" * 900 + '", "output": "b"}]', "Nothing to learn"),
-        ('[{"instruction": "a>", "output": "b"}]', ""),
+        ("data", "[]", "empty"),
+        ("data", TOO_LONG, "Nothing to learn"),
+        ("data.validation", TOO_LONG, "Nothing that was held out can be used"),
+        ("data", '[{"instruction": "a>", "output": "b"}]', ""),
     ],
 )
-def test_unusable_data_is_explained_and_one_record_is_enough(run, tmp_path, capsys, text, message):
+def test_unusable_data_is_explained_and_one_record_is_enough(run, tmp_path, capsys, key, text, message):
     (tmp_path / "bad.json").write_text(text)
-    assert run(f"data={tmp_path / 'bad.json'}") == (1 if message else 0)
+    assert run(f"{key}={tmp_path / 'bad.json'}") == (1 if message else 0)
     assert message in capsys.readouterr().err
 
 

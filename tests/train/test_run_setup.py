@@ -139,6 +139,7 @@ def test_the_published_presets_have_the_published_figures():
         (["max_length=129"], "max_length 129 is more than the 128 tokens that this base reads"),
         (["insertion_layers=-4"], "insertion_layers -4 would be 0 of 4. Change it"),
         (["insertion_layers=5"], "insertion_layers 5 would be 5 of 4. Change it"),
+        (["tuning.norms=true", "tuning.layers=5"], "tuning.layers must be at most 4, got 5"),
     ],
 )
 def test_what_the_base_or_adapter_cannot_do_is_refused_and_a_default_gives_way(tiny_base, stated, message):

@@ -53,7 +53,7 @@ def test_endpoints_for_programs() -> None:
     room = next(block for block in page.blocks.values() if block.elem_id == "room")
     assert [block.elem_id for block in room.children] == ["talk", "inside-column"]
     endpoints = page.get_api_info()["named_endpoints"]
-    assert set(endpoints) == {"/chat", "/adapters"} and page.api_open is False
+    assert set(endpoints) == {"/chat"} and page.api_open is False
     parameters = endpoints["/chat"]["parameters"]
     names = ["message", "image", "adapter", "strength", "temperature", "top_p", "max_tokens", "seed"]
     assert [parameter["parameter_name"] for parameter in parameters] == [

@@ -185,7 +185,8 @@ def parse(format: str, value: dict[str, Any], where: str, images: Path, index: i
     fields = _FIELDS["pairs"]
     first, second = next((names for names in fields if all(name in value for name in names)), fields[0])
     if isinstance(value.get(first), list) and isinstance(value.get(second), list):  # of messages, as TRL has them
-        return _of_chat({**value, "messages": [*value[first], *value[second]]}, where, images)
+        before = [{**said, "weight": 0} if isinstance(said, dict) else said for said in value[first]]
+        return _of_chat({**value, "messages": [*before, *value[second]]}, where, images)
     row = check(_two_columns(first, Filled, second, Text), value, where)
     image, asked = _single(_named(row, images), where), getattr(row, first)
     asked = _without_placeholders(asked) if image else asked

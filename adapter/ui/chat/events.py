@@ -30,7 +30,7 @@ from adapter.ui.session import Change, Conversation, Forgotten, NotOpen, StillAn
 from adapter.ui.status import FRAME_SECONDS, MODEL, REDRAW_SECONDS
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
-from adapter.ui.toasts import errors_as_refusals, errors_as_toasts, refusal, toast
+from adapter.ui.toasts import errors_as_refusals, errors_as_toasts, toast
 
 if TYPE_CHECKING:
     from adapter.serve.request import Client
@@ -348,8 +348,8 @@ def _chosen(shown: Conversation, choice: str) -> Asked:
     return Turn(history[:-1], switch_to=choice.removeprefix(USE))
 
 
-def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None:
-    """Adds /chat and /adapters. gradio_client prints names, types and descriptions as the manual."""
+def add_api_endpoint(provider: EngineProvider, catalog: AdapterCatalog) -> None:
+    """Adds /chat. gradio_client prints names, types and descriptions as the manual."""
     default = Settings()
 
     def chat(
@@ -396,19 +396,4 @@ def add_api_endpoints(provider: EngineProvider, catalog: AdapterCatalog) -> None
                         yield text
             yield text
 
-    def adapters() -> list[dict[str, Any]]:
-        with errors_as_refusals():
-            for _ in wait_for(provider):
-                pass
-        return [describe(name) for name in catalog.names()]
-
-    def describe(name: str) -> dict[str, Any]:
-        try:
-            card = catalog.card(name)
-        except AdapterError as error:
-            return {"name": name, "error": refusal(error).message}
-        about = {"description": card.description, "visual": card.config.is_visual, "bytes": card.bytes}
-        return {"name": name, **about}
-
     gr.api(chat, api_name="chat", api_description=texts.API_CHAT, **MODEL)
-    gr.api(adapters, api_name="adapters", api_description=texts.API_ADAPTERS)

@@ -18,7 +18,7 @@ from adapter.ui.chat.adapter_upload_panel import adapter_upload_panel, hub_quest
 from adapter.ui.chat.chatbot import LATEX, VerbatimChatbot
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.corrections import CorrectionsPanel, corrections_panel
-from adapter.ui.chat.events import ChatEvents, add_api_endpoints
+from adapter.ui.chat.events import ChatEvents, add_api_endpoint
 from adapter.ui.gradio_internals import subclass_component
 from adapter.ui.inside.panel import inside_panel
 from adapter.ui.status import MODEL, PRIVATE, QUEUED, UNQUEUED, Picker
@@ -82,7 +82,7 @@ def chat_tab(
     begin = "() => { window.chatPage.begin(); return localStorage.getItem('llama-adapter:xray') !== 'off'; }"
     page.load(None, None, settings["xray"], js=begin, **UNQUEUED)
     page.unload(store.close)
-    add_api_endpoints(provider, catalog)
+    add_api_endpoint(provider, catalog)
 
     def describe(name: str) -> Sequence[Any]:
         is_own = False

@@ -130,7 +130,7 @@
       delete shown.unsaved;
       attempt(() => own.setItem(CURRENT, id));
     }
-    if (document.messages.length) hideUndo();
+    if (begins && document.messages.length) hideUndo();
     for (const [key, url] of Object.entries(sent)) pictures.set(key, url);
     const before = conversations.get(id);
     const same = JSON.stringify(before?.document) === JSON.stringify(document);
@@ -190,7 +190,7 @@
   const open = (id, unsaved) => {
     list().close();
     hideUndo();
-    leaveLink();
+    if (unsaved?.source !== "link") leaveLink(); // a page that has slept opens its own again
     if (isUnsavedLink() && !unsaved) {
       attempt(() => own.setItem(CURRENT, id));
       return soon(writing).then(() => location.reload()); // with the visitor's own settings

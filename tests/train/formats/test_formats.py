@@ -111,6 +111,8 @@ def test_weights_of_answers_and_broken_characters(tmp_path):
         jsonl(tmp_path, {"messages": messages}, {"messages": [USER, BOT | {"content": "\ud83d"}]})
     )
     assert records[0].unlearnt == (1, 5)
+    asked = {"prompt": [USER, BOT, USER], "completion": [BOT]}
+    assert open_records(jsonl(tmp_path, asked))[0].unlearnt == (1,), "of TRL's, the completion alone is learnt"
     with pytest.raises(DataError, match="line 2: 'messages\\[1\\].content' is not UTF-8, or holds half of a"):
         records[1]
     said = [{"from": by, "value": "a", "weight": w} for w in (0, 1) for by in ("human", "gpt")]

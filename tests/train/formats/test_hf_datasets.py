@@ -171,6 +171,8 @@ def test_shards_are_one_set_of_records_with_exact_places(tmp_path):
         assert open_records(folder, split=split)[0].messages[-1].text == name
     examples = open_examples(folder, validation="validation")
     assert examples.learnt == 6 and len(examples.held_out) == 2
+    with pytest.raises(DataError, match="'train/metadata.jsonl' lists pictures of its own folder"):
+        open_records(write_shards(tmp_path / "more", ["train/metadata.jsonl"]))
     (folder / "test-0.jsonl").unlink()
     with pytest.raises(DataError, match="'data' has no files of the split 'test'. It has: train, validation"):
         open_records(folder, split="test")

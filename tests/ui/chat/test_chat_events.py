@@ -449,6 +449,7 @@ def test_an_answer_goes_on_after_a_reload_and_can_be_stopped() -> None:
     follow = again.act("follow")
     again.apply(next(follow))
     assert conversation.is_streaming(again.chat)
+    assert page.store.conversations.shown("again", "first").change.timer.finished.is_set(), "it is read again"
     again.do("stop")
     again.run(follow)
     assert "stopped" in again.shown[-1] and page.engine.closed == 1 and again.box["submit_btn"] is True

@@ -171,8 +171,16 @@ def test_deletion_while_an_answer_is_written(visit: Callable[..., Visitor], clos
     visitor.page.locator("#box .submit-button").wait_for()
     assert visitor.ask("And now?") == "you said: And now?!" and len(visitor.answers()) == 1
     rows = visitor.rows()
-    visitor.delete()
-    visitor.page.locator("#conversations [name=undo]").click()
+    visitor.new_conversation()
+    closed_gate.gate.clear()
+    visitor.type("Good evening.")
+    visitor.await_answers(1)
+    visitor.open_list()
+    visitor.page.get_by_label(texts.DELETE).last.click()
+    closed_gate.gate.set()
+    visitor.page.locator("#chat").get_by_text("Good evening.!").wait_for()
+    wait_until(lambda: "Good evening.!" in str(visitor.stored()))
+    visitor.page.locator("#conversations [name=undo]").click()  # an answer that ends leaves it there
     visitor.wait_for_rows(rows)
     visitor.reload()
     visitor.wait_for_rows(rows)
