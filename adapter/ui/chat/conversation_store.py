@@ -142,7 +142,7 @@ class ConversationStore:
             packed = conversation_json.pack(history)
             shown.kept, shown.dropped = set() if source else set(packed.paths), packed.dropped
             # A link's is kept when it goes on; what the server has may be newer than what the browser had kept.
-            is_new = source == "file" or shown.newest is not history
+            is_new = source == "file" or shown.newest != history
             updates = self.keep(shown, shown.newest) if is_new and shown.newest else self.show(shown)
             return self._opened(shown, updates, values)
         return (gr.skip(),) * (len(Updates._fields) + len(OTHERS))

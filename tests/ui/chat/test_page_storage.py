@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -115,9 +116,14 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Ca
     wait_until(lambda: (reader.picked, strength.input_value()) == ("", "1"))
     reader.open_conversation("Good morning.")
     reader.wait_for_rows(own)
+    held = list[Any]()
+    reader.page.route("**/heartbeat/**", lambda route: held.append(urlopen(route.request.url)))
     reader.page.goto(link)
     reader.wait_for_rows(rows)
     reader.toast()
+    held.pop().close()  # the page sleeps
+    reader.page.evaluate("() => window.dispatchEvent(new Event('visibilitychange'))")
+    assert "came with the link" in reader.toast() and "#chat=" in reader.page.url, "nobody has gone on yet"
     reader.ask("And the sea?")
     reader.page.wait_for_url(address)
     gone_on = reader.rows()
