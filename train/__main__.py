@@ -46,7 +46,7 @@ from train.input.split import FileExamples
 from train.job import Job, Outcome, Stopped, say
 from train.precision import choose_precision, load_to_train
 from train.processes import check_same, in_all, in_main
-from train.recipes.recipe import MeasuredSets, load_recipe, read_own, recipe_names, record_scoring
+from train.recipes.recipe import MeasuredSets, load_recipe, project_recipe, recipe_names, record_scoring
 from train.run_folder import RunFolder, run_identity
 from train.run_setup import check_pictures, complete, start_adapter, with_encoder
 from train.tracker import check_tracker
@@ -59,7 +59,7 @@ _EPILOG = """examples:
   accelerate launch --num_processes 2 -m train --config recipe.yaml
 """
 _NO_MEMORY = "Out of memory. Raise accumulate, set gradient_checkpointing: true, or lower max_length."
-_FAILED = "The trainer failed; its log on the server has the details. Go on tries it again."
+_FAILED = "The trainer failed; its log on the server has the details. Press “Go on” to try again."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,34 +126,34 @@ def _run(args: argparse.Namespace) -> None:
         unknown = f"There is no recipe '{' '.join(recipes)}'. " if recipes else ""
         raise AdapterError(f"{unknown}Choose one of: {', '.join(recipe_names())}, or train on files: see --help.")
     if on_files and args.score:
-        raise AdapterError("--score is for recipes of the project, which know how to. Leave it out.")
+        raise AdapterError("--score is for recipes of the project, which have sealed test sets. Leave it out.")
     if not on_files and args.check:
         raise AdapterError("--check is for files of your own. Leave it out.")
-    own = None if on_files else recipes[0]
+    name = None if on_files else recipes[0]
     settings = [*assignments, *([f"base={args.base}"] if args.base else [])]
 
     def read() -> RecipeFile:
-        if own is not None:
-            return read_own(own, settings)
+        if name is not None:
+            return project_recipe(name, settings)
         recipe = read_recipe(args.config, settings)
         check_run(recipe)
         return recipe
 
     if args.check:
         _check_files(read())
-    elif own is not None and args.score:
-        _score(own, assignments, args)
+    elif name is not None and args.score:
+        _score(name, assignments, args)
     else:
         accelerator = _accelerator(args)
         recipe = in_all(accelerator, read)
         with contextlib.closing(RunFolder(args.out or Path("runs") / recipe.train.name)) as folder:
-            _train(recipe, own, folder, args, accelerator)
+            _train(recipe, name, folder, args, accelerator)
 
 
 def _train(
-    recipe: RecipeFile, own: str | None, folder: RunFolder, args: argparse.Namespace, accelerator: Accelerator
+    recipe: RecipeFile, name: str | None, folder: RunFolder, args: argparse.Namespace, accelerator: Accelerator
 ) -> None:
-    """own: the name of the project's recipe, if it is one; its development sets measure the adapter."""
+    """name: of a recipe of the project, whose development sets measure the adapter; None for a run on files."""
     log: Callable[[str], None] = say if accelerator.is_main_process else lambda _: None
     skipped, device = SkippedExamples(log), str(accelerator.device)
 
@@ -188,7 +188,7 @@ def _train(
     # What can be refused is refused before minutes of loading. What one machine lacks, all are told.
     in_main(accelerator, open_folder)
     tokenizer, known_base = in_all(accelerator, know_base, in_turn=True)
-    project = None if own is None else load_recipe(own, tokenizer)
+    project = None if name is None else load_recipe(name, tokenizer)
     made = None if project is None else project.examples
     if made is not None and recipe.start_from is None:
         recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, vision=made.vision))

@@ -23,7 +23,7 @@ _CARD = Path(__file__).with_name("card.md")
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores by measure of each system, the adapter first. served: precision and processor; sets: their names."""
+    """scores: by system, the adapter first, then by measure. served: precision and device; sets: a sentence."""
 
     scores: dict[str, Scores]
     served: str

@@ -296,7 +296,7 @@ def _assign(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
 def _merge(defaults: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     groups = {key: defaults.get(key) for key, value in own.items() if isinstance(value, dict)}
     merged = {**defaults, **own} | {key: {**(group or {}), **own[key]} for key, group in groups.items()}
-    if ("steps" in own) != ("epochs" in own):  # one's own replace the preset's other ones
+    if ("steps" in own) != ("epochs" in own):  # the recipe's steps replace the preset's epochs, or the reverse
         merged.pop("epochs" if "steps" in own else "steps", None)
     return merged
 

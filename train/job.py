@@ -72,8 +72,8 @@ class _Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """loss: held-out, in nats a token, of the adapter after `step` of `steps`, or NaN. wall, processor: seconds
-    of the run and those that it resumed, by the clock and of the first process's threads.
+    """loss: held-out loss in nats a token of the adapter of step `step`, or NaN. steps: how many were taken. wall,
+    processor: seconds by the clock and of the first process's CPU time, with those of the runs that it resumed.
     """
 
     loss: float
@@ -425,7 +425,7 @@ class Job:
         status = ", ".join(f"{name} {value}" for name, value in self._status().items())
         self._log(f"{self.config.name} step {progress.step}: {status}")
         better = progress.held_out < progress.best or not count
-        # A best one that is not on the disk would be none at the end.
+        # _finish reads the best adapter from the disk: one that could not be saved does not count as the best.
         saved = True
         if better or self.config.save == "last":
             saved = self._try_to_save(lambda: self.folder.save_adapter(self.result), required=last)
@@ -462,7 +462,7 @@ class Job:
 
 
 def say(text: str, file: Any = None) -> None:
-    """Prints beside the bar. Where messages go may be on the disk that is full, which ends no run."""
+    """Prints a line above the progress bar. Ignores OSError: the output may go to a file on a full disk."""
     with contextlib.suppress(OSError):
         tqdm.write(text.encode(errors="backslashreplace").decode(), file=file)  # a file's name need not be UTF-8
 

@@ -1,4 +1,4 @@
-"""The precision in which the frozen base is trained through."""
+"""Chooses the precision of the frozen base in training, and loads the base in it."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def _cpu_capabilities() -> Mapping[str, Any]:
 
 
 def load_to_train(name: str, precision: Precision, device: str) -> Base:
-    """The base in one of train.config.Precision but "auto". Raises LoadError."""
+    """Loads the base for training. precision: any but "auto". Raises LoadError."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     integers = precision == "int8" and device == "cpu" and is_supported({torch.int8})
     if integers and memory.needs(base_config(name), torch.float32)["bf16"].fits(memory.free_bytes(device)):
-        precision = "fp32"  # it is loaded so; elsewhere, and where it does not fit, int8 is bitsandbytes'
+        precision = "fp32"  # for freeze_linears below to quantise; otherwise bitsandbytes loads int8
     dtype = dtypes.get(precision) or memory.half_precision(device)  # of what nf4 and int8 leave unquantised
     quantization = precision if precision in ("nf4", "int8") else "none"
     base = load_base(name, quantization=quantization, device=device, dtype=dtype)

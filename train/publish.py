@@ -1,4 +1,4 @@
-"""A trained adapter to the Hugging Face Hub."""
+"""Publishes a trained adapter on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PUBLISHED = (CONFIG, WEIGHTS, CARD)
 
 
 def check_repo(repo: str) -> None:
-    """Raises AdapterError for what is no repository of the Hub, and if there is no Hub."""
+    """Raises AdapterError if `repo` is not `user/name`, or if HF_HUB_OFFLINE is set."""
     try:
         validate_repo_id(repo)
         is_valid = repo.count("/") == 1
@@ -30,7 +30,7 @@ def check_repo(repo: str) -> None:
 
 
 def machine_token() -> str:
-    """Of who runs this program. Raises AdapterError if there is none."""
+    """The Hub token of the user who runs this program. Raises AdapterError if there is none."""
     if (token := get_token()) is None:
         raise AdapterError("Sending an adapter needs a login on the Hub: run `hf auth login`, or set HF_TOKEN.")
     return token

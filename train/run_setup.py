@@ -109,7 +109,7 @@ def check_pictures(recipe: RecipeFile, examples: FileExamples, log: Callable[[st
 def with_encoder(
     config: TrainConfig, device: torch.device, starts_anew: bool
 ) -> tuple[TrainConfig, VisualEncoder | None]:
-    """The configuration with its encoder, if it has one, and that one's sizes if a new adapter starts."""
+    """Loads the encoder of config.vision, if any; a new adapter's config gets its sizes. Raises ConfigError."""
     vision = config.vision
     if vision is None:
         return config, None

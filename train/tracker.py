@@ -39,7 +39,7 @@ class MetricsWriter:
     def __init__(
         self, folder: Path, config: TrainConfig, step: int, accelerator: Accelerator, log: Callable[[str], None]
     ) -> None:
-        """step: that a resumed run goes on after; lines of later ones are dropped. Raises TrainError."""
+        """step: the last that a resumed run keeps, 0 for a new run; later lines are dropped. Raises TrainError."""
         self._path, self._log, self._accelerator = folder / METRICS, log, accelerator
         self._warned: set[str] = set()
         lines = self._path.read_text().splitlines() if self._path.exists() else []

@@ -105,7 +105,7 @@ def set_gradient_checkpointing(model: LlamaModel, enabled: bool) -> None:
     insertion layer too.
     """
     for layer in model.layers:
-        layer.training = enabled  # which transformers asks for; bitsandbytes' linear maps would compute otherwise
+        layer.training = enabled  # transformers checks it; not train(): bitsandbytes' linears would then differ
         layer.gradient_checkpointing = enabled
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 

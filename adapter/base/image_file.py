@@ -104,7 +104,7 @@ class _Essence(NamedTuple):
 
 
 def _decode(data: bytes) -> Image.Image:
-    """Small before it is wide: pixels are reduced in the mode of the file wherever they can be averaged there."""
+    """Decodes to RGB. Shrinks before it converts: pixels are averaged in the file's own mode wherever possible."""
     essence = _essence(data)
     try:
         with Image.open(io.BytesIO(essence.data), formats=[essence.kind.rpartition(" ")[2]]) as opened:

@@ -387,8 +387,8 @@ def _as_llama(config: Any, name: str) -> LlamaConfig:
         stored["llm_int8_threshold"] = 0.0  # as in `_bitsandbytes`
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
         raise LoadError(
-            f"'{base_label(name)}' turns its positions by the longest text at hand (longrope): beside another row "
-            "an answer would be another one. Use a base without."
+            f"'{base_label(name)}' uses longrope, which scales positions by the longest text in a batch: other "
+            "requests would change an answer. Use a base without longrope."
         )
     if config.model_type == "llama":
         return config

@@ -24,10 +24,10 @@ _ALPACA_CUE = "### Response:"
 _INPUT_LINE = re.compile(r"[\r\n]*^### Input:[ \t]*\r?\n", re.MULTILINE)
 # What would open a turn gets a space: Alpaca's template has no control tokens to be told from a user's words.
 _TURN_HEADING = re.compile(r"#(##\s*(?:Instruction|Response)\s*:)", re.IGNORECASE)
-# In front of a chat template, in place of today's date the day that Meta's templates name where they are told
-# none: an adapter is served with the prompt that it was trained with, and prefix caches hold over midnight. A
-# macro hides transformers' function of this name, which takes no other from a caller, and drops the newline
-# after a block.
+# Put before a chat template: replaces today's date by the one that Meta's templates use when told none. An
+# adapter is then served with the prompt that it was trained with, and prefix caches hold over midnight. A macro
+# shadows transformers' function of this name, which no caller can replace; transformers drops the newline behind
+# the macro's block.
 _ONE_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro %}\n"
 
 
@@ -90,7 +90,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text after the one that the tokenizer begins texts with; without one that would end it."""
+    """Token ids of a text, with the BOS token first if the tokenizer adds one, and without an EOS token."""
     begin = list(tokenizer("").input_ids)[:1]
     begin = begin if begin == [tokenizer.bos_token_id] else []
     return [*begin, *tokenizer(text, add_special_tokens=False, verbose=False).input_ids]
@@ -111,10 +111,10 @@ def without_control(tokenizer: Any, message: Message) -> Message:
 def encode_answer(tokenizer: Any, answer: str, template: str = "chat") -> list[int]:
     """Token ids of an answer and its end token: the supervised part of a training example.
 
-    They are those that it has behind a prompt, as in later prompts: alone, some tokenizers begin it with a space.
+    Tokenised as it stands after a prompt, as in later prompts: alone, some tokenizers begin it with a space.
     """
     text = _before_answer(tokenizer, template, str(getattr(tokenizer, "chat_template", None) or ""))
-    texts = (answer, text.rstrip(" "), text + answer)  # of a space between both the answer has the token
+    texts = (answer, text.rstrip(" "), text + answer)  # a space between them belongs to the answer's first token
     alone, before, both = (tokenizer(t, add_special_tokens=False).input_ids for t in texts)
     return [*(both[len(before) :] if both[: len(before)] == before else alone), tokenizer.eos_token_id]
 

@@ -58,7 +58,7 @@ from adapter.serve.store import AdapterStore, stand_in
 log = logging.getLogger(__name__)
 
 _POSITION_SECONDS = 0.25  # between the looks at who waits for a replica
-_MOST_LOST = 3  # replicas that one answer is begun on
+_MAX_ATTEMPTS = 3  # replicas that one answer is begun on, where each is lost before its first token
 _CONNECT_SECONDS = 10.0
 _START_SECONDS = 600.0  # that a base may take to load
 _FAILED = "The cluster failed on this request. Try again."
@@ -289,7 +289,7 @@ class RayEngine:
         try:
             self._give_turns()
             await turn.wait()
-            for attempt in range(1, _MOST_LOST + 1):
+            for attempt in range(1, _MAX_ATTEMPTS + 1):
                 key = uuid.uuid4().hex
                 events = handle.answer.remote(answer.request, adapters, self._name, key)
                 self._arrivals[key] = _Arrivals(answer)
@@ -304,7 +304,7 @@ class RayEngine:
                 except (RayError, RayServeException) as error:
                     events.cancel()  # a replica that is only out of reach would go on
                     # The scores of a prompt come in pieces, too.
-                    if answer.tokens or answer.request.prompt_logprobs or attempt == _MOST_LOST:
+                    if answer.tokens or answer.request.prompt_logprobs or attempt == _MAX_ATTEMPTS:
                         answer.end(_lost(error))
                         return
                     answer.started_at = None

@@ -31,7 +31,7 @@ from adapter.serve.scheduler import MAX_ROWS
 APP = "llama-adapter"
 STATUS_SECONDS = 1.0  # between a replica's reports to the pages
 _EVENT_SECONDS = 0.1  # between the messages to a page
-_AGAIN_SECONDS = 2.0  # what a page gets again that may have missed it; more than a cancellation takes to arrive
+_AGAIN_SECONDS = 2.0  # events this recent are sent again if they may be lost; longer than a cancellation takes
 _CACHED_ADAPTERS = 32  # of a replica; a row keeps its own alive
 
 # A digest of the code that this process runs, as far as replicas need it.
@@ -43,7 +43,7 @@ CODE = hashlib.sha256(b"".join(str(f.relative_to(_ROOT)).encode() + f.read_bytes
 known: Mapping[str, RunningReplica] = {}  # the replicas that are up, by the ends of their names
 # Adapters by name: the digest of each, and where it is in Ray's object store.
 References = Mapping[str, tuple[str, "ray.ObjectRef[Adapter]"]]
-# By the answers' keys: new events, and how many came before them.
+# By each answer's key: how many of its events came before, and the new ones.
 Lists = dict[str, tuple[int, list[GenerationEvent | AdapterError]]]
 
 
@@ -71,7 +71,7 @@ class _Row:
         return self.answer.mailbox.last is None
 
     def take(self) -> tuple[int, list[GenerationEvent | AdapterError]]:
-        """What was not sent yet, and how much was."""
+        """Returns how many events were sent before, and those that were not, which count as sent from now on."""
         self.answer.mailbox.waiting = False
         self.events += self.answer.take()
         before, self.sent = self.sent, len(self.events)
@@ -80,7 +80,7 @@ class _Row:
         return before, self.events[before:]
 
     def send_again(self) -> None:
-        """What was sent lately: with an answer that was cancelled, it may not have arrived."""
+        """Marks what was sent lately as unsent: it may be lost with the stream of an answer that was cancelled."""
         since = time.monotonic() - _AGAIN_SECONDS
         self.sent = min((before for when, before in self._sends if when > since), default=self.sent)
 

@@ -129,7 +129,7 @@ def stack_gates(path: Path, gates: Mapping[int, Tensor], name: str) -> Tensor:
     rows = []
     for index, gate in sorted(gates.items()):
         if max(gate.shape, default=1) != gate.numel() or gate.ndim > 4 or not gate.numel():
-            raise broken(path, f"{name.format(index)} has shape {tuple(gate.shape)}: no gate, and no gate a head")
+            raise broken(path, f"{name.format(index)} has shape {tuple(gate.shape)}, not one gate or one a head")
         rows.append(to_float32(path, name.format(index), gate).flatten())
     counts = sorted({len(row) for row in rows})
     if len(counts) > 1:

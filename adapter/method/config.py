@@ -144,8 +144,8 @@ class VisionConfig:
     width: int = 192  # in which queries and tokens meet
     blocks: int = 2
     heads: int = 6
-    # Patterns as in `fnmatch`, one a line, in lower case: of questions that ask for a look (none: all do), and of
-    # questions about the picture that the adapter cannot answer.
+    # Patterns as in `fnmatch`, one a line, in lower case. looks: of questions for which the adapter looks at the
+    # picture (none: all); beyond: of questions about the picture that the adapter cannot answer.
     looks: Patterns = ""
     beyond: Patterns = ""
 
@@ -165,8 +165,8 @@ class VisionConfig:
             if not (self.name_states and self.certainty):
                 raise InvalidConfig("name_states and certainty must be true for a label projection")
 
-    def answers(self, question: str) -> bool | None:
-        """Whether a question asks for a look; None for one that the adapter cannot answer."""
+    def asks_to_look(self, question: str) -> bool | None:
+        """Whether the adapter looks at the picture for a question; None for one that it cannot answer."""
         text = " ".join(question.lower().replace("’", "'").split()).strip(" .!?…")[:200]
         fits = [any(fnmatchcase(text, p) for p in lines.splitlines()) for lines in (self.beyond, self.looks)]
         return None if fits[0] else fits[1] or not self.looks

@@ -25,7 +25,7 @@ FINAL_NORM = "final_norm"
 class LinearDelta:
     """Changes y = W x to (1 + scale) * (y + up (down x) + bias): equation 5 of V2, and LoRA. None: no such term.
 
-    bias, scale: [U, out]; down: [U, r, in]; up: [U, out, r]. scale is fp32: bfloat16 has no numbers near 1.
+    bias, scale: [U, out]; down: [U, r, in]; up: [U, out, r]. scale is fp32: bfloat16 is too coarse for 1 + scale.
     """
 
     bias: Tensor | None = None

@@ -99,7 +99,7 @@ class LabelProjection(nn.Module):
         concepts = F.linear(codes, self.concept_weight.float(), self.concept_bias.float())
         is_concept = self.concept_bias != 0
         concepts = concepts + F.logsigmoid(self.gate(features.levels))[:, None] * is_concept
-        # The classifier's own classes have no row in the head: it only adds zero.
+        # The head's rows for the classifier's own classes are zero, so that their logits stay as they are.
         joint = F.pad(logits.float(), (0, classes - logits.shape[1])) + concepts
         return joint.new_zeros(joint.shape).index_add(1, self.name_of, joint.softmax(1))
 

@@ -37,8 +37,8 @@ class GlobalProjection(nn.Module):
 class QueryProjection(nn.Module):
     """Learned visual queries that attend to all of the encoder's tokens (LLaMA-Adapter V2, arXiv 2304.15010).
 
-    One query for each of the K prompts. Queries and tokens attend to each other in timm's blocks; what became of
-    the queries is added to the prompts, as large as they are: the gates, zero at first, are the gentle start.
+    One query for each of the K prompts. Queries and tokens attend to each other in timm's blocks; the resulting
+    queries are added to the prompts unscaled. Training starts gently because the gates are zero at first.
     Names and shapes are those of the V2 release.
     """
 

@@ -6,10 +6,10 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 MAX_DRAFT = 15  # tokens
-# A pass takes about the time of this many tokens, and that of its tokens. Measured, see docs/log.md.
+# The fixed cost of a pass in tokens: n tokens take about the time of n + 4 of them. Measured, see docs/log.md.
 _FIXED_COST = 4.0
-# How often the token that followed equal tokens earlier is right, by the least number of equal tokens: how often
-# in general, as if seen so many times, and the weight that remains of what was seen one guess earlier.
+# Hit rate of guesses, in bins by the least number of equal tokens before a guess: the prior rate of each bin, the
+# number of guesses that it counts as, and the factor by which older guesses lose weight with each new one.
 _LENGTHS = (1, 2, 3, 5, 9)
 _PRIOR = (0.3, 0.4, 0.6, 0.8, 0.9)
 _PRIOR_WEIGHT = 8.0
@@ -17,13 +17,13 @@ _DECAY = 0.97
 
 
 class Drafter:
-    """Guesses the next tokens of one row: what followed its last two tokens, or else its last one, when they last
-    stood there; or, while guesses are right, what comes next there. It counts how often it has been right lately.
+    """Guesses a row's next tokens by prompt lookup: those that followed its last two tokens, or else its last one,
+    where these last occurred. While guesses are right, it goes on from there. It tracks its recent hit rate.
     """
 
     def __init__(self, tokens: Iterable[int]) -> None:
         self._tokens: list[int] = []
-        self._followers: dict[int | tuple[int, int], int] = {}  # where what followed these stood last
+        self._followers: dict[int | tuple[int, int], int] = {}  # the last position behind one or two tokens
         self._guess: int | None = None  # the place of the guess for the next token
         self._same = 0  # how many tokens before it equal the newest, as far as that has been counted
         self._right = [_PRIOR_WEIGHT * prior for prior in _PRIOR]
@@ -47,7 +47,7 @@ class Drafter:
             self._look_up()
 
     def propose(self, limit: int, rows: int) -> list[int]:
-        """At most `limit` tokens, as far as each raises the number expected for a row's share of the pass."""
+        """At most `limit` guesses, while one more raises the expected tokens per cost. rows: that share a pass."""
         draft: list[int] = []
         if self._guess is None:
             return draft

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 MAX_REQUESTS = 64  # running or waiting
 # Prompt tokens that are read between two decode steps: as many as the device reads in the time of a few steps.
 PREFILL_CHUNK, CUDA_PREFILL_CHUNK = 64, 512
-BASE_CHUNK = 32  # tokens of an answer that the frozen base reads at once; first fewer, beside other rows more
+BASE_CHUNK = 32  # tokens the base may lag behind before it reads them: fewer at first, twice that beside others
 _ENCODING_SECONDS = 2.0  # that closing waits for the picture that is being encoded
 MAX_FAILURES = 3  # of the forward pass in a row, after which the engine is broken
 BROKEN = "The model has failed several times in a row and stopped. Whoever runs this server must start it again."
@@ -293,7 +293,7 @@ class Engine:
             following = row.token_ids[start + 1 : row.computed_tokens + 1]
             top = max(1, row.request.top_logprobs)
             given = token_logprobs(self._texts, logits[: len(following)], following, top)
-            if start == 0:  # nothing gives the first one anything
+            if start == 0:  # no token precedes the first one, so no logits score it
                 given = (TokenLogprobs(self._texts.logprob(chunk[0], math.nan), ()), *given)
         unread = row.prompt_tokens - row.computed_tokens
         if unread or given:
@@ -360,7 +360,7 @@ class Engine:
                 row.mailbox.put(GenerationEvent(base_logprobs=found))
 
     def _read_base(self, row: Row) -> tuple[TokenLogprobs, ...]:
-        """Let the frozen base read the row's next tokens; returns what it gives those of the answer."""
+        """Run the frozen base on the row's next tokens; returns its log-probabilities for those of the answer."""
         assert row.base_slot is not None
         try:
             if row.base_tokens == 0:
@@ -383,7 +383,7 @@ class Engine:
             return ()
 
     def _complete(self, row: Row, last: GenerationEvent) -> None:
-        """End a row. The base's part of all tokens that lack it comes too, unless the others would wait long."""
+        """End a row, with the base's log-probabilities that are missing unless others would wait long for them."""
         found: tuple[TokenLogprobs, ...] = ()
         if row.prompt_tokens - row.base_tokens <= self._prefill_chunk:
             while row.base_behind > 0:
@@ -452,7 +452,7 @@ class Engine:
         self._complete(row, GenerationEvent(text, finish_reason=reason, stats=row.stats(time.perf_counter())))
 
     def _fail(self, row: Row, error: Exception) -> None:
-        """End a row with what went wrong in it, and keep none of its KV. Raises if more went wrong than that."""
+        """End a row with its error and drop its KV. Raises if the base fails too: then all rows are affected."""
         _log(error)
         self._end(row, _for_reader(error, row.request))
         self._release(row, keep=False)
@@ -474,7 +474,7 @@ class Engine:
         finally:
             with self._lock:
                 self._scheduler.remove(row)
-            row.prompts = row.prepared = None  # the reader may keep its answer, and that the row
+            row.prompts = row.prepared = None  # a reader that keeps its Answer keeps the row alive
 
     # In any thread.
 
@@ -485,7 +485,7 @@ class Engine:
         self._wake.put(None)
 
     def _end(self, row: Row, last: GenerationEvent | AdapterError) -> None:
-        """Send a request's last event, of which its reader reads one."""
+        """Send a request's last event and close the request; does nothing if it is closed already."""
         with self._lock:
             if row in self._open:
                 row.mailbox.put(last)  # before it is forgotten: an exception from outside may come in between

@@ -59,11 +59,11 @@ class TorchForward:
         slots: of the rows, in ascending order; starts: how many tokens each slot holds; prompts: from `stack`.
         """
         tokens = [token for new in ids for token in new]
-        last = [start + i for start, new in zip(starts, ids, strict=True) for i in range(len(new))]
+        row_positions = [start + i for start, new in zip(starts, ids, strict=True) for i in range(len(new))]
         rows, count = len(ids), len(tokens)
         assert rows in (1, count)
         step = StepCache(cache.data, slots, starts, count // rows)
-        token_ids, positions = to_device([tokens, last], self._base.device)  # one copy, which waits for nothing
+        token_ids, positions = to_device([tokens, row_positions], self._base.device)  # one copy, not waited for
         # Rows of one token: tokens [N, 1], masks [N, 1, 1, span]. Tokens of one row: [1, N], [1, 1, N, span].
         as_rows = rows == count
         shape = (count, 1) if as_rows else (1, count)

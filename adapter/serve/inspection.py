@@ -104,12 +104,12 @@ class Inspector:
             with self._building:
                 whole = prompts(request.image)
                 no_image = None if request.image is None else prompts(GREY if request.mix else None)
-            names = [adapter for adapter, _ in adapters]
+            loaded = [adapter for adapter, _ in adapters]
             top = request.top_logprobs or TOP_LOGPROBS
             with self._running:
                 if self._closed:
                     raise Busy(CLOSED)
-                return inspect_answer(self._base, names, prompt_ids, answer_ids, whole, no_image, top)
+                return inspect_answer(self._base, loaded, prompt_ids, answer_ids, whole, no_image, top)
         finally:
             self._places.release()
 
@@ -203,7 +203,7 @@ def _logits(
 
 
 def token_logprobs(texts: TokenTexts, logits: Tensor, ids: Sequence[int], count: int) -> tuple[TokenLogprobs, ...]:
-    """What the logits at their places, [T, vocab_size], give the tokens `ids`, and the likeliest `count` there."""
+    """Log-probabilities of the tokens `ids`, one a row of logits [T, vocab_size], and of the likeliest `count`."""
     total, top = logits.logsumexp(-1, keepdim=True), logits.topk(min(count, logits.shape[1]))
     index = torch.tensor(ids, dtype=torch.long, device=logits.device)[:, None]
     chosen = (logits.gather(1, index) - total)[:, 0].tolist()

@@ -128,8 +128,8 @@ class KVCache:
 
 
 class StepCache:
-    """A KVCache as the layers of one pass see it: it takes the new tokens in and returns all up to them. They are
-    several of one row, or one for each row in runs (see _is_run) of `sizes` rows that are read up to `spans`.
+    """A KVCache as the layers of one pass see it: `update` stores the new tokens' KV, returns all KV up to them.
+    The new tokens are several of one row or one of each row. Run i (see _is_run): sizes[i] rows, read to spans[i].
     """
 
     def __init__(self, data: Tensor, slots: Sequence[Slot], starts: Sequence[int], count: int) -> None:

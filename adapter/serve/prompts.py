@@ -65,9 +65,9 @@ class PromptKVBuilder:
     ) -> Prompts | None:
         """The prompts of all adapters at their strengths; None for the frozen base. Visual adapters get the image.
 
-        The terms are those of `adapters` in order. Behind them those of visual ones with a blank picture are taken
-        off, times the text adapters' strength (1 at most), so that beside these a visual one brings only what its
-        picture changes. Of its deltas, the same for each picture, that part is taken off too.
+        The terms are those of `adapters` in order. Beside text adapters of total strength s (at most 1), a visual
+        one adds only what its picture changes: its terms for a grey picture follow, times -s * its strength, and
+        its deltas, which do not depend on the picture, are scaled by 1 - s.
         """
         if not adapters:
             return None

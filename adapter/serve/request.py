@@ -25,8 +25,8 @@ _DEFAULTS = Settings()
 MAX_SECONDS = 600.0
 MAX_BIASES, MAX_TOP_LOGPROBS = 300, 20
 MAX_GATES = 4096  # of one request that have a factor of their own
-CROWD = 8  # readers at once; more of them share the lists of so many
-_reading: set[object] = set()  # of readers of lists, who share the time of one event loop
+CROWD = 8  # readers that get lists at full rate; when more read, each gets them less often
+_reading: set[object] = set()  # one object for each reader of lists that is running
 FinishReason = Literal["stop", "length", "time", "cancelled", "repetition"]  # the last one as vLLM calls it
 
 

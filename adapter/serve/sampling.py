@@ -20,7 +20,7 @@ from adapter.serve.request import SamplingParams
 _ROUNDING = 2.0**-24  # of fp32, relative
 _NOT_FINITE = "the logits are not finite"
 _LOWEST_TEMPERATURE = 1e-30  # at which the likeliest token is sampled as at 0
-_LINE = 1024  # of a vocabulary, see _likeliest
+_LINE = 1024  # width of the table that _likeliest arranges the logits in
 
 
 class SampledToken(NamedTuple):
@@ -43,8 +43,8 @@ def check_finite(logits: Tensor) -> None:
 
 
 class Sampler:
-    """The parameters, form and random numbers of a request: one a token, those of `begun` (of the answer) too.
-    stop_ids: have no repetition penalty; top: likeliest tokens asked for.
+    """Draws one request's tokens, with one random number each. begun: tokens that its answer starts with, whose
+    random numbers are skipped; stop_ids: exempt from the repetition penalty; top: likeliest tokens asked for.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ def sample(
 
 
 def _likeliest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The places of the largest values, the largest first: no smaller than the largest of some columns."""
+    """Indices of the `count` largest values, largest first. Values below the count-th column maximum are cut."""
     lines = len(values) // _LINE
     if count < _LINE and lines > 1:
         maxima = values[: lines * _LINE].reshape(lines, _LINE).max(axis=0)

@@ -104,8 +104,8 @@ AnyQueued = TypeVar("AnyQueued", "Row", RemoteAnswer)
 
 
 def in_turn(rows: Iterable[AnyQueued]) -> list[AnyQueued]:
-    """The waiting ones of `rows`: first those whose network, and in it whose session, has fewest, running and
-    before them. Where all places are taken the last one gives up its own: nobody keeps others out by asking much.
+    """The waiting ones of `rows` in the order in which they start: those whose network, then whose session has the
+    fewest rows running or ahead, then the oldest. A full queue drops the last one: asking much keeps nobody out.
     """
     rows = list(rows)
     waiting = sorted((row for row in rows if row.started_at is None), key=lambda row: row.submitted_at)

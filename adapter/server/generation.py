@@ -185,8 +185,8 @@ def client_of(request: Any) -> Client:
 
 
 def is_local(scope: Scope, headers: Headers) -> bool:
-    """Whether a program on this machine asks, and no proxy for another one. A page elsewhere may have its name
-    resolved to this machine: its requests then name it as Host.
+    """Whether a request's headers are those of a direct one from this machine: none of a proxy, and only loopback
+    names in Host and Origin. A foreign site may resolve its own name to this machine (DNS rebinding).
     """
     if scope.get("http_version") == "1.0":
         return False

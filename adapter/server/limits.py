@@ -118,7 +118,7 @@ class Limits:
             raise RateLimited(f"{most} {what} are the limit for one address. Try again in {again}.", wait)
 
     def hold(self, name: str, address: str, count: int = 1) -> Callable[[], None]:
-        """Count something that begins now, 0 if it is counted already. Returns what is to be called at its end."""
+        """Take a place of `name`; returns the function that frees it. count: for the rate, 0 if counted before."""
         if (key := self.key(address)) is None:
             return lambda: None
         slots = self._places[name]

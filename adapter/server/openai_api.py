@@ -72,8 +72,8 @@ def shows_key(request: Request, key: bytes) -> bool:
 
 
 class Api:
-    """An ASGI application for /v1: admits requests by key and number before anything of them is read. A thread of
-    its own asks the engine for each: words wait neither for pictures nor for forms, nor the page's event loop.
+    """An ASGI application for /v1. Checks the key and the number of open requests before it reads a body. Each is
+    submitted in a thread of its own: it waits for no other's picture or grammar, and blocks no event loop.
     """
 
     def __init__(

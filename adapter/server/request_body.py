@@ -33,7 +33,7 @@ class RequestRefused(ApiError, HTTPException):
 
 
 def bounded(receive: Receive, most: int, too_long: str) -> Receive:
-    """A body of `most` bytes, which arrive at the slowest speed that is waited for. too_long: said of more."""
+    """`receive` that raises RequestRefused: 408 for a body that is too slow, 413 (`too_long`) above `most`."""
     began, size, complete = anyio.current_time(), 0, False
 
     async def receive_bounded() -> Message:

@@ -160,8 +160,8 @@ EXCEPTION_HANDLERS: dict[type[Exception], Callable[..., Any]] = {
 
 
 class RequestGuard:
-    """Refuses every route but ROUTES; what a page elsewhere makes a browser send; on a server for this machine
-    only what does not come from it; and on any other what exceeds `limits`.
+    """Refuses routes that are not in ROUTES, and requests that another site's page makes a browser send; on a
+    local server also requests from elsewhere, on a public one those that exceed `limits`.
     """
 
     def __init__(

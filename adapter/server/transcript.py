@@ -123,9 +123,9 @@ def merge_turns(turns: Iterable[tuple[str, str, str | None]]) -> tuple[Message, 
 def fit(
     messages: Sequence[dict[str, Any]], weigh: Callable[[str], int | None], limits: Limits
 ) -> tuple[list[dict[str, Any]], Dropped]:
-    """The newest messages and pictures within the limits, beginning with a whole turn, and what was dropped:
-    nothing the second time. A message of a dropped picture becomes a remark. weigh: the bytes of a picture's data
-    URL by its name, None if there is none; called once for each of the newest.
+    """The newest messages and pictures within the limits, from the start of a turn on, and what was dropped.
+    Fitting the result again drops nothing. The message of a dropped picture becomes a remark. weigh: the bytes of
+    a picture's data URL by its name, None if there is none; called at most once a name.
     """
     kept: list[dict[str, Any]] = []
     sizes: dict[str, int | None] = {}

@@ -112,7 +112,7 @@ class ZeroGpuEngine:
         return pending.inspection
 
     def replicas(self) -> Mapping[str, EngineStatistics]:
-        """None: a worker lives for one answer."""
+        """Always empty: a worker lives for one answer only, so it has no lasting figures."""
         return {}
 
     def close(self) -> None:

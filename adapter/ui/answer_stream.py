@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CHOICES = 5  # words that X-ray names of each model
 XRAY_ROWS = 4  # with more rows the X-ray pauses: the base reads as much again as the row
 _SECONDS = 1.0  # between two looks at an answer that is shown as a whole
-# Options of an offer: to answer without the picture, or with an adapter whose name follows. Neither is one.
+# Values of an offer's buttons: answer without the picture, or USE + adapter name. No name begins with a space.
 TEXT_ONLY, USE = " without", " use "
 
 
@@ -169,7 +169,7 @@ def _asks_to_look(catalog: AdapterCatalog, settings: Settings, history: History)
     given = [one.record.settings.answerer if one.record else None for one in since if one.role == "assistant"]
     if vision is None or not {None, settings.adapter} & {*given}:  # a visitor's has no record
         return True
-    return vision.answers(history[-1].text)
+    return vision.asks_to_look(history[-1].text)
 
 
 def stream(
@@ -186,7 +186,7 @@ def stream(
     if former := begun.record if begun else None:
         settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
     looks = former is not None or _asks_to_look(catalog, settings, history)
-    if not looks:  # what was named before is words, which the base reads
+    if not looks:  # the base answers, from what the adapter has said of the picture before
         others = settings.others.replace("nothing", "first sentence")
         settings = settings.replace(adapter="", others=others)
     settings, begun_ids = with_seed(settings), former.token_ids if former else ()

@@ -202,7 +202,7 @@ def without_last_answer(history: Sequence[Entry]) -> History:
 
 
 def ended(history: History) -> History:
-    """The history of an answer that has ended, maybe by an error that no page has seen."""
+    """The history with an answer that was still being written marked as cut off; else the history itself."""
     if not is_streaming(history):
         return history
     *before, last = history

@@ -65,8 +65,8 @@ class StrictBlocks(gr.Blocks):
             raise refusal(texts.WRONG_VALUE) from error
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
-        """As Gradio's, which makes each component anew that an update skips, with its schema, and converts texts,
-        too, in threads: each waking takes a core from the engine (6.31).
+        """As Gradio's (6.31), without two costs: it rebuilds the component and schema of each skipped output, and
+        converts even texts in threads, each of which takes a core from the engine when it wakes.
         """
         outputs = block_fn.outputs
         values = [predictions] if len(outputs) == 1 else predictions
@@ -175,8 +175,8 @@ class _PendingMessages(_RecentlyUsed):
         pass
 
     def drop_unread(self, network: str | None) -> None:
-        """Drop what waits for a fetch too long, and what the network's sessions have beyond UNREAD_BYTES: first of
-        who has long fetched none. The sessions' streams then end, their events with the next message.
+        """Drop the unread messages of sessions that fetched none for UNREAD_SECONDS, and of the network's beyond
+        UNREAD_BYTES, the longest idle first. Their streams then end, and their events at the next message.
         """
         unread = sorted((r.fetched, key, r.size, r.network) for key, r in list(self.items()) if r.size)
         excess = sum(size for *_, size, other in unread if other == network) - UNREAD_BYTES
@@ -220,7 +220,7 @@ class _BoundedQueue(Queue):
 
 
 class _Written(set[str]):
-    """Paths that Gradio deletes by age, while others come, but for those that it serves always."""
+    """Paths that Gradio deletes by age. Iterates over a copy, as others add paths, and skips its static files."""
 
     def __iter__(self) -> Iterator[str]:
         return iter([path for path in list(super().__iter__()) if Path(path) not in _StaticFiles.all_paths])

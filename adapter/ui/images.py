@@ -101,8 +101,8 @@ def write_upload(data: bytes) -> str:
     return str(path)
 
 
-def kept(path: str) -> tuple[str, int] | None:
-    """Under which key the browser's storage keeps an upload, and its bytes there; None if it cannot be read."""
+def storage_entry(path: str) -> tuple[str, int] | None:
+    """The key under which the browser's storage keeps an upload, and its bytes; None if it cannot be read."""
     if (found := _kept.get(path)) is None:
         with suppress(BadInput):
             small = shrink(read_upload(path))

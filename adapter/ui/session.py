@@ -43,9 +43,9 @@ class NotOpen(Exception):
 
 @dataclass
 class Change:
-    """A change that is under way. session: of the page that reads it, None once that has left; message: that is
-    answered, as the box had it; updates: of an answer; shown: the newest of them that is a history; keeps: what
-    was there, unless it has a word; cancel: set once generation has begun; ended: whether its last update is made.
+    """A change that is under way. session: of the page that reads it, None once it has left; message: the one that
+    it answers, as it was in the box; updates: of an answer; shown: the newest history of these; keeps: whether the
+    old history stays if no text comes; cancel: set once generation begins; ended: whether its last update is made.
     """
 
     conversation: Conversation
@@ -131,7 +131,7 @@ class Conversations:
                 )
         if before is not None and time.monotonic() - before.changed < TWICE_SECONDS:
             time.sleep(TWICE_SECONDS)
-        self._weigh(shown)
+        self._measure_and_evict(shown)
         return shown
 
     def close(self, session: str | None) -> str:
@@ -143,7 +143,7 @@ class Conversations:
             return id
 
     def shows(self, session: str | None, id: str) -> bool:
-        """A page that is not known shows what it says: Gradio closes those that sleep (6.31)."""
+        """Whether a page shows this conversation. An unknown one is believed: Gradio closes idle pages (6.31)."""
         return self._shown.get(session, id) == id
 
     def shown(self, session: str | None, id: str) -> Conversation:
@@ -231,7 +231,7 @@ class Conversations:
             if shown.change is change:
                 shown.change, shown.changed = None, time.monotonic()
             self._changed.notify_all()
-        self._weigh(shown)
+        self._measure_and_evict(shown)
 
     def _abandon(self, change: Change) -> None:
         with self._changed:
@@ -246,8 +246,8 @@ class Conversations:
         change.conversation.history = change.result  # what was written meanwhile stays
         self._release(change)
 
-    def _weigh(self, shown: Conversation) -> None:
-        """Forgets conversations without a page, and the oldest beyond the limits; none that is being changed."""
+    def _measure_and_evict(self, shown: Conversation) -> None:
+        """Forgets what no page shows any more, and the oldest beyond the limits; nothing that is being changed."""
         rows = (row["content"][0].get("text", "") for one in shown.view for row in one.rows)
         size = size_of(shown.history) + sum(map(getsizeof, rows))  # takes a millisecond: nobody else waits for it
         with self._changed:

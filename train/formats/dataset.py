@@ -36,7 +36,7 @@ class Records(Sequence[Record]):
         uncaptioned: Sequence[str] = (),
         dataset: Any = None,
     ) -> None:
-        """format: "auto" or one of FORMATS. dataset: that pictures in the items are cells of. Raises DataError."""
+        """format: "auto" or one of FORMATS. dataset: whose cells the items' pictures are. Raises DataError."""
         self.path, self.images, self.has_splits, self.uncaptioned = path, images, has_splits, tuple(uncaptioned)
         self._dataset = dataset
         self._file, self._lock, self._ends = tempfile.TemporaryFile(), threading.Lock(), array("q", [0])  # noqa: SIM115
@@ -125,7 +125,7 @@ def open_records(
         raise DataError(f"'{path.name}' holds no problems.json. {KNOWN}", str(path))
     file = sources.caption_file(path) if path.is_dir() else path
     with_text, without = sources.captioned(path) if file is None else ([], [])
-    without = without if with_text else []  # records name them
+    without = without if with_text else []  # without caption files the pictures are those that records name
     has_splits = file is None and not with_text
     if split is not None and not has_splits:
         sentence = f"'{path.name}' has no splits, so there is no '{split}'. Name the file that holds it."

@@ -46,7 +46,7 @@ def of_dataset(dataset: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _without_bytes(cell: Any, place: tuple[Any, ...]) -> Any:
-    """A cell whose files (bytes, or `datasets.Image`: bytes and a path) are pictures, or the paths of some."""
+    """The cell with its files (bytes, or `datasets.Image`) as EmbeddedPictures; without bytes, as their paths."""
     if isinstance(cell, list) and len(place) == 2:
         return [_without_bytes(item, (*place, number)) for number, item in enumerate(cell)]
     of_image = isinstance(cell, dict) and "bytes" in cell

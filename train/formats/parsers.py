@@ -242,7 +242,7 @@ def _single(paths: Iterable[Picture], where: str) -> Picture | None:
 def _conversation(
     turns: Sequence[Message], unlearnt: tuple[int, ...], image: Picture | None, field: str, where: str
 ) -> Record:
-    """Of turns that can be learnt from, without "<image>" if there is one. field: their name in errors.
+    """Checks turns and makes their record, without "<image>" if it has an image. field: their name in errors.
 
     An empty answer is allowed (it ends at once), an empty request is not, as the template has nothing to insert.
     """

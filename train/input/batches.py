@@ -147,7 +147,7 @@ class Prefetch(Iterator[T], Generic[T]):
     """
 
     def __init__(self, make: Callable[[Callable[[], bool]], Iterator[T]]) -> None:
-        """make: returns the items; gets a function that says whether nobody waits for them any more."""
+        """make(stopping): returns the items; stopping() says whether the context has ended: nobody waits then."""
         self._stopped = threading.Event()
         self._items = make(self._stopped.is_set)
         self._thread = ThreadPoolExecutor(1, "prefetch")

@@ -26,8 +26,8 @@ _LISTED_FAULTS = 10  # of each kind
 class Report:
     """Statistics of a data set; `str(report)` is the text for people. Lengths are in tokens, untruncated.
 
-    The lists name each fault; uncaptioned: images that are no record. truncated: records longer than max_length;
-    answerless: those that lose their whole answer; supervised: tokens with loss; images: distinct files.
+    The lists name each fault; uncaptioned: images without a record. Records: with_control: with control tokens;
+    truncated: over max_length; answerless: without any answer then. supervised: tokens with loss; images: files.
     """
 
     records: int
@@ -38,7 +38,7 @@ class Report:
     unreadable: list[str] = field(default_factory=list)
     lengths: array[int] = field(default_factory=lambda: array("I"), repr=False)
     empty_answers: int = 0
-    templated: int = 0
+    with_control: int = 0
     truncated: int = 0
     answerless: int = 0
     supervised: int = 0
@@ -60,9 +60,9 @@ class Report:
             ]
         if self.empty_answers:
             lines.append(f"{self.empty_answers:,} records with an empty answer: they teach to say nothing")
-        if self.templated:
+        if self.with_control:
             lines.append(
-                f"{self.templated:,} records with control tokens: the template writes these, take them out"
+                f"{self.with_control:,} records with control tokens: the template writes these, take them out"
             )
         if self.images:
             lines.append(f"{self.images:,} images{', all opened' * (not self.missing and not self.unreadable)}")
@@ -94,7 +94,7 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
         report.supervised += supervised
         report.empty_answers += not record.messages[-1].text.strip()
         if tokeniser.template != "raw":
-            report.templated += any(without_control(tokeniser.tokenizer, m) != m for m in record.messages)
+            report.with_control += any(without_control(tokeniser.tokenizer, m) != m for m in record.messages)
         report.truncated += len(ids) > max_length
         report.answerless += len(ids) > max_length and not supervised
         image = record.image

@@ -29,8 +29,8 @@ from train.input.examples import SkippedExamples
 from train.input.rows import TokenisedRow
 
 FOLDER_VARIABLE = "LLAMA_ADAPTER_FEATURES"
-_SHARE_OF_DISK = 4  # a quarter of what is free
-_LEFT = 0.75  # of the room, at most, when a store is opened
+_DISK_DIVISOR = 4  # by default a store may take a quarter of what it has and the disk has free
+_FILLED_AT_OPENING = 0.75  # of max_bytes: above it, opening deletes the files that were used longest ago
 _DIGEST_BYTES = 32
 _MEMORY_BYTES = 2**29
 _ENCODED_TOGETHER = 32  # on a GPU
@@ -39,9 +39,9 @@ _ENCODED_TOGETHER = 32  # on a GPU
 class FeatureStore:
     """Features by the digest of their picture, a file each. Any number of processes may use a folder at once.
 
-    Where room is missing, those give way that were used longest ago, when the store is opened: of pictures that
-    do not all fit, some stay and the others are encoded every epoch. A file that is damaged is no file. Where the
-    disk fails, nothing more is written, and `log` gets one sentence.
+    Opening a store that is nearly full deletes the files used longest ago; a full store takes no more, so pictures
+    that do not fit are encoded every epoch. A damaged file counts as missing. After a failed write nothing more is
+    written, and `log` gets one sentence.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class FeatureStore:
         self.bytes = sum(size for _, size, _ in files)
         if max_bytes is None:
             existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
-            max_bytes = (self.bytes + shutil.disk_usage(existing).free) // _SHARE_OF_DISK
+            max_bytes = (self.bytes + shutil.disk_usage(existing).free) // _DISK_DIVISOR
         self.max_bytes = max_bytes
         for _, size, path in sorted(files):
-            if self.bytes <= _LEFT * max_bytes:
+            if self.bytes <= _FILLED_AT_OPENING * max_bytes:
                 break
             path.unlink(missing_ok=True)
             self.bytes -= size

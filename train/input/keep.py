@@ -26,7 +26,7 @@ from train.input.rows import TokenisedRow
 
 OWN_TEXT = "keep.jsonl"  # in the run's folder: what the base wrote
 _ROW_TOKENS = 128  # of a text, at most
-_FEWEST_TOKENS = 64  # of a row of a longer text: what is kept at so few positions is kept at 256 (docs/log.md)
+_FEWEST_TOKENS = 64  # of a part of a longer text; rows of 256 tokens taught no more, for more time (docs/log.md)
 _OWN_ROWS = 64  # texts that are drawn from, again and again
 
 

@@ -27,9 +27,9 @@ from train.formats.dataset import DataError, Records, open_records
 from train.formats.record import picture_key
 from train.input.examples import Example, Part, ShuffledExamples, SkippedExamples, read_example
 
-# A request that more records share than these ("Hello") is no sign of one conversation: their whole text is.
-# Nor are the few phrasings of one task, of which a single one would be held out.
-_COMMON_COUNT, _COMMON_SHARE = 20, 0.02  # above both
+# Records with the same request are one group. A request that more records share than these ("Hello", or one of the
+# few phrasings of a task) is common: records with it are grouped by their whole text.
+_COMMON_COUNT, _COMMON_SHARE = 20, 0.02  # a common request has more records than both
 
 
 class FileExamples:
@@ -196,16 +196,16 @@ def _scan(records: Records, skipped: SkippedExamples) -> _Scan:
 
 
 def _common_requests(scans: Sequence[_Scan]) -> np.ndarray:
-    """The hashes of requests that so many records share that they tell nothing apart. Pictures always do."""
+    """Hashes of the requests that are common (see _COMMON_COUNT), of records without a picture only."""
     requests, counts = np.unique(np.concatenate([s.requests[~s.pictured] for s in scans]), return_counts=True)
     return requests[counts > max(_COMMON_COUNT, int(_COMMON_SHARE * counts.sum()))]
 
 
 def _choose_groups(groups: np.ndarray, most: int, share: float, seed: int) -> np.ndarray:
-    """The groups to hold out, chosen by the seed: `most` of them, with `share` of the records, at most.
+    """The hashes of the groups to hold out, drawn by the seed: `most` groups with `share` of the records, at most.
 
-    groups: [N]. Where all are larger than that share, one of up to a quarter of the records is chosen, unless that
-    share is less than a record.
+    groups: [N], of each record. Where even the smallest group is above that share, one of the smallest is held out
+    if it has at most a quarter of the records. A share of less than one record holds out nothing.
     """
     unique, first, counts = np.unique(groups, return_index=True, return_counts=True)
     room = int(share * len(groups))

@@ -40,7 +40,7 @@ _MAX_NEW_TOKENS, _MAX_CHARACTERS = 200, 700  # of an answer that a rule judges; 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a recipe trains on that makes its examples itself.
+    """The examples of a recipe that makes them itself, as `see` does, instead of reading files.
 
     of_split: those for "train" are endless, and those for "validation" finite and disjoint from them. digest: of
     what they are made from. prepare(adapter) fills buffers of a new adapter that are not trained, such as names of
@@ -58,14 +58,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class MeasuredSets:
-    """What measures an adapter, or the base, on sets, and their files inside `train/recipes`."""
+    """measure: scores an Answerer on test sets. files: those of the sets, relative to `train/recipes`."""
 
     measure: Measure
     files: tuple[str, ...]
 
     @property
     def digests(self) -> dict[str, str]:
-        """By the file, its content's."""
+        """The SHA-256 of each file's content, by file."""
         return {file: hashlib.sha256((_FOLDER / file).read_bytes()).hexdigest() for file in self.files}
 
     def describe(self) -> str:
@@ -95,7 +95,7 @@ class Recipe:
 def recipe_of(
     name: str, development: MeasuredSets, measure: Measure, sealed: Sequence[str], examples: Examples | None = None
 ) -> Recipe:
-    """The recipe of the folder `name`. measure, sealed: of its sealed sets, and their own files."""
+    """The recipe of the folder `name`. measure: scores an Answerer on the sealed sets; sealed: their own files."""
     text = (_FOLDER / name / "card.md").read_text(encoding="utf-8").strip()
     told = conversation_of(*read_yaml(_FOLDER / name / "told.yaml"))
     files = (*SHARED, *(f"sealed/{file}" for file in sealed))
@@ -113,12 +113,12 @@ class RuledSet(NamedTuple):
 def recipe_by_rule(
     name: str, sets: Callable[[bool], list[RuledSet]], development: Sequence[str], sealed: Sequence[str]
 ) -> Recipe:
-    """The recipe of the folder `name`, whose adapter's answers rules judge by themselves and what was asked. An
-    answer of more than 700 characters, or one that loops, is wrong by all of them.
+    """The recipe of the folder `name`, scored by rules that see only an answer and its conversation. An answer of
+    more than 700 characters, or one that loops, is wrong by every rule.
 
-    sets: the sealed ones, or those of development. The first is asked once more after other adapters (in development,
-    after other talk), and after long talk of the base, whose follow-up questions its rule judges too. development:
-    files of the recipe's folder; sealed: files of `sealed/`.
+    sets(is_sealed): the sealed sets or those of development. The first is asked again after other adapters (in
+    development: after exchanges of history.tsv) and after long answers of the base; its rule also judges the
+    follow-ups to those. development, sealed: names of the sets' files, in the recipe's folder and in `sealed/`.
     """
 
     def scores(answerer: Answerer, is_sealed: bool) -> dict[str, Figure]:
@@ -162,9 +162,9 @@ def load_recipe(name: str, tokenizer: Any) -> Recipe:
 def record_scoring(name: str, sets: MeasuredSets, adapter: str, commit: str) -> tuple[int, int, str]:
     """Writes a scoring of sealed sets into `ledger.json`, before it is made: the ledger outlives adapters and cards.
 
-    adapter: its digest. Of the set that the recipe scored most often, whatever a file of its name held, returns
-    how often it was with this adapter, and with all of them; and what any set has decided, which spends it; "" as
-    long as none has.
+    adapter: its digest. Returns how often the recipe has scored its most scored file, in any version: with this
+    adapter, and with all adapters; and what the sets have decided, which makes them spent ("" if they have not
+    decided anything).
     """
     file = _FOLDER / "ledger.json"
     ledger = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -182,8 +182,8 @@ def record_scoring(name: str, sets: MeasuredSets, adapter: str, commit: str) -> 
     return most.count(adapter), len(most), "; ".join(spent)
 
 
-def read_own(name: str, assignments: Sequence[str]) -> RecipeFile:
-    """The settings of a recipe, which a user could have written. Its paths are relative to the project."""
+def project_recipe(name: str, assignments: Sequence[str]) -> RecipeFile:
+    """Reads recipe `name` of the project. A path that does not exist here is taken from the project's folder."""
 
     def found(path: str) -> str:
         in_project = _FOLDER.parents[1] / path

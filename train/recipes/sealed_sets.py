@@ -138,7 +138,7 @@ def after_long_talk(
 ) -> tuple[list[Conversation], list[Conversation]]:
     """Each conversation after one to five long answers of the frozen base; and questions about such answers.
 
-    sealed: whether the base is asked, and asked about, what is sealed, or what is for development.
+    sealed: whether the questions come from `sealed/long_talk.yaml`, or else from `development_talk.yaml`.
     """
     talk, follow_ups = _long_talk(base, sealed)
     late = [(*talk[i % len(talk)], *conversation) for i, conversation in enumerate(conversations)]
@@ -148,7 +148,7 @@ def after_long_talk(
 
 @lru_cache(maxsize=1)
 def _long_talk(base: Base, sealed: bool) -> tuple[list[Conversation], list[str]]:
-    """The base's answers, of which the adapter, the base and the base that is told get the same, and follow-ups."""
+    """Conversations with long answers of the bare base, the same for all systems compared; and follow-ups."""
     data = read_yaml(SEALED / "long_talk.yaml" if sealed else SEALED.parent / "development_talk.yaml")
     asked, bare = data["long"].splitlines(), Answerer(base)
     columns = len(asked) // _DEPTH

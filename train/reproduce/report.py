@@ -130,9 +130,9 @@ class Figures:
     def _right(self, group: str, column: str) -> list[list[float]]:
         """By seed and question, 100 where it is right.
 
-        column: of ScienceQA's, or "blind": without a picture, or "told": of those, with a context.
+        column: of ScienceQA's, or "blind": without a picture, or "context": of those, with a context.
         """
-        own = [() if p.image else ("blind", "told") if p.hint else ("blind",) for p in self.problems]
+        own = [() if p.image else ("blind", "context") if p.hint else ("blind",) for p in self.problems]
         chosen = [column in (*columns(p), *more) for p, more in zip(self.problems, own, strict=True)]
         return [
             [100.0 * right for right, on in zip(run["test"]["right"], chosen, strict=True) if on]

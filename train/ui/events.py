@@ -314,8 +314,8 @@ class TrainEvents:
 
 
 def last_turn(row: Correction) -> Correction:
-    """The question and the visitor's words; before a short question, which may mean nothing alone, the exchange
-    before it too. What went before has the voice already: a model would learn to go on with it, and not to begin.
+    """The last question and its corrected answer; before a short question, which may mean nothing alone, also the
+    exchange before it. Earlier answers have the voice already: a model would learn to continue, not to begin it.
     """
     *before, question, answer = row["messages"]
     short = len(str(question.get("content", "")).split()) <= SHORT_QUESTION

@@ -292,7 +292,7 @@ class TrainingRuns:
         folder, launched = self.folder / name, time.time()
         command = [sys.executable, "-m", "train", "--for-page", "--config", str(folder / RECIPE)]
         command += ["--out", str(folder), *(["--resume"] if resume else [])]
-        # Idle OpenMP threads must not spin on the cores that answer the chat; a count of the server's would count.
+        # Idle OpenMP threads must not spin on the chat's cores. Both are set: else the server's own are inherited.
         idle = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
         # Of visitors' pictures nothing is kept outside of their runs, unless the server's owner wants it.
         environment = {SIZE_VARIABLE: "0", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **idle}

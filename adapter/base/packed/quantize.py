@@ -38,10 +38,10 @@ class PackedLinear(nn.Module):
 
     @staticmethod
     def pack(weight: Tensor | StoredMatrix, bits: int, search: bool = False) -> PackedLinear | None:
-        """`weight`, [out, in], rounded. None if it would be rounded to four bits and they do not hold it exactly.
+        """`weight`, [out, in], packed. With 4 bits and without `search`, None unless 4 bits hold it exactly.
 
-        search: let it be rounded to four bits, to the scales and minima with the least squares. Raises ValueError
-        if a number is not finite, or larger than packed weights can be.
+        search: round to 4 bits with loss, by the scales and minima of least squared error. Raises ValueError if a
+        number is not finite, or larger than packed weights can be.
         """
         outputs, inputs = weight.shape
         blocks, groups = -(-outputs // BLOCK), -(-inputs // GROUP)

@@ -42,12 +42,12 @@ def pack(history: Sequence[Entry]) -> Packed:
     """The newest of the history, within the limits."""
 
     def weigh(path: str) -> int | None:
-        return None if (kept := images.kept(path)) is None else kept[1]
+        return None if (kept := images.storage_entry(path)) is None else kept[1]
 
     messages, dropped = fit([_to_message(entry) for entry in conversation.ended(list(history))], weigh, BROWSER)
     paths: dict[str, str] = {}
     for index, message in enumerate(messages):
-        if (path := message.get("picture")) is not None and (kept := images.kept(path)) is not None:
+        if (path := message.get("picture")) is not None and (kept := images.storage_entry(path)) is not None:
             paths.pop(kept[0], None)
             paths[kept[0]] = path
             messages[index] = {**message, "picture": kept[0]}

@@ -155,7 +155,7 @@ class ConversationStore:
         elif name == "all":
             toast(texts.READS_ALL, 5)
             return gr.skip(), "all"
-        elif name == "awake" and self.conversations.shows(request.session_hash, ""):  # it is not known
+        elif name == "awake" and self.conversations.shows(request.session_hash, ""):  # the server forgot it
             return json.dumps({"open": secrets.token_hex(4)}), gr.skip()
         elif name == "link":  # what it says before the newest answer
             said = ""

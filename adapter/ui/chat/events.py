@@ -209,7 +209,7 @@ class ChatEvents:
             yield _NO_CHANGE
         except StillAnswering as error:
             toast(error)
-            # The answer that is in the way empties the box. What it answers was sent twice.
+            # The running answer empties the box. A message equal to the one it answers was sent twice: drop it.
             twice = message is None or message == error.answered
             yield Updates(box=gr.skip() if twice else gr.update(value=message))
         except Forgotten as error:

@@ -10,11 +10,11 @@
 
   // The status line is red while the server does not answer what the page asks it every few seconds.
   const LATE_MS = 20_000;
-  const serverIs = (there) => find("#top")?.toggleAttribute("data-server-gone", !there);
+  const showServer = (isUp) => find("#top")?.toggleAttribute("data-server-gone", !isUp);
   // Gradio's server ends the stream of results when it knows of no event under way. An event that begins at that moment
   // takes the old stream to be open, and would wait for its results for ever (6.31). Any other event opens a new one.
   let [streams, missed] = [0, false];
-  const streamIs = ({ signal } = {}) => {
+  const trackStream = ({ signal } = {}) => {
     streams += 1;
     missed = false;
     signal?.addEventListener("abort", () => {
@@ -26,14 +26,14 @@
   window.fetch = async (...asked) => {
     const path = String(asked[0]?.url ?? asked[0]);
     const [regular, joins] = [/\/(run\/predict|app_id)$/.test(path), path.includes("/queue/join")];
-    const late = regular && setTimeout(() => serverIs(false), LATE_MS);
-    if (path.includes("/queue/data")) streamIs(asked[0]);
+    const late = regular && setTimeout(() => showServer(false), LATE_MS);
+    if (path.includes("/queue/data")) trackStream(asked[0]);
     let response;
     try {
       return (response = await fetch(...asked));
     } finally {
       clearTimeout(late);
-      if (regular) serverIs(response?.status < 502); // a proxy may answer for it
+      if (regular) showServer(response?.status < 502); // a proxy may answer for it
       if (regular && response?.status === 401) location.reload(); // the server began anew, and knows no cookie of before
       if (joins && response && streams) missed = true; // maybe
       if (joins && !response?.ok) window.chatPage.refused(); // an event ends without a result

@@ -21,7 +21,7 @@ from train.input.examples import SkippedExamples
 from train.input.split import FileExamples
 from train.recipes.extract import recipe as extract
 from train.recipes.pirate import recipe as pirate
-from train.recipes.recipe import load_recipe, read_own, recipe_names
+from train.recipes.recipe import load_recipe, project_recipe, recipe_names
 from train.recipes.sealed_sets import conversation_of
 from train.recipes.tutor import recipe as tutor
 from train.run_setup import complete
@@ -32,24 +32,24 @@ ON_FILES = ("extract", "pirate", "tutor")
 @pytest.mark.parametrize("name", ON_FILES)
 def test_a_recipe_is_what_a_user_could_have_written(name, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    assert read_own(name, ["lr=0.5"]) == read_recipe(RECIPES / name / "recipe.yaml", ["lr=0.5"])
+    assert project_recipe(name, ["lr=0.5"]) == read_recipe(RECIPES / name / "recipe.yaml", ["lr=0.5"])
     monkeypatch.chdir(tmp_path)  # by name, it is found from anywhere
-    data, start = read_own(name, []).data[0], read_own(name, []).start_from
+    data, start = project_recipe(name, []).data[0], project_recipe(name, []).start_from
     assert data.path == str(RECIPES / name / "train.jsonl.gz") and str(ROOT) in data.validation
     assert start in (None, str(SHIPPED / name))
     (tmp_path / "mine.jsonl").touch()
-    assert read_own(name, ["data=mine.jsonl"]).data[0].path == "mine.jsonl"
+    assert project_recipe(name, ["data=mine.jsonl"]).data[0].path == "mine.jsonl"
     with pytest.raises(ConfigError, match="did you mean 'lr'"):
-        read_own(name, ["lrr=1"])
+        project_recipe(name, ["lrr=1"])
 
 
 def test_a_recipe_goes_on_from_its_shipped_adapter():
     tokenizer, base = load_tokenizer(BASE), base_config(BASE)
     for name in ON_FILES:
-        recipe = complete(read_own(name, [f"start_from={SHIPPED / name}"]), tokenizer, base, lambda _: None)
-        assert recipe.train.description and recipe.train.form == read_own(name, []).train.form
+        recipe = complete(project_recipe(name, [f"start_from={SHIPPED / name}"]), tokenizer, base, lambda _: None)
+        assert recipe.train.description and recipe.train.form == project_recipe(name, []).train.form
     with pytest.raises(ConfigError, match="prompt_length"):
-        complete(read_own(name, ["prompt_length=9", f"start_from={SHIPPED / name}"]), tokenizer, base, print)
+        complete(project_recipe(name, ["prompt_length=9", f"start_from={SHIPPED / name}"]), tokenizer, base, print)
 
 
 def test_a_recipe_on_files_is_trained_measured_and_has_its_card(tiny_folder, tmp_path, monkeypatch):
@@ -62,7 +62,7 @@ def test_a_recipe_on_files_is_trained_measured_and_has_its_card(tiny_folder, tmp
     card = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
     assert "`python -m train extract`" in card and "| whole object, % | 0 " in card
     assert load_recipe("extract", None).development.describe() in card and "license: apache" in card
-    assert read_recipe(tmp_path / "out" / "recipe.yaml", []).train.form == read_own("extract", []).train.form
+    assert read_recipe(tmp_path / "out" / "recipe.yaml", []).train.form == project_recipe("extract", []).train.form
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_a_recipe_on_files_is_trained_measured_and_has_its_card(tiny_folder, tmp
     ("name", "count", "held_out"), [("extract", 25_610, 236), ("pirate", 3_546, 30), ("tutor", 5_913, 15)]
 )
 def test_every_row_can_be_read_and_none_is_learnt_and_held_out(name, count, held_out):
-    recipe, faults = read_own(name, []), []
+    recipe, faults = project_recipe(name, []), []
     examples = FileExamples(recipe.data, recipe.train, SkippedExamples(faults.append))
     assert not faults and examples.learnt == count and len(list(examples("validation"))) >= held_out
     train, validation = ({*map(json.dumps, rows(f"{name}/{split}*"))} for split in ("train", "validation"))
@@ -107,7 +107,7 @@ def test_cards_name_the_sets_that_their_scores_are_from():
 def test_a_card_names_what_todays_recipe_would_do_otherwise(name):
     card = " ".join((SHIPPED / name / CARD).read_text(encoding="utf-8").split())
     pattern = r"learning rate ([\d.]+) \(gates ([\d.]+)(?:, tuning ([\d.]+))?\), (\d+) steps of (\d+)"
-    config, made = read_own(name, []).train, re.search(pattern, card)
+    config, made = project_recipe(name, []).train, re.search(pattern, card)
     assert made is not None
     today = config.lr, config.gate_lr, config.tuning_lr, config.steps, config.batch_size
     for what, was, now in zip(("rate", "gates", "tuning", "steps", "batch"), made.groups(), today, strict=True):

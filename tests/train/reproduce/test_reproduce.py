@@ -114,7 +114,7 @@ def test_baselines_train_every_parameter_of_theirs(method, tiny_folder, problems
 def test_claims_follow_from_the_figures(figures):
     assert [claim for held, claim, _ in figures.claims() if held != "yes"] == []
     told = [p for p in figures.problems if p.hint and not p.image]
-    assert 0 < len(figures._right("lora", "told")[0]) == len(told) < len(figures._right("lora", "blind")[0])
+    assert 0 < len(figures._right("lora", "context")[0]) == len(told) < len(figures._right("lora", "blind")[0])
 
 
 def test_rows_and_claims_of_runs_that_are_missing_are_left_out(figures, tmp_path):

@@ -217,7 +217,7 @@ def test_a_run_that_was_killed_or_fails_says_so_and_frees_its_name(stub: Trainer
     stub.kill()
     run = stub.wait_for_end()
     assert run.state == "killed" and run.saved and run.adapter and stub.runs.running() is None
-    assert "killed it" in run_html(run) and "after the last save" in run_html(run)
+    assert "ended unexpectedly" in run_html(run) and "from the last save" in run_html(run)
     (stub.folder / "fails").write_text("")
     shutil.rmtree(stub.folder / "echo")
     stub.start(go=True)

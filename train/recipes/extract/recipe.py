@@ -104,8 +104,8 @@ def _object_scores(where: str, answers: Sequence[str], tests: Sequence[ObjectTes
 def score_answer(answer: str, expected: dict[str, str | int]) -> tuple[bool, int, int]:
     """Whether an answer is the whole object, how many expected fields are right, and out of how many.
 
-    Values are compared after `strip`, with case; a number also when written as a string of digits is wrong. A field
-    too many spoils the whole object but no single field; "type" counts as a field.
+    Texts are compared after `strip`, with case; a number written as a text ("12") is wrong. A field too many makes
+    the whole object wrong, but no single field; "type" counts as a field.
     """
 
     def same(left: object, right: object) -> bool:

@@ -246,7 +246,7 @@ class ConceptHeads:
         return weight.detach(), bias.detach()
 
     def logits_without(self, part: Tensor) -> Tensor:
-        """Logits with which the projection says of each drawing what heads without its part say.
+        """Logits that make the projection answer for each drawing as heads fitted without its part would.
 
         part: [B] numbers of parts, from 0. Returns [B, all classes].
         """

@@ -146,8 +146,8 @@ class _Made:
 
     @cached_property
     def _heads(self) -> tuple[LabelProjection, list[VisualFeatures]]:
-        """A projection with all names and heads, and the training drawings' views as heads see them that do not know
-        their style, and as heads that do not know their names.
+        """A projection with all names and heads; and the training drawings' views twice, with logits of heads that
+        were fitted without the drawing's style (0) and without its name (1).
         """
         # The sizes of base and prompts do not matter here: names and heads are copied into the adapter's projection.
         projection = LabelProjection(self.vision, 1, self.vision.spelled_length + 1)
@@ -181,7 +181,7 @@ class _Made:
         projection.gate_bias.copy_(projection.fact_bias[_MEDIUM, 0] - projection.fact_bias[_MEDIUM, 1])
 
     def _padded(self, features: VisualFeatures) -> VisualFeatures:
-        """With a logit for each name; a projection adds nothing to those of concepts but its own head's."""
+        """Pads the logits to [B, all classes] with 0 for the concepts: the projection adds its own head's there."""
         assert features.logits is not None
         missing = len(self._vocabulary.rows) - features.logits.shape[1]
         return VisualFeatures(features.levels, torch.nn.functional.pad(features.logits, (0, missing)))

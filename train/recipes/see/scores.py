@@ -209,8 +209,8 @@ def _caption_losses(
     pool: Sequence[Drawing],
     rng: random.Random,
 ) -> tuple[Tensor, Tensor]:
-    """[N, _CHOICES], the loss of each drawing's own caption and of others from `pool`; and how much less than
-    without a picture, where common names are likelier, too.
+    """Two tensors [N, _CHOICES], the drawing's own caption first, then others from `pool`: losses in nats a token;
+    and how much lower they are than without a picture, as common names are likely whatever is shown.
     """
     names = [*dict.fromkeys(drawing.name for drawing in pool)]
     captions: list[str] = []
