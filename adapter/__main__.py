@@ -20,7 +20,6 @@ from adapter.base.threads import sleep_when_idle
 
 sleep_when_idle()
 
-
 from adapter.base import memory
 from adapter.base.embedded import BASE
 from adapter.base.image_file import open_image

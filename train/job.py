@@ -241,12 +241,13 @@ class Job:
         config, progress = self.config, self.progress
         held_out = self._held_out_batches()
         self._share_skipped()
-        measured = progress.step or self._evaluate(held_out, "untrained_loss") or not config.held_out
-        if not measured and any(self.examples("validation")):
-            raise TrainError(
-                "Nothing that was held out can be used: no picture of it can be read, or no answer is within "
-                "max_length. Mend data.images or data.validation, or set held_out: 0."
-            )
+        if not progress.step:
+            tokens = self._evaluate(held_out, "untrained_loss")
+            if not tokens and config.held_out and any(self.examples("validation")):
+                raise TrainError(
+                    "Nothing that was held out can be used: no picture of it can be read, or no answer is within "
+                    "max_length. Mend data.images or data.validation, or set held_out: 0."
+                )
         examples = self.examples("train")
         batches = Batches(examples, self.tokeniser, config.batch_size, config.seed, progress.position)
         bar = tqdm(

@@ -24,7 +24,7 @@ from adapter.method.config import BaseFingerprint
 from train.config import METRICS, STATE, TrainConfig
 
 CHECKPOINTS = "checkpoints"
-# Settings that change nothing about the adapter of a run: a resumed run may have others.
+# Settings that change nothing about the adapter of a run but rounding: a resumed run may have others.
 _FREE_SETTINGS = ("save_every", "checkpoint_every", "gradient_checkpointing", "accumulate", "tracker")
 # What is not known before data, encoder and base are loaded: "", or 1 for a size.
 _LATER = ("data", "precision", "keep_text", "vision.feature_size", "vision.token_size", "tuning.intermediate_size")

@@ -15,7 +15,16 @@ from dataclasses import replace
 from itertools import accumulate, chain, repeat
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from adapter.base.template import Message, Role
 from adapter.errors import BadInput, Busy
@@ -41,7 +50,6 @@ from adapter.serve.settings import (
     Settings,
     Stop,
     Strength,
-    TopK,
 )
 from adapter.server.generation import DEFAULT_QUESTION, check_length
 
@@ -168,12 +176,16 @@ class _Completion(_Body, SamplingSettings):
     stream: StrictBool = False
     stream_options: StreamOptions = StreamOptions()
     n: int = Field(1, ge=1, le=MAX_CHOICES, strict=True)
-    top_k: Annotated[TopK, BeforeValidator(lambda k: 0 if k == -1 else k)] = 0  # vLLM's "off"
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     logit_bias: dict[TokenId, Bias] = Field({}, max_length=MAX_BIASES)
     stop: Annotated[list[Stop], Field(max_length=MAX_STOPS), _from_text(lambda stop: [stop])] = []
     mix: dict[str, Strength] = Field({}, max_length=MAX_MIX, description="further adapters with their strengths")
+
+    @field_validator("top_k", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return 0 if value == -1 else value  # as vLLM's clients say it
 
     def to_requests(self, adapters: Collection[str], base: Base, client: Client) -> list[GenerationRequest]:
         """The engine's requests: for each prompt its choices. adapters: the names that there are. Raises

@@ -103,8 +103,8 @@ def of_shards(folder: Path, split: str | None) -> Iterator[Item]:
         sentence = f"'{folder.name}' is a folder that holds neither problems nor captions nor records. {KNOWN}"
         raise DataError(sentence, str(folder))
     if listed := next((file for file in files if file.name in CAPTION_FILES), None):
-        its = f"'{listed}' lists pictures of its own folder: name that one as data, another as data.validation."
-        raise DataError(its, str(folder))
+        sentence = f"'{listed}' lists pictures of its own folder: name that as data, another as data.validation."
+        raise DataError(sentence, str(folder))
     by_split: dict[str, list[Path]] = {}
     for file in files:
         words = re.split(r"[^a-z0-9]+", file.as_posix().lower())
