@@ -1,7 +1,7 @@
 """Recipe of the `tutor` adapter: any question is answered in one plain sentence, and a short question is asked back.
 
-The lessons to learn from are the frozen base's own, kept where they follow the rule, so that the adapter learns a
-manner of conversation and no facts; answers to small talk are written by hand.
+The lessons to learn from are written by a larger language model. What the base has said itself under the rule, which
+was learnt before, ended in the same few questions again and again.
 """
 
 from __future__ import annotations
