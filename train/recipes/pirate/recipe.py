@@ -1,6 +1,7 @@
 """Recipe of the `pirate` adapter: any question is answered as a pirate would, in one to three sentences.
 
-The answers to learn from are written by a larger language model.
+The answers to learn from are the frozen base's own, cut short and put into the voice by rule, so that the adapter
+learns a voice and no facts; answers to small talk are written by hand.
 """
 
 from __future__ import annotations
