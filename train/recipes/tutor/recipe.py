@@ -1,7 +1,6 @@
 """Recipe of the `tutor` adapter: any question is answered in one plain sentence, and a short question is asked back.
 
-The lessons to learn from are written by a larger language model. What the base has said itself under the rule, which
-was learnt before, ended in the same few questions again and again.
+The lessons to learn from are written by a larger language model: the base's own end in the same few questions.
 """
 
 from __future__ import annotations
