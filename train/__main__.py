@@ -170,6 +170,8 @@ def _train(
         digest = _start_digest(recipe.start_from, folder.path, known_base) if recipe.start_from else ""
         whole = complete(recipe, tokenizer, base_config(recipe.base), log)
         if made is not None:
+            if whole.data or whole.train.epochs or whole.train.history:
+                raise AdapterError(f"'{name}' makes its examples itself: leave out data, epochs and history.")
             return whole, None, digest
         log(f"reading {', '.join(Path(part.path).name for part in whole.data)}")
         found = FileExamples(whole.data, whole.train, skipped)
@@ -188,7 +190,7 @@ def _train(
     # What can be refused is refused before minutes of loading. What one machine lacks, all are told.
     in_main(accelerator, open_folder)
     tokenizer, known_base = in_all(accelerator, know_base, in_turn=True)
-    project = None if name is None else load_recipe(name, tokenizer)
+    project = None if name is None else in_all(accelerator, lambda: load_recipe(name, tokenizer), in_turn=True)
     made = None if project is None else project.examples
     if made is not None and recipe.start_from is None:
         recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, vision=made.vision))
@@ -205,7 +207,8 @@ def _train(
     recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
     encoder = None
     if files is not None and files.pictures:
-        config, encoder = with_encoder(config, accelerator.device, recipe.start_from is None)
+        anew, wanted = recipe.start_from is None, config
+        config, encoder = in_all(accelerator, lambda: with_encoder(wanted, accelerator.device, anew), in_turn=True)
     log(f"loading {base_label(recipe.base)}")
     base = in_all(accelerator, lambda: load_to_train(recipe.base, precision, device), in_turn=True)
     feature_cache = None
@@ -222,10 +225,12 @@ def _train(
             data = f"Trained on rows drawn from {files.learnt:,} records of `{files.name}`."
             with atomic_write(folder.path / "recipe.yaml") as temporary:
                 temporary.write_text(recipe_text(recipe), encoding="utf-8")
-        if project is not None:
+        if project is not None and name is not None:
             served = load_base(recipe.base, device=device)
             scores = _measure(config.name, project.told, project.development, served, adapter)
-            data, command = project.data, ""
+            own = project_recipe(name, [])
+            if (own.train.name, own.data) == (config.name, recipe.data):  # not a user's name or data
+                data, command = project.data, ""
         on = f"{precision} on {describe_device(base.device)}"
         card = write_card(adapter, config, data, outcome, on, scores, command, start)
         save_adapter(adapter, folder.path, card)

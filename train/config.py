@@ -115,7 +115,7 @@ class DataConfig:
     config: str | None = None  # of a data set that has several
     format: str = "auto"  # a key of train.formats.FORMATS
     images: str | None = None  # the folder that image paths are relative to
-    validation: str | Annotated[float, Field(ge=0, lt=1)] = 0.05
+    validation: Annotated[Annotated[Float, Field(ge=0, lt=1)] | str, Field(union_mode="left_to_right")] = 0.05
     weight: Annotated[Float, Field(gt=0, le=1000)] = 1.0
 
 

@@ -196,7 +196,6 @@ class Job:
         """Tells the first process, which logs and saves for all, which pictures the others could not read."""
         for place, reason in gather_object(self.skipped.take_new()):
             self.skipped.add(place, reason)
-        self.skipped.take_new()
 
     def _save(self, required: bool) -> None:
         self._share_skipped()
@@ -279,9 +278,9 @@ class Job:
         numbered = bool(config.checkpoint_every) and step % config.checkpoint_every == 0
         if numbered:
             self._try_to_save(lambda: self.folder.save_adapter(self.result, step), required=False)
-        if step % config.eval_every == 0 or last:
-            self._evaluate_and_save(held_out, last)
-        if step % (config.save_every or config.eval_every) == 0 or numbered or last or stop:
+        # The state knows every adapter that the folder had: a run that goes on otherwise may find none better.
+        saved = (step % config.eval_every == 0 or last) and self._evaluate_and_save(held_out, last)
+        if saved or step % (config.save_every or config.eval_every) == 0 or numbered or last or stop:
             self._save(required=stop or last)
         self.since = time.perf_counter()
 
@@ -295,7 +294,7 @@ class Job:
             if self.keep is not None:
                 # In batches of their own: beside shorter rows they would be mostly padding.
                 keep_rows = self.keep.draw(step, rows, math.ceil(config.keep * config.batch_size))
-            # Gradients are divided by the supervised tokens of all processes, which are those of `rows`.
+            # Gradients are divided by the supervised tokens of all processes: of `rows` with readable pictures.
             weight = _KEEP_WEIGHT * config.keep * num_supervised(rows) / max(num_supervised(keep_rows), 1)
             own, own_keep = (self._batches(self._own_share(r), stopping) for r in (rows, keep_rows))
             yield _StepInput(own, own_keep, weight, batches.position)
@@ -417,7 +416,8 @@ class Job:
             self.metrics.record(progress.step, **{name: progress.held_out}, evaluation_seconds=seconds)
         return int(count)
 
-    def _evaluate_and_save(self, held_out: list[Batch], last: bool) -> None:
+    def _evaluate_and_save(self, held_out: list[Batch], last: bool) -> bool:
+        """Whether it is the best adapter so far, and saved."""
         progress, count = self.progress, self._evaluate(held_out)
         if not progress.tokens:
             raise TrainError(
@@ -434,6 +434,7 @@ class Job:
             progress.best, progress.best_step, progress.worse = progress.held_out, progress.step, 0
         elif not better:
             progress.worse += 1
+        return better and saved
 
     def _status(self) -> dict[str, str]:
         progress = self.progress

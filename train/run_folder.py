@@ -66,7 +66,7 @@ class RunFolder:
             except Timeout as error:
                 used = f"{name} is in use by another run. Give this one its own with --out."
                 raise TrainError(used, str(self.path)) from error
-            for cut_off in self.path.glob(".*.????????"):  # by a kill while it was saved
+            for cut_off in self.path.glob(f".*.{8 * '[0-9a-f]'}"):  # by a kill while it was saved
                 cut_off.unlink(missing_ok=True)
         if not resume and state.exists():
             unfinished = f"{name} holds an unfinished run. Go on with it by --resume, or give another --out."

@@ -120,7 +120,7 @@ def table(name: str, config: Any) -> str:
     sizes = [*(by_kind[kind].bytes for kind in KINDS), by_kind["bf16"].cache]
     head = " " * len(name) + "".join(f"{kind:>13}" for kind in (*KINDS, "KV cache"))
     line = name + "".join(f"{_gigabytes(size):>13}" for size in sizes)
-    return f"{head}\n{line}\n\nKV cache: of one conversation of 2,048 tokens. Free here: {free}."
+    return f"{head}\n{line}\n\nKV cache: of one conversation of {_conversation(config):,} tokens. Free: {free}."
 
 
 def free_bytes(device: torch.device | str) -> int:

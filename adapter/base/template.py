@@ -21,7 +21,7 @@ _ALPACA_INPUT = ", paired with an input that provides further context"
 _ALPACA_REQUEST = ". Write a response that appropriately completes the request.\n\n"
 _TURNS = ("<|", "<｜", "<start_of", "<end_of", "[INST", "[/INST")  # how tokens of published templates begin
 _ALPACA_CUE = "### Response:"
-_INPUT_LINE = re.compile(r"[\r\n]*^### Input:[ \t]*\r?\n", re.MULTILINE)
+_INPUT_LINE = re.compile(r"^### Input:[ \t]*\r?\n", re.MULTILINE)
 # What would open a turn gets a space: Alpaca's template has no control tokens to be told from a user's words.
 _TURN_HEADING = re.compile(r"#(##\s*(?:Instruction|Response)\s*:)", re.IGNORECASE)
 # Put before a chat template: replaces today's date by the one that Meta's templates use when told none. An
@@ -101,7 +101,8 @@ def without_control(tokenizer: Any, message: Message) -> Message:
     # Converters often write the tokens of a turn as added ones that are not special, as words are.
     added = tokenizer.added_tokens_decoder.values()
     control = [str(token) for token in added if token.special or str(token).startswith(_TURNS)]
-    text, given = message.text, message.input
+    # Half of a surrogate pair, which a browser can send, has no tokens.
+    text, given = (part.encode("utf-8", "replace").decode() for part in (message.text, message.input))
     for token in {*tokenizer.all_special_tokens, *control}:
         if len(token) > 1:
             text, given = (part.replace(token, f"{token[0]} {token[1:]}") for part in (text, given))
@@ -183,4 +184,5 @@ def _split_input(message: Message) -> Message:
     if message.input.strip():
         return message
     text, *given = _INPUT_LINE.split(message.text, maxsplit=1)
+    text = text.rstrip("\r\n") if given else text
     return replace(message, text=text, input=given[0] if given and given[0].strip() else "")

@@ -23,7 +23,7 @@ from adapter.base.llama import base_config, base_fingerprint, base_weight
 from adapter.errors import LoadError
 from adapter.files import atomic_write
 from adapter.formats import hub, official_v1, official_v2, peft_adapter
-from adapter.formats.tensors import read_tensors, sanitize
+from adapter.formats.tensors import broken, read_tensors, sanitize
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.method.config import AdapterConfig, GateActivation, Template
@@ -129,9 +129,11 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
     named = options.base or BASE
     base = base_fingerprint(named)
     if detected == official_v2.FORMAT:
-        adapter = official_v2.read(
-            file, tensors, base, base_config(named).intermediate_size, lambda norm: base_weight(named, norm)
-        )
+        size = base_config(named).intermediate_size
+        try:
+            adapter = official_v2.read(file, tensors, base, size, lambda norm: base_weight(named, norm))
+        except (LookupError, ValueError, RuntimeError) as error:
+            raise broken(file, "its tensors do not fit together") from error
         return adapter, NAMES[detected], _ASSUMED_OF_V2 if adapter.config.is_visual else {}
     if detected == official_v1.FORMAT:
         foreign = official_v1.read(file, tensors, extras, options.layers)

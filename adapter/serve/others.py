@@ -24,7 +24,7 @@ _OPENS_BLOCK = re.compile(rf"{_LIST_MARK.pattern}|#{{1,6}} |>|\||```|~~~|[-*_]{{
 
 def as_read(messages: Sequence[Message], own: Collection[str], others: Others) -> tuple[Message, ...]:
     """The conversation for a model whose names are `own`. Answers under these or without a name stay whole; others
-    are cut to a first sentence, or with "nothing" dropped with their questions. Adjacent answers are joined.
+    are cut to a first sentence, or with "nothing" dropped with their questions, and then joined where adjacent.
     """
     if others == "all" or all(_is_read(message, own) for message in messages):
         return tuple(messages)

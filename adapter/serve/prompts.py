@@ -36,7 +36,7 @@ class Prompts:
 
     @cached_property
     def bytes(self) -> int:
-        """What the copy takes at most that a forward pass makes of them: in fp32."""
+        """What the copy takes that a forward pass makes of them alone, in fp32."""
         return sum(_prompt_bytes(kv, 4) for kv, _ in self.parts)
 
     @torch.inference_mode()

@@ -272,10 +272,10 @@ class Scheduler:
                 other.overtaken += 1
 
     def prompt_bytes(self, more: Row | None = None) -> int:
-        """Of the prompts of the running rows and of `more`."""
+        """Of the prompts of the running rows and of `more`: where none are shared, all get the largest's room."""
         rows = (*self.prefilling, *self.decoding, *(() if more is None else (more,)))
-        held = [(row, row.prompts) for row in rows if row.prompts is not None]
-        return sum({p.key if self.shares_prompts else row: p.bytes for row, p in held}.values())
+        sizes = {row.prompts.key: row.prompts.bytes for row in rows if row.prompts is not None}.values()
+        return sum(sizes) if self.shares_prompts else len(rows) * max(sizes, default=0)
 
     def _take_room(self, row: Row) -> bool:
         """Give a row all slots that it needs, or none and return False."""

@@ -112,8 +112,7 @@ class Api:
         @self._routes.post(path)
         async def completions(request: Request) -> Response:
             engine = self._engine()
-            async with self._read(request) as raw:  # it is in memory no longer than this
-                completion = await self._in_thread(lambda: self._submit(request, parse(raw, kind), engine))
+            completion = await self._begin(request, kind, engine)
             if not completion.body.stream:
                 events = await _until_disconnect(request, completion.events())
                 # Log-probabilities of sixteen long answers are 50 MB.
@@ -175,6 +174,10 @@ class Api:
             yield body
         finally:
             self._bytes -= {client.network: mine}
+
+    async def _begin(self, request: Request, kind: type[Body], engine: ServingEngine) -> _Completion:
+        async with self._read(request) as raw:  # it is in memory no longer than this
+            return await self._in_thread(lambda: self._submit(request, parse(raw, kind), engine))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         run = contextvars.copy_context().run

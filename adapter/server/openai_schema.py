@@ -294,6 +294,7 @@ class ChatCompletionRequest(_Completion):
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
         top = max(1, self.top_logprobs) if self.logprobs else 0
+        self.messages.clear()  # pictures of 30 MB, while the answer is written
         image = None if picture is None else _decode_picture(picture)
         about = {"others": self.others, "form": self.form(), "top_logprobs": top}
         return [{"messages": messages, "image": image, **about}]

@@ -263,9 +263,9 @@ class RequestGuard:
                 raise RequestRefused(429, str(error), error.retry_after) from None
 
         async def send_counting(message: Message) -> None:
-            if message.get("status") == 401:
+            if (act := {400: "answer", 401: "login"}.get(message.get("status", 0))) is not None:
                 with contextlib.suppress(RateLimited):
-                    self._limits.count("login", address)
+                    self._limits.count(act, address)
             await send(message)
 
         self._limits.count(rule.rate, address)
@@ -273,6 +273,8 @@ class RequestGuard:
             held.callback(self._limits.hold(rule.place, address))
         if rule.rate == "program":
             self._limits.count("login", address, 0)
+            if scope["method"] == "POST":  # its picture is decoded before the engine counts an answer
+                self._limits.count("answer", address, 0)
         if rule.place == "body":
             receive = bounded(receive, await self._check_length(rule, scope, address), _WITHOUT_LENGTH)
         if rule.values:

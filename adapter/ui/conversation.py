@@ -47,7 +47,7 @@ class AnswerRecord:
     """
 
     settings: Settings
-    token_ids: Annotated[tuple[_Count, ...], Field(max_length=4096)] = ()
+    token_ids: tuple[_Count, ...] = ()
     picture: Annotated[bool, Strict()] = False
     cut: bool = False
     context_tokens: _Count = 0

@@ -47,7 +47,7 @@ class ExampleCard:
 
     @property
     def label(self) -> str:
-        """What the card shows: its title, which is set in bold, and the words that it sends."""
+        """What the card shows: its title, and the words that it sends."""
         return f"{self.title}\n“{self.text}”"
 
 

@@ -143,6 +143,10 @@ def test_a_published_file_is_converted(multi_head, tiny_base, tmp_path):
     convert(str(tmp_path / "v2.pth"), tmp_path / "ours", Options(base=str(tmp_path / "base")))
     ours = model(input_ids=IDS, use_cache=False, prompt_kv=load_adapter(tmp_path / "ours").double()(model)).logits
     torch.testing.assert_close(ours, reference(weights, tensors), rtol=1e-5, atol=1e-5)
+    wrong = {name: torch.zeros(5) if "gate" in name else tensor for name, tensor in tensors.items()}
+    torch.save({"model": wrong}, tmp_path / "v2.pth")
+    with pytest.raises(LoadError, match="do not fit together"):
+        convert(str(tmp_path / "v2.pth"), tmp_path / "theirs", Options(base=str(tmp_path / "base")))
 
 
 @pytest.mark.parametrize(

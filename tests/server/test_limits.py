@@ -148,8 +148,6 @@ def test_one_address_leaves_inspections_to_others() -> None:
         assert counted.inspect(asked_by(STRANGER), ()) == "inspected"
 
 
-# The guard.
-
 UPLOAD, JOIN, V1 = "/gradio_api/upload", "/gradio_api/queue/join", "/v1/chat/completions"
 
 
@@ -157,9 +155,8 @@ def page_behind_guard(folder: Path, hold: asyncio.Event | None = None, most: int
     async def page(request: Request) -> PlainTextResponse:
         if hold is not None:
             await hold.wait()
-        if request.headers.get("authorization", "right") != "right":
-            return PlainTextResponse("wrong", 401)
-        return PlainTextResponse(f"the page of {len(await request.body())}")
+        wrong, body = request.headers.get("authorization", "right") != "right", await request.body()
+        return PlainTextResponse(f"the page of {len(body)}", 401 if wrong else 400 if body == b"?" else 200)
 
     return Starlette(
         routes=[Route("/{path:path}", page, methods=["GET", "POST"])],
@@ -185,6 +182,7 @@ async def pieces(count: int = 1, size: int = 1) -> Any:
         ({"request": 3}, ("POST", JOIN, {"content": b"{}"}), "3 requests a minute"),
         ({"program": 3}, ("GET", "/v1/models", {}), "3 requests a minute"),
         ({"session": 3}, ("GET", "/config", {}), "3 new pages a minute"),
+        ({"answer": 3}, ("POST", V1, {"content": b"?"}), "3 answers a minute"),  # 400: a damaged picture
     ],
 )
 def test_requests_are_limited_by_address(

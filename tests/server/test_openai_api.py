@@ -252,7 +252,6 @@ def test_words_do_not_wait_for_pictures_and_forms(
         many = [{**GOOD, "grammar": f'start: "{i}"'} for i in range(24)]
 
     async def answered() -> bool:
-        """Whether the models and an answer come meanwhile."""
         async with asgi_client(page_with(ReadyProvider(engine), FakeCatalog())) as client:
             post = partial(client.post, "/v1/chat/completions")
             held = [asyncio.create_task(post(json=body)) for body in many]

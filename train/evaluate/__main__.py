@@ -74,10 +74,10 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
     notes, systems = list(task.notes), []
     for name, digest, adapter in adapters:
         answerer = Answerer(base, adapter, form=None)  # its own, as when it is served
-        if adapter is not None and adapter.config.form:
-            notes.append(f"{name} is held to its form")
         print(f"measuring {name}", file=sys.stderr, flush=True)
         measured = task.measure(answerer, args.seed)
+        if adapter is not None and adapter.config.form and measured.answers:
+            notes.append(f"{name} is held to its form")
         if adapter is not None and adapter.config.base.weights not in ("", base.fingerprint.weights):
             notes.append(f"{name} was trained on other weights of this shape: {adapter.config.base.name}")
         systems.append(dataclasses.replace(measured, name=name, template=answerer.template, digest=digest))

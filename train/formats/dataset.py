@@ -45,9 +45,15 @@ class Records(Sequence[Record]):
             for item in items:
                 if first is None or (isinstance(first[1], DataError) and not isinstance(item[1], DataError)):
                     first = item
-                self._file.write(pickle.dumps(item))
+                try:
+                    pickled = pickle.dumps(item)
+                except RecursionError:
+                    pickled = pickle.dumps(
+                        (item[0], DataError(f"{item[0]}: lists or objects in one another, too deep."))
+                    )
+                self._file.write(pickled)
                 self._ends.append(self._file.tell())
-        except (OSError, RecursionError) as error:  # RecursionError: lists in lists
+        except OSError as error:
             sentence = f"'{self.name}' cannot be copied to the temporary folder. Free some room, or set TMPDIR."
             raise DataError(sentence, first_line(error)) from error
         if first is None:

@@ -69,7 +69,7 @@ class StreamPosition:
 class Batches:
     """Endless batches of rows of similar length, as lists of rows; `position` is that of the next one.
 
-    An epoch of n examples from files has ceil(n / batch_size) batches, which differ in size by one at most: each
+    An epoch of n examples from files has ceil(n / batch_size) batches, of which the last ones may be smaller: each
     example that can be used comes once.
     """
 

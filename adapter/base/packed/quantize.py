@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -109,12 +108,10 @@ class PackedLinear(nn.Module):
         blocks, work = len(self.weight), len(rows) * self.weight.numel()
         shares = min(torch.get_num_threads(), blocks, 1 + work // _WORK_OF_A_THREAD)
         ends = [blocks * (i + 1) // shares for i in range(shares)]
-        others = [threading.Thread(target=multiply, args=(*arguments, *share)) for share in pairwise(ends)]
-        for thread in others:
-            thread.start()
-        multiply(*arguments, 0, ends[0])
-        for thread in others:
-            thread.join()
+        with ThreadPoolExecutor(shares) as pool:  # which waits for those that have begun, should one not start
+            for share in pairwise(ends):
+                pool.submit(multiply, *arguments, *share)
+            multiply(*arguments, 0, ends[0])
         return out[:, : self.out_features].to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def unpacked(self, chosen: Tensor | slice = slice(None)) -> Tensor:

@@ -35,7 +35,8 @@ Updates = tuple[Any, Any]  # of the message box and the answers
 # page.css shows the frame of this number.
 _SHOW_JS = """element.dataset.frame = 2;
 document.addEventListener('input', ({target}) => {
-  if (target.closest?.('#film-strength')) element.dataset.frame = Math.round(2 * target.value);
+  const frame = Math.min(4, Math.max(0, Math.round(2 * target.value)));
+  if (target.closest?.('#film-strength')) element.dataset.frame = frame;
 });"""
 
 

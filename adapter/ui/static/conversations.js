@@ -285,7 +285,7 @@
       if (id === shown.id) open(newId());
       amend(id, { deleted: Date.now() });
       deleted = id;
-      undo().querySelector("span").textContent = undo().dataset.text.replace("{}", titleOf(conversations.get(id)));
+      undo().querySelector("span").textContent = undo().dataset.text.replace("{}", () => titleOf(conversations.get(id)));
       undo().hidden = false;
       render();
     },

@@ -75,7 +75,7 @@ const play = () => {
 let painting = false, before;
 for (const kind of ['pointerdown', 'pointerover']) element.addEventListener(kind, event => {
   const cell = event.target.closest('.gates td');
-  if (!cell || (kind === 'pointerover' && !painting)) return;
+  if (!cell || event.button > 0 || (kind === 'pointerover' && !painting)) return;
   if (!painting) event.target.releasePointerCapture(event.pointerId); // or a finger would stay on the first one
   if (!painting) before = new Map(factors);
   painting = true;

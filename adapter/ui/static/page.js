@@ -139,7 +139,7 @@
     const { film, filmName, message = "", picture = "", correct = "" } = find("#head h1")?.dataset ?? {};
     for (const option of all("#chat .option")) // an icon
       if (option.textContent.trim() === film) option.ariaLabel = option.title = filmName;
-    setAttribute(".box textarea:not([aria-label])", "aria-label", message);
+    setAttribute(":is(.box textarea, #chat .edit-textarea):not([aria-label])", "aria-label", message);
     setAttribute("#chat .examples[role=list]", "role", "group");
     setAttribute("#chat .image-container button:not([aria-label])", "aria-label", picture);
     setAttribute(":is(#about .prose, #chat pre):not([tabindex])", "tabindex", "0");

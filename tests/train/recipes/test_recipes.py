@@ -37,7 +37,6 @@ def test_a_recipe_is_what_a_user_could_have_written(name, monkeypatch, tmp_path)
     data, start = project_recipe(name, []).data[0], project_recipe(name, []).start_from
     assert data.path == str(RECIPES / name / "train.jsonl.gz") and str(ROOT) in data.validation
     assert start in (None, str(SHIPPED / name))
-    (tmp_path / "mine.jsonl").touch()
     assert project_recipe(name, ["data=mine.jsonl"]).data[0].path == "mine.jsonl"
     with pytest.raises(ConfigError, match="did you mean 'lr'"):
         project_recipe(name, ["lrr=1"])
@@ -60,8 +59,8 @@ def test_a_recipe_on_files_is_trained_measured_and_has_its_card(tiny_folder, tmp
     base = roomy(tiny_folder, tmp_path / "base")
     assert main(["extract", f"--base={base}", f"--out={tmp_path / 'out'}", *data, *small]) == 0
     card = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
-    assert "`python -m train extract`" in card and "| whole object, % | 0 " in card
-    assert load_recipe("extract", None).development.describe() in card and "license: apache" in card
+    assert "`python -m train --config recipe.yaml`" in card and "| whole object, % | 0 " in card  # a user's data
+    assert load_recipe("extract", None).development.describe() in card and "license:" not in card
     assert read_recipe(tmp_path / "out" / "recipe.yaml", []).train.form == project_recipe("extract", []).train.form
 
 
