@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -37,24 +37,25 @@ class Client:
     address: str = ""
     session: str = ""  # by the client's own choice
 
+    @cached_property
+    def _ip(self) -> IPv4Address | IPv6Address | None:
+        try:
+            ip = ip_address(self.address)
+        except ValueError:
+            return None
+        return getattr(ip, "ipv4_mapped", None) or ip
+
     @cached_property  # the scheduler asks for each waiting row in every step
     def is_local(self) -> bool:
         """Whether the request comes from this machine or straight from a program that uses the engine."""
-        try:
-            return not self.address or ip_address(self.address).is_loopback
-        except ValueError:
-            return False
+        return not self.address or (self._ip is not None and self._ip.is_loopback)
 
     @cached_property
     def network(self) -> str:
         """What one person may own, by one name: an IPv4 address, or the first half of an IPv6 one."""
-        try:
-            ip = ip_address(self.address)
-        except ValueError:
-            return self.address[:100]
-        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is None:
-            return str(ip_address(int(ip) >> 64 << 64))
-        return str(getattr(ip, "ipv4_mapped", None) or ip)
+        if isinstance(self._ip, IPv6Address):
+            return str(IPv6Address(int(self._ip) >> 64 << 64))
+        return self.address[:100] if self._ip is None else str(self._ip)
 
 
 @dataclass(frozen=True)
