@@ -124,7 +124,10 @@ def close_page(page: gr.Blocks) -> None:
     """Stop the server of a launched page at once, though event streams never end, and its share link."""
     if page.server is not None:
         page.server.force_exit = True
-    page.close(verbose=False)
+    try:
+        page.close(verbose=False)
+    except RuntimeError:  # it wakes the heartbeats of another thread's loop, one of which left meanwhile (6.31)
+        page.server.close()
     for tunnel in tunneling.CURRENT_TUNNELS:
         tunnel.kill()
 

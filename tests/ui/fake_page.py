@@ -20,7 +20,7 @@ import app
 from adapter.server.limits import Limits
 from adapter.server.request_guard import RequestGuard
 from adapter.ui import theme
-from adapter.ui.gradio_internals import guard
+from adapter.ui.gradio_internals import close_page, guard
 from adapter.ui.preload import preload_links
 from tests.app_process import PATIENCE
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
@@ -88,7 +88,7 @@ def served(build: Callable[[], Any], uploads: Path) -> Iterator[str]:
             app_kwargs={"middleware": [door]},
         )
         yield address
-        page.close(verbose=False)
+        close_page(page)
 
 
 @pytest.fixture(scope="module")
