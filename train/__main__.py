@@ -170,8 +170,8 @@ def _train(
         digest = _start_digest(recipe.start_from, folder.path, known_base) if recipe.start_from else ""
         whole = complete(recipe, tokenizer, base_config(recipe.base), log)
         if made is not None:
-            if whole.data or whole.train.epochs or whole.train.history:
-                raise AdapterError(f"'{name}' makes its examples itself: leave out data, epochs and history.")
+            if whole.data or whole.train.epochs or whole.train.history or whole.train.name != name:
+                raise AdapterError(f"'{name}' makes its examples itself: leave out data, name, epochs, history.")
             return whole, None, digest
         log(f"reading {', '.join(Path(part.path).name for part in whole.data)}")
         found = FileExamples(whole.data, whole.train, skipped)
@@ -207,8 +207,8 @@ def _train(
     recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
     encoder = None
     if files is not None and files.pictures:
-        anew, wanted = recipe.start_from is None, config
-        config, encoder = in_all(accelerator, lambda: with_encoder(wanted, accelerator.device, anew), in_turn=True)
+        anew = recipe.start_from is None
+        config, encoder = in_all(accelerator, lambda: with_encoder(config, accelerator.device, anew), in_turn=True)
     log(f"loading {base_label(recipe.base)}")
     base = in_all(accelerator, lambda: load_to_train(recipe.base, precision, device), in_turn=True)
     feature_cache = None

@@ -86,14 +86,19 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
             "out, and let user and assistant take turns.",
             first_line(error),
         ) from error
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    return list(tokenizer(encodable(text), add_special_tokens=False).input_ids)
+
+
+def encodable(text: str) -> str:
+    """The text with ? for each half of a surrogate pair, which JSON can spell and no tokenizer reads."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text, with the BOS token first if the tokenizer adds one, and without an EOS token."""
     begin = list(tokenizer("").input_ids)[:1]
     begin = begin if begin == [tokenizer.bos_token_id] else []
-    return [*begin, *tokenizer(text, add_special_tokens=False, verbose=False).input_ids]
+    return [*begin, *tokenizer(encodable(text), add_special_tokens=False, verbose=False).input_ids]
 
 
 def without_control(tokenizer: Any, message: Message) -> Message:
@@ -101,8 +106,7 @@ def without_control(tokenizer: Any, message: Message) -> Message:
     # Converters often write the tokens of a turn as added ones that are not special, as words are.
     added = tokenizer.added_tokens_decoder.values()
     control = [str(token) for token in added if token.special or str(token).startswith(_TURNS)]
-    # Half of a surrogate pair, which a browser can send, has no tokens.
-    text, given = (part.encode("utf-8", "replace").decode() for part in (message.text, message.input))
+    text, given = message.text, message.input
     for token in {*tokenizer.all_special_tokens, *control}:
         if len(token) > 1:
             text, given = (part.replace(token, f"{token[0]} {token[1:]}") for part in (text, given))

@@ -70,9 +70,7 @@ class Adapter(nn.Module):
                 raise BadInput("This adapter reads text only. Choose one that reads images.")
             vision, found = self.config.vision, features.levels.shape[1]
             if vision is not None and vision.projection != "queries" and found != vision.feature_size:
-                raise LoadError(
-                    f"This adapter needs {vision.feature_size} features of a picture; its encoder gives {found}."
-                )
+                raise LoadError(f"This adapter reads {vision.feature_size} features of a picture, not {found}.")
             visual = self.projection(features, model, self.config.layers)  # [U, L or 1, K or 1, hidden]
             prompts = prompts + visual  # equation 10
         kv = project_prompts(model, prompts, gates, self.config.layers, self.config.prompt_norm)

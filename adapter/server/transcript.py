@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from adapter.base.template import Message, Role
+from adapter.base.template import Message, Role, encodable
 from adapter.errors import BadInput
 from adapter.serve.settings import Settings
 
@@ -200,7 +200,7 @@ def read(text: str | bytes, limits: Limits = FILE) -> Transcript:
 
 def _displayable(text: Any) -> Any:
     """The text with lone surrogates replaced, which JSON can hold and nothing can display."""
-    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
+    return encodable(text) if isinstance(text, str) else text
 
 
 Text = Annotated[str, BeforeValidator(_displayable)]

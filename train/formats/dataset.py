@@ -48,9 +48,8 @@ class Records(Sequence[Record]):
                 try:
                     pickled = pickle.dumps(item)
                 except RecursionError:
-                    pickled = pickle.dumps(
-                        (item[0], DataError(f"{item[0]}: lists or objects in one another, too deep."))
-                    )
+                    too_deep = DataError(f"{item[0]}: lists or objects in one another, too deep.")
+                    pickled = pickle.dumps((item[0], too_deep))
                 self._file.write(pickled)
                 self._ends.append(self._file.tell())
         except OSError as error:

@@ -1,7 +1,6 @@
 """Recipe of the `pirate` adapter: any question is answered as a pirate would, in one to three sentences.
 
-The answers to learn from are the frozen base's own, cut short and put into the voice by rule, so that the adapter
-learns a voice and no facts; answers to small talk are written by hand.
+The answers to learn from are the frozen base's own, put into the voice by rule, and a larger language model's.
 """
 
 from __future__ import annotations
