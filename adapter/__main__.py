@@ -205,7 +205,7 @@ def _generate(args: argparse.Namespace, store: AdapterStore, inspect: bool = Fal
             for row, why in opened.assumed.items():
                 print(f"note: {row} (assumed): {why}", file=sys.stderr)
             folder = Path(until_end.enter_context(tempfile.TemporaryDirectory()))
-            args.adapter = opened.name.replace("/", "--")
+            args.adapter = opened.name.replace("/", "--").lstrip(".")
             save_adapter(opened.adapter, folder / args.adapter)
             store = AdapterStore(folder, *store.folders)
         request = _request(args, store)

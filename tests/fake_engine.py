@@ -53,8 +53,7 @@ class FakeCatalog:
 class EchoEngine:
     """Answers in three pieces, "you said: ", the last message and "!", and records the requests.
 
-    error: raised in place of the second piece; queue_length: requests that are served before; ending: of the
-    answers.
+    error: raised in place of the second piece; ending: of the answers.
     """
 
     base = SimpleNamespace(
@@ -64,13 +63,10 @@ class EchoEngine:
         context_length=100,
     )
 
-    def __init__(
-        self, error: Exception | None = None, queue_length: int = 0, ending: FinishReason = "stop"
-    ) -> None:
+    def __init__(self, error: Exception | None = None, ending: FinishReason = "stop") -> None:
         self.requests: list[Any] = []
         self.closed = 0
         self.error = error
-        self.queue_length = queue_length
         self.ending = ending
 
     def replicas(self) -> dict[str, Any]:
@@ -94,7 +90,7 @@ class EchoAnswer(Answer):
 
 
 class EchoMailbox(Mailbox):
-    """Places in the queue come one at a time, then the first piece alone and the rest together, when asked for."""
+    """The first piece comes alone and the rest together, when asked for."""
 
     def __init__(self, engine: EchoEngine, message: str) -> None:
         super().__init__()
@@ -102,10 +98,6 @@ class EchoMailbox(Mailbox):
         self.events = self._generate(engine, message)
 
     def _generate(self, engine: EchoEngine, message: str) -> Iterator[GenerationEvent]:
-        for position in reversed(range(engine.queue_length)):
-            yield GenerationEvent(position=position)
-        if engine.queue_length:
-            yield GenerationEvent(progress=0.4)
         for index, text in enumerate(["you said: ", message, "!"]):
             if engine.error and index == 1:
                 raise engine.error

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from adapter.base.embedded import BASE, ENCODER
 from adapter.errors import AdapterError, BadInput, first_line
-from adapter.method.config import TuningConfig, VisionConfig, check_name
+from adapter.method.config import Natural, Positive, TuningConfig, VisionConfig, check_name
 from train.formats.hf_datasets import hub_id
 
 Precision = Literal["auto", "bf16", "fp16", "fp32", "nf4", "int8"]
@@ -31,8 +31,6 @@ class ConfigError(AdapterError):
 
 Float = Annotated[float, Field(strict=False)]  # also text such as 1e-3, which YAML does not read as a number
 AboveZero = Annotated[Float, Field(gt=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -42,10 +40,10 @@ class TrainConfig:
 
     name: str
     description: str = ""
-    steps: Count = 0  # either steps
+    steps: Natural = 0  # either steps
     epochs: Annotated[Float, Field(ge=0, le=10_000)] = 0  # or epochs, for data of a known length
-    batch_size: AtLeastOne = 16  # rows per step, over all processes
-    accumulate: AtLeastOne = 1  # micro-batches that a process splits its rows into
+    batch_size: Positive = 16  # rows per step, over all processes
+    accumulate: Positive = 1  # micro-batches that a process splits its rows into
     lr: AboveZero = 1e-2
     gate_lr: AboveZero = 1e-2
     tuning_lr: AboveZero | None = None  # of the tuning, where it differs from lr
@@ -54,7 +52,7 @@ class TrainConfig:
     clip_norm: AboveZero | None = None
     # Decay per step of an exponential moving average of what is trained, which is evaluated and saved; 0: none.
     average: Annotated[Float, Field(ge=0, lt=1)] = 0
-    prompt_length: AtLeastOne = 10
+    prompt_length: Positive = 10
     insertion_layers: int | None = None  # the topmost; None: all of the base's; -2: all but the lowest 2
     init: Literal["zero", "random"] = "zero"  # random: gates from N(0, 1), arXiv 2303.16199, table 5
     prompt_std: AboveZero = 1.0  # of the prompts' normal initialisation
@@ -65,16 +63,16 @@ class TrainConfig:
     vision: VisionConfig | None = None
     tuning: TuningConfig | None = None  # also train norms and linear maps (arXiv 2304.15010)
     learn: Literal["all", "prompts", "tuning"] = "all"  # prompts: with gates and projection, all but the tuning
-    max_length: AtLeastOne = 512  # tokens; longer examples are truncated
+    max_length: Positive = 512  # tokens; longer examples are truncated
     history: Annotated[Float, Field(ge=0, le=1)] = 0  # share of single-turn records trained with earlier turns
     # This many rows of the base's own text for each row of the data, trained to leave its distribution as it is.
     keep: Annotated[Float, Field(ge=0, lt=1)] = 0
-    eval_every: AtLeastOne = 100  # steps between evaluations
+    eval_every: Positive = 100  # steps between evaluations
     save: Literal["best", "last"] = "best"  # the adapter that the run ends with: of lowest held-out loss, or last
-    save_every: Count = 0  # steps between saves of what --resume needs; 0: at each evaluation
-    checkpoint_every: Count = 0  # steps between numbered adapters that are kept; 0: none
-    patience: Count = 0  # evaluations without improvement before stopping; 0: never
-    held_out: Count = 96  # examples in the held-out loss
+    save_every: Natural = 0  # steps between saves of what --resume needs; 0: at each evaluation
+    checkpoint_every: Natural = 0  # steps between numbered adapters that are kept; 0: none
+    patience: Natural = 0  # evaluations without improvement before stopping; 0: never
+    held_out: Natural = 96  # examples in the held-out loss
     gradient_checkpointing: bool = False  # computes activations again in backward: less memory, more time
     tracker: str = "none"  # one of accelerate's, such as tensorboard or wandb
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

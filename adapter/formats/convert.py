@@ -162,18 +162,19 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
         )
     if options.template is None and foreign.template is None:
         assumed["template"] = "the format does not tell one. `--template` states it."
-    adapter = _make_adapter(
-        AdapterConfig(
-            base=base,
-            prompt_length=foreign.prompts.shape[1],
-            insertion_layers=len(foreign.layers),
-            gate_activation=known or options.gate_activation or "tanh",
-            template=foreign.template or "raw",
-            description=f"Converted from {NAMES[detected]}.",
-        ),
-        {"prompts": foreign.prompts, "gates": foreign.gates.expand(-1, base.num_attention_heads).contiguous()},
+    shape = AdapterConfig(
+        base=base,
+        prompt_length=foreign.prompts.shape[1],
+        insertion_layers=len(foreign.layers),
+        gate_activation=known or options.gate_activation or "tanh",
+        template=foreign.template or "raw",
+        description=f"Converted from {NAMES[detected]}.",
     )
-    return adapter, NAMES[detected], assumed
+    gates = foreign.gates.expand(-1, base.num_attention_heads).contiguous()
+    with torch.device("meta"):
+        adapter = Adapter(shape)
+    adapter.load_state_dict({"prompts": foreign.prompts, "gates": gates}, assign=True)
+    return adapter.requires_grad_(False).eval(), NAMES[detected], assumed
 
 
 def _weight_file(path: Path, patterns: tuple[str, ...]) -> Path:
@@ -209,13 +210,6 @@ def detect_format(tensors: Mapping[str, Tensor], extras: Mapping[str, Any]) -> t
     if any(name.endswith(("embed_tokens.weight", "tok_embeddings.weight")) for name in names):
         return "", "is a base or holds its weights. Give the file that the training of an adapter wrote."
     return "", f"is no adapter that is known here. What can be converted: {CONVERTIBLE}."
-
-
-def _make_adapter(config: AdapterConfig, state: dict[str, Tensor]) -> Adapter:
-    with torch.device("meta"):
-        adapter = Adapter(config)
-    adapter.load_state_dict(state, assign=True)
-    return adapter.requires_grad_(False).eval()
 
 
 def _read_licence(path: Path) -> str:
@@ -271,7 +265,10 @@ def _incompatibility(adapter: Adapter) -> str:
         return "it changes norms or linear maps, or has a form, and the format holds prompts only"
     if adapter.config.prompt_norm:
         return "its prompts pass through each layer's norm, which the format does not know"
-    return official_v1.incompatibility(adapter)
+    base = adapter.config.base
+    if base.num_key_value_heads != base.num_attention_heads:
+        return f"its base shares {base.num_key_value_heads} key heads, and official V1 has one for each head"
+    return ""
 
 
 def model_card(name: str, adapter: Adapter, source: Source, written_as: str = OURS, note: str = "") -> str:

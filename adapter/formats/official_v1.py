@@ -75,14 +75,6 @@ def _insertion_layers(
     return count, {"prompts": "in all layers down to the lowest whose gate is not zero. `--layers` states L."}
 
 
-def incompatibility(adapter: Adapter) -> str:
-    """Why `adapter` cannot be written in this format; empty if it can."""
-    base = adapter.config.base
-    if base.num_key_value_heads != base.num_attention_heads:
-        return f"its base shares {base.num_key_value_heads} key heads, and official V1 has one for each head"
-    return ""
-
-
 def write(adapter: Adapter, folder: Path) -> str:
     """Write the flat .pth into `folder`; returns a note for its reader. Exact."""
     config, heads = adapter.config, adapter.config.base.num_attention_heads

@@ -77,9 +77,8 @@ Name = Annotated[str, BeforeValidator(_to_name), Field(max_length=_LONGEST_NAME)
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Strength = Annotated[Number, Field(ge=0, le=MAX_STRENGTH)]
 Temperature = Annotated[Number, Field(ge=0, le=MAX_TEMPERATURE)]
-TopP = Annotated[Number, Field(ge=0, le=1)]
+Probability = Annotated[Number, Field(ge=0, le=1)]
 TopK = Annotated[int, BeforeValidator(_to_whole_number), Field(ge=0, le=MAX_TOP_K, strict=True)]
-MinP = Annotated[Number, Field(ge=0, le=1)]
 RepetitionPenalty = Annotated[Number, Field(ge=1, le=MAX_PENALTY)]
 MaxTokens = Annotated[int, BeforeValidator(_to_whole_number), Field(ge=1, le=MAX_TOKENS, strict=True)]
 _Int64 = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED, strict=True)]
@@ -99,11 +98,11 @@ class SamplingSettings(BaseModel):
     temperature: Temperature = Field(
         0.1, title="Temperature", description=f"Temperature, up to {MAX_TEMPERATURE:g}; 0 takes the likeliest word"
     )
-    top_p: TopP = Field(0.75, title="Top-p", description="Top-p, up to 1; 0 takes the likeliest word")
+    top_p: Probability = Field(0.75, title="Top-p", description="Top-p, up to 1; 0 takes the likeliest word")
     max_tokens: MaxTokens = Field(256, title="Max tokens", description=f"Tokens at most, up to {MAX_TOKENS}")
     seed: Seed = Field(None, description="Seed; the same one gives the same answer")
     top_k: TopK = Field(0, title="Top-k", description="Top-k: only the k likeliest tokens; 0 is off")
-    min_p: MinP = Field(
+    min_p: Probability = Field(
         0.0, title="Min-p", description="Min-p: only tokens as likely as this part of the likeliest; 0 is off"
     )
     repetition_penalty: RepetitionPenalty = Field(

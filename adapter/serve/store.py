@@ -33,7 +33,6 @@ FileVersion = tuple[tuple[int, ...], ...]
 class AdapterCard:
     """What is known of an adapter without loading its weights."""
 
-    name: str
     config: AdapterConfig
     bytes: int  # of adapter.safetensors
     own: bool = False  # whether it was trained or uploaded here
@@ -73,7 +72,7 @@ class AdapterStore:
             size = (folder / WEIGHTS).stat().st_size
         except OSError as error:
             raise LoadError(f"Adapter '{name}': {WEIGHTS} is missing. Download or train it again.") from error
-        return AdapterCard(name, read_config(folder), size, folder.parent == self._own)
+        return AdapterCard(read_config(folder), size, folder.parent == self._own)
 
     def card_text(self, name: str) -> str:
         """The model card of adapter `name` without its front matter; empty if it has none."""

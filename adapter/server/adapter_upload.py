@@ -162,7 +162,6 @@ def delete_adapter(name: str, store: AdapterStore) -> str:
             if time.time() - old.stat().st_mtime > DELETED_SECONDS:
                 shutil.rmtree(old, ignore_errors=True)
         token = str(time.time())
-        (aside / token).mkdir(parents=True)
         _move(folder, aside / token / name)
         return token
 
@@ -195,6 +194,7 @@ def _own_folder(name: str, store: AdapterStore) -> Iterator[Path]:
 
 def _move(folder: Path, to: Path) -> None:
     try:
+        to.parent.mkdir(parents=True, exist_ok=True)
         os.rename(folder, to)
     except OSError as error:
         raise LoadError(f"“{folder.name}” could not be moved. It is as it was.", str(error)) from error

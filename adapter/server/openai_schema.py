@@ -207,7 +207,7 @@ class _Completion(_Body, SamplingSettings):
         )
         about: dict[str, Any] = {"adapter": adapter, "strength": self.strength, "client": client}
         about |= {"mix": tuple(self.mix.items()), "stop": tuple(self.stop)}
-        seeds = [None if self.seed is None else (self.seed + i) % (MAX_SEED + 1) for i in range(self.n)]
+        seeds = [None if self.seed is None else min(self.seed, MAX_SEED - self.n + 1) + i for i in range(self.n)]
         prompts = self.prompts({**{name: name for name in adapters}, BASE: BASE_ONLY, base_name: BASE_ONLY})
         counts = chain([self.n * len(prompts)], repeat(0))  # one limit is asked for all of them at once
         return [

@@ -123,7 +123,11 @@ def test_a_layer_gets_what_the_base_has_there_of_the_names(tiny):
 
 @pytest.mark.parametrize(
     ("vision", "changes", "words"),
-    [(LABEL, {"logits": None}, "encoder"), (QUERIES, {"tokens": None}, "of 7 numbers.*given none.*tokens=True")],
+    [
+        (LABEL, {"logits": None}, "encoder"),
+        (QUERIES, {"tokens": None}, "of 7 numbers.*given none.*tokens=True"),
+        (GLOBAL, {"levels": torch.ones(2, 7)}, "6 features.*not 7"),
+    ],
 )
 def test_features_of_another_encoder_are_refused(tiny, tiny_fingerprint, vision, changes, words):
     with pytest.raises(LoadError, match=words):

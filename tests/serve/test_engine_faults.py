@@ -138,11 +138,6 @@ def test_an_overflowing_adapter_reaches_no_other_row(engine, check_honest):
     assert list(cache) and all(cache.get(key).isfinite().all() for key in cache)
 
 
-def test_the_inspector_tells_an_overflow(engine):
-    with pytest.raises(AdapterError, match="'bomb' makes"):
-        engine.inspect(replace(HONEST[0], adapter="bomb"), [5, 6])
-
-
 # Failures in what the worker does for one row.
 
 MARKED = replace(ENDLESS, stop=("~mark~",), sampling=replace(ENDLESS.sampling, seed=77))  # the one that is struck

@@ -16,7 +16,6 @@ import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
-from adapter.base.template import Message
 from adapter.errors import BadInput
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import MAX_FORM_BYTES
@@ -29,6 +28,7 @@ from adapter.serve.request import GenerationRequest
 from adapter.serve.sampling import Sampler, SamplingParams, sample
 from adapter.serve.store import AdapterStore
 from tests.serve.test_detokenizer import TOKENIZERS
+from tests.serve.test_engine import HELLO, text
 from tests.tiny_models import random_adapter
 
 LISTS = 'start: "<" /[a-z]{1,4}/ (", and " /[0-9]{2}/){0,3} ">"'
@@ -36,7 +36,6 @@ IS_LIST = re.compile(r"<[a-z]{1,4}(, and [0-9]{2}){0,3}>")
 SHOUT = 'start: /[A-Z]{3}/ "!"'
 # After three letters, so in a decode step, the next ones could come from 2^40 places.
 EXPLODES = "start: /[a-z]{3}/ a0\n" + "".join(f"a{i}: a{i + 1} a{i + 1}\n" for i in range(40)) + 'a40: "x"'
-HELLO = (Message("user", "hello there"),)
 GREEDY = SamplingParams(temperature=0, max_new_tokens=40)
 
 
@@ -52,10 +51,6 @@ def engine(request, tmp_path, tiny_fingerprint):
 
 def ask(**request):
     return GenerationRequest(**{"messages": HELLO, "sampling": GREEDY, "form": NO_FORM, **request})
-
-
-def text(events):
-    return "".join(event.text for event in events)
 
 
 def law_requests():

@@ -184,6 +184,12 @@ def test_what_was_added_here_is_renamed_deleted_and_put_back(folder, store, add,
     assert store.names() == ["kept"]
     assert restore_adapter("Bard", token, store) == "Bard"
     assert {path.name: path.read_bytes() for path in store.folder("Bard").iterdir()} == files
+    aside = store.incoming / upload.DELETED
+    shutil.rmtree(aside)
+    aside.touch()  # as a full disk: no folder can be made
+    with pytest.raises(LoadError, match="as it was"):
+        delete_adapter("Bard", store)
+    aside.unlink()
     token = delete_adapter("Bard", store)
     add(folder, "Bard")
     with pytest.raises(BadInput, match="another adapter"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import secrets
 import zipfile
@@ -12,7 +11,6 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from PIL import Image
 from safetensors import SafetensorError
 from starlette.routing import Mount
 
@@ -25,10 +23,10 @@ from adapter.serve.engine import Engine
 from adapter.serve.store import AdapterStore
 from adapter.server import openai_api
 from adapter.server.generation import AdapterCatalog, browser_text
-from tests.base.hostile_pictures import encoded
 from tests.fake_engine import ReadyProvider
 from tests.soak.people import FILE_DATA, Connection
 from tests.tiny_models import random_adapter
+from tests.train.ui.test_data_upload import PNG, write_zip
 from train import __main__ as train_main
 from train.job import Stopped
 from train.ui.runs import TrainingRuns
@@ -85,17 +83,6 @@ def test_the_trainer_says_sentences_to_the_page_and_all_to_its_log(
 # Faults planted below everything that a browser can ask for.
 
 
-PICTURE = encoded(Image.new("RGB", (8, 8), "red"))
-
-
-def zip_of(files: dict[str, bytes]) -> bytes:
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return data.getvalue()
-
-
 class Browser(Connection):
     """A visitor who asks for everything that a fault may be in, and collects all that comes back."""
 
@@ -116,7 +103,7 @@ class Browser(Connection):
     def chat(self) -> str:
         _, _, known, _, *rest = self.defaults("send")
         said = ""
-        for adapter, files in (("eye", [self.uploaded("a.png", PICTURE)]), ("one", [])):
+        for adapter, files in (("eye", [self.uploaded("a.png", PNG)]), ("one", [])):
             said += self.fire_for_text(
                 "send", [{"text": "hello", "files": files}, self.fresh(), known, adapter, *rest]
             )
@@ -137,15 +124,16 @@ class Browser(Connection):
     def bring(self) -> str:
         names = "config.json", "adapter.safetensors"
         files = [self.uploaded(name, (self.folder / "one" / name).read_bytes()) for name in names]
-        broken = self.uploaded("p.zip", zip_of({"config.json": b"{"}))
+        broken = self.uploaded("p.zip", write_zip(self.folder / "p.zip", {"config.json": b"{"}).read_bytes())
         said = self.fire_for_text("upload_adapter", [files, "guest", ""])
         return said + self.fire_for_text("upload_adapter", [[broken], "x", ""])
 
     def train(self) -> str:
         lines = "\n".join(json.dumps({"instruction": f"say {i}", "output": f"{i}"}) for i in range(8))
-        files = {f"{i}.png": PICTURE for i in range(5)} | {f"{i}.txt": b"red" for i in range(5)}
+        files = {f"{i}.png": PNG for i in range(5)} | {f"{i}.txt": b"red" for i in range(5)}
+        zipped = write_zip(self.folder / "p.zip", files).read_bytes()
         said, (_, *rest) = "", self.defaults("choose_upload")
-        for name, data in (("rows.jsonl", lines.encode()), ("pictures.zip", zip_of(files))):
+        for name, data in (("rows.jsonl", lines.encode()), ("pictures.zip", zipped)):
             said += self.fire_for_text("choose_upload", [self.uploaded(name, data), *rest])
         owner, plan, _, *rest = self.defaults("start")
         said += self.fire_for_text("start", [owner, plan, "mine", *rest])

@@ -16,18 +16,15 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from adapter.base.template import Message
 from adapter.errors import AdapterError
 from adapter.method.checkpoint import CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.serve.engine import Engine
 from adapter.serve.prompts import PromptKVBuilder
-from adapter.serve.request import GenerationRequest
-from adapter.serve.sampling import SamplingParams
 from adapter.serve.scheduler import MAX_ROWS
 from adapter.serve.store import AdapterStore
 from tests.app_process import PATIENCE, AppProcess, tiny_app_process, wait_until
+from tests.server.test_zero_gpu import request_for
 from tests.soak.people import Connection
 from tests.tiny_models import random_adapter
 
@@ -56,11 +53,6 @@ def streaming(server: AppProcess, model: str = "base", tokens: int = LONG) -> It
         events = (json.loads(line) for line in lines)
         next(event for event in events if event["choices"][0]["delta"].get("content"))
         yield events
-
-
-def request_for(adapter: str | None = None) -> GenerationRequest:
-    sampling = SamplingParams(temperature=0, max_new_tokens=12)
-    return GenerationRequest((Message("user", "hello"),), adapter=adapter, sampling=sampling)
 
 
 # The engine's worker.
@@ -111,12 +103,6 @@ def edit(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Any]:
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
-def nan_weights(folder: Path) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    tensors["gates"][0, 0] = float("nan")
-    save_file(tensors, folder / WEIGHTS)
-
-
 def noise_of_same_size_and_time(folder: Path) -> None:
     about = (folder / WEIGHTS).stat()
     (folder / WEIGHTS).write_bytes(b"\xff" * about.st_size)
@@ -127,7 +113,6 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "cut": edit(WEIGHTS, lambda data: data[:100]),
     "deleted": shutil.rmtree,
     "no JSON": edit(CONFIG, lambda data: b'{"base": ' + b"[" * 20_000),
-    "NaN": nan_weights,
     "noise of the same size and time": noise_of_same_size_and_time,
 }
 
@@ -141,10 +126,10 @@ def test_damaged_adapter_is_reported_until_it_is_repaired(tiny_base, tiny_finger
     with closing(Engine(tiny_base, AdapterStore(tmp_path / "adapters"))) as engine:
 
         def ids(name: str | None) -> list[int | None]:
-            return [event.token_id for event in engine.submit(request_for(name))]
+            return [event.token_id for event in engine.submit(request_for(adapter=name))]
 
         before = {name: ids(name) for name in (None, "one", "two")}
-        running = engine.submit(request_for("one"))
+        running = engine.submit(request_for(adapter="one"))
         next(running)
         DAMAGES[damage](folder)
         assert [event.token_id for event in running][-11:] == before["one"][-11:]  # it keeps what it began with

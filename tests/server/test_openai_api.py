@@ -10,6 +10,7 @@ import json
 import re
 import sysconfig
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from adapter.server.generation import DEFAULT_QUESTION, LoadStatus
 from adapter.server.limits import Limits
 from adapter.server.metrics import CountedEngine, Metrics
 from adapter.server.openai_schema import ChatCompletionRequest, CompletionRequest
-from tests.app_process import PATIENCE
+from tests.app_process import PATIENCE, wait_until
 from tests.base.hostile_pictures import encoded, png
 from tests.fake_engine import FakeCatalog, ReadyProvider
 from tests.server.asgi import asgi_client, limit, send
@@ -110,12 +111,11 @@ def ask(
     path: str = "chat/completions",
     provider: Any = None,
     key: str | None = None,
-    store: Any = None,
     page: Any = None,
     **request: Any,
 ) -> httpx.Response:
     """One request without a server; json= or content=, headers= as httpx has them."""
-    page = page or page_with(provider or ReadyProvider(engine), store or FakeCatalog(), key)
+    page = page or page_with(provider or ReadyProvider(engine), FakeCatalog(), key)
     return send(page, (method, f"/v1/{path}", request))[0]
 
 
@@ -139,6 +139,23 @@ def data_url(size: tuple[int, int] = (8, 6)) -> str:
 def shown(text: str, *urls: str) -> dict[str, Any]:
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {"role": "user", "content": [{"type": "text", "text": text}, *parts]}
+
+
+def test_a_body_is_not_kept_while_its_answer_is_written(engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = openai_api._until_disconnect
+
+    def weigh(*parts: Any) -> Any:
+        wait_until(lambda: tracemalloc.get_traced_memory()[0] < 2**22)  # a thread lets go of it
+        return answer(*parts)
+
+    monkeypatch.setattr(openai_api, "_until_disconnect", weigh)
+    png = base64.b64decode(data_url().partition(",")[2]) + bytes(2**23)
+    url = "data:image/png;base64," + base64.b64encode(png).decode()
+    body = json.dumps({"model": "see", "messages": [shown("And this?", url)]}).encode()
+    assert ask(engine, content=body).status_code == 200  # what is made once
+    tracemalloc.start()
+    assert ask(engine, content=body).status_code == 200
+    tracemalloc.stop()
 
 
 # OpenAI's own client.
@@ -168,6 +185,9 @@ def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted)
     assert "".join(text for text in said if text) == "you said: hello!"
     assert chunks[-2].choices[0].finish_reason == "stop" and chunks[-1].usage.total_tokens == 8
     assert engine.requests[1].adapter is None and engine.requests[1].sampling.top_k == 0
+    for first, seeds in ((-1, [-1, 0]), (2**63 - 1, [2**63 - 2, 2**63 - 1])):
+        client.chat.completions.create(**GOOD, n=2, seed=first)
+        assert [request.sampling.seed for request in engine.requests[-2:]] == seeds
 
     assert [model.id for model in client.models.list()] == ["base", "poet", "see"]
     assert client.models.retrieve("see").adapter["kind"] == "visual"

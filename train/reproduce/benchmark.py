@@ -36,7 +36,6 @@ _DRAWN = Path(__file__).with_name("benchmark.zip")
 class Benchmark:
     """Problems by split, and the features of their pictures."""
 
-    folder: Path
     splits: dict[str, tuple[Problem, ...]]
 
     @cached_property
@@ -114,4 +113,4 @@ def open_benchmark(folder: Path, counts: Mapping[str, int]) -> Benchmark:
             f"'{folder.name}' needs problems in each of {', '.join(counts)}, and test problems without pictures.",
             str(folder),
         )
-    return Benchmark(folder, splits)
+    return Benchmark(splits)

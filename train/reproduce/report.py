@@ -18,7 +18,7 @@ from train.reproduce.runs import PLANS, STRENGTHS
 
 Result = Mapping[str, Any]
 Cell = str | float | int | Interval | None
-_NAME = "reproduce"  # of the report and of the folder beside it: docs/ holds both as they are
+_NAME = "reproduce"  # of the report, which docs/ holds as it is
 _SMOOTHING = 0.9  # weight of the previous value in the running mean of the loss
 _LEARNT = 0.4  # nats a token: most questions without a picture are answered by then
 

@@ -9,7 +9,6 @@ import csv
 import hashlib
 import importlib.util
 import json
-import logging
 import os
 import tempfile
 import threading
@@ -35,8 +34,7 @@ from adapter.ui.answer_stream import build_request, whole_answer
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.corrections import FILE_NAME, Correction, checked
 from adapter.ui.status import FRAME_SECONDS
-from adapter.ui.texts import page as page_texts
-from adapter.ui.toasts import errors_as_toasts, refusal, toast
+from adapter.ui.toasts import errors_as_toasts, readable, refusal, toast
 from train.config import RecipeFile
 from train.publish import PUBLISHED, check_repo, machine_token, push
 from train.ui import texts
@@ -44,8 +42,6 @@ from train.ui.charts import run_html
 from train.ui.plan import RunPlan, free_name, samples
 from train.ui.preview import make_preview, notice_html, open_data
 from train.ui.runs import DEFAULT_FOLDER, RunRecord, TrainingRun, TrainingRuns, WatchedAnswer
-
-log = logging.getLogger(__name__)
 
 TICK, SLOW_TICK = 1.0, 4.0  # seconds between two updates while a run is running, and otherwise
 LEAST = 8  # corrections
@@ -130,10 +126,7 @@ class TrainEvents:
                 data = open_data(chosen.source, Path(folder))
                 shown, template = make_preview(data, self.base)
         except Exception as error:
-            if not isinstance(error, AdapterError):
-                log.exception("training data could not be previewed")
-                error = AdapterError(page_texts.FAILED)
-            return _without_data(browser_text(error), "error")
+            return _without_data(browser_text(readable(error, "a preview of training data")), "error")
         name = free_name(chosen.name, [*self.store.names(), *self.runs.taken()])
         question = chosen.question if chosen.picture or not data.pictures else ""
         plan = replace(chosen, pictures=data.pictures, template=template, base=self.base)
@@ -266,8 +259,7 @@ class TrainEvents:
             request = build_request((Message("user", run.record.question),), settings, image, client)
             self.runs.add_watched(run.name, WatchedAnswer(step, whole_answer(engine, request).strip()))
         except Exception as error:  # the next look asks again
-            if not isinstance(error, AdapterError):
-                log.exception("a watched question was not answered")
+            readable(error, "a watched question")
         finally:
             self._asking.discard(run.name)
 

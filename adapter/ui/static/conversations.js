@@ -152,7 +152,7 @@
     const found = {};
     for (const key of new Set(picturesOf(record)))
       found[key] = pictures.get(key) ?? (await transact("readonly", (_, images) => images.get(key)).catch(() => {}));
-    const { messages: _, answer: __, ...head } = record.document;
+    const { messages: _, ...head } = record.document;
     const lines = messagesOf(record).map((message) => JSON.stringify(message)).join(",\n");
     const rest = JSON.stringify({ ...head, settings: record.settings || {}, pictures: found });
     return `${rest.slice(0, -1)}, "messages": [\n${lines}\n]}\n`;
@@ -306,7 +306,6 @@
   };
   const current = () => (shown.unsaved ? { document: parse(shown.unsaved.text) } : conversations.get(shown.id));
   document.addEventListener("click", (event) => {
-    if (event.target === list()) return list().close(); // beside it
     if (event.target.closest?.("#chat .divider")) act("all"); // the line that says what is read of others' answers
     const button = event.target.closest?.("#conversations button, #this-conversation .actions button");
     if (button) actions[button.name]?.(button.closest("li"));

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from types import SimpleNamespace
 
@@ -96,11 +95,6 @@ def adapter(request, tiny_fingerprint):
         for parameter in made.tuning.parameters():
             torch.nn.init.normal_(parameter, mean=float(parameter.mean()), std=0.1)
     return made
-
-
-def jsonl(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def values(measured):

@@ -81,8 +81,8 @@ def test_columns_are_those_of_the_paper(problems):
     assert chance(problems)["LAN"] == pytest.approx(100 / 3)
 
 
-def test_the_likeliest_of_a_problems_letters_is_its_answer(tiny_base, problems, tmp_path):
-    benchmark = Benchmark(tmp_path, {"test": tuple(problems)})
+def test_the_likeliest_of_a_problems_letters_is_its_answer(tiny_base, problems):
+    benchmark = Benchmark({"test": tuple(problems)})
     found = answer(Answerer(tiny_base), problems, benchmark, shown=False)
     for i, one in enumerate(problems):
         text = prompt(one).text.replace("\n", "")  # the tiny tokenizer has printable characters only
@@ -96,10 +96,10 @@ def test_the_likeliest_of_a_problems_letters_is_its_answer(tiny_base, problems, 
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_baselines_train_every_parameter_of_theirs(method, tiny_folder, problems, tmp_path):
+def test_baselines_train_every_parameter_of_theirs(method, tiny_folder, problems):
     base = load_base(str(tiny_folder), quantization="none", device="cpu", dtype=torch.float32)
     before = {name: p.clone() for name, p in base.model.named_parameters()}
-    examples = Benchmark(tmp_path, {"train": tuple(problems)}).examples(False, 0, 0)
+    examples = Benchmark({"train": tuple(problems)}).examples(False, 0, 0)
     found = train_baseline(base, examples, steps=3, batch_size=2, seed=0, lr=1e-3, rank=2 * (method == "lora"))
     assert len(found["losses"]) == 3 and found["tokens"] > 0
     after = dict(base.model.named_parameters())

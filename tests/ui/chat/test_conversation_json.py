@@ -196,9 +196,7 @@ def test_what_is_malformed_in_the_storage_costs_nothing_else(uploads: Path) -> N
 @pytest.mark.parametrize(
     "path", ["/etc/hosts", "../../../../etc/hosts", "{uploads}/../secret.png", "\0", "x" * 5000]
 )
-def test_no_path_leads_out_of_the_uploads(
-    path: str, uploads: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_no_path_leads_out_of_the_uploads(path: str, uploads: Path) -> None:
     (uploads.parent / "secret.png").write_bytes(png())
     path = path.format(uploads=uploads)
     with pytest.raises(images.BadPicture, match="no longer on the server"):

@@ -25,13 +25,12 @@ PASTE = """data => {
 FOCUSED = "() => document.activeElement.matches('#box textarea')"
 
 
-def drop(visitor: Visitor, target: str, *files: Path, text: str = "") -> None:
-    """Drops files or a text as a hand does: what the page does not take, the browser opens."""
+def drop(visitor: Visitor, target: str, *files: Path) -> None:
+    """Drops files as a hand does: what the page does not take, the browser opens."""
     visitor.page.locator(target).scroll_into_view_if_needed()
     place = visitor.page.locator(target).bounding_box()
     at = {"x": place["x"] + place["width"] / 2, "y": place["y"] + place["height"] / 2}
-    items = [{"mimeType": "text/plain", "data": text}] if text else []
-    data = {"items": items, "files": [str(file) for file in files], "dragOperationsMask": 1}
+    data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
     hand = visitor.context.new_cdp_session(visitor.page)
     for kind in ("dragEnter", "dragOver", "drop"):
         hand.send("Input.dispatchDragEvent", {"type": kind, **at, "data": data})

@@ -75,6 +75,11 @@ def test_search_rename_delete_and_undo(visit: Callable[..., Visitor]) -> None:
     visitor.reload()
     visitor.open_list()
     wait_until(lambda: visitor.titles() == ["Why is the sky blue?", "<b>Small talk</b>"], visitor.titles)
+    sheet = page.locator("#conversations dialog")
+    sheet.click(position={"x": 5, "y": 300})  # its padding
+    assert sheet.is_visible()
+    page.mouse.click(385, 300)  # beside it
+    sheet.wait_for(state="hidden")
 
 
 def test_two_tabs_go_on_with_one_conversation_and_lose_neither_a_title_nor_a_deletion(
