@@ -162,7 +162,7 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
         )
     if options.template is None and foreign.template is None:
         assumed["template"] = "the format does not tell one. `--template` states it."
-    shape = AdapterConfig(
+    adapter_config = AdapterConfig(
         base=base,
         prompt_length=foreign.prompts.shape[1],
         insertion_layers=len(foreign.layers),
@@ -172,7 +172,7 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
     )
     gates = foreign.gates.expand(-1, base.num_attention_heads).contiguous()
     with torch.device("meta"):
-        adapter = Adapter(shape)
+        adapter = Adapter(adapter_config)
     adapter.load_state_dict({"prompts": foreign.prompts, "gates": gates}, assign=True)
     return adapter.requires_grad_(False).eval(), NAMES[detected], assumed
 
