@@ -224,7 +224,6 @@ def write_report(
         encoder=ENCODER,
         seeds=_listed(map(str, plan.seeds)),
         steps=plan.steps,
-        plain=plan.plain,
         batch_size=plan.batch_size,
         few=plan.few,
         keep=PLANS["runs"]["keep"]["keep"],

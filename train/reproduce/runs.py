@@ -92,7 +92,7 @@ def planned_runs(plan: SimpleNamespace, layers: int) -> list[Run]:
     runs = [Run("base", "base")]
     for seed in plan.seeds:
         for group, row in PLANS["runs"].items():
-            settings = {"steps": plan.plain if "plain" in row else plan.steps, **row}
+            settings = {"steps": plan.steps, **row}
             settings["strengths"] = "strengths" in row and seed == plan.seeds[0]
             if "thirds" in row:
                 settings["layers"] = settings.pop("thirds") * layers // 3
