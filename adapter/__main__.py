@@ -33,7 +33,7 @@ from adapter.serve.engine import Engine
 from adapter.serve.form import NO_FORM, json_schema_form
 from adapter.serve.inspection import format_table
 from adapter.serve.request import GenerationEvent, GenerationRequest, SamplingParams
-from adapter.serve.settings import MAX_STRENGTH, Others, Settings
+from adapter.serve.settings import Others, Settings
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import transcript
 from adapter.server.deployment import add_adapters, add_quantization
@@ -107,12 +107,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     help = "add another adapter's terms"
     add("--mix", type=name_and_strength, action="append", default=[], metavar="NAME=STRENGTH", help=help)
     add("--image", type=Path, metavar="FILE")
-    add("--strength", type=float, default=defaults.strength, help=f"0 (the base) to {MAX_STRENGTH:g}")
     help = "multiply a gate by 0 (shut) to 2, or all of a layer (LAYER=FACTOR); repeatable"
     add("--gate", type=gate_factor, action="append", default=[], metavar="LAYER,HEAD=FACTOR", help=help)
-    add("--temperature", type=float, default=defaults.temperature, help="0 is greedy")
-    add("--top-p", type=float, default=defaults.top_p)
-    for name in ("top_k", "min_p", "repetition_penalty"):
+    for name in ("strength", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
         default, about = fields[name].default, fields[name].description
         add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=about)
     add("--max-new-tokens", type=int, default=defaults.max_tokens)
@@ -222,7 +219,7 @@ def _generate(args: argparse.Namespace, store: AdapterStore, inspect: bool = Fal
         print(json.dumps(_to_dict(events, args.logprobs), ensure_ascii=False) if args.json else "")
         if inspect:
             ids = [event.token_id for event in events if event.token_id is not None]
-            print("", format_table(engine.inspect(request, ids)), sep="\n")
+            print("", format_table(engine.inspect(request, ids)), sep="\n", file=sys.stderr if args.json else None)
 
 
 def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest:

@@ -151,10 +151,6 @@ class Visitor:
         self.box.fill(text)
         self.box.press("Enter")
 
-    def attach(self, path: Path) -> None:
-        self.page.locator("#box input[type=file]").set_input_files(path)
-        self.page.locator("#box .thumbnail-item").wait_for()
-
     def reload(self) -> None:
         self.page.reload()
         self.page.locator(".status.ready").wait_for()
@@ -220,7 +216,8 @@ class Visitor:
         assert [row.strip() for row in self.rows()] == expected
 
     def ask_about(self, picture: Path, question: str) -> str:
-        self.attach(picture)
+        self.page.locator("#box input[type=file]").set_input_files(picture)
+        self.page.locator("#box .thumbnail-item").wait_for()
         return self.ask(question)
 
     def loaded_picture(self) -> str:
@@ -292,14 +289,3 @@ class Visitor:
 
     def import_file(self, file: Path) -> None:
         self.page.locator("#this-conversation input[type=file]").set_input_files(file)
-
-    def copy_link(self) -> str:
-        self.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        self.page.get_by_role("button", name=texts.COPY_LINK).click()
-        assert "Link copied" in self.toast()
-        return self.page.evaluate("() => navigator.clipboard.readText()")
-
-    def table(self) -> dict[str, str]:
-        """Fields and values of the conversation's last table."""
-        rows = self.page.locator("#chat .json-answer").last.locator("> table > tbody > tr").all()
-        return {row.locator("th").first.inner_text(): row.locator("td").first.inner_text() for row in rows}

@@ -247,7 +247,7 @@ def _train(
 def _start_digest(start_from: str, folder: Path, base: BaseFingerprint | None) -> str:
     """The digest of the adapter to start from. Raises LoadError if there is none, or it is for another base."""
     start = Path(start_from)
-    if folder.resolve() in (start.resolve(), start.resolve().parent.parent):
+    if folder.resolve() == start.resolve():
         raise AdapterError(f"start_from is '{start.name}', which this run would write over. Give another --out.")
     if base is not None:
         check_base(read_config(start), start.name, base)

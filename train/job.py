@@ -126,6 +126,7 @@ class Job:
         self.scaler = torch.amp.GradScaler(
             base.device.type, init_scale=2.0**8, growth_interval=200, enabled=base.model.dtype == torch.float16
         )
+        self.scaler.scale(torch.zeros((), device=base.device))  # or it has no scale in a process without rows
         self.since = 0.0  # when the current step began, its waiting for rows included
         self.counted = time.perf_counter(), time.process_time()  # up to when wall_seconds and the other are
         self.keep: KeepRows | None = None
@@ -174,7 +175,6 @@ class Job:
             self._load()
 
         def open_metrics() -> None:
-            self.folder.drop_checkpoints_after(self.progress.step)
             self.metrics = MetricsWriter(self.folder.path, config, self.progress.step, self.accelerator, self._log)
 
         in_main(self.accelerator, open_metrics)
@@ -419,7 +419,7 @@ class Job:
     def _evaluate_and_save(self, held_out: list[Batch], last: bool) -> bool:
         """Whether it is the best adapter so far, and saved."""
         progress, count = self.progress, self._evaluate(held_out)
-        if not progress.tokens:
+        if not progress.tokens and (last or progress.position.group):  # every row was tried
             raise TrainError(
                 "Nothing was learnt: no row has a picture that can be read. Mend data.images; --check lists them."
             )

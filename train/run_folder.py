@@ -6,7 +6,6 @@ asks for them, the adapters of some steps in `checkpoints`.
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -72,9 +71,12 @@ class RunFolder:
             unfinished = f"{name} holds an unfinished run. Go on with it by --resume, or give another --out."
             raise TrainError(unfinished, str(self.path))
         other = (self.path / CONFIG).exists() and not (self.path / METRICS).exists()  # not a run's
-        if not resume and (other or (self.path / CARD).exists()):
-            finished = f"{name} holds a finished adapter. Give another --out, or another name, or remove it."
-            raise TrainError(finished, str(self.path))
+        finished = other or (self.path / CARD).exists()
+        if not resume and (finished or any((self.path / CHECKPOINTS).glob("step-*"))):
+            what = "a finished adapter" if finished else f"adapters in '{CHECKPOINTS}'"
+            raise TrainError(
+                f"{name} holds {what}. Give another --out, or another name, or remove it.", str(self.path)
+            )
 
     def close(self) -> None:
         """Releases the lock, however often the folder was opened."""
@@ -96,7 +98,8 @@ class RunFolder:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replaces state.pt. state["identity"]: of the run."""
-        text = f"The run cannot be saved in '{self.path.name}'. The last save is still there: free some room."
+        kept = " The last save is still there." if (self.path / STATE).exists() else ""
+        text = f"The run cannot be saved in '{self.path.name}'.{kept} Free some room."
         with _explained(text, self.path), atomic_write(self.path / STATE) as temporary:
             torch.save(state, temporary)
 
@@ -105,12 +108,6 @@ class RunFolder:
         folder = self.path if step is None else self.path / CHECKPOINTS / f"step-{step:06d}"
         with _explained(f"The adapter cannot be saved in '{self.path.name}'. Free some room.", folder):
             save_adapter(adapter, folder)
-
-    def drop_checkpoints_after(self, step: int) -> None:
-        """Removes the numbered adapters of later steps, which are another run's or will be written anew."""
-        for folder in (self.path / CHECKPOINTS).glob("step-*"):
-            if folder.name[5:].isdigit() and int(folder.name[5:]) > step:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], group: str = "") -> list[str]:

@@ -38,13 +38,13 @@ def tensor_shapes(config: Any, model: Any = None) -> dict[str, tuple[int, ...]]:
 def tensor_files(folder: Path) -> dict[str, Path]:
     """The safetensors file of each stored tensor. Raises OSError, ValueError, KeyError or SafetensorError."""
     index, whole = folder / _INDEX, folder / _WHOLE
-    if index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {name: folder / file for name, file in names.items()}
-    if not whole.is_file():
+    if whole.is_file():  # transformers reads it, too, where an older index lies beside it
+        with safe_open(whole, framework="pt", backend="pread") as tensors:
+            return dict.fromkeys(tensors.keys(), whole)
+    if not index.is_file():
         return {}
-    with safe_open(whole, framework="pt", backend="pread") as tensors:
-        return dict.fromkeys(tensors.keys(), whole)
+    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return {name: folder / file for name, file in names.items()}
 
 
 def stored_tensors(files: Mapping[str, Path], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

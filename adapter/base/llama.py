@@ -177,6 +177,8 @@ def _chosen_quantization(asked: str, config: LlamaConfig, device: str, dtype: to
     chosen, why = (asked, "as asked") if asked != "auto" else memory.choose_quantization(config, device, dtype)
     if not chosen.startswith("packed"):
         return chosen, why
+    if getattr(config, "quantization_config", None):
+        raise LoadError("This base is quantised already. Use it as it is, with quantisation 'auto'.")
     if device != "cpu":
         raise LoadError("Packed weights are multiplied by processors only. Use nf4, or device 'cpu'.")
     try:
@@ -193,8 +195,6 @@ def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int, 
     the embedding is packed too, whose table of 16 bits would be a sixteenth of the base. None if the base is
     not stored as a LLaMA's plain safetensors, which is for transformers to read.
     """
-    if getattr(config, "quantization_config", None):
-        return None
     try:
         folder = beside = Path(_source(name))
         if not folder.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
@@ -142,17 +143,20 @@ def encode_conversation(
     template: str = "chat",
     all_turns: bool = False,
     unlearnt: Container[int] = (),
+    limit: float = math.inf,
 ) -> tuple[list[int], list[bool]]:
     """Token ids of a conversation that ends in an answer, and which of them are to be learnt.
 
     These are the tokens of the last answer and of its end; with all_turns those of the earlier answers too, where
-    the template lets them stand as they were written, but for the messages in `unlearnt`. Raises BadInput as
-    `encode_prompt`.
+    the template lets them stand as they were written, but for the messages in `unlearnt`. limit: number of tokens
+    behind which no earlier answer needs to be found, as each costs an encoding. Raises as `encode_prompt`.
     """
     ids: list[int] = []
     learnt: list[bool] = []
     for i, message in enumerate(messages):
-        if message.role != "assistant" or i in unlearnt or not (all_turns or i == len(messages) - 1):
+        if message.role != "assistant" or i in unlearnt:
+            continue
+        if i < len(messages) - 1 and (not all_turns or len(ids) >= limit):
             continue
         prompt = encode_prompt(tokenizer, messages[:i], template)
         answer = encode_answer(tokenizer, message.text, template)

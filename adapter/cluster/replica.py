@@ -27,12 +27,12 @@ from adapter.serve.engine import Engine
 from adapter.serve.inspection import Inspection
 from adapter.serve.request import MAX_SECONDS, Answer, GenerationEvent, GenerationRequest
 from adapter.serve.scheduler import MAX_ROWS
+from adapter.serve.store import LOADED_BYTES
 
 APP = "llama-adapter"
 STATUS_SECONDS = 1.0  # between a replica's reports to the pages
 _EVENT_SECONDS = 0.1  # between the messages to a page
 _AGAIN_SECONDS = 2.0  # events this recent are sent again if they may be lost; longer than a cancellation takes
-_CACHED_ADAPTERS = 32  # of a replica; a row keeps its own alive
 
 # A digest of the code that this process runs, as far as replicas need it.
 _ROOT = Path(__file__).parents[1]
@@ -101,7 +101,7 @@ class Replica:
     ) -> None:
         """by_page: whether a page has deployed it, which then replaces it where its code is another."""
         self._base, self._by_page = load_base(base, quantization, keep_packed=keep_packed), by_page
-        self._adapters: LRU[str, Adapter] = LRU(_CACHED_ADAPTERS)
+        self._adapters: LRU[str, Adapter] = LRU(LOADED_BYTES, lambda a: a.nbytes)
         self._rows: dict[str, _Row] = {}  # by the keys of their answers
         self._engine = Engine(self._base, self, cache_bytes=cache_bytes)
 

@@ -114,7 +114,8 @@ def _find_state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[
 
 def to_float32(path: Path, name: str, tensor: Tensor) -> Tensor:
     """A copy of `tensor` in fp32. Raises LoadError unless it is dense, floating-point and finite."""
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
+    ordinary = tensor.is_floating_point() and tensor.dtype.itemsize > 1
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or not ordinary:
         raise broken(path, f"{sanitize(name)} has type {tensor.dtype}, not one of ordinary floating-point numbers")
     if tensor.numel() > MAX_NUMBERS:
         raise broken(path, f"{sanitize(name)} has {tensor.numel():,} numbers, far more than an adapter has")

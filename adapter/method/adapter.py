@@ -47,6 +47,10 @@ class Adapter(nn.Module):
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.state_dict().values())
+
     def activated_gates(self) -> Tensor:
         """act(g), [L, H]: the factor of the prompts' softmax in equation 7, at strength 1."""
         return self.gates.tanh() if self.config.gate_activation == "tanh" else self.gates

@@ -119,7 +119,7 @@ def _read_tensors(folder: Path, most_bytes: int) -> dict[str, Tensor]:
 def _checked(folder: Path, name: str, tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.shape != like.shape:
         raise _broken(folder, f"{name} has shape {tuple(tensor.shape)}, not {tuple(like.shape)}")
-    if like.is_floating_point() != tensor.is_floating_point():
+    if like.is_floating_point() != tensor.is_floating_point() or tensor.dtype.itemsize == 1 < like.dtype.itemsize:
         raise _broken(folder, f"{name} has type {tensor.dtype}, not {like.dtype}")
     try:
         tensor = tensor.to(like.dtype)

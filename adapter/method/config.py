@@ -84,7 +84,7 @@ def _at_least(least: int, **values: int) -> None:
 
 def base_label(name: str) -> str:
     """What fingerprints and messages call the base `name`: of a path on a machine only its last part."""
-    is_path = re.match(r"[/\\~.]|[A-Za-z]:[/\\]", name)
+    is_path = re.match(r"[/\\~.]|[A-Za-z]:[/\\]", name) or name.count("/") > 1
     return (re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name) or name
 
 
@@ -210,7 +210,7 @@ class AdapterConfig:
     """Everything about an adapter except its weights; `config.json` holds exactly these fields."""
 
     base: BaseFingerprint
-    prompt_length: Positive = 10
+    prompt_length: Annotated[int, Field(ge=1, le=1024)] = 10
     insertion_layers: Positive = 30  # the topmost L of the base's layers
     gate_activation: GateActivation = "tanh"
     prompt_norm: bool = False  # pass prompts through the layer's frozen input_layernorm before k_proj, v_proj

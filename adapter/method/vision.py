@@ -94,7 +94,7 @@ class VisualEncoder:
     def device(self) -> torch.device:
         return next(self._model.parameters()).device
 
-    def compute_in(self, dtype: torch.dtype) -> VisualEncoder:
+    def compute_in(self, dtype: torch.dtype) -> None:
         """Computes the products of a transformer in `dtype` from now on, in place; sums and norms stay in fp32.
 
         A convolutional network stays in fp32: in bf16 its features point elsewhere (cosine 0.98, not 0.9999).
@@ -106,7 +106,6 @@ class VisualEncoder:
             for module in modules:
                 if isinstance(module, torch.nn.Linear):
                     module.to(dtype)  # else autocast converts the weights anew for every batch
-        return self
 
     def fingerprint(self) -> str:
         """Changes with whatever features depend on beside the picture and the arguments of `encode`.

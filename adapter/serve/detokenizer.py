@@ -42,7 +42,7 @@ class Detokenizer:
         self._stop = stop
         # A decoder may treat the first token of a text differently, so the pending tokens are decoded behind those
         # decoded before. Not tokenizers' DecodeStream: it fails where later bytes change what earlier ones gave.
-        self._decoded = list(behind)
+        self._decoded = list(behind[-64:])
         self._pending: list[int] = []
         self._held_back = ""
         self.stopped = False

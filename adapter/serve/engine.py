@@ -522,7 +522,8 @@ def _for_reader(error: BaseException, request: GenerationRequest) -> AdapterErro
 
 
 def _overflow(request: GenerationRequest) -> AdapterError:
-    names = [f"'{name}'" for name, strength in request.parts if strength > 0]
+    # Without what a replica adds to a name.
+    names = [f"'{name.partition(' (')[0]}'" for name, strength in request.parts if strength > 0]
     if not names:
         return AdapterError("The base's numbers overflow on this conversation. Start a new one.")
     who = f"Adapter {names[0]} makes" if len(names) == 1 else f"Adapters {' and '.join(names)} together make"

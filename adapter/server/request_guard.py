@@ -112,14 +112,10 @@ ROUTES = (
     Route("/gradio_api/run/predict", _POST, "body"),  # events with queue=False
     Route("/gradio_api/cancel", _POST, "body"),
     Route("/gradio_api/reset", _POST, "body"),
-    *(
-        route
-        for name in ("chat", "v2/chat")
-        for route in (
-            Route(f"/gradio_api/call/{name}", _POST, "body"),
-            Route(f"/gradio_api/call/{name}/{{event_id}}", kind="stream"),
-        )
-    ),
+    Route("/gradio_api/call/chat", _POST, "body"),
+    Route("/gradio_api/call/chat/{event_id}", kind="stream"),
+    Route("/gradio_api/call/v2/chat", _POST, "body"),
+    Route("/gradio_api/call/v2/chat/{event_id}", kind="stream"),
     Route("/gradio_api/upload", _POST, "upload"),
     _PROGRESS,
     Route("/gradio_api/file={path_or_url:path}", ("GET", "HEAD"), "file"),

@@ -31,7 +31,7 @@ PICTURE_NOT_KEPT = "The picture of this message is not kept any more."
 MESSAGE_NOT_KEPT = "A message that stood here cannot be read any more."
 _MAX_TEXT = 100_000  # characters
 _MAX_LINE = 500
-_MAX_RECORD = 100_000
+_MAX_RECORD = 200_000  # of an answer that fits with its variants, whichever of them is shown
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,20};base64,([A-Za-z0-9+/]+={0,2})")
 
 

@@ -34,7 +34,7 @@ class Variant(NamedTuple):
 # Records come back from a browser: everything in them is checked.
 _MAX_CHARACTERS = 100_000
 _MAX_VARIANTS = 8
-_Count = Annotated[int, Field(ge=0, strict=True)]
+_Count = Annotated[int, Field(ge=0, le=2**31, strict=True)]
 _Variants = Annotated[tuple[Variant, ...], Field(max_length=_MAX_VARIANTS)]
 
 
@@ -68,9 +68,9 @@ class AnswerRecord:
 _RECORD = TypeAdapter(AnswerRecord)
 
 
-def read_record(fields: Mapping[str, Any] | None) -> AnswerRecord | None:
-    """The record in an object of a file; None for any other."""
-    if not fields or fields.get("seed") is None:
+def read_record(fields: Any) -> AnswerRecord | None:
+    """The record in an object of a file; None for anything else."""
+    if not isinstance(fields, Mapping) or fields.get("seed") is None:
         return None
     try:
         return _RECORD.validate_python({**fields, "settings": Settings.checked(fields)})
@@ -240,7 +240,7 @@ def with_variant(history: Sequence[Entry], step: int) -> History:
     if chosen is None:
         return list(history)
     chosen = replace(chosen, before=found[:index], after=found[index + 1 :])
-    return [*history[:-1], Entry("assistant", text, about=about, record=chosen.fitted())]
+    return [*history[:-1], Entry("assistant", text, about=about, record=chosen)]
 
 
 def buttons(history: Sequence[Entry]) -> tuple[tuple[str, str], ...]:

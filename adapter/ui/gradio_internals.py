@@ -5,6 +5,7 @@ requirements.txt bounds Gradio's version because of these, and of the class name
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from abc import ABCMeta
@@ -26,6 +27,7 @@ from gradio.utils import LRUCache
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from adapter.base.template import encodable
 from adapter.server.generation import client_of
 from adapter.server.limits import UNREAD_BYTES, Limits
 from adapter.ui import images
@@ -155,7 +157,12 @@ class _Results(asyncio.Queue[Any]):
         self.size, self.fetched, self.network = 0, time.monotonic(), ""
 
     def _put(self, message: Any) -> None:
-        size = 500 + len(orjson.dumps(getattr(message, "output", None), default=str))
+        output = getattr(message, "output", None)
+        try:
+            size = 500 + len(orjson.dumps(output, default=str))
+        except TypeError:  # half of an emoji, which a message or a link may hold and no stream can carry
+            message.output = json.loads(encodable(json.dumps(output, default=str, ensure_ascii=False)))
+            size = 500 + len(orjson.dumps(message.output))
         self.size += size
         super()._put((message, size))
 

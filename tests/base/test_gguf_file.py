@@ -17,11 +17,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from adapter.base.llama import base_config, load_base, load_tokenizer
 from adapter.errors import LoadError, with_detail
 from tests import tiny_models
+from tests.base.test_resolve import loaded
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "in", "house", "2024", "naïve", "café"]
 
 
-def sentencepiece_model(file: Path, size: int = 340) -> Path:
+@pytest.fixture(scope="module")
+def pieces():
     """A tokenizer trained in a moment on random sentences, with LLaMA's settings."""
     chosen = random.Random(0)
     lines = (" ".join(chosen.choices(WORDS, k=12)) for _ in range(500))
@@ -29,7 +31,7 @@ def sentencepiece_model(file: Path, size: int = 340) -> Path:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=lines,
         model_writer=written,
-        vocab_size=size,
+        vocab_size=340,
         model_type="bpe",
         byte_fallback=True,
         character_coverage=1.0,
@@ -39,20 +41,13 @@ def sentencepiece_model(file: Path, size: int = 340) -> Path:
         minloglevel=2,
         num_threads=1,
     )
-    file.write_bytes(written.getvalue())
-    return file
+    return sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_ADAPTER_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
-    file = sentencepiece_model(tmp_path_factory.mktemp("pieces") / "tokenizer.model")
-    return sentencepiece.SentencePieceProcessor(model_file=str(file))
 
 
 def random_llama(**changes):
@@ -129,10 +124,6 @@ def write(file, model, pieces, architecture="llama", facts=(), changed=(), token
     writer.write_tensors_to_file()
     writer.close()
     return file
-
-
-def loaded(path: Path):
-    return load_base(str(path), quantization="none", device="cpu", dtype=torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,15 @@ def four_bit_head(tiny_base, tmp_path_factory) -> Path:
     return folder
 
 
+def test_what_is_quantised_already_is_not_packed(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError, match="quantised already"):
+        load_base(str(folder), "packed-int8", "cpu")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("quantization", ["auto", "packed-int4", "nf4", "int8", "none"])
 @torch.no_grad()

@@ -97,7 +97,9 @@ def page(address, second_node, base_folder, adapters, tiny_fingerprint):
     base = load_base(str(base_folder), "none", "cpu")
     for seed, name in enumerate(("one", "two")):
         save_adapter(random_adapter(base.fingerprint, seed), adapters / name)
-    with closing(connect(address, base_folder, adapters)) as engine:
+    with closing(
+        cluster.connect(address, str(base_folder), "none", None, (2, 2), AdapterStore(adapters))
+    ) as engine:
         yield engine
 
 
@@ -106,10 +108,6 @@ def engine(page):
     """With both replicas up and nothing running."""
     wait_until(lambda: len(page.replicas()) == 2 and not any(s.running for s in page.replicas().values()))
     return page
-
-
-def connect(address, base_folder, adapters) -> cluster.RayEngine:
-    return cluster.connect(address, str(base_folder), "none", None, (2, 2), AdapterStore(adapters))
 
 
 def request(session: str = "", **changes) -> GenerationRequest:

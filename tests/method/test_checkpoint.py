@@ -45,6 +45,7 @@ def test_save_then_load_is_the_identity(saved):
         (lambda t: t.update(prompts=torch.zeros(3, 4, 32)), r"\(3, 4, 32\), not \(3, 5, 32\)"),
         (lambda t: t["prompts"].__setitem__((0, 0, 0), float("nan")), "not finite"),
         (lambda t: t.update(gates=torch.zeros(3, 4, dtype=torch.int64)), "type torch.int64"),
+        (lambda t: t.update(gates=t["gates"].to(torch.float8_e4m3fn)), "type torch.float8_e4m3fn"),
     ],
 )
 def test_wrong_weights_are_refused_by_name(saved, edit, words):

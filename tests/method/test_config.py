@@ -48,6 +48,7 @@ RUNS = [
 ]
 REFUSED = [
     ({"prompt_length": 0}, "prompt_length: .* greater than or equal to 1, got 0"),
+    ({"prompt_length": 1025}, "prompt_length: .* less than or equal to 1024, got 1025"),
     ({"insertion_layers": 5}, "at most the base's 4, got 5"),
     ({"gate_activation": "relu"}, "gate_activation: Input should be 'tanh' or 'identity', got 'relu'"),
     ({"form": "x" * (MAX_FORM_BYTES + 1)}, f"form must be null, or have at most {MAX_FORM_BYTES} bytes"),

@@ -65,6 +65,7 @@ def test_an_answer_that_goes_on_with_a_text_keeps_its_first_space():
     tokenizer = TOKENIZERS["sentencepiece"]
     (word,) = tokenizer.convert_tokens_to_ids(["▁a"])
     assert Detokenizer(tokenizer).push(word) == "a" and Detokenizer(tokenizer, (), [word]).push(word) == " a"
+    assert len(Detokenizer(tokenizer, (), [word] * 9999)._decoded) < 100  # which each token may decode again
 
 
 def test_a_stop_text_is_found_behind_a_prompt_whose_last_character_is_spelt_in_bytes():

@@ -134,6 +134,8 @@ def test_an_overflowing_adapter_reaches_no_other_row(engine, check_honest):
     who += [f"Adapter '{name}' makes" for name in ("loud", "tuned", "see")]
     what = "the model's numbers overflow. Choose another adapter or a lower strength."
     assert [str(end) for end in check_honest(*attacks, *attacks)] == [f"{name} {what}" for name in who] * 2
+    named = str(engine_module._overflow(replace(bomb, adapter="bomb (3fa9c01b22d4)")))  # by a replica
+    assert named == f"Adapter 'bomb' makes {what}"
     cache = engine._prefix_cache
     assert list(cache) and all(cache.get(key).isfinite().all() for key in cache)
 

@@ -176,24 +176,9 @@ def test_law_what_a_form_forbids_is_as_if_it_were_never_likely(temperature, top_
         assert sum(map(math.exp, values)) <= 1 + 1e-5
 
 
-def tokenizers():
-    """A text's first token begins with a space in the one; in the other each token is bytes of the text."""
-    byte_level = copy.deepcopy(TOKENIZERS["byte level"])
-    byte_level.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    return {"sentencepiece": TOKENIZERS["sentencepiece"], "byte level": byte_level}
-
-
-READABLE = tokenizers()
-
-
-def base_with(tokenizer):
-    """What `start_form` needs of a base."""
-    size = len(tokenizer)
-    return SimpleNamespace(
-        tokenizer=tokenizer,
-        fingerprint=SimpleNamespace(vocab_size=size, name="tiny"),
-        stop_ids=frozenset({tokenizer.eos_token_id}),
-    )
+# A text's first token begins with a space in the one; in the other each token is bytes of the text.
+READABLE = {**TOKENIZERS, "byte level": copy.deepcopy(TOKENIZERS["byte level"])}
+READABLE["byte level"].backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
 
 
 def reads(base, form, message, answer):
@@ -210,7 +195,10 @@ def reads(base, form, message, answer):
 
 @pytest.mark.parametrize("name", READABLE)
 def test_values_are_words_of_the_message_as_json_spells_them(name):
-    base, form = base_with(READABLE[name]), 'start: "{\\"a\\": \\"" MESSAGE_WORDS "\\"}"'
+    tokenizer, form = READABLE[name], 'start: "{\\"a\\": \\"" MESSAGE_WORDS "\\"}"'
+    fingerprint = SimpleNamespace(vocab_size=len(tokenizer), name="tiny")
+    ends = frozenset({tokenizer.eos_token_id})
+    base = SimpleNamespace(tokenizer=tokenizer, fingerprint=fingerprint, stop_ids=ends)  # what `start_form` needs
     message = 'Zoë "Zo" O\'Brien,\nC:\\tmp, 12.50 € – 日本'
     for value in ("Zoë", '"Zo"', '"Zo" O\'Brien', "O'Brien,\nC", "C:\\tmp", "12.50 €", "12", "日", message):
         assert reads(base, form, message, json.dumps({"a": value}, ensure_ascii=False)), value

@@ -26,7 +26,11 @@ def test_adapters_come_and_go(tmp_path, tiny_fingerprint, tiny_base):
     assert card.bytes == (tmp_path / "poet" / "adapter.safetensors").stat().st_size
     loaded = store.load("poet", tiny_base)
     assert store.load("poet", tiny_base) is loaded
-    shutil.rmtree(tmp_path / "poet")
+    store._loaded.limit = loaded.nbytes + 1
+    save_adapter(random_adapter(tiny_fingerprint), tmp_path / "other")
+    assert store.load("other", tiny_base) and store.load("poet", tiny_base) is not loaded  # kept by their bytes
+    for name in ("poet", "other"):
+        shutil.rmtree(tmp_path / name)
     assert store.names() == []
     with pytest.raises(LoadError, match="no adapter 'poet'"):
         store.load("poet", tiny_base)

@@ -1,4 +1,4 @@
-"""Requests to an ASGI application without a server."""
+"""Requests to an ASGI application without a server, and its routes."""
 
 from __future__ import annotations
 
@@ -31,6 +31,22 @@ def send(application: Any, *requests: tuple[str, str, dict[str, Any]], **about: 
             return [await client.request(method, path, **more) for method, path, more in requests]
 
     return asyncio.run(sent())
+
+
+def served_routes(application: Any) -> set[tuple[str, str]]:
+    """(method, path) of all that a FastAPI application answers, that of its mounted ones and routers included."""
+    found: set[tuple[str, str]] = set()
+
+    def walk(rows: list[Any]) -> None:
+        for row in rows:
+            for inner in (getattr(row, "original_router", None), getattr(row, "app", None)):
+                if hasattr(inner, "routes"):
+                    walk(inner.routes)
+            if hasattr(row, "path"):
+                found.update((method, row.path) for method in getattr(row, "methods", None) or {"GET"})
+
+    walk(application.routes)
+    return found
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, **most: int) -> None:

@@ -18,7 +18,7 @@ import app
 from adapter.base.llama import base_fingerprint
 from adapter.errors import BadInput, Busy, LoadError
 from adapter.method.checkpoint import save_adapter
-from adapter.method.config import VisionConfig
+from adapter.method.config import VisionConfig, base_label
 from adapter.serve.engine import Engine
 from adapter.serve.store import AdapterStore
 from adapter.server import openai_api
@@ -57,6 +57,7 @@ def test_the_log_has_the_details_of_what_the_server_has_to_mend(caplog: Any, kin
 def test_a_fingerprint_names_no_folder(tiny_folder: Path) -> None:
     """It is in /v1/models, in the status line and in every adapter that is trained."""
     assert base_fingerprint(str(tiny_folder)).name == tiny_folder.name
+    assert base_label("path/to/llama") == "llama" and base_label("user/llama") == "user/llama"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -40,19 +39,6 @@ def server(
 ) -> Iterator[AppProcess]:
     with tiny_app_process(tmp_path_factory.mktemp("faults"), tiny_folder, tiny_fingerprint, STEP_SECONDS) as found:
         yield found
-
-
-@contextlib.contextmanager
-def streaming(server: AppProcess, model: str = "base", tokens: int = LONG) -> Iterator[Iterator[dict[str, Any]]]:
-    """The events of a streamed answer after its first text."""
-    body = {"model": model, "messages": [{"role": "user", "content": "go on"}], "stream": True}
-    body |= {"max_tokens": tokens, "temperature": 0}
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE) as response:
-        assert response.status_code == 200
-        lines = (line[6:] for line in response.iter_lines() if line.startswith("data: {"))
-        events = (json.loads(line) for line in lines)
-        next(event for event in events if event["choices"][0]["delta"].get("content"))
-        yield events
 
 
 # The engine's worker.
@@ -156,7 +142,13 @@ def test_loaded_adapter_outlives_its_file(tiny_fingerprint, tmp_path):
 
 
 def leave_v1(server: AppProcess) -> None:
-    with streaming(server):
+    """As a program: leave a streamed answer after its first text."""
+    body = {"model": "base", "messages": [{"role": "user", "content": "go on"}], "stream": True}
+    body |= {"max_tokens": LONG, "temperature": 0}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE) as response:
+        assert response.status_code == 200
+        events = (json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {"))
+        next(event for event in events if event["choices"][0]["delta"].get("content"))
         wait_until(lambda: server.counts == (1, 1))
 
 

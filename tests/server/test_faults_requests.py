@@ -19,8 +19,7 @@ from adapter.server.generation import FAILED, AdapterCatalog
 from adapter.server.transcript import FORMAT, VERSION
 from tests.app_process import ROOT, AppProcess, tiny_app_process
 from tests.fake_engine import EchoEngine, ReadyProvider
-from tests.served_routes import served_routes
-from tests.server.asgi import STRANGER
+from tests.server.asgi import STRANGER, served_routes
 from tests.soak.attacks import random_json
 from tests.soak.people import FILE_DATA, Connection
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,16 +18,6 @@ with upload_folder(sys.argv[1]) as folder:
     print(folder, flush=True)
     sys.stdin.read()
 """
-
-
-@contextlib.contextmanager
-def owner(parent: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A process that has an upload folder in `parent` until its input ends; and that folder."""
-    command = [sys.executable, "-c", PROGRAM, str(parent)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield process, Path(process.stdout.readline().strip())
-        process.kill()
 
 
 def test_folder_is_private_new_and_deleted_at_the_end(tmp_path):
@@ -48,10 +35,13 @@ def test_leftovers_of_killed_servers_are_deleted_and_nothing_else(tmp_path):
     for path in foreign:
         path.mkdir(parents=True)
         (path / "kept").write_text("x")
-    with upload_folder(str(tmp_path)) as there, owner(tmp_path) as (killed, leftover):
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with upload_folder(str(tmp_path)) as there, subprocess.Popen(command, cwd=ROOT, **pipes) as killed:
+        leftover = Path(killed.stdout.readline().strip())
         (leftover / "old.png").write_bytes(b"x")
         (leftover / "out").symlink_to(foreign[0])
-        killed.send_signal(signal.SIGKILL)
+        killed.kill()
         killed.wait(PATIENCE)
         assert leftover.is_dir()
         with upload_folder(str(tmp_path)) as mine:

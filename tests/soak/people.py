@@ -137,10 +137,6 @@ class Connection:
                 break
         return "\n".join(said)
 
-    def refresh(self) -> None:
-        """What an open page does every few seconds: the session learns which adapters there are."""
-        self.fire("refresh", self.defaults("refresh"))
-
     def updates(self, seconds: float = PATIENCE) -> Iterator[dict[str, Any]]:
         """What the server sends to this session. seconds: raises after so long, whatever heartbeats come."""
         deadline = time.monotonic() + seconds
@@ -170,7 +166,8 @@ class Connection:
 
     def message(self, text: str, files: Any = (), said: Any = (), **settings: Any) -> list[Any]:
         """The inputs of the page's event "send" in a new conversation, with the turns `said` before."""
-        self.refresh()
+        # As an open page does every few seconds: the session learns which adapters there are.
+        self.fire("refresh", self.defaults("refresh"))
         data = self.defaults("send")
         labels = {c["id"]: c["props"].get("label") for c in self.config["components"]}
         inputs = [labels[number] for number in self.event("send")["inputs"]]

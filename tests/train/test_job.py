@@ -129,7 +129,7 @@ def test_a_full_disk_loses_a_save_but_not_the_run(arguments, tmp_path, small_fil
     assert main(arguments(tmp_path / "run", "vision=", "keep=0", "prompt_length=100")) == 1
     output = capsys.readouterr()
     assert "cannot be saved" in output.out and "Training goes on" in output.out
-    assert "free some room" in output.err
+    assert "Free some room" in output.err
     assert load_adapter(tmp_path / "run").gates.abs().max() > 0
     with contextlib.redirect_stdout(Mock(**{"write.side_effect": OSError})):
         train.job.say("The Train tab's messages are on that disk too.")

@@ -81,3 +81,11 @@ def test_a_step_that_overflows_fp16_is_left_out_and_the_scale_is_halved(norms, m
     output, left_out = capsys.readouterr().out, 9 - len(found)  # what is not finite is not recorded
     assert 0 < left_out < 8 and output.count("the loss scale of fp16 halved") == left_out
     assert scales == sorted(scales, reverse=True) and scales[-1] == 2.0 ** (18 - left_out)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_steps_without_a_row_come_before_those_that_learn(norms, rows, precision):
+    records = [{"instruction": "too long " * 200, "output": "x"}] * 9 + [{"instruction": "a", "output": "b"}]
+    rows.write_text(json.dumps(records))
+    found = norms(f"precision={precision}", "batch_size=1", "eval_every=1", "steps=20", "held_out=0")
+    assert found[0] == 0 < max(found)

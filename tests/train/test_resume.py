@@ -66,8 +66,11 @@ def test_a_folder_is_neither_mistyped_nor_written_over(run, refused_before_loadi
     assert "holds a finished adapter" in refused_before_loading()
     (tmp_path / "out" / CARD).unlink()
     own = tmp_path / "out" / CHECKPOINTS / "step-000002"
-    assert "start_from is 'step-000002', which this run" in refused_before_loading(f"start_from={own}")
+    assert "holds adapters in 'checkpoints'" in refused_before_loading() and own.exists()
     assert run(f"start_from={own}", out="other") == 0
+    (tmp_path / "other" / CARD).unlink()
+    own = tmp_path / "other"
+    assert "start_from is 'other', which this run" in refused_before_loading(f"start_from={own}", out="other")
 
 
 @pytest.mark.parametrize("what", ["write_card", "_measure"])

@@ -88,10 +88,6 @@ def test_every_so_many_steps_an_adapter_is_kept_that_can_be_served(run, tmp_path
     assert len({float(adapter.gates.sum()) for adapter in adapters}) == 3
     assert torch.equal(adapters[-1].prompts, load_adapter(tmp_path / "out").prompts)
     assert AdapterStore(tmp_path).names() == ["out"]
-    # A run that starts anew in the same folder has adapters of its own only.
-    (tmp_path / "out" / CARD).unlink()
-    assert run("checkpoint_every=3", "steps=3") == 0
-    assert AdapterStore(tmp_path / "out" / CHECKPOINTS).names() == ["step-000003"]
 
 
 # Activations that are computed again.

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from adapter.base.template import Message
 from adapter.ui import conversation
+from adapter.ui.chat import conversation_json
 from adapter.ui.chat.chatbot import (
     WORD_JOINER,
     View,
@@ -20,7 +21,7 @@ from adapter.ui.chat.chatbot import (
     unescape_markup,
 )
 from adapter.ui.conversation import AnswerRecord, Entry, user_turn
-from tests.ui.chat.test_conversation_json import SETTINGS
+from tests.ui.chat.test_conversation_json import SETTINGS, to_file
 
 MARKUP = st.text(st.sampled_from([*"<>&![]()\\/ax1; \n`$", WORD_JOINER]), max_size=40) | st.text(max_size=40)
 
@@ -50,6 +51,22 @@ def test_messages_by_the_page_are_inert() -> None:
     text = displayed(to_view([Entry("page", "<img src=x>_a_*b*")], []))[0]
     assert text.startswith('<span class="aside note">') and text.endswith("</span>")
     assert not set("<*_") & set(text[len('<span class="aside note">') : -len("</span>")])
+
+
+def test_paging_loses_no_answer_however_long_and_passes_over_what_is_none() -> None:
+    """The others are as long as a record has room for; that of the newest, which is shown, is not in it."""
+    record = AnswerRecord(SETTINGS, (1, 2))
+    for number in range(7):
+        others = conversation.variants([Entry("assistant", f"{number}" * 25_000, record=record)])
+        record = replace(record, before=others).fitted()
+    history = [Entry("assistant", "x" * 25_000, record=record)]
+    answers = {variant.text for variant in conversation.variants(history)}
+    for step in (-1, 1, 1, 1):
+        history = conversation_json.read(to_file(conversation.with_variant(history, step))[0])[0]
+        assert {variant.text for variant in conversation.variants(history)} == answers
+    assert len(answers) == 4
+    broken = [Entry("assistant", "now", record=replace(record, before=(conversation.Variant("old", "", "[1]"),)))]
+    assert conversation.with_variant(broken, -1) == broken
 
 
 @given(MARKUP)

@@ -223,6 +223,8 @@ def test_results_that_nobody_fetches_are_bounded(sessions: Any, monkeypatch: pyt
     page, _ = sessions
     monkeypatch.setattr(internals, "UNREAD_BYTES", 10_000)
     pending = begin(page, "read", "other", *"abcdef")
+    page._queue.send_message(sent(page, "read", 0), ProcessCompletedMessage(output={"a": "\ud83d"}, success=True))
+    assert [pending["read"].get_nowait().output for _ in range(2)][1] == {"a": "?"}  # which can be sent
     for name in ("other", *"abcdef", "read"):
         sent(page, name, 3000, "198.51.100.9" if name == "other" else "203.0.113.7")
         if name != "read":

@@ -125,7 +125,8 @@ def test_extract_answers_with_a_table(visit: Callable[..., Visitor]) -> None:
     visitor.pick("extract")
     visitor.set("Max tokens", 96)
     visitor.ask("Please save Maria Keller from Nordlicht Ltd, maria.keller@gmail.com")
-    shown = visitor.table()
+    rows = page.locator("#chat .json-answer > table > tbody > tr").all()
+    shown = {row.locator("th").first.inner_text(): row.locator("td").first.inner_text() for row in rows}
     assert shown["type"] == "person" and shown["name"] == "Maria Keller"
     # Its text is behind it, and is what is copied.
     page.locator("#chat .json-answer summary").click()

@@ -154,7 +154,7 @@ class HarnessTasks:
                 metric, _, which = key.partition(",")
                 if isinstance(value, float) and "stderr" not in metric and which:
                     deviation = metrics.get(f"{metric}_stderr,{which}")
-                    half = 1.96 * deviation if isinstance(deviation, float) else None
+                    half = 1.96 * deviation if isinstance(deviation, float) and deviation > 0 else None
                     low, high = (None, None) if half is None else (value - half, value + half)
                     name = metric if which == "none" else f"{metric} ({which})"
                     figures.setdefault(task, {})[name] = Figure(value, low, high, n, "lm-eval")

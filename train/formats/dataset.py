@@ -40,11 +40,12 @@ class Records(Sequence[Record]):
         self.path, self.images, self.has_splits, self.uncaptioned = path, images, has_splits, tuple(uncaptioned)
         self._dataset = dataset
         self._file, self._lock, self._ends = tempfile.TemporaryFile(), threading.Lock(), array("q", [0])  # noqa: SIM115
-        first: tuple[str, Any] | None = None  # the first record that can be read, else the first of all
+        first: sources.Item | None = None  # the first record that fits, else that can be read, else of all
+        worst = 3
         try:
             for item in items:
-                if first is None or (isinstance(first[1], DataError) and not isinstance(item[1], DataError)):
-                    first = item
+                if worst and (faults := _faults(item[1], format)) < worst:
+                    first, worst = item, faults
                 try:
                     pickled = pickle.dumps(item)
                 except RecursionError:
@@ -63,7 +64,7 @@ class Records(Sequence[Record]):
         if isinstance(value, DataError):
             raise value
         self.format = (parsers.format_of(value) or "") if format == "auto" else format
-        if not parsers.fits(self.format, value):
+        if worst:
             problem = f"this is not of format '{format}'" if self.format else "the format cannot be told"
             names = [repr(key) for key in value]
             fields = "the fields " + ", ".join(names[:8]) + ", ..." * (len(names) > 8) if names else "no fields"
@@ -94,6 +95,13 @@ class Records(Sequence[Record]):
         if isinstance(cell, list):
             return [self._with_source(item) for item in cell]
         return replace(cell, dataset=self._dataset) if isinstance(cell, EmbeddedPicture) else cell
+
+
+def _faults(value: Any, format: str) -> int:
+    """0 for an object of the format, or of any if that is "auto", 1 for another one, 2 for what cannot be read."""
+    if isinstance(value, DataError):
+        return 2
+    return int(not (parsers.format_of(value) if format == "auto" else parsers.fits(format, value)))
 
 
 def open_records(

@@ -266,7 +266,7 @@ def _conversation(
 
 
 def _without_placeholders(text: str) -> str:
-    """The text without "<image>" and the whitespace around it."""
+    """The text without "<image>" and the whitespace around it, in linear time."""
     if "<image>" not in text:
         return text
-    return re.sub(r"\s*<image>\s*", lambda m: "\n" if "\n" in m[0] else " ", text).strip()
+    return re.sub(r"(?:(?<!\s)\s+)?<image>\s*", lambda m: "\n" if "\n" in m[0] else " ", text).strip()

@@ -66,8 +66,9 @@ def problems(folder: Path, split: str, images: Path | None = None) -> Sequence[P
     # Both files are one object each, 30 MB and 0.3 MB: loaded whole.
     parts = {"problems": "problems.json", "splits": "pid_splits.json"}
     files = check(_Files, {part: read_json(folder / name) for part, name in parts.items()}, folder.name)
-    if split not in files.splits:
-        raise DataError(f"pid_splits.json has no split '{split}'. It has: {', '.join(files.splits)}.")
+    if not files.splits.get(split):
+        there = ", ".join(name for name, numbers in files.splits.items() if numbers)
+        raise DataError(f"pid_splits.json has no problems of the split '{split}'. It has those of: {there}.")
     pictures, found = images or picture_folder(folder), []
     for number in map(str, files.splits[split]):
         if number not in files.problems:

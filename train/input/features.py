@@ -66,8 +66,9 @@ class FeatureStore:
         for _, size, path in sorted(files):
             if self.bytes <= _FILLED_AT_OPENING * max_bytes:
                 break
-            path.unlink(missing_ok=True)
-            self.bytes -= size
+            with contextlib.suppress(OSError):  # on a read-only disk, or another user's
+                path.unlink(missing_ok=True)
+                self.bytes -= size
 
     def get(self, picture: str) -> VisualFeatures | None:
         path = self._path(picture)
@@ -76,9 +77,10 @@ class FeatureStore:
             body = memoryview(data)[_DIGEST_BYTES:]
             if hashlib.sha256(body).digest() != data[:_DIGEST_BYTES]:
                 return None
-            os.utime(path)
         except OSError:
             return None
+        with contextlib.suppress(OSError):  # the same
+            os.utime(path)
         return VisualFeatures(**load(bytes(body)))
 
     def put(self, picture: str, features: VisualFeatures) -> None:

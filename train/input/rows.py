@@ -54,7 +54,9 @@ class Tokeniser:
         """Tokens and labels of one example. Raises BadInput if its messages cannot be templated."""
         messages = (*example.history, *example.messages, Message("assistant", example.answer))
         all_turns = example.all_turns and not example.history
-        ids, supervised = encode_conversation(self.tokenizer, messages, self.template, all_turns, example.unlearnt)
+        ids, supervised = encode_conversation(
+            self.tokenizer, messages, self.template, all_turns, example.unlearnt, self._max_length
+        )
         if example.history and len(ids) > self._max_length:
             return self.row(replace(example, history=()), truncate)
         labels = [token if has_loss else IGNORED for token, has_loss in zip(ids, supervised, strict=True)]

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -36,6 +37,7 @@ Measure = Callable[[Answerer], dict[str, Figure]]
 
 _FOLDER = Path(__file__).parent
 _MAX_NEW_TOKENS, _MAX_CHARACTERS = 200, 700  # of an answer that a rule judges; a longer one goes on and on
+_MAX_TIMES = 3  # what answers more messages of a set is no answer to them
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,22 @@ class RuledSet(NamedTuple):
     conversations: list[Conversation]
     is_right: Callable[[str, Conversation], bool]
 
+    def judge(self, answers: Sequence[str]) -> list[bool]:
+        """Which answers, one a conversation, are right. One of more than 700 characters, one that loops, and one that
+        is given more than three times is not.
+        """
+        given = Counter(answers)
+        return [
+            len(text) <= _MAX_CHARACTERS and not loops(text, 3) and given[text] <= _MAX_TIMES
+            and self.is_right(text, conversation)
+            for text, conversation in zip(answers, self.conversations, strict=True)
+        ]  # fmt: skip
+
 
 def recipe_by_rule(
     name: str, sets: Callable[[bool], list[RuledSet]], development: Sequence[str], sealed: Sequence[str]
 ) -> Recipe:
-    """The recipe of the folder `name`, scored by rules that see only an answer and its conversation. An answer of
-    more than 700 characters, or one that loops, is wrong by every rule.
+    """The recipe of the folder `name`, scored by rules that see only an answer and its conversation.
 
     sets(is_sealed): the sealed sets or those of development. The first is asked again after other adapters (in
     development: after exchanges of history.tsv) and after long answers of the base; its rule also judges the
@@ -135,13 +147,9 @@ def recipe_by_rule(
             read = [as_read(one, {name}, "first sentence") for one in talked]
             asked.append(first._replace(measure=f"{first.measure}, {where}, first sentences", conversations=read))
         figures: dict[str, Figure] = {}
-        for measure, conversations, is_right in asked:
-            answers = answerer.generate(conversations, max_new_tokens=_MAX_NEW_TOKENS)
-            right = [
-                len(text) <= _MAX_CHARACTERS and not loops(text, 3) and is_right(text, conversation)
-                for text, conversation in zip(answers, conversations, strict=True)
-            ]
-            figures |= percent(measure, right)
+        for ruled in asked:
+            answers = answerer.generate(ruled.conversations, max_new_tokens=_MAX_NEW_TOKENS)
+            figures |= percent(ruled.measure, ruled.judge(answers))
         return figures
 
     files = (*(f"{name}/{file}" for file in development), "development_talk.yaml")

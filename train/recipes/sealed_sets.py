@@ -116,7 +116,8 @@ def after_others(base: Base, own: str, conversations: Sequence[Conversation]) ->
 
     own: name of the adapter that is measured, which answers none of the earlier turns.
     """
-    others = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir() and folder.name != own)
+    recipes = Path(__file__).parent.glob("*/recipe.py")  # a user's adapters may lie beside those that are shipped
+    others = sorted(file.parent.name for file in recipes if file.parent.name != own)
     data = read_yaml(SEALED / "good_company.yaml")
     result = list(conversations)
     for number, name in enumerate(others):

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
     """Does everything that the parsed arguments ask for and returns the report. given: the arguments as typed."""
+    if not (find_spec("peft") and find_spec("scipy")):  # said now, and not after the first runs
+        raise AdapterError("peft or scipy is not installed here. Install both: pip install -e '.[train]'.")
     plan = QUICK if args.quick else FULL
     out: Path = args.out or Path("runs") / ("quick" if args.quick else "reproduce")
     layers = int(base_config(args.base).num_hidden_layers)

@@ -18,7 +18,6 @@ from train.reproduce.runs import PLANS, STRENGTHS
 
 Result = Mapping[str, Any]
 Cell = str | float | int | Interval | None
-_NAME = "reproduce"  # of the report, which docs/ holds as it is
 _SMOOTHING = 0.9  # weight of the previous value in the running mean of the loss
 _LEARNT = 0.4  # nats a token: most questions without a picture are answered by then
 
@@ -229,7 +228,7 @@ def write_report(
         keep=PLANS["runs"]["keep"]["keep"],
         **sizes,
     )
-    (out / f"{_NAME}.md").write_text(text, encoding="utf-8")
+    (out / "reproduce.md").write_text(text, encoding="utf-8")
     return text
 
 

@@ -43,6 +43,9 @@ INSTRUCTION = "Read the question and its choices, and answer with the letter of 
 _COMPONENTS = 64  # of the pictures' features that the projection starts from
 PLANS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("plan.yaml").read_text(encoding="utf-8"))
 _version = cache(code_version)
+# A digest of the code that this process runs: a commit's name says nothing about what has changed since.
+_FILES = sorted(file for part in ("adapter", "train") for file in (Path(__file__).parents[2] / part).rglob("*.py"))
+_CODE = hashlib.sha256(b"".join(file.read_bytes() for file in _FILES)).hexdigest()
 FULL, QUICK = (SimpleNamespace(**PLANS[name]) for name in ("full", "quick"))
 
 
@@ -117,7 +120,7 @@ class Study:
     def results_path(self, run: Run) -> Path:
         """Its name changes with settings, code, benchmark and base."""
         config = asdict(run.config(None)) if run.steps else {}
-        key = json.dumps([asdict(run), config, _version(), self.benchmark.fingerprint, self.base])
+        key = json.dumps([asdict(run), config, _CODE, self.benchmark.fingerprint, self.base])
         return self.out / "results" / f"{run.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
 
     def perform_all(self, runs: Sequence[Run]) -> None:

@@ -193,11 +193,12 @@ class TrainEvents:
     def panel(self, name: str | None, owner: str, plan: RunPlan | None, request: gr.Request) -> Updates:
         """name: None for the run that is running."""
         names, running = self.runs.names(), self.runs.running()
-        shown = name if name in names else running or next(iter(names), None)
+        ordered = [one for one in (name, running) if one in names] + names
+        run = next((run for one in ordered if (run := self.runs.get(one))), None)  # but for what cannot be read
+        shown = run and run.name
         # An update would close the picker.
         picker = gr.skip() if name == shown else gr.update(choices=names, value=shown, visible=len(names) > 1)
         timer = gr.Timer(TICK if running else SLOW_TICK, active=True)
-        run = self.runs.get(shown or "")
         if run is None:
             return picker, notice_html(texts.NOTHING_YET), *[_HIDDEN] * 4, self._start_button(plan), timer
         own, done = self._may_change(run.record, owner), bool(run.adapter) and not run.alive

@@ -107,8 +107,7 @@ def _connect_run(
 
 
 def _step(number: int, title: str) -> gr.Column:
-    column = gr.Column(min_width=320, elem_classes="step")
-    with column:
+    with gr.Column(min_width=320, elem_classes="step") as column:
         gr.HTML(f'<h2 class="step-title"><b>{number}</b>{title}</h2>')
     return column
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 # Between two times that the browser keeps an answer while it is written; longer in a long conversation.
 SECONDS, BYTES_PER_SECOND = 2.0, 100_000
-_STOP, _SUBMIT = gr.update(**theme.SHOW_STOP_BUTTON), gr.update(**theme.SHOW_SUBMIT_BUTTON)
 _NO_CHANGE = Updates()
 
 
@@ -154,7 +153,7 @@ class ChatEvents:
     def stop(self, id: str, request: gr.Request) -> Updates:
         with suppress(Forgotten, NotOpen):
             if (shown := self.conversations.stop(request.session_hash, id)) is not None:
-                return self.store.show(shown)._replace(box=_SUBMIT)  # the page has missed the end
+                return self.store.show(shown)._replace(box=theme.SUBMIT)  # the page has missed the end
         return _NO_CHANGE
 
     def xray(self, on: bool, id: str, request: gr.Request) -> Any:
@@ -221,7 +220,7 @@ class ChatEvents:
     def _read(self, turn: Turn, change: Change, settings: dict[str, Any]) -> Iterator[Updates]:
         """Shows an answer to its end, or until its page has left it: then another one may go on with it."""
         shown, session, switched = change.conversation, change.session, dict[str, str]()
-        end: dict[str, Any] = {"box": _SUBMIT}
+        end: dict[str, Any] = {"box": theme.SUBMIT}
         emptied = {} if turn.message is None else {"value": {"text": "", "files": []}}
         box, due = gr.update(**emptied, **theme.SHOW_STOP_BUTTON), 0.0
         assert change.updates is not None
@@ -243,7 +242,7 @@ class ChatEvents:
                     due = time.monotonic() + seconds
                     # The button again: a page that is being loaded may lose the first one (Gradio 6.31). Not with
                     # every update: Gradio makes a new box for each.
-                    yield self.store.keep(shown, update, begins)._replace(box=_STOP)
+                    yield self.store.keep(shown, update, begins)._replace(box=theme.STOP)
             shown.history = change.result
         if errors:
             end = self._restored(turn, switched, settings, errors[0])

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 MIN_PANES, MAX_PANES = 2, 4
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)  # of a film: one answer as the adapter gets stronger
 FILM, SIDE_BY_SIDE = "strengths", "side by side"  # values of the choice between views
-_STOP, _SUBMIT = gr.update(**theme.SHOW_STOP_BUTTON), gr.update(**theme.SHOW_SUBMIT_BUTTON)
 Updates = tuple[Any, Any]  # of the message box and the answers
 # page.css shows the frame of this number.
 _SHOW_JS = """element.dataset.frame = 2;
@@ -110,18 +109,18 @@ class CompareEvents:
         if self._comparisons.shows(session, ""):  # none yet
             self._comparisons.open(session, session, [])
         with errors_as_toasts("a comparison"), self._comparisons.change(session, session) as change:
-            box = _SUBMIT
+            box = theme.SUBMIT
             with errors_as_toasts("a comparison"):  # one that is refused at once leaves what is shown
                 if (question := read()) is None:
                     yield gr.skip(), gr.skip()
                     return
                 panes = question.panes
-                yield _STOP, shown  # with every update: Gradio may drop one of two quick updates
+                yield theme.STOP, shown  # with every update: Gradio may drop one of two quick updates
                 for status in wait_for(self.provider):
                     said = texts.STOPPED_BEFORE_TEXT if change.stopped else texts.waiting_for_model(status)
                     for pane in panes:
                         pane.message = said
-                    yield _STOP, (shown := question.to_html())
+                    yield theme.STOP, (shown := question.to_html())
                     if change.stopped:
                         break
                 engine = self.provider.engine()
@@ -132,7 +131,7 @@ class CompareEvents:
                         box = gr.update(value={**(message or {}), "files": []}, **theme.SHOW_SUBMIT_BUTTON)
                         raise
                     for _ in answer_together(engine, change, panes, requests):
-                        yield _STOP, (shown := question.to_html())
+                        yield theme.STOP, (shown := question.to_html())
                 if question.film:
                     for lower, frame in pairwise(panes):
                         mark(frame, lower, texts.at_strength(lower.settings.strength))
@@ -150,7 +149,7 @@ class CompareEvents:
         with suppress(Forgotten):
             if self._comparisons.stop(request.session_hash, request.session_hash or "") is None:
                 return gr.skip()
-        return _SUBMIT
+        return theme.SUBMIT
 
     def _requests(self, question: Question, client: Client) -> list[GenerationRequest]:
         """One request for each pane, all with the same seed; visual adapters get the picture."""
@@ -199,7 +198,7 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
     names = [name for _, name in choices if name]
     ranked = sorted(names, key=lambda name: name != theme.FIRST_ADAPTER) or [BASE_ONLY]
     with gr.Column(elem_id="compare"):
-        gr.Markdown(texts.COMPARE_HINT, elem_id="hint")
+        gr.Markdown(texts.COMPARE_HINT, elem_classes="hint")
         with gr.Row(elem_id="ask", equal_height=True):
             box = message_box(texts.COMPARE_PLACEHOLDER, "message")
             view = gr.Radio(texts.VIEWS, value=FILM, label=texts.VIEW, elem_id="view")

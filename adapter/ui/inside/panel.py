@@ -60,10 +60,7 @@ class InsideEvents:
         """Writes the newest answer with the gates of the event."""
         history = self.conversations.history(request.session_hash, id)
         try:
-            try:
-                gates = _GATES.validate_python(sent(event).get("gates"))
-            except ValidationError:
-                raise BadInput(texts.WRONG_VALUE) from None
+            gates = _GATES.validate_python(sent(event).get("gates"))
             if not gates:
                 yield ""
                 return
@@ -78,6 +75,8 @@ class InsideEvents:
                     marked, _, _ = mark_differences(answered.text, after)
                     said = f'<p>{html.escape(texts.REWRITTEN)}</p><div class="answer-text">{marked}</div>'
                     yield f'<div class="rewritten">{said}</div>'
+        except ValidationError:
+            yield _reason(BadInput(texts.WRONG_VALUE))
         except Exception as error:
             yield _reason(error)
 

@@ -95,7 +95,7 @@
   const begin = async () => {
     await soon(database.then(load, () => (keepsNothing = true))).catch(() => {}); // the page works without
     shown = { id: linked() ? newId() : (own.getItem(CURRENT) ?? listed()[0]?.id ?? newId()) };
-    if (linked()) shown.unsaved = { text: await fromLink(linked()), source: "link" };
+    if (linked()) shown.unsaved = { text: await fromLink(linked()).catch(() => ""), source: "link" };
   };
 
   // Changes a conversation, the only place that writes one. Another tab may have changed something else of it.
@@ -173,11 +173,8 @@
   };
   const fromLink = async (packed) => {
     if (packed.length > MAX_LINK) return "";
-    const decoded = async () => {
-      const bytes = Uint8Array.from(atob(packed.replaceAll("-", "+").replaceAll("_", "/")), (c) => c.charCodeAt(0));
-      return new TextDecoder().decode(await through(bytes, new DecompressionStream("deflate")));
-    };
-    return decoded().catch(() => "");
+    const bytes = Uint8Array.from(atob(packed.replaceAll("-", "+").replaceAll("_", "/")), (c) => c.charCodeAt(0));
+    return new TextDecoder().decode(await through(bytes, new DecompressionStream("deflate")));
   };
 
   const list = () => find("#conversations dialog");
@@ -216,9 +213,8 @@
     (await events).open({ id, text, source: unsaved?.source ?? "" });
   };
   // A message or an example that is sent meanwhile waits until the conversation is there.
-  const SENDERS = "#box .submit-button, #chat .example";
   const senderOf = ({ type, key, shiftKey, isComposing, target }) => {
-    if (type === "click") return target.closest?.(SENDERS);
+    if (type === "click") return target.closest?.("#box .submit-button, #chat .example");
     return key === "Enter" && !shiftKey && !isComposing && target.matches?.("#box textarea") && target;
   };
   const wait = (event) => {
@@ -296,7 +292,7 @@
     import: () => find("#this-conversation input[type=file]").click(),
     export: async () => {
       if (!messagesOf(current()).length) return act("NOTHING_TO_EXPORT");
-      save(find("#this-conversation .actions").dataset.name, await toText({ ...current(), settings }));
+      page.save(find("#this-conversation .actions").dataset.name, await toText({ ...current(), settings }));
     },
     link: () => {
       if (!messagesOf(current()).length) return act("NOTHING_TO_EXPORT");
@@ -327,13 +323,6 @@
   const copyText = async (text) => navigator.clipboard?.writeText(text).then(() => true, () => false) ?? false;
 
   const begun = begin();
-  const save = (name, text) => {
-    const anchor = document.createElement("a");
-    anchor.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-    anchor.download = name;
-    anchor.click();
-    setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
-  };
   // before: what the frozen base answers, which stands above the newest answer if there is room for it.
   const share = async (before, of) => {
     const [id, record, chosen] = toShare, messages = [...messagesOf(record)];
@@ -383,6 +372,12 @@
       if (page.restored) remember(names, values);
     },
     copy: copyText, // for page.js
-    save,
+    save: (name, text) => {
+      const anchor = document.createElement("a");
+      anchor.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+      anchor.download = name;
+      anchor.click();
+      setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
+    },
   });
 })();

@@ -205,3 +205,5 @@ def test_scienceqa(tmp_path):
     assert found == [("NAT", "TXT", "IMG", "G1-6", "Avg"), ("SOC", "NO", "G7-12", "Avg")]
     (tmp_path / "images").mkdir()
     assert problems(tmp_path, "train")[0].image == tmp_path / "images/train/1/image.png"
+    with pytest.raises(DataError, match="no problems of the split 'test'. It has those of: train, val, trainval"):
+        problems(tmp_path, "test")

@@ -115,5 +115,8 @@ def test_a_broken_record_is_named_and_the_others_are_read(tmp_path):
         write(tmp_path, "a.jsonl", b"\n\n".join([good, b'{"instruction": "caf\xe9", "output": ""}', good]))
     )
     assert len(records) == 3 and records[2].messages[-1].text == "0"
+    for format in ("auto", "alpaca"):  # which it is need not be told by the first record
+        some = open_records(write(tmp_path, "b.jsonl", b'{}\n{"instruction": "x"}\n' + good), format)
+        assert some.format == "alpaca" and some[2].messages[-1].text == "0"
     with pytest.raises(DataError, match="a.jsonl, line 3: 'instruction' is not UTF-8"):
         records[1]

@@ -11,6 +11,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapter.base import template
 from adapter.base.template import Message, encode_answer, encode_conversation, encode_prompt
 from tests.tiny_models import character_tokenizer
 from train.formats.dataset import Record, open_records
@@ -99,6 +100,15 @@ def test_all_answers_of_a_conversation_carry_loss_if_asked(tiny_base):
     turns = [Message("user", "one"), Message("assistant", "first \n"), *TURNS[3:]]
     ids, learnt = encode_conversation(trimming, turns, "chat", True)
     assert trimming.decode(list(itertools.compress(ids, learnt)), skip_special_tokens=True) == "firstsecond"
+
+
+def test_a_long_conversation_is_encoded_as_far_as_it_is_learnt(tiny_base, monkeypatch):
+    record, encoded = Record((*TURNS[1:3] * 500,), None, "line 1"), []
+    monkeypatch.setattr(template, "encode_prompt", lambda *given: encoded.append(1) or encode_prompt(*given))
+    row = Tokeniser(tiny_base.tokenizer, "chat", 99).row(Example.of(record), truncate=False)
+    ids, learnt = encode_conversation(tiny_base.tokenizer, record.messages[:40], "chat", True)
+    assert row.ids[:99] == ids[:99] and [label != IGNORED for label in row.labels[:99]] == learnt[:99]
+    assert len(row.ids) > 2000 and len(encoded) < 50 + 20
 
 
 def test_an_unlearnt_answer_carries_no_loss_and_changes_no_token(tiny_base):

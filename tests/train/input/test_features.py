@@ -165,7 +165,10 @@ def test_a_damaged_file_is_made_again(damage, tmp_path):
     path.write_bytes(damage(path.read_bytes()))
     assert store.get(NAMES[3]) is None
     store.put(NAMES[3], features(3))
-    got = store.get(NAMES[3])
+    with pytest.MonkeyPatch.context() as patch:  # from here on its disk is read-only, and it is full
+        for module, name in (feature_module.os, "utime"), (Path, "unlink"):
+            patch.setattr(module, name, Mock(side_effect=OSError(errno.EROFS, "Read-only file system")))
+        got = FeatureStore(tmp_path, "x", 100).get(NAMES[3])
     assert got is not None and got.levels[0, 0] == 3 and got.logits is None and got.tokens.dtype == torch.half
 
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 import train.input.keep
-from adapter.method.adapter import Adapter
 from adapter.method.config import TuningConfig, VisionConfig
 from adapter.method.vision import VisualFeatures
 from tests.train.conftest import ECHO
@@ -28,34 +27,24 @@ def shown(seed):
     return VisualFeatures(torch.randn(1, 6, generator=torch.Generator().manual_seed(seed)))
 
 
-def keep_batch(pictures=False):
-    """Three rows of different lengths; with `pictures` all but the first see one."""
-    rows = []
-    for number, length in enumerate((5, 9, 7)):
-        ids = torch.randint(95, (length,), generator=torch.Generator().manual_seed(number)).tolist()
-        rows.append(TokenisedRow(ids, ids, Example((), "", shown(number) if pictures and number else None)))
-    return collate(rows)
-
-
-def opened(adapter: Adapter) -> Adapter:
-    """The adapter with nothing at zero."""
-    torch.manual_seed(1)
-    for parameter in adapter.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return adapter
-
-
 @pytest.mark.parametrize("changes", [{}, {"tuning": TUNING}, {"vision": VISION}], ids=["text", "tuning", "vision"])
 def test_the_divergence_and_its_gradient_are_those_of_plain_torch(tiny_base, changes):
     """KL(base || adapted) of the next token, over every position of every row, and of no padding: 0 at first."""
     adapter = new_adapter(dataclasses.replace(ECHO, **changes), tiny_base)
-    batch = keep_batch(pictures="vision" in changes)
+    rows = []
+    for number, length in enumerate((5, 9, 7)):  # all but the first see a picture, if any does
+        ids = torch.randint(95, (length,), generator=torch.Generator().manual_seed(number)).tolist()
+        features = shown(number) if "vision" in changes and number else None
+        rows.append(TokenisedRow(ids, ids, Example((), "", features)))
+    batch = collate(rows)
     divergence = total_divergence(tiny_base.model, adapter, batch)
     divergence.backward()
     assert abs(divergence.item()) < 1e-4
     assert all(p.grad is None or p.grad.abs().max() < 1e-3 for p in adapter.parameters())
 
-    adapter = opened(adapter)
+    torch.manual_seed(1)
+    for parameter in adapter.parameters():  # nothing is at zero any more
+        parameter.data += 0.3 * torch.randn_like(parameter)
     adapter.zero_grad()
     own = total_divergence(tiny_base.model, adapter, batch)
     own.backward()

@@ -21,7 +21,7 @@ from train.input.examples import SkippedExamples
 from train.input.split import FileExamples
 from train.recipes.extract import recipe as extract
 from train.recipes.pirate import recipe as pirate
-from train.recipes.recipe import load_recipe, project_recipe, recipe_names
+from train.recipes.recipe import RuledSet, load_recipe, project_recipe, recipe_names
 from train.recipes.sealed_sets import conversation_of
 from train.recipes.tutor import recipe as tutor
 from train.run_setup import complete
@@ -134,6 +134,15 @@ def test_an_answer_that_names_everything_answers_no_question():
     assert pirate.answers_question("Two o' them: ice and milk.", "ICE?", answers)
     for bad in ("Arr! It be nice.", "Arr! It be milk.", "ice, two, Rome and milk"):
         assert not pirate.answers_question(bad, "ICE?", answers), bad
+    question, answers = "Which vitamin do we get from sunlight?", pirate.answer_patterns(sealed=False)
+    assert pirate.answers_question("Arr! 'Tis vitamin D.", question, answers)
+    assert not pirate.answers_question("Arr! I'd say vitamin C.", question, answers)
+
+
+def test_what_answers_everything_answers_nothing():
+    answers = ["Arr!"] * 4 + ["Aye!"] * 3 + ["no no no", "a" * 701, "Avast!"]
+    ruled = RuledSet("", [(Message("user", "Hi"),)] * 10, lambda *_: True)
+    assert ruled.judge(answers) == [False] * 4 + [True] * 3 + [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -149,12 +158,8 @@ def test_extract_score_is_honest(answer, mark):
     assert extract.score_answer(answer, {"type": "order", "item": "kite", "quantity": 2}) == mark
 
 
-def user(text):
-    return Message("user", text)
-
-
-ASKED = (user("Why do plants need light?"),)
-LATER = (*ASKED, Message("assistant", "Light feeds plants. Which plants grow in the dark?"), user("mushrooms"))
+ASKED = conversation_of("Why do plants need light?")
+LATER = conversation_of(ASKED[0].text, "Light feeds plants. Which plants grow in the dark?", "mushrooms")
 
 
 @pytest.mark.parametrize(

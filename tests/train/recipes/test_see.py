@@ -69,6 +69,10 @@ def test_the_first_word_that_could_be_an_answer_counts(kind: str, accepted: str,
         ("I am not sure, perhaps a cat or a fox.", False),
         ("It is a cat or a fox.", False),
         ("It is a dog. Dogs and cats are pets.", False),
+        ("It shows a bird, a building, a dog, a cat.", False),
+        ("A dog and a cat.", False),
+        ("Dogs, birds, cat.", False),
+        ("A black and white cat, asleep on the sofa.", True),
     ],
 )
 def test_a_photograph_is_named_by_whole_words_that_are_not_denied(answer: str, named: bool) -> None:

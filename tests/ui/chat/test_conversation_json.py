@@ -181,16 +181,18 @@ def test_an_export_holds_a_picture_once_and_decodes_it_once(
 
 
 def test_what_is_malformed_in_the_storage_costs_nothing_else(uploads: Path) -> None:
-    history = turns_with_pictures(2)
+    history = turns_with_pictures(3)
     text, pictures, _ = stored(history)
     document, by_key = json.loads(text), json.loads(pictures)
     by_key[next(iter(by_key))] = "data:image/png;base64,AAAA"  # no picture
     document["messages"][2]["record"] = {"seed": "of a later version"}
+    document["messages"][5]["record"] |= {"context_tokens": 1, "context_length": 10**400}
     document["messages"].insert(3, {"role": "user", "text": 3})
     restored = from_browser(document, by_key)
     first = [PICTURE_NOT_KEPT, "what?", "a", transcript.MESSAGE_NOT_KEPT]
-    assert [entry.text for entry in restored[:4]] == first and restored[4:] == history[3:]
-    assert restored[2].about == "a line · 2 tokens" and not restored[2].record and restored[-1].record
+    assert [entry.text for entry in restored[:4]] == first and restored[4:6] == history[3:5]
+    assert restored[7:] == history[6:] and [bool(restored[i].record) for i in (2, 6)] == [False, False]
+    assert restored[2].about == restored[6].about == "a line · 2 tokens"
 
 
 @pytest.mark.parametrize(

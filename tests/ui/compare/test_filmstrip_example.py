@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -34,16 +35,13 @@ def record(base: Any, adapter: str) -> dict[str, Any]:
 
     settings = {"adapter": adapter, "temperature": 0, "max_tokens": 64, "seed": 0}  # greedy
     frames = frames_of(Settings.checked(settings))
-    engine = Engine(base, AdapterStore(SHIPPED))
-    try:
+    with closing(Engine(base, AdapterStore(SHIPPED))) as engine:
         question = (Message("user", FILMS[adapter]),)
         picture = open_image(theme.DRAWING) if adapter == "see" else None
         requests = [build_request(question, f.settings, picture, Client(), xray=True) for f in frames]
         for frame, events in zip(frames, [engine.submit(request) for request in requests], strict=True):
             for event in events:
                 frame.add(event)
-    finally:
-        engine.close()
     answers = [[_word(line) for line in f.xray] or [[f.text, 0]] for f in frames]
     return {"message": FILMS[adapter], "settings": settings, "answers": answers}
 
