@@ -44,32 +44,16 @@ from starlette.routing import BaseRoute, Mount
 
 from adapter.base.embedded import BASE
 from adapter.errors import LoadError
-from adapter.server import openai_api
-from adapter.server.deployment import (
-    PROXIES_OF_A_SPACE,
-    Place,
-    describe_access,
-    find_place,
-    parse,
-    runs_folder,
-    set_up_logs,
-    upload_folder,
-)
+from adapter.server import deployment, openai_api
+from adapter.server.deployment import Place
 from adapter.server.generation import AdapterCatalog, EngineProvider, ServingEngine, import_libraries
 from adapter.server.limits import Limits
 from adapter.server.metrics import CountedEngine, Metrics, routes
 from adapter.server.request_guard import ADAPTER_BYTES, EXCEPTION_HANDLERS, UPLOAD_BYTES, RequestGuard
-from adapter.ui import theme
+from adapter.ui import gradio_internals, theme
 from adapter.ui.chat.tab import chat_tab
 from adapter.ui.compare.tab import compare_tab
-from adapter.ui.gradio_internals import (
-    StrictBlocks,
-    close_page,
-    guard,
-    refuse_remote_files,
-    set_current_request,
-    set_upload_folder,
-)
+from adapter.ui.gradio_internals import StrictBlocks
 from adapter.ui.preload import preload_links
 from adapter.ui.status import header, refresh_periodically
 from adapter.ui.texts import page as texts
@@ -104,7 +88,7 @@ def build_page(
                 comparing = compare_tab(provider, store, tabs, chat)
             if training:
                 with gr.Tab(texts.TRAIN, id="train"):
-                    runs = runs or TrainingRuns(runs_folder())
+                    runs = runs or TrainingRuns(deployment.runs_folder())
                     train_tab(page, tabs, provider, runs, store, chat, base, public=public)
         pickers = [*chat.pickers, *comparing]
         refresh_periodically(provider, store, status, pickers, chat.chosen, chat.describe)
@@ -127,7 +111,7 @@ def make_loader(
         from adapter.serve.engine import Engine
         from adapter.serve.store import SHIPPED, AdapterStore
 
-        runs = runs_folder()
+        runs = deployment.runs_folder()
         adapters = AdapterStore(*arguments.adapters, runs, SHIPPED, incoming=runs)
         store.bind(adapters)
         name = arguments.base or embedded.BASE
@@ -191,25 +175,25 @@ def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middl
 
 def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     """Serves until a signal comes. uploads: the folder that Gradio keeps uploads in."""
-    refuse_remote_files()
+    gradio_internals.refuse_remote_files()
     if (direct := os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")) != "*":
         # Gradio asks the page that it has started once, which no proxy reaches.
         os.environ["no_proxy"] = ",".join(filter(None, (direct, "localhost", place.host)))
     if place.space:
-        os.environ.setdefault("FORWARDED_ALLOW_IPS", PROXIES_OF_A_SPACE)  # uvicorn reads it
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", deployment.PROXIES_OF_A_SPACE)  # uvicorn reads it
     store = AdapterCatalog()
     limits, metrics = Limits(place.public), Metrics(store)
     provider = make_loader(arguments, place, store, limits, metrics)
     if place.zero_gpu:
         provider.load_here()  # spaces keeps what is on the GPU before the launch for its workers
     most = ADAPTER_BYTES if place.training else UPLOAD_BYTES
-    runs = TrainingRuns(runs_folder())
+    runs = TrainingRuns(deployment.runs_folder())
     page = build_page(provider, store, place.training, runs, arguments.base or BASE, place.public)
-    guard(page, SESSIONS, limits)
+    gradio_internals.guard(page, SESSIONS, limits)
 
     def prepare(request: Request) -> None:
         if place.zero_gpu:
-            set_current_request(request, page)
+            gradio_internals.set_current_request(request, page)
 
     api = openai_api.Api(provider, store, place.auth, prepare)
     own = [Mount("/v1", api), *routes(provider, metrics, place.auth)]
@@ -229,12 +213,12 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         )
         return 1
     try:
-        set_up_logs()
+        deployment.set_up_logs()
         print(f"Open {url} (Ctrl+C stops it)", flush=True)
         for folder in arguments.adapters:
             if not folder.is_dir():
                 print(f"There is no folder {folder} yet; its adapters appear once there is.", file=sys.stderr)
-        print(describe_access(place), flush=True)
+        print(deployment.describe_access(place), flush=True)
         if not place.zero_gpu:
             provider.start()
         threading.Event().wait()
@@ -251,7 +235,7 @@ def close(page: gr.Blocks, loader: EngineProvider, runs: TrainingRuns, uploads: 
         print(stopped_with_server(ended), flush=True)
     idle = loader.close()
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it complains of connections that are cut
-    close_page(page)
+    gradio_internals.close_page(page)
     if not idle:
         shutil.rmtree(uploads, ignore_errors=True)
         sys.stdout.flush()
@@ -260,17 +244,17 @@ def close(page: gr.Blocks, loader: EngineProvider, runs: TrainingRuns, uploads: 
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
-    place = find_place(arguments)
-    set_up_logs()
+    arguments = deployment.parse(argv)
+    place = deployment.find_place(arguments)
+    deployment.set_up_logs()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C
     with contextlib.ExitStack() as stack:
         try:
-            uploads = stack.enter_context(upload_folder(os.environ.get("GRADIO_TEMP_DIR")))
+            uploads = stack.enter_context(deployment.upload_folder(os.environ.get("GRADIO_TEMP_DIR")))
         except OSError as error:
             print(f"Cannot keep uploads: {error}. Let GRADIO_TEMP_DIR name a folder to write to.", file=sys.stderr)
             return 1
-        set_upload_folder(uploads)
+        gradio_internals.set_upload_folder(uploads)
         try:
             return serve(arguments, place, uploads)
         except KeyboardInterrupt:

@@ -9,11 +9,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.app_process import ROOT
+
 # A room may import itself and the rooms before it.
 ADAPTER_ROOMS = ["", "errors", "files", "lru"]
 ADAPTER_ROOMS += ["method", "base", "serve", "cluster", "formats", "server", "ui", "__main__"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.app_process import ROOT
+
 DOCUMENT = ROOT / "docs" / "reliability.md"
 HEADER = "| fault | what a visitor sees | what is lost | test |"
 

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from adapter.base.embedded import BASE, ENCODER
 from adapter.errors import AdapterError, BadInput, first_line
-from adapter.method.config import Natural, Positive, TuningConfig, VisionConfig, check_name
+from adapter.method.config import Natural, Positive, PromptLength, TuningConfig, VisionConfig, check_name
 from train.formats.hf_datasets import hub_id
 
 Precision = Literal["auto", "bf16", "fp16", "fp32", "nf4", "int8"]
@@ -52,7 +52,7 @@ class TrainConfig:
     clip_norm: AboveZero | None = None
     # Decay per step of an exponential moving average of what is trained, which is evaluated and saved; 0: none.
     average: Annotated[Float, Field(ge=0, lt=1)] = 0
-    prompt_length: Positive = 10
+    prompt_length: PromptLength = 10
     insertion_layers: int | None = None  # the topmost; None: all of the base's; -2: all but the lowest 2
     init: Literal["zero", "random"] = "zero"  # random: gates from N(0, 1), arXiv 2303.16199, table 5
     prompt_std: AboveZero = 1.0  # of the prompts' normal initialisation

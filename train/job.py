@@ -419,9 +419,9 @@ class Job:
     def _evaluate_and_save(self, held_out: list[Batch], last: bool) -> bool:
         """Whether it is the best adapter so far, and saved."""
         progress, count = self.progress, self._evaluate(held_out)
-        if not progress.tokens and (last or progress.position.group):  # every row was tried
+        if last and not progress.tokens:
             raise TrainError(
-                "Nothing was learnt: no row has a picture that can be read. Mend data.images; --check lists them."
+                "Nothing was learnt: every row was passed over. --check lists what is wrong with them."
             )
         status = ", ".join(f"{name} {value}" for name, value in self._status().items())
         self._log(f"{self.config.name} step {progress.step}: {status}")
@@ -432,7 +432,7 @@ class Job:
             saved = self._try_to_save(lambda: self.folder.save_adapter(self.result), required=last)
         if better and saved:
             progress.best, progress.best_step, progress.worse = progress.held_out, progress.step, 0
-        elif not better:
+        elif not better and progress.tokens:  # else it has met only rows that cannot be learnt
             progress.worse += 1
         return better and saved
 

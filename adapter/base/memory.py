@@ -148,10 +148,11 @@ def control_group_texts(
 
 def _group_limits(**places: Path) -> Iterator[tuple[int, int]]:
     """(limit, used) of each control group that limits this process's memory; without the page cache."""
-    for limit, used, stat in control_group_texts("memory.max", "memory.current", "memory.stat", **places):
-        if limit.strip() != "max":
+    names = "memory.max", "memory.high", "memory.current", "memory.stat"
+    for *limits, used, stat in control_group_texts(*names, **places):
+        if found := [int(limit) for limit in limits if limit.strip() != "max"]:
             rows = dict(line.split() for line in stat.splitlines())
-            yield int(limit), int(used) - int(rows.get("inactive_file", 0))
+            yield min(found), int(used) - int(rows.get("inactive_file", 0))
 
 
 def _gigabytes(count: int) -> str:

@@ -36,6 +36,7 @@ from ray.serve.schema import ApplicationStatus
 from safetensors.torch import save
 
 from adapter.base.llama import Base
+from adapter.base.threads import available_cores
 from adapter.cluster import replica as replicas_module
 from adapter.cluster.replica import APP, STATUS_SECONDS, References, build
 from adapter.errors import AdapterError, Busy, LoadError
@@ -120,10 +121,11 @@ def _join(address: str, starter: ThreadPoolExecutor) -> None:
     """Connects this process to Ray and Ray Serve, which are started at the address "local"."""
     if (place := re.fullmatch(r"(.+):(\d+)", address)) is not None:
         # Ray itself would try for minutes.
-        socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection((place[1].strip("[]"), int(place[2])), timeout=_CONNECT_SECONDS).close()
     dashboard: Any = False if address == "local" else None
     about = {"include_dashboard": dashboard, "log_to_driver": False, "logging_level": logging.WARNING}
-    starter.submit(ray.init, address, **about).result()
+    cores = available_cores() if address == "local" else None  # Ray makes 0 of less than one
+    starter.submit(ray.init, address, num_cpus=cores, **about).result()
     # Visitors come to the page, so Serve needs no server of its own.
     serve.start(proxy_location="Disabled")
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from adapter.serve.engine import Engine
 from adapter.serve.inspection import Inspection
 from adapter.serve.request import MAX_SECONDS, Answer, GenerationEvent, GenerationRequest
 from adapter.serve.scheduler import MAX_ROWS
-from adapter.serve.store import LOADED_BYTES
 
 APP = "llama-adapter"
 STATUS_SECONDS = 1.0  # between a replica's reports to the pages
@@ -101,9 +101,10 @@ class Replica:
     ) -> None:
         """by_page: whether a page has deployed it, which then replaces it where its code is another."""
         self._base, self._by_page = load_base(base, quantization, keep_packed=keep_packed), by_page
-        self._adapters: LRU[str, Adapter] = LRU(LOADED_BYTES, lambda a: a.nbytes)
+        self._adapters: LRU[str, Adapter] = LRU(2 * MAX_ROWS)  # those of mixes, too
         self._rows: dict[str, _Row] = {}  # by the keys of their answers
         self._engine = Engine(self._base, self, cache_bytes=cache_bytes)
+        self._looks = ThreadPoolExecutor()  # which wait for each other, and would take those of new answers
 
     async def _fetch(self, request: GenerationRequest, references: References) -> GenerationRequest:
         """Gets the adapters that are missing. Returns the request with the names that they have here."""
@@ -160,7 +161,8 @@ class Replica:
         """As Engine.inspect; an error is returned."""
         try:
             request = await self._fetch(request, adapters)
-            return await asyncio.to_thread(self._engine.inspect, request, answer_ids)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._looks, self._engine.inspect, request, answer_ids)
         except AdapterError as error:
             return error
 

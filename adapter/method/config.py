@@ -45,6 +45,7 @@ def check_name(name: str, taken: Iterable[str] = ()) -> str:
 
 
 Positive = Annotated[int, Field(ge=1)]
+PromptLength = Annotated[int, Field(ge=1, le=1024)]
 Natural = Annotated[int, Field(ge=0)]
 Line = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$")]  # it stands in messages
 Patterns = Annotated[str, Field(max_length=MAX_FORM_BYTES)]  # every question is compared with each
@@ -210,7 +211,7 @@ class AdapterConfig:
     """Everything about an adapter except its weights; `config.json` holds exactly these fields."""
 
     base: BaseFingerprint
-    prompt_length: Annotated[int, Field(ge=1, le=1024)] = 10
+    prompt_length: PromptLength = 10
     insertion_layers: Positive = 30  # the topmost L of the base's layers
     gate_activation: GateActivation = "tanh"
     prompt_norm: bool = False  # pass prompts through the layer's frozen input_layernorm before k_proj, v_proj

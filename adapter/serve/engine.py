@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Hashable, Mapping, Sequence
@@ -522,8 +523,8 @@ def _for_reader(error: BaseException, request: GenerationRequest) -> AdapterErro
 
 
 def _overflow(request: GenerationRequest) -> AdapterError:
-    # Without what a replica adds to a name.
-    names = [f"'{name.partition(' (')[0]}'" for name, strength in request.parts if strength > 0]
+    parts = [name for name, strength in request.parts if strength > 0]
+    names = [f"'{re.sub(r' [(][0-9a-f]{12}[)]$', '', name)}'" for name in parts]  # a replica adds digests
     if not names:
         return AdapterError("The base's numbers overflow on this conversation. Start a new one.")
     who = f"Adapter {names[0]} makes" if len(names) == 1 else f"Adapters {' and '.join(names)} together make"

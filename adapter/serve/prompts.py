@@ -67,7 +67,7 @@ class PromptKVBuilder:
 
         The terms are those of `adapters` in order. Beside text adapters of total strength s (at most 1), a visual
         one adds only what its picture changes: its terms for a grey picture follow, times -s * its strength, and
-        its deltas, which do not depend on the picture, are scaled by 1 - s.
+        its deltas, which do not depend on the picture, are scaled by 1 - s, as all of it is without a picture.
         """
         if not adapters:
             return None
@@ -80,7 +80,7 @@ class PromptKVBuilder:
             key.append((weakref.ref(adapter), strength, seen_hash))  # caches keep no adapter alive
             kv = self._project(adapter, seen, seen_hash)
             if seen is None or not text_strength:
-                parts.append((kv, strength))
+                parts.append((kv, strength * (1 - text_strength if adapter.config.is_visual else 1)))
                 continue
             parts.append((replace(kv, deltas=None), strength))
             if kv.deltas is not None and text_strength < 1:

@@ -25,7 +25,7 @@ from adapter.serve.settings import SHIPPED
 log = logging.getLogger(__name__)
 
 _MAX_CARD, _MAX_DESCRIPTION = 50_000, 300  # characters
-LOADED_BYTES = 2 * 2**30  # of adapters in memory; a row keeps its own alive after it was evicted here
+_LOADED_BYTES = 2 * 2**30  # of adapters in memory; a row keeps its own alive after it was evicted here
 FileVersion = tuple[tuple[int, ...], ...]
 
 
@@ -53,7 +53,7 @@ class AdapterStore:
         self.incoming = incoming or self.folders[0]
         self._own = incoming
         self._loaded: LRU[tuple[Path, BaseFingerprint, FileVersion], Adapter]
-        self._loaded = LRU(LOADED_BYTES, lambda adapter: adapter.nbytes)
+        self._loaded = LRU(_LOADED_BYTES, lambda adapter: min(adapter.nbytes, _LOADED_BYTES))
 
     def names(self) -> list[str]:
         return sorted({name for folder in self.folders for name in _list_names(folder)})

@@ -219,9 +219,17 @@ def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> UploadedA
 
 
 def check_room(into: Path, more: int) -> None:
-    """Raises BadInput where an adapter with `more` bytes of weights is one too many for the folder."""
-    weights = [more, *(path.stat().st_size for path in into.glob(f"*/{WEIGHTS}"))]
-    if len(weights) > FOLDER_ADAPTERS or sum(weights) > FOLDER_BYTES:
+    """Raises BadInput where an adapter with `more` bytes of weights is one too many for the folder, in which runs
+    that were stopped keep their data.
+    """
+    weights, taken = list(into.glob(f"*/{WEIGHTS}")), more
+    data = (
+        Path(root, name) for run in into.iterdir() for root, _, names in os.walk(run / "data") for name in names
+    )
+    for file in (*weights, *data):
+        with contextlib.suppress(OSError):  # just deleted
+            taken += file.lstat().st_size + 4096  # what is small takes a block
+    if len(weights) >= FOLDER_ADAPTERS or taken > FOLDER_BYTES:
         raise BadInput("The server has no place for more adapters. Somebody there has to delete some first.")
 
 

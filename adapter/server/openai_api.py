@@ -25,16 +25,9 @@ from starlette.types import Receive, Scope, Send
 
 from adapter.errors import AdapterError, BadForm, BadInput, Busy, EngineBroken, LoadError
 from adapter.serve.request import async_event_lists
+from adapter.server import openai_schema
 from adapter.server.generation import FAILED, AdapterCatalog, EngineProvider, browser_text, client_of
-from adapter.server.openai_schema import (
-    BASE,
-    ApiError,
-    Body,
-    ChatCompletionRequest,
-    CompletionRequest,
-    find_model,
-    parse,
-)
+from adapter.server.openai_schema import BASE, ApiError, Body
 from adapter.server.request_body import bounded
 
 if TYPE_CHECKING:
@@ -92,8 +85,8 @@ class Api:
         self._bytes: Counter[str] = Counter()  # of the bodies that are read or parsed, by network
         self._since = int(time.time())
         self._routes = FastAPI(openapi_url=None)  # docs/api.md is the documentation
-        self._add_completions("/chat/completions", ChatCompletionRequest)
-        self._add_completions("/completions", CompletionRequest)
+        self._add_completions("/chat/completions", openai_schema.ChatCompletionRequest)
+        self._add_completions("/completions", openai_schema.CompletionRequest)
 
         @self._routes.get("/models")
         @self._routes.get("/models/{name:path}")
@@ -177,7 +170,7 @@ class Api:
 
     async def _begin(self, request: Request, kind: type[Body], engine: ServingEngine) -> _Completion:
         async with self._read(request) as raw:  # it is in memory no longer than this
-            return await self._in_thread(lambda: self._submit(request, parse(raw, kind), engine))
+            return await self._in_thread(lambda: self._submit(request, openai_schema.parse(raw, kind), engine))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         run = contextvars.copy_context().run
@@ -210,7 +203,7 @@ class Api:
                 models.setdefault(name, model(name, kind, card.description, card.bytes, card.config.base))
         if not wanted:
             return {"object": "list", "data": list(models.values())}
-        return models[find_model(wanted, models, base.name) or BASE]
+        return models[openai_schema.find_model(wanted, models, base.name) or BASE]
 
 
 class _Completion:

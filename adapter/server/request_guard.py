@@ -89,7 +89,7 @@ class Route:
 
 _POST = ("POST",)
 _READING = ("GET", "HEAD", "OPTIONS")
-_LOGOUT, _PROGRESS = Route("/logout"), Route("/gradio_api/upload_progress", kind="stream")
+_LOGOUT = Route("/logout")
 # /v1, what watches the server, and what the page, gradio_client and docs/api.md request of Gradio 6.31, which has
 # some 80 routes more: they record, proxy, stream, edit code, and run private events by name.
 ROUTES = (
@@ -117,7 +117,7 @@ ROUTES = (
     Route("/gradio_api/call/v2/chat", _POST, "body"),
     Route("/gradio_api/call/v2/chat/{event_id}", kind="stream"),
     Route("/gradio_api/upload", _POST, "upload"),
-    _PROGRESS,
+    Route("/gradio_api/upload_progress", kind="stream"),
     Route("/gradio_api/file={path_or_url:path}", ("GET", "HEAD"), "file"),
     Route("/v1/{path:path}", (), "v1"),
     Route("/healthz", ("GET", "HEAD"), "health"),
@@ -233,8 +233,6 @@ class RequestGuard:
             raise RequestRefused(403, text)
         nothing_here = RequestRefused(404, "There is nothing at this address.")
         if route is None or max(map(len, path.encode("utf-8", "replace").split(b"/"))) > _NAME_BYTES:
-            raise nothing_here
-        if route is _PROGRESS and len(scope["query_string"]) > _NAME_BYTES:  # each name is kept for ever
             raise nothing_here
         if route.kind == "file":
             named = path.partition("file=")[2]

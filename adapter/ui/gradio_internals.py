@@ -145,8 +145,9 @@ class _RecentlyUsed(LRUCache[str, Any]):
     """Gradio's cache forgets what was added first, even if it is in use."""
 
     def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
         self.move_to_end(key)
-        return super().__getitem__(key)
+        return value
 
 
 class _Results(asyncio.Queue[Any]):
@@ -235,6 +236,20 @@ class _Written(set[str]):
     def __iter__(self) -> Iterator[str]:
         return iter([path for path in list(super().__iter__()) if Path(path) not in _StaticFiles.all_paths])
 
+    def __isub__(self, gone: Any) -> Any:  # type: ignore[misc]
+        for path in map(Path, gone):  # Gradio leaves the folder that it makes for each file
+            with suppress(OSError):
+                path.parent.rmdir()
+        return super().__isub__(gone)
+
+
+class _Signals(_RecentlyUsed):
+    """The beginnings of uploads, by the names that clients give these or ask for."""
+
+    def __missing__(self, name: str) -> asyncio.Event:
+        self[name] = event = asyncio.Event()
+        return event
+
 
 class _Uploads(route_utils.GradioMultiPartParser):
     """Takes few files at once: Gradio keeps each of up to a thousand open until the last has come."""
@@ -253,6 +268,8 @@ def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
     for block in page.blocks.values():
         block.temp_files = _Written(block.temp_files)
     page.temp_file_sets = [images.written, page.upload_file_set, *(one.temp_files for one in page.blocks.values())]
+    uploads: Any = routes.file_upload_statuses
+    uploads._signals, uploads._statuses = _Signals(most), _RecentlyUsed(most)
     queue: Any = page._queue
     queue.__class__, queue.limits = _BoundedQueue, limits
     queue.pending_messages_per_session = _PendingMessages(most)

@@ -20,9 +20,7 @@ from adapter.ui.preload import styles_html
 from adapter.ui.texts import page as texts
 
 # Updates of a message box while an answer is being streamed, and afterwards. Neither changes its text.
-SHOW_STOP_BUTTON = {"submit_btn": False, "stop_btn": True}
-SHOW_SUBMIT_BUTTON = {"submit_btn": True, "stop_btn": False}
-STOP, SUBMIT = gr.update(**SHOW_STOP_BUTTON), gr.update(**SHOW_SUBMIT_BUTTON)
+STOP, SUBMIT = gr.update(submit_btn=False, stop_btn=True), gr.update(submit_btn=True, stop_btn=False)
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 _DESCRIPTION_CHARACTERS = 110  # on an adapter's card
 FIRST_ADAPTER = "pirate"  # that a newcomer begins with

@@ -63,11 +63,12 @@ def test_free_memory_decides_what_auto_loads(monkeypatch):
 
 def test_control_groups_bound_the_memory(tmp_path):
     root, own = tmp_path / "cgroup", tmp_path / "self"
-    for folder, limit in (("user", "max"), ("user/job", str(4 * GIGA))):
+    for folder, limit, high in (("user", "max", 6 * GIGA), ("user/job", 4 * GIGA, "max")):
         (root / folder).mkdir(parents=True)
-        (root / folder / "memory.max").write_text(limit)
+        (root / folder / "memory.max").write_text(str(limit))
+        (root / folder / "memory.high").write_text(str(high))
         (root / folder / "memory.current").write_text(str(3 * GIGA))
         (root / folder / "memory.stat").write_text(f"anon 1\ninactive_file {2 * GIGA}\n")
     own.write_text("0::/user/job\n5:cpu,memory:/docker\n")
-    assert list(memory._group_limits(root=root, own=own)) == [(4 * GIGA, GIGA)]
+    assert list(memory._group_limits(root=root, own=own)) == [(4 * GIGA, GIGA), (6 * GIGA, GIGA)]
     assert list(memory._group_limits(root=root, own=tmp_path / "none")) == []

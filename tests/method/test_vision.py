@@ -132,6 +132,10 @@ def test_in_a_mix_with_a_text_adapter_only_what_the_picture_changes_is_left(tiny
         (shown, text, off), deltas = terms([(see, 0.5), (voice, strength)])
         (alone,), whole = terms([(see, 0.5)])
         assert torch.equal(shown.keys, alone.keys)
+        blind, alone_blind = (terms([(see, 0.5), *more], None)[0][0] for more in ([(voice, strength)], []))
+        torch.testing.assert_close(
+            blind.gates, (1 - taken) * alone_blind.gates
+        )  # without a picture it changes nothing
         assert torch.equal(text.gates, terms([(voice, strength)])[0][0].gates)
         assert torch.equal(off.keys, blank.keys) and not torch.equal(off.keys, shown.keys)
         torch.testing.assert_close(off.gates, blank.gates * -0.5 * taken)

@@ -151,12 +151,17 @@ def test_one_of_concurrent_uploads_gets_the_name(store, add, tiny_fingerprint, t
 @pytest.mark.parametrize("limit", ["FOLDER_ADAPTERS", "FOLDER_BYTES"])
 def test_the_server_keeps_a_bounded_number_of_adapters(folder, store, add, refused, monkeypatch, limit):
     size = (folder / WEIGHTS).stat().st_size
-    monkeypatch.setattr(upload, limit, 2 if limit == "FOLDER_ADAPTERS" else 2 * size)
+    monkeypatch.setattr(upload, limit, 2 if limit == "FOLDER_ADAPTERS" else 2 * (size + 4096))
     for name in ("one", "two"):
         add(folder, name)
     assert "no place for more adapters" in refused(folder, "three", kind=BadInput)
     assert not add(folder, "one").new
     shutil.rmtree(store.incoming / "one")
+    if limit == "FOLDER_BYTES":
+        (store.incoming / "run" / "data").mkdir(parents=True)
+        (store.incoming / "run" / "data" / "rows").write_text("x")
+        assert "no place for more adapters" in refused(folder, "three", kind=BadInput)
+        shutil.rmtree(store.incoming / "run")
     assert add(folder, "three").new
 
 

@@ -36,7 +36,7 @@ from adapter.server.generation import DEFAULT_QUESTION, LoadStatus
 from adapter.server.limits import Limits
 from adapter.server.metrics import CountedEngine, Metrics
 from adapter.server.openai_schema import ChatCompletionRequest, CompletionRequest
-from tests.app_process import PATIENCE, wait_until
+from tests.app_process import PATIENCE, ROOT, wait_until
 from tests.base.hostile_pictures import encoded, png
 from tests.fake_engine import FakeCatalog, ReadyProvider
 from tests.server.asgi import asgi_client, limit, send
@@ -478,13 +478,12 @@ def test_programs_in_the_documents_run(
     openai: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every Python example of README.md and docs/api.md runs as it stands there but for the port."""
-    root = Path(__file__).parents[2]
     Image.open(COFFEE).convert("RGB").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     client = openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=30)
     assert len(client.models.list().data) > 1  # the model is there
     for document, count in (("README.md", 3), ("docs/api.md", 5)):
-        text = (root / document).read_text(encoding="utf-8")
+        text = (ROOT / document).read_text(encoding="utf-8")
         programs = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
         assert len(programs) == count, document
         names: dict[str, Any] = {}  # a program may continue the one before it

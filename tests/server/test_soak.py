@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sysconfig
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from tests.app_process import AppProcess
 from tests.soak.people import Answer, Connection, Question, questions
-from tests.soak.siege import GROWTH_FILES, GROWTH_MB, Figures, Report
+from tests.soak.siege import ANSWER_TOKENS, GROWTH_FILES, GROWTH_MB, PICTURE, TEXT, VISUAL, Figures, Report
 
 
 def test_the_verdict_counts_everything_that_must_not_be() -> None:
@@ -34,8 +32,7 @@ def test_the_verdict_counts_everything_that_must_not_be() -> None:
 
 @pytest.mark.slow
 def test_concurrent_answers_equal_answers_alone(real_page: AppProcess) -> None:
-    picture = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
-    asked = questions(("pirate", "extract"), "see", picture, 24)[:14]  # through the page and /v1
+    asked = questions(TEXT, VISUAL, PICTURE, ANSWER_TOKENS)[:14]  # through the page and /v1
 
     def ask(question: Question) -> Answer:
         with closing(Connection(real_page.url, "127.0.0.1", signed_in=False)) as visitor:

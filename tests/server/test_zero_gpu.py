@@ -63,10 +63,6 @@ def request_for(text: str = "hello", tokens: int = 12, penalty: float = 1.0, **m
     return GenerationRequest((Message("user", text),), sampling=sampling, **more)
 
 
-def text_of(engine: Any, request: GenerationRequest) -> str:
-    return "".join(event.text for event in engine.submit(request))
-
-
 def test_zero_gpu_engine_equals_engine(tiny_base: Any, store: AdapterStore, on_gpu: Any) -> None:
     zero_engine = on_gpu()
     with closing(Engine(tiny_base, store)) as engine:
@@ -156,7 +152,8 @@ def test_zero_gpu_space(tmp_path: Path, tiny_folder: Path, tiny_fingerprint: Any
             about = {"adapter": name or None, "strength": more.get("strength", 1.0)}
             about["image"] = open_image(COFFEE) if name == "sees" else None
             with closing(Engine(here, store)) as engine:  # a new one: it has no prefix of another question
-                assert given == text_of(engine, request_for("What is this?", penalty=PAGE_PENALTY, **about))
+                asked = engine.submit(request_for("What is this?", penalty=PAGE_PENALTY, **about))
+                assert given == "".join(event.text for event in asked)
         begun = events(server, "begin")
         assert len(events(server, "fork")) < len(begun), "a worker was used again"
         assert begun[0]["bytes"] + 1000 < begun[1]["bytes"], "adapters travel with the question"

@@ -85,7 +85,10 @@ def test_a_step_that_overflows_fp16_is_left_out_and_the_scale_is_halved(norms, m
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_steps_without_a_row_come_before_those_that_learn(norms, rows, precision):
+    """Nor does patience end the run meanwhile."""
+    good = rows.rename(rows.with_name("validation.json"))
     records = [{"instruction": "too long " * 200, "output": "x"}] * 9 + [{"instruction": "a", "output": "b"}]
     rows.write_text(json.dumps(records))
-    found = norms(f"precision={precision}", "batch_size=1", "eval_every=1", "steps=20", "held_out=0")
-    assert found[0] == 0 < max(found)
+    more = "batch_size=1", "eval_every=1", "steps=20", "patience=2", "seed=3"
+    found = norms(f"precision={precision}", f"data.validation={good}", *more)
+    assert found[:3] == [0, 0, 0] and max(found) > 0

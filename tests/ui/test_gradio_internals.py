@@ -137,7 +137,16 @@ def test_pictures_of_conversations_are_deleted_by_age_and_those_of_examples_are_
         for path in paths:
             paths.add(f"{path}, sent while Gradio looks for old ones")
     route_utils.delete_files_created_by_app(sessions[0], None)
-    assert example.exists() and not sent.exists()
+    assert example.exists() and not sent.parent.exists()
+
+
+def test_names_of_uploads_are_bounded(sessions: Any) -> None:
+    """Gradio keeps each that a client asks about."""
+    uploads = routes.file_upload_statuses
+    for number in range(9):
+        assert not uploads._signals[str(number)].is_set()
+        uploads.track(str(number))
+    assert uploads._signals["8"].is_set() and len(uploads._signals) == len(uploads._statuses) == 3
 
 
 def test_sessions_that_are_in_use_are_kept(sessions: Any) -> None:

@@ -22,16 +22,7 @@ from train.config import DataConfig, RecipeFile, read_recipe
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure
 from train.input.examples import Example, with_unseen_history
-from train.recipes.sealed_sets import (
-    SHARED,
-    after_long_talk,
-    after_others,
-    conversation_of,
-    loops,
-    percent,
-    read_yaml,
-    some,
-)
+from train.recipes import sealed_sets
 
 Measure = Callable[[Answerer], dict[str, Figure]]
 
@@ -99,8 +90,8 @@ def recipe_of(
 ) -> Recipe:
     """The recipe of the folder `name`. measure: scores an Answerer on the sealed sets; sealed: their own files."""
     text = (_FOLDER / name / "card.md").read_text(encoding="utf-8").strip()
-    told = conversation_of(*read_yaml(_FOLDER / name / "told.yaml"))
-    files = (*SHARED, *(f"sealed/{file}" for file in sealed))
+    told = sealed_sets.conversation_of(*sealed_sets.read_yaml(_FOLDER / name / "told.yaml"))
+    files = (*sealed_sets.SHARED, *(f"sealed/{file}" for file in sealed))
     return Recipe(text, told, development, MeasuredSets(measure, files), examples)
 
 
@@ -117,7 +108,7 @@ class RuledSet(NamedTuple):
         """
         given = Counter(answers)
         return [
-            len(text) <= _MAX_CHARACTERS and not loops(text, 3) and given[text] <= _MAX_TIMES
+            len(text) <= _MAX_CHARACTERS and not sealed_sets.loops(text, 3) and given[text] <= _MAX_TIMES
             and self.is_right(text, conversation)
             for text, conversation in zip(answers, self.conversations, strict=True)
         ]  # fmt: skip
@@ -136,11 +127,12 @@ def recipe_by_rule(
     def scores(answerer: Answerer, is_sealed: bool) -> dict[str, Figure]:
         asked = sets(is_sealed)
         first, whose = asked[0], "adapters" if is_sealed else "talk"
-        several = some(first.conversations)
-        others = (
-            after_others(answerer.base, name, several) if is_sealed else with_unseen_history(first.conversations)
-        )
-        late, follow_ups = after_long_talk(answerer.base, several, is_sealed)
+        several = sealed_sets.some(first.conversations)
+        if is_sealed:
+            others = sealed_sets.after_others(answerer.base, name, several)
+        else:
+            others = with_unseen_history(first.conversations)
+        late, follow_ups = sealed_sets.after_long_talk(answerer.base, several, is_sealed)
         asked.append(first._replace(measure=f"{first.measure}, after other {whose}", conversations=others))
         for where, talked in ("after long talk", late), ("follow-ups to long talk", follow_ups):
             asked.append(first._replace(measure=f"{first.measure}, {where}", conversations=talked))
@@ -149,7 +141,7 @@ def recipe_by_rule(
         figures: dict[str, Figure] = {}
         for ruled in asked:
             answers = answerer.generate(ruled.conversations, max_new_tokens=_MAX_NEW_TOKENS)
-            figures |= percent(ruled.measure, ruled.judge(answers))
+            figures |= sealed_sets.percent(ruled.measure, ruled.judge(answers))
         return figures
 
     files = (*(f"{name}/{file}" for file in development), "development_talk.yaml")

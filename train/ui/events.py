@@ -77,6 +77,7 @@ class TrainEvents:
         self.base = os.path.abspath(base) if os.path.exists(base) else base
         self.samples = samples()
         self._asking: set[str] = set()  # runs whose question is being answered
+        self._asked: dict[str, str] = {}  # by run: the adapter that was asked last
 
     # 1. Data. Updates of (sample, upload, preview, plan, the settings, command, start).
 
@@ -244,8 +245,8 @@ class TrainEvents:
         """The answers so far. What is due is asked in a thread of its own, for `client`, who looks."""
         answers = self.runs.watched(run.name)
         step = run.progress.kept(run.recipe.train.save)[0] if run.adapter and answers else 0
-        due = bool(run.record.question) and (not answers or step > answers[-1].step)
-        if due and run.name not in self._asking:
+        newer = not answers or (step > answers[-1].step and run.adapter != self._asked.get(run.name))
+        if newer and run.record.question and run.name not in self._asking:
             self._asking.add(run.name)
             threading.Thread(target=self._ask, args=(run, step, client), daemon=True).start()
         return answers
@@ -259,6 +260,7 @@ class TrainEvents:
             image = open_image(Path(run.record.picture)) if step and run.record.picture else None
             request = build_request((Message("user", run.record.question),), settings, image, client)
             self.runs.add_watched(run.name, WatchedAnswer(step, whole_answer(engine, request).strip()))
+            self._asked[run.name] = run.adapter if step else ""
         except Exception as error:  # the next look asks again; what was not expected is logged
             readable(error, "a watched question")
         finally:

@@ -175,7 +175,7 @@ def _record_html(record: Record) -> str:
         ("answer", texts.ANSWER, ellipsize(answer.text, _TURN_CHARACTERS) or texts.NO_ANSWER),
     )
     body = "".join(
-        f'<p class="{kind}"><span class="screen-reader-only">{label}: </span>{html.escape(text)}</p>'
+        f'<p class="{kind}"><span class="sr-only">{label}: </span>{html.escape(text)}</p>'
         for kind, label, text in turns
     )
     return f"<li>{picture}<div>{body}</div></li>"

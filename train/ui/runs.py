@@ -226,8 +226,7 @@ class TrainingRuns:
         with self._exclusive():
             name = check_name(name, [*taken, *self.taken()])
             folder = self.folder / name
-            # Stopped runs keep what they learn from: they may go on.
-            check_room(self.folder, sum(file.stat().st_size for file in self.folder.glob(f"*/{DATA}/**/*")))
+            check_room(self.folder, more=0)
             if shutil.disk_usage(self.folder).free < _MIN_FREE_BYTES:
                 raise BadInput(f"Less than {_MIN_FREE_BYTES // 2**20} MB are free on the disk of the server.")
             if folder.exists():

@@ -199,7 +199,7 @@ class ConversationStore:
                 value = BASE_ONLY
             # The choices, because a page may have been built when the catalog was still empty.
             pickers[name] = Picker(None, none).update(choices, value)
-        updates = updates._replace(box=gr.update(**box, **theme.SHOW_SUBMIT_BUTTON), id=shown.id, **pickers)
+        updates = updates._replace(box={**theme.SUBMIT, **box}, id=shown.id, **pickers)
         return *updates, *[values.get(name, gr.skip()) for name in OTHERS]
 
 

@@ -144,7 +144,7 @@ class ChatEvents:
             if not (written := (box.get("text") or "").strip()) or written != shown.undone:
                 text, files = f"{text}\n\n{written}".strip(), files + (box.get("files") or [])
             shown.undone = text.strip()
-            box = gr.update(value={"text": text, "files": files}, **theme.SHOW_SUBMIT_BUTTON)
+            box = {**theme.SUBMIT, "value": {"text": text, "files": files}}
             return Changed(shown.history[: turn.start], {"box": box})
 
         (updates,) = self._turn(ask, id, request, {})
@@ -222,7 +222,7 @@ class ChatEvents:
         shown, session, switched = change.conversation, change.session, dict[str, str]()
         end: dict[str, Any] = {"box": theme.SUBMIT}
         emptied = {} if turn.message is None else {"value": {"text": "", "files": []}}
-        box, due = gr.update(**emptied, **theme.SHOW_STOP_BUTTON), 0.0
+        box, due = {**theme.STOP, **emptied}, 0.0
         assert change.updates is not None
         with errors_as_toasts("a chat turn") as errors:
             yield (self.store.show if change.keeps else self.store.keep)(shown, change.shown)._replace(box=box)
@@ -296,7 +296,7 @@ class ChatEvents:
             value = {"value": {**value["value"], "files": []}}
         names = self.catalog.names()
         before = {name: settings[name] if settings.get(name) in names else BASE_ONLY for name in switched}
-        return {"box": gr.update(**value, **theme.SHOW_SUBMIT_BUTTON), **before}
+        return {"box": {**theme.SUBMIT, **value}, **before}
 
 
 def _is_last_question(shown: Conversation, row: object) -> bool:

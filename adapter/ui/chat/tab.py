@@ -167,7 +167,8 @@ def _about_line() -> tuple[gr.Checkbox, gr.HTML]:
             own=texts.COULD,
             elem_id="xray",
         )
-        gr.Button(texts.LOOK_INSIDE, size="sm", elem_id="inside-open")  # xray.js opens the panel
+        js = "() => document.querySelector('#inside > .label-wrap').click()"
+        gr.Button(texts.LOOK_INSIDE, size="sm", elem_id="inside-open").click(None, js=js, **UNQUEUED)
     return switch, drawing
 
 

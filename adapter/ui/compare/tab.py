@@ -128,7 +128,7 @@ class CompareEvents:
                     try:
                         requests = self._requests(question, client_of(request))
                     except BadPicture:
-                        box = gr.update(value={**(message or {}), "files": []}, **theme.SHOW_SUBMIT_BUTTON)
+                        box = {**theme.SUBMIT, "value": {**(message or {}), "files": []}}
                         raise
                     for _ in answer_together(engine, change, panes, requests):
                         yield theme.STOP, (shown := question.to_html())

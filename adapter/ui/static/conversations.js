@@ -105,7 +105,7 @@
       transact("readwrite", (records, stored) => {
         for (const [key, url] of Object.entries(images)) stored.put(url, key);
         records.get(id).onsuccess = ({ target: { result } }) => {
-          const record = { ...conversations.get(id), ...result, ...changes, id };
+          const record = { ...conversations.get(id), ...(full || result), ...changes, id }; // full: it is older
           conversations.set(id, record);
           records.put(record);
         };
@@ -192,7 +192,7 @@
       attempt(() => own.setItem(CURRENT, id));
       return soon(writing).then(() => location.reload()); // with the visitor's own settings
     }
-    next = { id, unsaved };
+    [next, waiting] = [{ id, unsaved }, id === (next ?? shown).id ? waiting : null]; // what waits is for one alone
     if (!isOpening) send();
     if (matchMedia("(hover: hover)").matches) find("#box textarea")?.focus();
   };
@@ -213,9 +213,9 @@
     (await events).open({ id, text, source: unsaved?.source ?? "" });
   };
   // A message or an example that is sent meanwhile waits until the conversation is there.
-  const senderOf = ({ type, key, shiftKey, isComposing, target }) => {
+  const senderOf = ({ type, key, keyCode, shiftKey, isComposing, target }) => {
     if (type === "click") return target.closest?.("#box .submit-button, #chat .example");
-    return key === "Enter" && !shiftKey && !isComposing && target.matches?.("#box textarea") && target;
+    return key === "Enter" && keyCode !== 229 && !shiftKey && !isComposing && target.matches?.("#box textarea") && target;
   };
   const wait = (event) => {
     const sender = isOpening && senderOf(event);
@@ -224,7 +224,7 @@
     event.stopImmediatePropagation();
     const examples = () => [...document.querySelectorAll("#chat .example")]; // they may be drawn anew
     const example = examples().indexOf(sender);
-    waiting ??= () => (examples()[example] ?? find("#box .submit-button"))?.click();
+    waiting ??= () => (example < 0 ? find("#box .submit-button") : examples()[example])?.click();
   };
   for (const type of ["keydown", "click"]) document.addEventListener(type, wait, true);
   const render = () => {
@@ -258,7 +258,7 @@
     };
     field.onblur = () => finish(true);
     field.onkeydown = (event) => {
-      if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+      if (event.isComposing || event.keyCode === 229 || !["Enter", "Escape"].includes(event.key)) return;
       event.preventDefault(); // Esc would close the list
       finish(event.key === "Enter");
     };
@@ -316,7 +316,7 @@
   document.addEventListener("close", (event) => event.target === list() && list().before(undo()), true);
   document.addEventListener("input", (event) => event.target.matches?.("#conversations [type=search]") && render());
 
-  addEventListener("hashchange", () => /^#(chat|adapter)=/.test(location.hash) && location.reload());
+  addEventListener("hashchange", () => (isUnsavedLink() || /^#(chat|adapter)=/.test(location.hash)) && location.reload());
   // Back and forward may show a page as it was left; the tab's conversation has gone on since.
   addEventListener("pageshow", (event) => event.persisted && location.reload());
   addEventListener("visibilitychange", () => document.hidden || isOpening || act("awake", { id: shown.id }));
@@ -348,6 +348,7 @@
       if (id !== shown.id && !next) {
         if (conversations.has(shown.id)) act("NOT_OPENED"); // of a file or a link the server has said why
         if (!id && !retried) [next, retried] = [{ id: newId() }, true];
+        else waiting = null;
         before = shown = id === before.id ? before : { id };
         attempt(() => own.setItem(CURRENT, id));
       } else {

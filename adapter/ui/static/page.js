@@ -66,11 +66,10 @@
   });
 
   // A picture that is dropped anywhere is pasted into the message box, but on Gradio's own places for files.
-  const isOurs = ({ target, dataTransfer }) =>
-    dataTransfer.types.includes("Files") && (target.closest?.(".box") || !target.closest?.("[aria-dropeffect]"));
   const drag = (event) => {
-    const ours = isOurs(event);
-    find("#tabs").toggleAttribute("data-dropping", Boolean(ours) && event.type === "dragover");
+    const { target, dataTransfer, type } = event;
+    const ours = dataTransfer.types.includes("Files") && (target.closest?.(".box") || !target.closest?.("[aria-dropeffect]"));
+    find("#tabs").toggleAttribute("data-dropping", Boolean(ours) && type === "dragover");
     if (!ours) return false;
     event.preventDefault();
     event.stopPropagation();
@@ -97,17 +96,14 @@
   document.addEventListener("dragleave", (event) => event.relatedTarget || find("#tabs").toggleAttribute("data-dropping", false));
 
   // Keys. Esc puts an edit back, closes the drawer or stops the answer of the visible tab.
-  const endEdit = (field, title) => {
-    const buttons = field.closest(".message-row").nextElementSibling;
-    buttons.querySelector(`[title="${title}"]`)?.click();
-    if (title === "Cancel") requestAnimationFrame(() => buttons.querySelector('[title="Edit"], [title="Say it like this"]')?.focus());
-  };
   document.addEventListener("keydown", (event) => {
     const { target, key } = event;
-    if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (event.isComposing || event.keyCode === 229 || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
     const [edits, drawer] = [target.matches?.(".edit-textarea"), find("#more > .label-wrap.open")];
     if (edits && (key === "Escape" || (key === "Enter" && !event.shiftKey))) {
-      endEdit(target, key === "Enter" ? "Submit" : "Cancel");
+      const buttons = target.closest(".message-row").nextElementSibling;
+      buttons.querySelector(`[title="${key === "Enter" ? "Submit" : "Cancel"}"]`)?.click();
+      if (key === "Escape") requestAnimationFrame(() => buttons.querySelector('[title="Edit"], [title="Say it like this"]')?.focus());
     } else if (key === "Escape") {
       if (find("dialog[open], :popover-open") || target.closest?.("[role=listbox], [aria-expanded=true]:not(.label-wrap)")) return;
       if (!drawer || (target !== document.body && !target.closest?.("#more"))) return all(".box .stop-button").find(visible)?.click();
@@ -126,7 +122,7 @@
   const restoreFocus = () => {
     const ended = answering;
     answering = all(".box").find((one) => visible(one.querySelector(".stop-button"))) ?? null;
-    if (answering || !visible(ended) || !matchMedia("(hover: hover)").matches || find("#chat .edit-textarea")) return;
+    if (String(getSelection()) || answering || !visible(ended) || !matchMedia("(hover: hover)").matches || find("#chat .edit-textarea")) return;
     const focused = document.activeElement;
     if (!focused || focused === document.body || ended.contains(focused) || focused.closest("#chat") || !visible(focused))
       ended.querySelector("textarea")?.focus({ preventScroll: true });

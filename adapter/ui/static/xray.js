@@ -75,7 +75,6 @@ function show(word) {
   current = word;
   const [text, logprob, base, top, own] = word.token;
   const line = (textContent, className = '') => Object.assign(document.createElement('p'), {textContent, className});
-  const fill = (template, ...values) => values.reduce((all, value) => all.replace('{}', () => value), template);
   // Of the newest answer another word can be pressed, unless it ends the answer: it is written anew from there.
   const isNewest = word.bubble === bubbles().at(-1);
   const list = (title, words) => {
@@ -94,7 +93,7 @@ function show(word) {
   const lists = Object.assign(document.createElement('div'), {className: 'lists'});
   if (own?.length) lists.append(list(props.own, own));
   lists.append(list(props.instead, top));
-  card.replaceChildren(line(text.trim(), 'word'), line(fill(props.both, percent(logprob), percent(base))), lists);
+  card.replaceChildren(line(text.trim(), 'word'), line(props.both.replace('{}', percent(logprob)).replace('{}', percent(base))), lists);
   seen.clear();
   seen.add(word.range);
   if (!card.matches(':popover-open')) card.showPopover();
@@ -128,9 +127,6 @@ for (const kind of ['pointermove', 'click']) document.addEventListener(kind, eve
   if (word) show(word);
   else if (current && !card.contains(event.target)) leaving = setTimeout(hide, kind === 'click' ? 0 : 400);
 });
-document.addEventListener('click', event => {
-  if (event.target.closest?.('#inside-open')) document.querySelector('#inside > .label-wrap').click();
-});
 document.addEventListener('scroll', () => current && place(), true);
 document.addEventListener('focusout', ({target, relatedTarget: to}) => {
   if (current && (target === current.bubble || card.contains(target)) && to !== current.bubble && !card.contains(to)) hide();
@@ -149,7 +145,7 @@ document.addEventListener('keydown', event => {
     return (next ?? (down < 0 ? current.bubble : choices.at(-1))).focus({preventScroll: true});
   }
   const step = {ArrowLeft: -1, ArrowRight: 1}[event.key], own = words.filter(({bubble}) => bubble === event.target);
-  if (!step || !own.length) return;
+  if (!step || !own.length || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
   show(own[Math.max(0, Math.min(own.length - 1, own.indexOf(current) + step))]);
 }, true);
@@ -162,8 +158,8 @@ const redraw = () => {
 watch('value', redraw);
 document.addEventListener('change', event => {
   if (!event.target.closest?.('#xray-switch')) return;
-  localStorage.setItem('llama-adapter:xray', event.target.checked ? 'on' : 'off');
   redraw();
+  localStorage.setItem('llama-adapter:xray', event.target.checked ? 'on' : 'off');
 });
 const chat = document.querySelector('#chat');
 if (chat) new MutationObserver(redraw).observe(chat, {childList: true, subtree: true, characterData: true});

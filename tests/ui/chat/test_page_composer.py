@@ -59,6 +59,11 @@ def test_a_picture_dropped_anywhere_or_pasted_lands_in_the_message(
     assert len(visitor.context.pages) == 1 and visitor.complaints == []
 
 
+# The Enter that ends a composition, as Safari sends it.
+COMPOSED = """field => field.dispatchEvent(
+    new KeyboardEvent("keydown", { key: "Enter", keyCode: 229, bubbles: true, cancelable: true }))"""
+
+
 def test_keyboard(visit: Callable[..., Visitor]) -> None:
     visitor = visit()
     page, keyboard = visitor.page, visitor.page.keyboard
@@ -87,5 +92,7 @@ def test_keyboard(visit: Callable[..., Visitor]) -> None:
     edit.wait_for(state="hidden")
     assert visitor.rows()[0] == "Good morning."
     edit = visitor.edit("Good night.")
+    edit.evaluate(COMPOSED)
+    assert edit.is_visible()
     assert visitor.answering(lambda: edit.press("Enter"))
     assert visitor.rows()[0] == "Good night."

@@ -128,18 +128,21 @@ def test_a_conversation_that_cannot_be_opened_leaves_the_page_able_to_send(visit
     visitor = visit()
     visitor.ask("Good morning.")
     visitor.new_conversation()
-    refused = []
+    held = list[Any]()
 
-    def refuse(route: Any) -> None:
-        if "Good morning." in (route.request.post_data or "") and "open" not in refused:
-            refused.append("open")
-            route.fulfill(status=413, json={"detail": "too large"})
+    def hold(route: Any) -> None:
+        if "Good morning." in (route.request.post_data or "") and not held:
+            held.append(route)
         else:
             route.continue_()
 
-    visitor.page.route("**/queue/join*", refuse)
+    visitor.page.route("**/queue/join*", hold)
     visitor.open_conversation("Good morning.")
+    wait_until(lambda: visitor.page.evaluate("1") and held)
+    visitor.type("For that one.")
+    held[0].fulfill(status=413, json={"detail": "too large"})
     visitor.page.get_by_text(texts.NOT_OPENED).wait_for()
+    assert visitor.box.input_value() == "For that one." and visitor.rows() == []
     assert visitor.ask("And now?") == "you said: And now?!" and len(visitor.answers()) == 1
     assert "413" in visitor.complaints.pop() and not visitor.complaints
     visitor.open_conversation("Good morning.")

@@ -21,7 +21,7 @@ __all__ = ["closed_gate", "runs_folder", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
-def test_a_full_storage_keeps_what_it_has_and_says_so(browser: Any, url: str) -> None:
+def test_a_full_storage_keeps_what_it_has_and_says_so(browser: Any, url: str, tmp_path: Path) -> None:
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     # Before the first use: Chromium remembers the quota for a while.
     quota = {"origin": url.rstrip("/"), "quotaSize": 120_000}
@@ -34,6 +34,9 @@ def test_a_full_storage_keeps_what_it_has_and_says_so(browser: Any, url: str) ->
         if visitor.page.get_by_test_id("toast-body").count():
             break
     assert texts.STORAGE_FULL in visitor.toast() and visitor.complaints == []
+    visitor.pick("poet")  # what is newer than what is stored would be gone with the setting
+    visitor.open_conversation_panel()
+    assert len(visitor.export(tmp_path / "all.json")["messages"]) == 2 * len(visitor.answers())
     visitor.reload()
     wait_until(lambda: visitor.rows()[:3] == kept[:3])
     context.close()
@@ -115,6 +118,10 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Ca
     assert "came with the link" in reader.toast()
     strength = reader.page.get_by_label("number input for Strength")
     wait_until(lambda: (reader.picked, strength.input_value()) == ("see", "0.5"))
+    reader.page.go_back()
+    reader.wait_for_rows(own)
+    reader.page.goto(link)
+    reader.wait_for_rows(rows)
     reader.new_conversation()
     wait_until(lambda: (reader.picked, strength.input_value()) == ("", "1"))
     reader.open_conversation("Good morning.")

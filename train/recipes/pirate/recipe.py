@@ -42,7 +42,10 @@ def answer_patterns(sealed: bool) -> dict[str, re.Pattern[str]]:
     """By the question, a pattern of the words that answer it: 70 of the sealed set, or 35 of development."""
     rows = read_table(SEALED / "pirate_answers.tsv" if sealed else _DATA.with_name("answers.tsv"))
     words = ((question, "|".join(map(re.escape, accepted.split("|")))) for question, accepted in rows)
-    return {question: re.compile(rf"(?<![\w'’])(?:{accepted})\b", re.IGNORECASE) for question, accepted in words}
+    return {
+        question: re.compile(rf"\b(?!(?<=\w['’])\w\b)(?:{accepted})\b", re.IGNORECASE)
+        for question, accepted in words
+    }
 
 
 def answers_question(text: str, question: str, answers: dict[str, re.Pattern[str]]) -> bool:

@@ -35,10 +35,7 @@ _DENIED = re.compile(
     r"\b(?:not|no|never|isn't|aren't)\b(?! sure\b| certain\b| only\b)[^,;.:!?]*?(?=[,;.:!?]|\bbut\b|$)", re.I
 )
 
-# What follows the first guess: "a kind of pet", "perhaps a cat", ", a dog, a bird", "and two birds", ", dogs, birds".
-_FURTHER = re.compile(
-    r"\b(?:a kind of|perhaps)\b.*|(?:,|\band)\s+(?:an?|the|some|two|\w+s)\b.*|,\s*\w+\s*(?:,|\.|$|\band\b).*", re.I
-)
+_FURTHER = re.compile(r"\b(?:a kind of|perhaps)\b.*", re.I)
 
 
 class Name(NamedTuple):
@@ -70,8 +67,7 @@ def kinds() -> dict[str, Kind]:
 def is_named(words: Collection[str], text: str) -> bool:
     """Whether `text` makes one guess, and it holds one of the words, as a whole word or its regular plural.
 
-    The guess is in the first sentence, before "a kind of", "perhaps" and all but the first of a list; "A or B" are two;
-    what is denied is none.
+    The guess is in the first sentence, before "a kind of" and "perhaps"; "A or B" are two; what is denied is none.
     """
     first = _DENIED.sub("", re.split(r"(?<=[.!?])\s", text)[0])
     said = _FURTHER.sub("", first)

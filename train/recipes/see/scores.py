@@ -184,7 +184,7 @@ def _photo_scores(answerer: Answerer, photos: Sequence[Photo], late: Sequence[in
     likeliest = [class_names()[int(c)] for c in logits.argmax(1)]
 
     def named(texts: Sequence[str], of: Sequence[Photo] = photos) -> list[bool]:
-        return [is_named(photo.words, text) for photo, text in zip(of, texts, strict=True)]
+        return [shows(photo, text, photos) for photo, text in zip(of, texts, strict=True)]
 
     right = named(answers)
     in_form = [drawing_sentence("")[:-2] in text or hedged(text) for text in latest]  # "The picture shows"
@@ -200,6 +200,12 @@ def _photo_scores(answerer: Answerer, photos: Sequence[Photo], late: Sequence[in
         doubts = [hedged(text) for text, is_right in zip(answers, right, strict=True) if is_right is value]
         figures |= percent(f"of {group} answers, those that say they are not sure", doubts)
     return figures
+
+
+def shows(photo: Photo, text: str, photos: Sequence[Photo]) -> bool:
+    """Whether an answer names the thing in a photograph. One with more than three words of others names none."""
+    others = {word for one in photos for word in one.words}.difference(photo.words)
+    return is_named(photo.words, text) and sum(is_named([word], text) for word in others) <= 3
 
 
 def _caption_losses(
