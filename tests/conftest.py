@@ -133,22 +133,18 @@ def packed_base(tiny_base: Base) -> Base:
 @pytest.fixture(scope="session")
 def tiny_folder(tiny_base, tmp_path_factory) -> Path:
     """The tiny base on disk, for programs that load it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_base.model.save_pretrained(folder)
-    tiny_base.tokenizer.save_pretrained(folder)
-    return folder
+    from tests.tiny_models import save_base
+
+    return save_base(tiny_base.model, tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session", params=[4, 2], ids=["mha", "gqa"])
-def small(request, tiny_base, tmp_path_factory) -> tuple[AdaptedLlama, Path]:
+def small(request, tmp_path_factory) -> tuple[AdaptedLlama, Path]:
     """A random LLaMA with logits of ordinary size, without and with grouped queries, fp32; and its folder."""
-    from tests.tiny_models import random_llama
+    from tests.tiny_models import random_llama, save_base
 
     model = random_llama(seed=1, std=0.15, random_norms=True, num_key_value_heads=request.param)
-    folder = tmp_path_factory.mktemp("small")
-    model.save_pretrained(folder)
-    tiny_base.tokenizer.save_pretrained(folder)
-    return model, folder
+    return model, save_base(model, tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture

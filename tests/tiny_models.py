@@ -81,6 +81,13 @@ def random_adapter(fingerprint: BaseFingerprint, seed: int = 0, gate: float = 0.
     return adapter.requires_grad_(False).eval()
 
 
+def save_base(model: AdaptedLlama, folder: Path) -> Path:
+    """Writes a model and the tokenizer of characters, for what loads a base."""
+    model.save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def endless_base(tiny_folder: Path, folder: Path) -> Path:
     """Writes to `folder` the tiny base with a context of 100,000 tokens, whose greedy answers never end."""
     shutil.copytree(tiny_folder, folder)

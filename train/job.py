@@ -421,7 +421,7 @@ class Job:
         progress, count = self.progress, self._evaluate(held_out)
         if last and not progress.tokens:
             raise TrainError(
-                "Nothing was learnt: every row was passed over. --check lists what is wrong with them."
+                "Nothing was learnt: every row that was met was passed over. --check lists what is wrong."
             )
         status = ", ".join(f"{name} {value}" for name, value in self._status().items())
         self._log(f"{self.config.name} step {progress.step}: {status}")

@@ -101,10 +101,10 @@ class Replica:
     ) -> None:
         """by_page: whether a page has deployed it, which then replaces it where its code is another."""
         self._base, self._by_page = load_base(base, quantization, keep_packed=keep_packed), by_page
-        self._adapters: LRU[str, Adapter] = LRU(2 * MAX_ROWS)  # those of mixes, too
+        self._adapters: LRU[str, Adapter] = LRU(2 * MAX_ROWS)  # for a mix of two in each row
         self._rows: dict[str, _Row] = {}  # by the keys of their answers
         self._engine = Engine(self._base, self, cache_bytes=cache_bytes)
-        self._looks = ThreadPoolExecutor()  # which wait for each other, and would take those of new answers
+        self._looks = ThreadPoolExecutor(16)  # which wait for each other, and would take those of new answers
 
     async def _fetch(self, request: GenerationRequest, references: References) -> GenerationRequest:
         """Gets the adapters that are missing. Returns the request with the names that they have here."""

@@ -269,7 +269,7 @@ def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
         block.temp_files = _Written(block.temp_files)
     page.temp_file_sets = [images.written, page.upload_file_set, *(one.temp_files for one in page.blocks.values())]
     uploads: Any = routes.file_upload_statuses
-    uploads._signals, uploads._statuses = _Signals(most), _RecentlyUsed(most)
+    uploads._signals, uploads._statuses = _Signals(min(most, 100)), _RecentlyUsed(min(most, 100))
     queue: Any = page._queue
     queue.__class__, queue.limits = _BoundedQueue, limits
     queue.pending_messages_per_session = _PendingMessages(most)

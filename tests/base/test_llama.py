@@ -26,7 +26,7 @@ from adapter.base.packed.quantize import PackedLinear, quantize_linears
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import LoadError, with_detail
 from tests.base.packed.test_quantize import four_bit_weight
-from tests.tiny_models import random_adapter, random_llama
+from tests.tiny_models import random_adapter, random_llama, save_base
 
 PROMPT = (Message("user", "Name three colours."),)
 
@@ -49,18 +49,15 @@ def test_auto_reports_its_quantization_and_memory_and_is_close_to_the_full_base(
 
 
 @pytest.fixture(scope="module")
-def four_bit_head(tiny_base, tmp_path_factory) -> Path:
+def four_bit_head(tmp_path_factory) -> Path:
     """A tiny base on disk in float32 whose head, of 128 outputs, four bits hold exactly, and its layers do not.
 
     Sizes are multiples of 32 and 64, as bitsandbytes' nf4 wants them on CPUs with bf16.
     """
-    folder = tmp_path_factory.mktemp("four-bit-head")
     model = random_llama(std=0.15, vocab_size=128, hidden_size=64, head_dim=16)
     torch.manual_seed(0)
     model.lm_head.weight.copy_(four_bit_weight(128, 64))
-    model.save_pretrained(folder)
-    tiny_base.tokenizer.save_pretrained(folder)
-    return folder
+    return save_base(model, tmp_path_factory.mktemp("four-bit-head"))
 
 
 def test_what_is_quantised_already_is_not_packed(tiny_folder, tmp_path):
@@ -119,11 +116,10 @@ def test_packing_while_loading_is_packing_afterwards(stored, tied, tiny_base, tm
     assert {7, 9} <= base.stop_ids
 
 
-def test_loading_reads_a_few_rows_at_a_time_and_maps_no_file(tiny_base, tmp_path, monkeypatch):
+def test_loading_reads_a_few_rows_at_a_time_and_maps_no_file(tmp_path, monkeypatch):
     """Otherwise a base of 7 GB packed takes 13 GB to load, or 27 where it is stored in another precision."""
     model = random_llama().half()
-    model.save_pretrained(tmp_path)
-    tiny_base.tokenizer.save_pretrained(tmp_path)
+    save_base(model, tmp_path)
     read, seen, alive, sizes, whole = StoredMatrix.__getitem__, [], [], [], []
 
     def observe(matrix, rows):
@@ -150,11 +146,10 @@ GENERATE = ["generate", "Hi", "--keep-packed", "--device", "cpu", "--max-new-tok
 
 @pytest.mark.parametrize(("bits", "tied"), [(4, False), (4, True), (8, True)])
 @torch.no_grad()
-def test_kept_packed_weights_are_those_that_are_packed(bits, tied, tiny_base, tmp_path, monkeypatch):
+def test_kept_packed_weights_are_those_that_are_packed(bits, tied, tmp_path, monkeypatch):
     model = random_llama(tie_word_embeddings=tied)
     model.tie_weights()
-    model.save_pretrained(tmp_path)
-    tiny_base.tokenizer.save_pretrained(tmp_path)
+    save_base(model, tmp_path)
     files, options = set(tmp_path.iterdir()), (str(tmp_path), f"packed-int{bits}", "cpu")
     packed = load_base(*options)
     assert set(tmp_path.iterdir()) == files, "nothing is kept unless it is asked for"

@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM
 
 from adapter.base.llama import AdaptedLlama, base_config, load_base
 from adapter.errors import LoadError
-from tests.tiny_models import tiny_config
+from tests.tiny_models import save_base, tiny_config
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -20,13 +20,12 @@ LLAMA3_ROPE = {
 }
 
 
-def saved(kind, folder, tokenizer, **changes):
+def saved(kind, folder, **changes):
     torch.manual_seed(0)
     model = kind(tiny_config(kind.config_class, **changes)).eval()
     for name, weight in model.named_parameters():
         torch.nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.3)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_base(model, folder)
     return model
 
 
@@ -39,8 +38,8 @@ def loaded(folder):
     [{"tie_word_embeddings": True}, {"rope_parameters": LLAMA3_ROPE}, {"attention_bias": True, "head_dim": 16}],
 )
 @torch.no_grad()
-def test_llamas_give_transformers_logits_bit_for_bit(changes, tiny_base, tmp_path):
-    model = saved(LlamaForCausalLM, tmp_path, tiny_base.tokenizer, **changes)
+def test_llamas_give_transformers_logits_bit_for_bit(changes, tmp_path):
+    model = saved(LlamaForCausalLM, tmp_path, **changes)
     base = loaded(tmp_path)
     ids = torch.arange(90)[None]
     assert torch.equal(base.model(input_ids=ids).logits, model(input_ids=ids).logits)
@@ -50,16 +49,16 @@ def test_llamas_give_transformers_logits_bit_for_bit(changes, tiny_base, tmp_pat
 
 @pytest.mark.parametrize("window", [None, 128])
 @torch.no_grad()
-def test_a_mistral_without_a_window_is_a_llama(window, tiny_base, tmp_path):
-    model = saved(MistralForCausalLM, tmp_path, tiny_base.tokenizer, head_dim=16, sliding_window=window)
+def test_a_mistral_without_a_window_is_a_llama(window, tmp_path):
+    model = saved(MistralForCausalLM, tmp_path, head_dim=16, sliding_window=window)
     base = loaded(tmp_path)
     assert isinstance(base.model, AdaptedLlama)
     ids = torch.arange(90)[None]
     assert torch.equal(base.model(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
-def test_a_mistral_with_a_window_is_refused(tiny_base, tmp_path):
-    saved(MistralForCausalLM, tmp_path, tiny_base.tokenizer, sliding_window=64)
+def test_a_mistral_with_a_window_is_refused(tmp_path):
+    saved(MistralForCausalLM, tmp_path, sliding_window=64)
     with pytest.raises(LoadError, match=r"its last 64 tokens only.*mistralai/Mistral-7B-v0\.3"):
         loaded(tmp_path)
 

@@ -24,7 +24,7 @@ from tests.reference_llama import (
     rotate_pairs,
     to_meta_order,
 )
-from tests.tiny_models import random_llama
+from tests.tiny_models import random_llama, save_base
 
 K, L, RANK, TOKENS, WIDTH = 3, 3, 2, 12, 16
 LINEARS = ("attention.wq", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
@@ -134,10 +134,9 @@ def test_the_converted_adapter_gives_the_reference_logits(multi_head, tmp_path, 
     torch.testing.assert_close(ours, reference(weights, tensors, visual), rtol=1e-5, atol=1e-5)
 
 
-def test_a_published_file_is_converted(multi_head, tiny_base, tmp_path):
+def test_a_published_file_is_converted(multi_head, tmp_path):
     model, _, weights = multi_head
-    copy.deepcopy(model).float().save_pretrained(tmp_path / "base")
-    tiny_base.tokenizer.save_pretrained(tmp_path / "base")
+    save_base(copy.deepcopy(model).float(), tmp_path / "base")
     tensors = random_v2(weights, lora=True, images=False)
     torch.save({"model": tensors, "config": {"w_bias": True, "w_lora": True}}, tmp_path / "v2.pth")
     convert(str(tmp_path / "v2.pth"), tmp_path / "ours", Options(base=str(tmp_path / "base")))

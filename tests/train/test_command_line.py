@@ -12,7 +12,7 @@ from PIL import Image
 
 from adapter.base.embedded import BASE
 from adapter.method.checkpoint import load_adapter
-from tests.tiny_models import random_llama
+from tests.tiny_models import random_llama, save_base
 from train.__main__ import main
 from train.config import ConfigError, DataConfig, check_run, read_recipe, recipe_text
 from train.input.split import FileExamples
@@ -90,10 +90,9 @@ def test_a_run_on_files_ends_in_an_adapter(run, tmp_path, tiny_base):
 
 
 @pytest.mark.parametrize("precision", ["nf4", "int8"])
-def test_every_precision_trains(run, tiny_base, precision, tmp_path):
-    wide = tmp_path / "wide"  # a base with as many columns as nf4 has in a block
-    random_llama(hidden_size=128, head_dim=32).save_pretrained(wide)
-    tiny_base.tokenizer.save_pretrained(wide)
+def test_every_precision_trains(run, precision, tmp_path):
+    # A base with as many columns as nf4 has in a block.
+    wide = save_base(random_llama(hidden_size=128, head_dim=32), tmp_path / "wide")
     assert run(f"precision={precision}", f"--base={wide}") == 0
     assert load_adapter(tmp_path / "out").gates.abs().max() > 0
 

@@ -16,7 +16,7 @@ from adapter.base.template import Message
 from adapter.method.checkpoint import load_adapter
 from adapter.method.config import TuningConfig
 from adapter.method.gradients import CausalAttention, PromptTerm
-from tests.tiny_models import random_llama
+from tests.tiny_models import random_llama, save_base
 from train.config import TrainConfig
 from train.input.batches import collate
 from train.input.examples import Example
@@ -160,12 +160,11 @@ def test_the_prompts_term_for_training_is_their_attention(entries, masked):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)  # gates are summed in fp32
 
 
-def test_gradients_through_a_4_bit_base_are_those_through_its_weights(tiny_base, tmp_path, monkeypatch):
+def test_gradients_through_a_4_bit_base_are_those_through_its_weights(tmp_path, monkeypatch):
     """Also after an evaluation, in which bitsandbytes likes to pack weights so that gradients end there."""
     import bitsandbytes as bnb
 
-    random_llama(hidden_size=128, head_dim=32).save_pretrained(tmp_path)  # as wide as nf4's blocks
-    tiny_base.tokenizer.save_pretrained(tmp_path)
+    save_base(random_llama(hidden_size=128, head_dim=32), tmp_path)  # as wide as nf4's blocks
     base = load_to_train(str(tmp_path), "nf4", "cpu")
     config = dataclasses.replace(CONFIG, prompt_norm=True, prompt_std=0.2)
     batch = batch_of(itertools.islice(examples("train"), 2), base)

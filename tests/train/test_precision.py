@@ -84,11 +84,13 @@ def test_a_step_that_overflows_fp16_is_left_out_and_the_scale_is_halved(norms, m
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_steps_without_a_row_come_before_those_that_learn(norms, rows, precision):
-    """Nor does patience end the run meanwhile."""
+def test_steps_without_a_row_come_before_those_that_learn(norms, run, rows, capsys, precision):
+    """Nor does patience end the run meanwhile; its end says so if none has come."""
     good = rows.rename(rows.with_name("validation.json"))
     records = [{"instruction": "too long " * 200, "output": "x"}] * 9 + [{"instruction": "a", "output": "b"}]
     rows.write_text(json.dumps(records))
     more = "batch_size=1", "eval_every=1", "steps=20", "patience=2", "seed=3"
     found = norms(f"precision={precision}", f"data.validation={good}", *more)
     assert found[:3] == [0, 0, 0] and max(found) > 0
+    assert run(f"precision={precision}", f"data.validation={good}", *more, "steps=3", out="short") == 1
+    assert "Nothing was learnt" in capsys.readouterr().err

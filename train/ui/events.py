@@ -245,7 +245,7 @@ class TrainEvents:
         """The answers so far. What is due is asked in a thread of its own, for `client`, who looks."""
         answers = self.runs.watched(run.name)
         step = run.progress.kept(run.recipe.train.save)[0] if run.adapter and answers else 0
-        newer = not answers or (step > answers[-1].step and run.adapter != self._asked.get(run.name))
+        newer = not answers or (step and step >= answers[-1].step and run.adapter != self._asked.get(run.name))
         if newer and run.record.question and run.name not in self._asking:
             self._asking.add(run.name)
             threading.Thread(target=self._ask, args=(run, step, client), daemon=True).start()

@@ -105,7 +105,8 @@
       transact("readwrite", (records, stored) => {
         for (const [key, url] of Object.entries(images)) stored.put(url, key);
         records.get(id).onsuccess = ({ target: { result } }) => {
-          const record = { ...conversations.get(id), ...(full || result), ...changes, id }; // full: it is older
+          const mine = conversations.get(id), { document, changed } = mine; // maybe newer than could be stored
+          const record = { ...mine, ...result, ...(changed > result?.changed && { document, changed }), ...changes, id };
           conversations.set(id, record);
           records.put(record);
         };
@@ -348,7 +349,7 @@
       if (id !== shown.id && !next) {
         if (conversations.has(shown.id)) act("NOT_OPENED"); // of a file or a link the server has said why
         if (!id && !retried) [next, retried] = [{ id: newId() }, true];
-        else waiting = null;
+        waiting = null;
         before = shown = id === before.id ? before : { id };
         attempt(() => own.setItem(CURRENT, id));
       } else {

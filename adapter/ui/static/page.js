@@ -122,7 +122,7 @@
   const restoreFocus = () => {
     const ended = answering;
     answering = all(".box").find((one) => visible(one.querySelector(".stop-button"))) ?? null;
-    if (String(getSelection()) || answering || !visible(ended) || !matchMedia("(hover: hover)").matches || find("#chat .edit-textarea")) return;
+    if (answering || !visible(ended) || !matchMedia("(hover: hover)").matches || find("#chat .edit-textarea") || String(getSelection())) return;
     const focused = document.activeElement;
     if (!focused || focused === document.body || ended.contains(focused) || focused.closest("#chat") || !visible(focused))
       ended.querySelector("textarea")?.focus({ preventScroll: true });
@@ -194,8 +194,7 @@
   let isBehind = false; // each load encrypts what is kept anew, in the same length
   const isChange = ({ key, oldValue, newValue }) => key?.endsWith(":corrections") && oldValue?.length !== newValue?.length;
   addEventListener("storage", (event) => (isBehind ||= isChange(event)));
-  const pencil = '#teach button, #chat [title="Say it like this"]';
-  document.addEventListener("click", ({ target }) => isBehind && target.closest?.(pencil) && location.reload(), true);
+  document.addEventListener("click", ({ target }) => isBehind && target.closest?.('#teach button, #chat [title="Say it like this"]') && location.reload(), true);
 
   // An unsent message outlives a reload of its tab, which Gradio does when a server is back and a phone to hidden ones.
   const DRAFT = "llama-adapter:draft";

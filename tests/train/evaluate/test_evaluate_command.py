@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from adapter.base.llama import load_base
+from adapter.base.llama import base_fingerprint, load_base
 from adapter.base.template import Message, encode_answer
 from adapter.method.checkpoint import adapter_digest, load_adapter, save_adapter
 from adapter.method.deltas import TuningConfig
 from tests.tiny_models import random_adapter
+from tests.train.recipes.rows import roomy
 from train.evaluate.__main__ import main
 from train.evaluate.answerer import Answerer
 from train.evaluate.report import code_version
@@ -28,14 +29,10 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_base, tmp_path_factory):
+def folder(tiny_folder, tmp_path_factory):
     """The tiny base with room for long prompts, adapters for it, and data."""
     folder = tmp_path_factory.mktemp("evaluate")
-    tiny_base.model.save_pretrained(folder / "base")
-    tiny_base.tokenizer.save_pretrained(folder / "base")
-    config = json.loads((folder / "base" / "config.json").read_text())
-    (folder / "base" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
-    fingerprint = load_base(str(folder / "base"), quantization="none", device="cpu").fingerprint
+    fingerprint = base_fingerprint(str(roomy(tiny_folder, folder / "base")))
     save_adapter(random_adapter(fingerprint, gate=2.0), folder / "poet")
     save_adapter(random_adapter(fingerprint, 1, tuning=TuningConfig(64, bias=True)), folder / "tuned")
     (folder / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -34,6 +34,11 @@ def test_a_full_storage_keeps_what_it_has_and_says_so(browser: Any, url: str, tm
         if visitor.page.get_by_test_id("toast-body").count():
             break
     assert texts.STORAGE_FULL in visitor.toast() and visitor.complaints == []
+    all_of_it = visitor.rows()
+    visitor.new_conversation()
+    visitor.ask("Hello.")  # which fits
+    visitor.open_conversation("Good morning.")
+    visitor.wait_for_rows(all_of_it)
     visitor.pick("poet")  # what is newer than what is stored would be gone with the setting
     visitor.open_conversation_panel()
     assert len(visitor.export(tmp_path / "all.json")["messages"]) == 2 * len(visitor.answers())
