@@ -1,8 +1,9 @@
-"""Files that are replaced in one step, and names of folders that are taken in one. Knows paths only."""
+"""Files that are replaced in one step, names that are taken in one, and a digest of code. Knows paths only."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -31,3 +32,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def names_lock(folder: Path) -> FileLock:
     """Held, by threads and processes, from the look at the names in `folder` until a new one is taken."""
     return FileLock(folder / ".starting")
+
+
+def code_digest(*patterns: str) -> str:
+    """A SHA-256, in hexadecimal, of the places and contents of the project's files that fit these patterns."""
+    root = Path(__file__).parents[1]
+    files = sorted(file for pattern in patterns for file in root.glob(pattern))
+    return hashlib.sha256(b"".join(str(f.relative_to(root)).encode() + f.read_bytes() for f in files)).hexdigest()

@@ -46,7 +46,8 @@ from train.input.split import FileExamples
 from train.job import Job, Outcome, Stopped, say
 from train.precision import choose_precision, load_to_train
 from train.processes import check_same, in_all, in_main
-from train.recipes.recipe import MeasuredSets, load_recipe, project_recipe, recipe_names, record_scoring
+from train.recipes import recipe_names
+from train.recipes.recipe import MeasuredSets, load_recipe, project_recipe, record_scoring
 from train.run_folder import RunFolder, run_identity
 from train.run_setup import check_pictures, complete, start_adapter, with_encoder
 from train.tracker import check_tracker

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,6 +20,7 @@ from ray.serve.request_router import RunningReplica
 from adapter.base import embedded
 from adapter.base.llama import AdaptedLlama, Base, load_base
 from adapter.errors import AdapterError, Busy
+from adapter.files import code_digest
 from adapter.lru import LRU
 from adapter.method.adapter import Adapter
 from adapter.serve.engine import Engine
@@ -35,10 +34,7 @@ _EVENT_SECONDS = 0.1  # between the messages to a page
 _AGAIN_SECONDS = 2.0  # events this recent are sent again if they may be lost; longer than a cancellation takes
 
 # A digest of the code that this process runs, as far as replicas need it.
-_ROOT = Path(__file__).parents[1]
-_ROOMS = ("base", "cluster", "method", "serve")
-_FILES = sorted([*_ROOT.glob("*.py"), *(file for room in _ROOMS for file in (_ROOT / room).rglob("*.py"))])
-CODE = hashlib.sha256(b"".join(str(f.relative_to(_ROOT)).encode() + f.read_bytes() for f in _FILES)).hexdigest()
+CODE = code_digest("adapter/*.py", *(f"adapter/{room}/**/*.py" for room in ("base", "cluster", "method", "serve")))
 
 known: Mapping[str, RunningReplica] = {}  # the replicas that are up, by the ends of their names
 # Adapters by name: the digest of each, and where it is in Ray's object store.

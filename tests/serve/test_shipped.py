@@ -15,8 +15,8 @@ from adapter.method.checkpoint import CARD, load_adapter
 from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest, SamplingParams
 from adapter.serve.store import SHIPPED, AdapterStore
+from train.recipes import recipe_names
 from train.recipes.pirate.recipe import is_in_the_voice
-from train.recipes.recipe import recipe_names
 
 PACKAGES = Path(sysconfig.get_path("purelib"))
 

@@ -79,7 +79,7 @@ class FeatureStore:
                 return None
         except OSError:
             return None
-        with contextlib.suppress(OSError):  # the same
+        with contextlib.suppress(OSError):  # what cannot be marked as used counts as older
             os.utime(path)
         return VisualFeatures(**load(bytes(body)))
 

@@ -149,11 +149,6 @@ def recipe_by_rule(
     return recipe_of(name, measured, partial(scores, is_sealed=True), [*sealed, "long_talk.yaml"])
 
 
-def recipe_names() -> list[str]:
-    """Names of all recipes: the folders of `train/recipes/` with a `recipe.py`."""
-    return sorted(file.parent.name for file in _FOLDER.glob("*/recipe.py"))
-
-
 def load_recipe(name: str, tokenizer: Any) -> Recipe:
     """Recipe `name`. tokenizer: of the base."""
     return importlib.import_module(f"train.recipes.{name}.recipe").recipe(tokenizer)

@@ -23,6 +23,7 @@ from adapter.serve.store import SHIPPED
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, share
 from train.input.split import draw_evenly
+from train.recipes import recipe_names
 
 Item = TypeVar("Item")
 SEALED = Path(__file__).with_name("sealed")
@@ -116,8 +117,7 @@ def after_others(base: Base, own: str, conversations: Sequence[Conversation]) ->
 
     own: name of the adapter that is measured, which answers none of the earlier turns.
     """
-    recipes = Path(__file__).parent.glob("*/recipe.py")  # a user's adapters may lie beside those that are shipped
-    others = sorted(file.parent.name for file in recipes if file.parent.name != own)
+    others = [name for name in recipe_names() if name != own]  # a user's may lie beside those that are shipped
     data = read_yaml(SEALED / "good_company.yaml")
     result = list(conversations)
     for number, name in enumerate(others):

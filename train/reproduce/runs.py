@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from adapter.base.embedded import BASE, ENCODER
 from adapter.base.llama import Base, load_base
 from adapter.errors import AdapterError
-from adapter.files import atomic_write
+from adapter.files import atomic_write, code_digest
 from adapter.method.adapter import Adapter
 from adapter.method.config import TuningConfig, VisionConfig
 from adapter.method.projection import GlobalProjection
@@ -44,8 +44,7 @@ _COMPONENTS = 64  # of the pictures' features that the projection starts from
 PLANS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("plan.yaml").read_text(encoding="utf-8"))
 _version = cache(code_version)
 # A digest of the code that this process runs: a commit's name says nothing about what has changed since.
-_FILES = sorted(file for part in ("adapter", "train") for file in (Path(__file__).parents[2] / part).rglob("*.py"))
-_CODE = hashlib.sha256(b"".join(file.read_bytes() for file in _FILES)).hexdigest()
+_CODE = code_digest("adapter/**/*.py", "train/**/*.py")
 FULL, QUICK = (SimpleNamespace(**PLANS[name]) for name in ("full", "quick"))
 
 
@@ -95,8 +94,7 @@ def planned_runs(plan: SimpleNamespace, layers: int) -> list[Run]:
     runs = [Run("base", "base")]
     for seed in plan.seeds:
         for group, row in PLANS["runs"].items():
-            settings = {"steps": plan.steps, **row}
-            settings["strengths"] = "strengths" in row and seed == plan.seeds[0]
+            settings = {"steps": plan.steps, **row, "strengths": "strengths" in row and seed == plan.seeds[0]}
             if "thirds" in row:
                 settings["layers"] = settings.pop("thirds") * layers // 3
             if "long" in row:

@@ -19,9 +19,10 @@ from train.config import ConfigError, read_recipe
 from train.evaluate.intervals import Figure
 from train.input.examples import SkippedExamples
 from train.input.split import FileExamples
+from train.recipes import recipe_names
 from train.recipes.extract import recipe as extract
 from train.recipes.pirate import recipe as pirate
-from train.recipes.recipe import RuledSet, load_recipe, project_recipe, recipe_names
+from train.recipes.recipe import RuledSet, load_recipe, project_recipe
 from train.recipes.sealed_sets import conversation_of
 from train.recipes.tutor import recipe as tutor
 from train.run_setup import complete
