@@ -145,7 +145,8 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Ca
     assert gone_on[: len(rows)] == rows
     reader.reload()
     reader.wait_for_rows(gone_on)
-    reader.page.goto(f"{address}#chat=broken")
+    with reader.page.expect_event("load"):  # a page that is being left has toasts too: its connections end
+        reader.page.goto(f"{address}#chat=broken")
     assert "no conversation" in reader.toast()
     assert reader.rows() == [] and reader.ask("And the moon?") == "you said: And the moon?!"
     assert not [u for u in reader.requested if "chat=" in u]
