@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 # Seconds after which a wait fails, and a wait for a whole program, which may load a base: enough for a machine
 # that is busy with other things. No test measures time.
-PATIENCE, LONG_PATIENCE = 90.0, 300.0
+PATIENCE, LONG_PATIENCE = 150.0, 300.0
 APP, FAULTY_APP = ("app.py",), ("-m", "tests.faulty_app")
 Found = TypeVar("Found")
 
@@ -46,7 +46,7 @@ def free_port() -> int:
     """A free port below those that the system gives to outgoing connections, which could take it meanwhile."""
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("0.0.0.0", random.randrange(12_000, 32_000)))
+            probe.bind(("0.0.0.0", random.SystemRandom().randrange(12_000, 32_000)))
             return int(probe.getsockname()[1])
 
 

@@ -90,7 +90,7 @@ def test_every_quantisation_runs_in_every_dtype_and_a_zero_gate_is_the_base(quan
     assert together.shape == (2, 9)
     whole = load_base(str(four_bit_head), "none", "cpu", torch.float32).model(input_ids=prompts).logits
     alike = torch.cosine_similarity(plain.logits.float(), whole, dim=-1).min()
-    assert alike > (0.8 if "4" in quantization else 0.99)
+    assert alike > (0.99 if quantization in ("auto", "none") else 0.8)  # int8 is nearer where there is VNNI
 
 
 @pytest.mark.parametrize(("stored", "tied"), [(torch.bfloat16, True), (torch.float16, False), (torch.half, None)])

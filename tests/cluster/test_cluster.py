@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import pytest
 
-os.environ["RAY_AUTH_MODE"] = "disabled"  # no token, which Ray would keep in the home folder
+os.environ.update(RAY_AUTH_MODE="disabled", RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S="5")  # no token is kept
 pytest.importorskip("ray", reason="Ray has no wheel here: pip install '.[cluster]'")
 
 import psutil
@@ -79,7 +79,7 @@ def node(folder: Path, *options: str) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
-                for process in (first, *psutil.Process(first.pid).children(recursive=True)):
+                for process in (*reversed(psutil.Process(first.pid).children(recursive=True)), first):
                     process.kill()
             first.wait()
 
@@ -106,7 +106,7 @@ def page(address, second_node, base_folder, adapters, tiny_fingerprint):
 @pytest.fixture
 def engine(page):
     """With both replicas up and nothing running."""
-    wait_until(lambda: len(page.replicas()) == 2 and not any(s.running for s in page.replicas().values()))
+    wait_until(lambda: running(page) == [0, 0])
     return page
 
 
@@ -304,11 +304,11 @@ def test_a_killed_replica_ends_its_own_answers_only(engine, machine, address, se
 
     # The other answer goes on as if nothing had happened, and the conversation goes on elsewhere.
     ends = [end(answer) for answer in answers]
+    if machine:
+        second_node.enter_context(node(tmp_path, f"--address={address}"))
     [dead] = [i for i, how in enumerate(ends) if "Ask again" in how]
     assert ends[1 - dead] == "length"
     assert end(engine.submit(request(apart[dead]))) == "length"
-    if machine:
-        second_node.enter_context(node(tmp_path, f"--address={address}"))
     wait_for_new(engine, before, 1)
 
 
