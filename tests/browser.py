@@ -13,13 +13,13 @@ from typing import Any
 import gradio
 
 from adapter.ui.texts import page as texts
-from tests.app_process import wait_until
+from tests.app_process import PATIENCE, wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]
 PHOTOGRAPHS = Path(gradio.__file__).parent / "media_assets" / "images"
-PATIENCE_MS = 90_000  # a wait that is longer is a fault
+PATIENCE_MS = 1000 * PATIENCE  # a wait that is longer is a fault
 SERIOUS = {"serious", "critical"}
 LEAVING = re.compile("AbortError|Connection errored out")
 # The browser itself notes what happens: an answer can be shorter than the way to a question about it and back.
@@ -231,7 +231,6 @@ class Visitor:
         """The editor of the newest message."""
         self.page.locator("#chat .user-row").last.hover()
         self.button("Edit").click()
-        self.page.evaluate(TWO_FRAMES)  # page.js moves the caret
         return self.page.locator("#chat textarea.edit-textarea")
 
     def edit(self, text: str) -> Any:

@@ -19,16 +19,9 @@ from huggingface_hub import save_torch_state_dict, snapshot_download, try_to_loa
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, LlamaConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaRotaryEmbedding
 
 from adapter.base import embedded, memory
 from adapter.base.decoder import adapt

@@ -7,11 +7,10 @@ import ctypes
 import math
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import LlamaConfig
 
 # How often an idle thread of libgomp looks for work before it sleeps. Its default, 300,000, makes the threads of a

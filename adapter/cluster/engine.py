@@ -25,6 +25,7 @@ from typing import Any
 # Ray reads them when it starts.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here phones home
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine needs more than the default of 30
+os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "1")  # in 0.1 s a busy replica is passed over
 os.environ.setdefault("RAY_worker_niceness", "0")  # or replicas starve beside any other program, the page too
 
 import ray

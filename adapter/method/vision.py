@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -134,8 +135,6 @@ class VisualEncoder:
         tokens: keep the encoder's tokens too. projected, channels: as in VisionConfig. Raises LoadError if tokens
         are to pass the head of an encoder that has none.
         """
-        import numpy as np
-
         if len(images) > batch_size:
             again = partial(
                 self.encode, batch_size=batch_size, tokens=tokens, projected=projected, channels=channels

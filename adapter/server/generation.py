@@ -17,12 +17,11 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from adapter.errors import AdapterError, BadInput, Busy, LoadError, with_detail
-from adapter.serve.request import Client
+from adapter.serve.request import Answer, Client, EngineStatistics, GenerationRequest
 
 if TYPE_CHECKING:
     from adapter.base.llama import Base
     from adapter.serve.inspection import Inspection
-    from adapter.serve.request import Answer, EngineStatistics, GenerationRequest
     from adapter.serve.store import AdapterCard, AdapterStore
 
 log = logging.getLogger(__name__)

@@ -24,14 +24,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapter.errors import AdapterError, BadForm, BadInput, Busy, EngineBroken, LoadError
-from adapter.serve.request import async_event_lists
+from adapter.serve.request import GenerationEvent, GenerationRequest, GenerationStats, async_event_lists
 from adapter.server import openai_schema
 from adapter.server.generation import FAILED, AdapterCatalog, EngineProvider, browser_text, client_of
 from adapter.server.openai_schema import BASE, ApiError, Body
 from adapter.server.request_body import bounded
 
 if TYPE_CHECKING:
-    from adapter.serve.request import GenerationEvent, GenerationRequest, GenerationStats
     from adapter.server.generation import ServingEngine
 
 log = logging.getLogger(__name__)

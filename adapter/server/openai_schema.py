@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import accumulate, chain, repeat
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from PIL import Image
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -26,8 +27,10 @@ from pydantic import (
     model_validator,
 )
 
+from adapter.base.image_file import open_image
 from adapter.base.template import Message, Role
 from adapter.errors import BadInput, Busy
+from adapter.serve.form import JSON_OBJECT, NO_FORM, json_schema_form
 from adapter.serve.request import (
     MAX_BIASES,
     MAX_TOP_LOGPROBS,
@@ -54,8 +57,6 @@ from adapter.serve.settings import (
 from adapter.server.generation import DEFAULT_QUESTION, check_length
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from adapter.base.llama import Base
 
 BASE = "base"  # the frozen base's name, beside its own
@@ -268,8 +269,6 @@ class ChatCompletionRequest(_Completion):
 
     def form(self) -> str | None:
         """As in GenerationRequest, which the engine checks. Raises ApiError."""
-        from adapter.serve.form import JSON_OBJECT, NO_FORM, json_schema_form
-
         field = self.form_field
         if field is None:
             return NO_FORM if self.response_format else None
@@ -373,8 +372,6 @@ class CompletionRequest(_Completion):
     form_field: ClassVar = None
 
     def prompts(self, models: Mapping[str, str]) -> list[dict[str, Any]]:
-        from adapter.serve.form import NO_FORM
-
         if not self.max_tokens and not self.echo:
             raise ApiError(400, "'max_tokens' may be 0 with echo: true only.", "max_tokens")
         if len(self.prompt) * self.n > MAX_CHOICES:
@@ -516,8 +513,6 @@ def _conversation(
 
 
 def _decode_picture(url: str) -> Image.Image:
-    from adapter.base.image_file import open_image
-
     try:
         decoded = base64.b64decode("".join(url.partition(",")[2].split()), validate=True)
     except ValueError:

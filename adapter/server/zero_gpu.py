@@ -29,14 +29,7 @@ from adapter.method.vision import VisualEncoder
 from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
 from adapter.serve.form import NO_FORM
 from adapter.serve.inspection import Inspection
-from adapter.serve.request import (
-    Answer,
-    Client,
-    EngineStatistics,
-    GenerationEvent,
-    GenerationRequest,
-    RemoteAnswer,
-)
+from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, RemoteAnswer
 from adapter.serve.scheduler import admit
 from adapter.serve.store import AdapterStore, stand_in
 from adapter.server.generation import FAILED
@@ -111,7 +104,7 @@ class ZeroGpuEngine:
             raise Busy(_CLOSED)
         return pending.inspection
 
-    def replicas(self) -> Mapping[str, EngineStatistics]:
+    def replicas(self) -> Mapping[str, Any]:
         """Always empty: a worker lives for one answer only, so it has no lasting figures."""
         return {}
 

@@ -7,24 +7,21 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL.Image import Image
 
 from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
+from adapter.serve.request import Client, GenerationEvent, GenerationRequest, SamplingParams, TokenLogprobs
 from adapter.serve.settings import MAX_TOKENS, Settings
-from adapter.server.generation import AdapterCatalog, EngineProvider
+from adapter.server.generation import AdapterCatalog, EngineProvider, ServingEngine
 from adapter.ui import conversation
 from adapter.ui.conversation import AnswerRecord, Entry, History, Variant
 from adapter.ui.images import open_upload
 from adapter.ui.session import Change
 from adapter.ui.status import REDRAW_SECONDS
 from adapter.ui.texts import page as texts
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from adapter.serve.request import Client, GenerationEvent, GenerationRequest, TokenLogprob, TokenLogprobs
-    from adapter.server.generation import ServingEngine
 
 CHOICES = 5  # words that X-ray names of each model
 XRAY_ROWS = 4  # with more rows the X-ray pauses: the base reads as much again as the row
@@ -48,8 +45,6 @@ def build_request(
     messages: tuple[Message, ...], settings: Settings, image: Image | None, client: Client, xray: bool = False
 ) -> GenerationRequest:
     """Raises BadInput."""
-    from adapter.serve.request import GenerationRequest, SamplingParams
-
     if settings.mix and settings.mix == settings.adapter:
         raise BadInput(texts.mixed_with_itself(settings.mix))
     if settings.system:
@@ -70,7 +65,7 @@ def build_request(
     )
 
 
-def xray_line(text: str, logprob: float, base: TokenLogprobs, own: Sequence[TokenLogprob] = ()) -> str:
+def xray_line(text: str, logprob: float, base: TokenLogprobs, own: Sequence[tuple[int, str, float]] = ()) -> str:
     """A token for xray.js: text, log-probability, the base's, the base's likeliest, its own likeliest with ids."""
     top = [[other, round(value, 3)] for _, other, value in base.top]
     choices = [[other, round(value, 3), id] for id, other, value in own]

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from adapter.errors import AdapterError
-from adapter.server.generation import browser_text
+from adapter.serve.request import GenerationEvent, GenerationRequest, read_together
+from adapter.server.generation import ServingEngine, browser_text
 from adapter.server.limits import ANSWERS_PER_MINUTE, RateLimited
 from adapter.ui.answer_stream import AnswerProgress
 from adapter.ui.json_table import differing_fields, read_object, table_html
@@ -20,10 +20,6 @@ from adapter.ui.session import Change
 from adapter.ui.status import REDRAW_SECONDS
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import readable
-
-if TYPE_CHECKING:
-    from adapter.serve.request import GenerationEvent, GenerationRequest
-    from adapter.server.generation import ServingEngine
 
 
 @dataclass
@@ -82,8 +78,6 @@ def answer_together(
         if change.stopped:
             cancel()
         yield
-        from adapter.serve.request import read_together
-
         for events in read_together(answers, REDRAW_SECONDS):
             for index, event in events:
                 panes[index].add(event)

@@ -7,9 +7,9 @@ import hashlib
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import gradio as gr
+from PIL import Image
 
 from adapter.base.image_file import MAX_BYTES as FILE_BYTES
 from adapter.base.image_file import open_image, without_metadata
@@ -17,9 +17,6 @@ from adapter.errors import BadInput
 from adapter.files import atomic_write
 from adapter.lru import LRU
 from adapter.ui.texts import page as texts
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MAX_BYTES = 200_000  # of the small form
 _MAX_PNG_BYTES = 60_000  # a drawing stays lossless; a photograph becomes a JPEG
@@ -33,7 +30,7 @@ class BadPicture(BadInput):
     """The picture of a message cannot be read; its text can."""
 
 
-def open_upload(path: str) -> Image:
+def open_upload(path: str) -> Image.Image:
     """As open_image, of an upload that a browser named. Raises BadPicture."""
     return _open(read_upload(path))
 
@@ -50,24 +47,22 @@ def shrink(data: bytes) -> bytes:
     return small
 
 
-def _open(data: bytes) -> Image:
+def _open(data: bytes) -> Image.Image:
     try:
         return open_image(data)
     except BadInput as error:
         raise BadPicture(str(error)) from None
 
 
-def _is_small(data: bytes, image: Image) -> bool:
+def _is_small(data: bytes, image: Image.Image) -> bool:
     """Whether a PNG or JPEG is opaque RGB of the size that it is decoded to. image: the decoded file."""
-    from PIL import Image as PillowImage
-
     if len(data) > MAX_BYTES:
         return False
-    with PillowImage.open(BytesIO(data), formats=("PNG", "JPEG")) as opened:  # the header alone
+    with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as opened:  # the header alone
         return opened.mode == "RGB" and opened.size == image.size and "transparency" not in opened.info
 
 
-def _encode(image: Image) -> bytes:
+def _encode(image: Image.Image) -> bytes:
     encoded = BytesIO()
     image.save(encoded, "PNG", optimize=True)
     if encoded.tell() <= _MAX_PNG_BYTES:

@@ -42,15 +42,6 @@ def errors_as_toasts(what: str) -> Iterator[list[Exception]]:
         toast(readable(error, what))
 
 
-@contextmanager
-def errors_as_refusals() -> Iterator[None]:
-    """Ends the event at an error with its sentence."""
-    try:
-        yield
-    except Exception as error:
-        raise refusal(readable(error, "an API call")) from None
-
-
 def refusal(why: AdapterError | str) -> gr.Error:
     """The exception that ends an event with a toast."""
     text = browser_text(why) if isinstance(why, AdapterError) else why

@@ -158,8 +158,8 @@ def leave_page(server: AppProcess) -> None:
         data = visitor.defaults("chat")
         data[:7] = ["go on", None, None, 1, 0, 1, LONG]
         visitor.join("chat", data).raise_for_status()
-        next(message for message in visitor.updates() if message["msg"] == "process_generating")
         wait_until(lambda: server.counts == (1, 1))
+        next(message for message in visitor.updates() if message["msg"] == "process_generating")  # and leaves it
 
 
 @pytest.mark.slow

@@ -6,11 +6,12 @@ import json
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from adapter.errors import BadInput
+from adapter.serve.request import Client
 from adapter.serve.settings import BASE_ONLY, PANEL
 from adapter.server.generation import AdapterCatalog, EngineProvider, client_of
 from adapter.ui import conversation, theme
@@ -23,9 +24,6 @@ from adapter.ui.session import Conversation, Conversations, NotOpen
 from adapter.ui.status import MODEL, QUEUED, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts, toast
-
-if TYPE_CHECKING:
-    from adapter.serve.request import Client
 
 PICKERS = {"adapter": None, "mix": texts.NO_MIX}  # the settings that are chosen from adapters, as Picker.none
 OTHERS = tuple(name for name in PANEL if name not in PICKERS)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, Busy
+from adapter.serve.request import Client
 from adapter.serve.settings import BASE_ONLY, PAGE_PENALTY, PANEL, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, check_length, client_of, wait_for
 from adapter.ui import conversation, theme
@@ -30,10 +31,7 @@ from adapter.ui.session import Change, Conversation, Forgotten, NotOpen, StillAn
 from adapter.ui.status import FRAME_SECONDS, MODEL, REDRAW_SECONDS
 from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
-from adapter.ui.toasts import errors_as_refusals, errors_as_toasts, toast
-
-if TYPE_CHECKING:
-    from adapter.serve.request import Client
+from adapter.ui.toasts import errors_as_toasts, readable, refusal, toast
 
 # Between two times that the browser keeps an answer while it is written; longer in a long conversation.
 SECONDS, BYTES_PER_SECOND = 2.0, 100_000
@@ -370,7 +368,7 @@ def add_api_endpoint(provider: EngineProvider, catalog: AdapterCatalog) -> None:
         system: str | None = None,
     ) -> Iterator[str]:
         values = {name: value for name, value in locals().items() if name in PANEL}
-        with errors_as_refusals():
+        try:
             for name in ("adapter", "mix", "stop"):
                 values[name] = value.strip() if isinstance(value := values[name] or "", str) else value
             if not isinstance(message, str) or not message.strip():
@@ -394,5 +392,7 @@ def add_api_endpoint(provider: EngineProvider, catalog: AdapterCatalog) -> None:
                         text += new
                         yield text
             yield text
+        except Exception as error:
+            raise refusal(readable(error, "an API call")) from None
 
     gr.api(chat, api_name="chat", api_description=texts.API_CHAT, **MODEL)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from adapter.base.template import Message
 from adapter.errors import BadInput
+from adapter.serve.request import Client, GenerationRequest
 from adapter.serve.settings import BASE_ONLY, MAX_SYSTEM, Settings, slider
 from adapter.server.generation import AdapterCatalog, EngineProvider, client_of, wait_for
 from adapter.ui import conversation, theme
@@ -23,9 +24,6 @@ from adapter.ui.session import Conversations, Forgotten
 from adapter.ui.status import MODEL, NEWEST, PRIVATE, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts
-
-if TYPE_CHECKING:
-    from adapter.serve.request import Client, GenerationRequest
 
 MIN_PANES, MAX_PANES = 2, 4
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)  # of a film: one answer as the adapter gets stronger

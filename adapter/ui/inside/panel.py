@@ -15,7 +15,8 @@ from pydantic import StrictInt, TypeAdapter, ValidationError
 
 from adapter.errors import BadInput
 from adapter.lru import LRU
-from adapter.server.generation import EngineProvider, browser_text, client_of, wait_for
+from adapter.serve.request import Client, GenerationRequest
+from adapter.server.generation import EngineProvider, ServingEngine, browser_text, client_of, wait_for
 from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import build_request
 from adapter.ui.comparison import mark_differences
@@ -30,8 +31,6 @@ from adapter.ui.toasts import readable
 
 if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
-    from adapter.serve.request import Client, GenerationRequest
-    from adapter.server.generation import ServingEngine
 
 MAX_TOKENS = 512  # of an answer that are inspected
 CACHE_SIZE = 16

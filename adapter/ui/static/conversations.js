@@ -232,7 +232,9 @@
     const words = list().querySelector("input[type=search]").value.trim().toLowerCase();
     const matches = (r) => [titleOf(r), ...messagesOf(r).map(({ text }) => text ?? "")].join("\n").toLowerCase().includes(words);
     const found = listed().filter(matches);
-    list().querySelector("ul").replaceChildren(...found.map(row));
+    const [shownList, rows] = [list().querySelector("ul"), found.map(row)];
+    const written = rows.map(({ outerHTML }) => outerHTML).join("");
+    if (shownList.innerHTML.trim() !== written) shownList.replaceChildren(...rows); // one may be pressed just now
     const { none, empty, forgotten } = list().dataset;
     list().querySelector("p").textContent = !found.length ? (words ? none : empty) : keepsNothing ? forgotten : "";
   };

@@ -158,7 +158,7 @@
     for (const field of all("#chat .edit-textarea:not([data-begun])")) {
       field.dataset.begun = "";
       requestAnimationFrame(() => {
-        field.setSelectionRange(0, 0);
+        if (field.selectionStart === field.selectionEnd) field.setSelectionRange(0, 0); // else somebody has selected
         field.scrollTop = 0;
       });
     }

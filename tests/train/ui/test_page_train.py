@@ -28,7 +28,7 @@ from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.ui.chat.chatbot import WORD_JOINER
 from adapter.ui.texts import page as page_texts
 from tests.app_process import wait_until
-from tests.browser import Visitor
+from tests.browser import TWO_FRAMES, Visitor
 from tests.fake_engine import ReadyProvider
 from tests.tiny_models import endless_base, random_adapter
 from tests.ui.fake_page import served
@@ -195,6 +195,7 @@ def test_uploads_and_typed_rows_are_previewed_on_a_phone(visit: Callable[..., Vi
     page.get_by_text(texts.NO_DATA).wait_for()
     wait_until(lambda: tab.button("start").is_disabled() and tab.name.input_value() == "")  # it was proposed
     page.locator("#train-rows button.label-wrap").click()
+    page.evaluate(TWO_FRAMES)  # in which Gradio gives a field that was hidden its first value again
     # Typed with the keys of the page in them, and pasted from a table.
     page.locator("#train-rows textarea").press_sequentially("What? / Say 0. => 0!\n")
     assert not page.locator("dialog[open]").count()

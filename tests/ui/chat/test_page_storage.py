@@ -135,8 +135,8 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Ca
     reader.page.route("**/heartbeat/**", lambda route: held.append(urlopen(route.request.url)))
     reader.page.goto(link)
     reader.wait_for_rows(rows)
-    reader.toast()
     held.pop().close()  # the page sleeps
+    reader.toast()  # which takes longer than the server takes to notice
     reader.page.evaluate("() => window.dispatchEvent(new Event('visibilitychange'))")
     assert "came with the link" in reader.toast() and "#chat=" in reader.page.url, "nobody has gone on yet"
     reader.ask("And the sea?")

@@ -32,7 +32,7 @@ class InsideVisitor:
         self.panel.locator("#inside-message .remark").wait_for(state="detached")
 
     def words(self) -> list[str]:
-        return "".join(self.panel.locator(".tokens button").all_inner_texts()).replace("end", "").split()
+        return "".join(self.panel.locator(".tokens button").all_inner_texts()).removesuffix("end").split()
 
 
 @pytest.fixture
