@@ -5,6 +5,7 @@ Each record is its place for messages, and its object or the DataError that says
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import gzip
@@ -36,7 +37,6 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _COCO = re.compile(r'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
-_BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**18
 _LONGEST = 2**28  # of a record; a longer one is a whole file without line ends
 _MEND = (
@@ -127,7 +127,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked, without a byte order mark. Raises DataError, also while they are read."""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            if file.read(len(_BOM)) != _BOM:
+            begins = file.read(len(codecs.BOM_UTF8))
+            if begins.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise DataError(f"{path.name}: this is UTF-16. {_SAVE}")
+            if begins != codecs.BOM_UTF8:
                 file.seek(0)
             yield file  # type: ignore[misc]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
