@@ -239,8 +239,6 @@ class Visitor:
         field.fill(text)
         return field
 
-    # Conversations.
-
     def delete(self) -> None:
         """Deletes the conversation that is shown."""
         self.open_list()

@@ -19,6 +19,7 @@ from torch.testing import assert_close
 
 from adapter.__main__ import main
 from adapter.base import llama
+from adapter.base.frozen_linear import is_supported
 from adapter.base.hf_folder import StoredMatrix
 from adapter.base.llama import AdaptedLlama, load_base, load_tokenizer
 from adapter.base.packed import quantize
@@ -90,7 +91,8 @@ def test_every_quantisation_runs_in_every_dtype_and_a_zero_gate_is_the_base(quan
     assert together.shape == (2, 9)
     whole = load_base(str(four_bit_head), "none", "cpu", torch.float32).model(input_ids=prompts).logits
     alike = torch.cosine_similarity(plain.logits.float(), whole, dim=-1).min()
-    assert alike > (0.99 if quantization in ("auto", "none") else 0.8)  # int8 is nearer where there is VNNI
+    overflows = quantization == "int8" and not is_supported({torch.int8})  # bitsandbytes' products without VNNI
+    assert alike > (0.8 if "4" in quantization or overflows else 0.99)
 
 
 @pytest.mark.parametrize(("stored", "tied"), [(torch.bfloat16, True), (torch.float16, False), (torch.half, None)])

@@ -82,9 +82,6 @@ def generate_uncached(engine, ids, kv, count):
     return ids
 
 
-# Answers.
-
-
 @pytest.mark.parametrize(
     "parts", [(), (("one", 1.0),), (("one", 0.7), ("two", 0.4)), (("one", 1.0), ("two", 0.0))]
 )
@@ -117,9 +114,6 @@ def test_an_answer_goes_on_as_if_it_had_not_been_interrupted(engine, temperature
         assert token_ids(events) == token_ids(whole[cut:]) and text(events) == text(whole)
     with pytest.raises(BadInput, match="cannot go on"):
         generate(engine, answer_ids=(min(engine.base.stop_ids),))
-
-
-# Refusals.
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_each_compiled_layer_equals_the_equations_with_the_same_roundings(sizes,
     # A number in the middle between two steps may be rounded either way, and is read by all later tokens. In one
     # layer at least, each token meets none.
     assert torch.stack(in_layers).max() < 0.02 and torch.stack(in_layers).amin(0).max() < 1e-5
-    assert in_head.median() < 1e-5 and in_head.max() < 0.02
+    assert in_head.max() < 1e-5
     without = PromptKV({i: terms[:1] for i, terms in kv.layers.items()}, 1, kv.deltas)
     assert errors(without)[:-1].amin(0).max() > 1e-3, "a term of a mix that is left out is seen"
 

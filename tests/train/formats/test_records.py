@@ -95,6 +95,7 @@ def test_a_large_file_is_read_in_little_memory(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
+        ("a.json", b"[{\xff}]", "is not UTF-8. Save the file as UTF-8"),
         ("a.csv", "instruction,output\nSay 1.,1\n".encode("utf-16"), "UTF-16. Save the file as UTF-8"),
         ("a.jsonl", '{"instruction": ' + "[" * 100_000, "line 1: this is not JSON"),
         ("a.json", '[{}, {"a": [' + "1, " * 5000 + "2]}]", "record 2: this is not JSON, or does not end"),

@@ -80,6 +80,9 @@ def test_search_rename_delete_and_undo(visit: Callable[..., Visitor]) -> None:
     assert sheet.is_visible()
     page.mouse.click(385, 300)  # beside it
     sheet.wait_for(state="hidden")
+    row = page.locator("#conversations li").first.element_handle()
+    visitor.open_list()
+    assert row.evaluate("row => row.isConnected"), "a row that may be pressed just now is not drawn anew"
 
 
 def test_two_tabs_go_on_with_one_conversation_and_lose_neither_a_title_nor_a_deletion(
