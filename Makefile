@@ -46,7 +46,7 @@ soak: dev ## honest visitors and attackers for ten minutes: does anybody notice?
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak $(ARGS)
 
 huge: dev ## load and serve a base of 7B shape in limited memory (14 GB of disk, 9 GB of memory)
-	HF_HUB_OFFLINE=1 SEVEN_BILLION_LAYERS=32 $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/base/test_seven_billion.py $(ARGS)
+	HF_HUB_OFFLINE=1 SEVEN_BILLION_LAYERS=32 $(BIN)/python -m pytest -s -o faulthandler_timeout=0 --timeout=0 tests/base/test_seven_billion.py $(ARGS)
 
 screenshots: dev chromium ## walk through the page as a newcomer, timed, and take the README's pictures
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.screenshots $(ARGS)

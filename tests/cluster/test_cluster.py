@@ -78,10 +78,10 @@ def node(folder: Path, *options: str) -> Iterator[None]:
             assert first.poll() is None, (folder / "log").read_text()
             yield
         finally:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for process in (*reversed(psutil.Process(first.pid).children(recursive=True)), first):
+            for process in (*reversed(psutil.Process(first.pid).children(recursive=True)), first):
+                with contextlib.suppress(psutil.NoSuchProcess):  # Ray ends what another one's end has left alone
                     process.kill()
-            first.wait()
+            first.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
