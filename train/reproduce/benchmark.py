@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
 from adapter.base.embedded import ENCODER
@@ -91,11 +92,13 @@ def answer(
 def drawn_benchmark(folder: Path) -> Path:
     """Unpacks the drawn benchmark into `folder`, unless it is there, and returns it. Raises AdapterError."""
     try:
-        if not (folder / "pid_splits.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            partial = folder.with_name(f".{folder.name}.part")
-            shutil.unpack_archive(_DRAWN, partial)
-            partial.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):  # against the same command in a second shell
+            if not (folder / "pid_splits.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                partial = folder.with_name(f".{folder.name}.part")
+                shutil.unpack_archive(_DRAWN, partial)
+                partial.rename(folder)
     except OSError as error:
         sentence = f"The benchmark cannot be written to '{folder.name}'. Give another folder."
         raise AdapterError(sentence, f"{folder}: {first_line(error)}") from error
