@@ -1,7 +1,5 @@
 """The command line of the page: composes the rooms and serves them. Holds no logic of its own."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import gc

@@ -1,7 +1,5 @@
 """The command line `python -m adapter`: list, show, generate, inspect, convert and base."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """Files that are replaced in one step, names that are taken in one, and a digest of code. Knows paths only."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """A visitor of the page in headless Chromium."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

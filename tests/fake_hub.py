@@ -1,7 +1,5 @@
 """A stand-in for the Hugging Face Hub on this machine: the HTTP by which repositories are read and written."""
 
-from __future__ import annotations
-
 import base64
 import json
 import threading

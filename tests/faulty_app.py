@@ -6,8 +6,6 @@ Gradio keeps. With $POISON the KV cache begins full of NaN: what is read before 
 cache takes all of its memory at once.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

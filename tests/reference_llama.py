@@ -3,8 +3,6 @@
 Written from the papers' equations (arXiv 2302.13971, 2303.16199), not from anybody's code.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path

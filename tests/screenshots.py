@@ -4,8 +4,6 @@ From the start of the server with nothing trained yet, through Chat, Inside and 
 answers. Prints how long each step took. `--to DIR` writes the pictures elsewhere.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """`python -m adapter` as a user runs it, and arguments that `python app.py` refuses."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

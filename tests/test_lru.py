@@ -1,7 +1,5 @@
 """The cache of the most recently used values."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

@@ -1,7 +1,5 @@
 """docs/reliability.md: every line of its tables names tests, and all of them exist."""
 
-from __future__ import annotations
-
 import ast
 import re
 

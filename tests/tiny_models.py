@@ -1,7 +1,5 @@
 """Random models: a tiny LLaMA made in milliseconds, adapters for it, and LLaMAs on disk, of any size."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

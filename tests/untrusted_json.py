@@ -1,7 +1,5 @@
 """Hypothesis strategies for JSON from strangers, and a watch on the files that reading it touches."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import sysconfig

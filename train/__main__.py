@@ -1,7 +1,5 @@
 """The command line: `python -m train` trains an adapter by a recipe of the project or on the user's files."""
 
-from __future__ import annotations
-
 import logging
 
 from adapter.base.threads import sleep_when_idle
@@ -159,6 +157,9 @@ def _train(
     skipped, device = SkippedExamples(log), str(accelerator.device)
 
     def open_folder() -> None:
+        own = not args.for_page and args.config is not None  # the page's lies where the run writes it
+        if own and args.config.resolve() == (folder.path / "recipe.yaml").resolve():
+            raise AdapterError("The run would write over the recipe that --config names. Give another --out.")
         folder.open(args.resume)
         check_tracker(recipe.train.tracker)
 

@@ -1,7 +1,5 @@
 """The model card that is saved with an adapter: what it does, its scores, how it was trained."""
 
-from __future__ import annotations
-
 import datetime
 import math
 import re

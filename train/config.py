@@ -284,8 +284,9 @@ def _assign(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
             target = inner
         try:
             loaded = yaml.safe_load(value) if value else None
-            # A text as it was typed: YAML ends one at " #".
-            target[last] = value if isinstance(loaded, str) and value[0] not in "\"'" else loaded
+            # A text as it was typed: YAML ends one at " #", and takes one with ": " for a group of keys.
+            is_text = isinstance(loaded, str | dict) and value[0] not in "\"'{"
+            target[last] = value if is_text else loaded
         except yaml.YAMLError as error:
             raise ConfigError(f"The value of '{assignment}' cannot be read. Quote it.") from error
     return values

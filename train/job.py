@@ -1,7 +1,5 @@
 """A training run: steps over all processes, evaluation, saving, resuming, and stopping on Ctrl-C."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools
@@ -247,6 +245,8 @@ class Job:
                     "Nothing that was held out can be used: no picture of it can be read, or no answer is within "
                     "max_length. Mend data.images or data.validation, or set held_out: 0."
                 )
+            if config.checkpoint_every:  # no numbered adapter is without a state to go on from
+                self._save(required=False)
         examples = self.examples("train")
         batches = Batches(examples, self.tokeniser, config.batch_size, config.seed, progress.position)
         bar = tqdm(
@@ -259,6 +259,7 @@ class Job:
             while progress.step < config.steps and not self._out_of_patience():
                 step_input = next(step_inputs)
                 stop = self._step(step_input, bool(stop_requests))
+                stop |= bool(stop_requests) and self.accelerator.num_processes == 1  # of all: with the next sums
                 progress.step += 1
                 progress.position = step_input.position
                 last = progress.step == config.steps
@@ -356,8 +357,8 @@ class Job:
             progress.not_finite += 1
             also = " and the loss scale of fp16 halved" if self.scaler.is_enabled() else ""
             self._log(f"warning: a gradient is not finite at step {progress.step + 1}; the step is left out{also}")
-            if progress.not_finite == _MOST_NOT_FINITE:
-                text = f"{_MOST_NOT_FINITE} steps in a row had a gradient that is not finite. Use a smaller lr,"
+            if progress.not_finite == min(_MOST_NOT_FINITE, config.steps):
+                text = f"{progress.not_finite} steps in a row had a gradient that is not finite. Use a smaller lr,"
                 raise TrainError(f"{text} or clip_norm: 1.", f"the last save is in {self.folder.path}")
         else:
             progress.not_finite = 0

@@ -1,7 +1,5 @@
 """What a training step computes: the loss of an adapter on a frozen base, and the optimiser with its rates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -138,9 +136,7 @@ def evaluate(model: AdaptedLlama, adapter: Adapter, held_out: Iterable[Batch]) -
 def make_optimizer(
     adapter: Adapter, learnt: Sequence[torch.nn.Parameter], config: TrainConfig
 ) -> torch.optim.AdamW:
-    """AdamW with a rate of its own for the gates, which do not decay, and for the tuning. Raises ConfigError."""
-    if config.tuning_lr is not None and adapter.tuning is None:
-        raise ConfigError("tuning_lr finds no tuning to learn: leave it out, or set tuning: {lora_rank: 8}.")
+    """AdamW with a rate of its own for the gates, which do not decay, and for the tuning."""
     tuning = set() if adapter.tuning is None else set(map(id, adapter.tuning.parameters()))
     groups: dict[str, dict[str, Any]] = {
         "lr": {"params": [], "initial_lr": config.lr},

@@ -1,7 +1,5 @@
 """Chooses the precision of the frozen base in training, and loads the base in it."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

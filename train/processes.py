@@ -1,7 +1,5 @@
 """What the processes of a run do together. With one process, each function does its part alone."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar

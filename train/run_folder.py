@@ -3,8 +3,6 @@ an exact continuation needs (latest adapter, optimiser, position in the data); `
 asks for them, the adapters of some steps in `checkpoints`.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict

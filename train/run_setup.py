@@ -1,7 +1,5 @@
 """The adapter, encoder and sizes that a recipe asks for."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +43,8 @@ def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callabl
         except BadInput as error:
             raise ConfigError(f"form: {error}") from error
     config.layers_of(base.num_hidden_layers)
+    if config.tuning_lr is not None and config.tuning is None:
+        raise ConfigError("tuning_lr finds no tuning to learn: leave it out, or set tuning: {lora_rank: 8}.")
     if config.tuning is not None and config.tuning.layers > base.num_hidden_layers:
         raise ConfigError(f"tuning.layers must be at most {base.num_hidden_layers}, got {config.tuning.layers}.")
     if tokenizer.eos_token_id is None:

@@ -1,7 +1,5 @@
 """The figures of a run: metrics.jsonl, and accelerate's trackers, such as TensorBoard or Weights & Biases."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -8,8 +8,6 @@ computation for packed bases: whoever changes one changes the other. Norm, rotat
 - Else transformers' own formulas, so that without prompts the logits are transformers' bit for bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Folders that are built once and then only read; a kill or a second process leaves none of them half built."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

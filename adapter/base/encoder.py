@@ -1,7 +1,5 @@
 """Loads the frozen image encoder of a name: the embedded one, or one of timm's with weights from the Hub."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ torch multiplies fp32 by MKL, half as fast on AMD, and brings bf16 weights into 
 Products of eight-bit integers are three to four times as fast as fp32 where the processor has VNNI.
 """
 
-from __future__ import annotations
-
 import ctypes
 import platform
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """LLaMA models in llama.cpp's GGUF files: found by their paths, and unpacked into a Hugging Face folder, once."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

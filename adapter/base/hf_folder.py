@@ -1,7 +1,5 @@
 """A LLaMA as a Hugging Face folder, written and read tensor by tensor."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Metadata and further frames are cut out before Pillow sees the file, and its hea
 decoded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import struct

@@ -1,7 +1,5 @@
 """The frozen base: loading, quantising, and running it with adaption prompts as arguments of the call."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Memory that a base needs in each quantisation, and memory that this machine has. Loads nothing."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Chat templates: the one place where conversations become token ids, for training and for serving."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Container, Sequence
@@ -87,7 +85,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
             "out, and let user and assistant take turns.",
             first_line(error),
         ) from error
-    return list(tokenizer(encodable(text), add_special_tokens=False).input_ids)
+    return list(tokenizer(encodable(text), add_special_tokens=False, verbose=False).input_ids)
 
 
 def encodable(text: str) -> str:
@@ -121,7 +119,7 @@ def encode_answer(tokenizer: Any, answer: str, template: str = "chat") -> list[i
     """
     text = _before_answer(tokenizer, template, str(getattr(tokenizer, "chat_template", None) or ""))
     texts = (answer, text.rstrip(" "), text + answer)  # a space between them belongs to the answer's first token
-    alone, before, both = (tokenizer(t, add_special_tokens=False).input_ids for t in texts)
+    alone, before, both = (tokenizer(t, add_special_tokens=False, verbose=False).input_ids for t in texts)
     return [*(both[len(before) :] if both[: len(before)] == before else alone), tokenizer.eos_token_id]
 
 

@@ -1,7 +1,5 @@
 """A replica of `Engine` in Ray Serve, its deployment, and which ones a page knows. Needs the extra `cluster`."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import time

@@ -4,8 +4,6 @@ One module for each format. A conversion is exact or is refused with the reason.
 written whole or not at all.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

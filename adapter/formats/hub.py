@@ -1,7 +1,5 @@
 """Adapters from the Hugging Face Hub: safetensors and text files only, at a known commit."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath

@@ -5,8 +5,6 @@ for all N layers, of which the topmost L are used. Alone, or in a training check
 The file does not say whether gates pass through tanh (its training code) or not (its inference code).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,8 +6,6 @@ the norms' new weights, biases and LoRA of the linear maps. Meta orders the rows
 is added to their outputs is permuted.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path

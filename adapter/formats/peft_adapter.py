@@ -4,8 +4,6 @@
 equation is ours with act = identity and one gate for all heads. Needs no PEFT.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Files of other programs as named tensors, and checks of what is in them. Never runs code that is in a file."""
 
-from __future__ import annotations
-
 import argparse
 import pickle
 import re

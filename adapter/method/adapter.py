@@ -1,7 +1,5 @@
 """The adapter (sections 3.1, 3.2 of arXiv 2303.16199, equation 10 for images): all that is ever trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

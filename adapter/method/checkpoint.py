@@ -3,8 +3,6 @@
 Loading is strict: what is missing, unexpected, misshapen, not finite or out of range is an error, never skipped.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from pathlib import Path

@@ -4,8 +4,6 @@ The same values as `attention.py` with hand-written gradients: scores are comput
 processor's cache, and only what the backward pass reads is saved.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """A projection of this project's own, which is not the paper's: names of pictures in the base's hidden states."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """The visual projection: image features -> vectors that are added to the adaption prompts (equations 9 and 10)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

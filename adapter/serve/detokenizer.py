@@ -1,7 +1,5 @@
 """Incremental detokenisation of a streamed answer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

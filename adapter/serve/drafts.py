@@ -1,7 +1,5 @@
 """Drafts: guesses of a row's next tokens, from what the row has read and written before (prompt lookup)."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Generation for many callers on one base, which one worker thread runs. No answer depends on other requests."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re

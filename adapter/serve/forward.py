@@ -1,7 +1,5 @@
 """The base's forward pass for serving: next tokens of several rows, each with its own KV cache and prompts."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Inspection of an answer: what each of its tokens owes to the prompts, to the adapter and to the image."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """What a model reads of answers that others gave: of long ones an adapter loses its manner, see docs/log.md."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Prompt keys and values of rows: from adapters, an image and changed gates to one PromptKV entry."""
 
-from __future__ import annotations
-
 import hashlib
 import weakref
 from collections.abc import Collection, Hashable, Mapping, Sequence

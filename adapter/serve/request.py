@@ -1,7 +1,5 @@
 """The vocabulary of serving: what a caller asks an engine for, and what comes back. Imports no models."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import queue

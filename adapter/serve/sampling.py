@@ -1,7 +1,5 @@
 """Sampling of the next tokens of many requests at once: on the CPU, by numpy, which wakes no other thread."""
 
-from __future__ import annotations
-
 import math
 import random
 from array import array

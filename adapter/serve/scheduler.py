@@ -1,7 +1,5 @@
 """Admission, the waiting queue, and the choice of which rows run next. The engine schedules under its lock."""
 
-from __future__ import annotations
-
 import time
 from bisect import insort
 from collections import Counter

@@ -1,7 +1,5 @@
 """The adapter store: adapters on disk by name. Every call lists the folders, so a new adapter is seen at once."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -2,8 +2,6 @@
 uploaded or trained here can be renamed, deleted and put back. Files that can hold code are never opened.
 """
 
-from __future__ import annotations
-
 import contextlib
 import filecmp
 import os

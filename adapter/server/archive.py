@@ -3,8 +3,6 @@
 Writes nothing outside the target folder, makes no links, and bounds sizes before unpacking.
 """
 
-from __future__ import annotations
-
 import mmap
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Where the page is served and what follows: address, password, what visitors may do, uploads; the log."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """What one address may ask of a public server: how often, and how much at once."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

@@ -1,7 +1,5 @@
 """Bodies of requests as they arrive: how long, how fast, with how many values, and with what room on the disk."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

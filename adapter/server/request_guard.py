@@ -1,7 +1,5 @@
 """ASGI middleware before everything else: which requests reach the page and /v1, and what the page may load."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

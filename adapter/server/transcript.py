@@ -6,8 +6,6 @@ strangers, so everything is checked; a remark stands in place of a message that 
 is no fault: `fit` drops the oldest, for writers and readers alike.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json

@@ -1,7 +1,5 @@
 """Streams answers as chat messages."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Iterator, Sequence

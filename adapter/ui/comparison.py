@@ -1,7 +1,5 @@
 """Several answers to one message, written as rows of one batch: progress, words that differ, HTML."""
 
-from __future__ import annotations
-
 import difflib
 import html
 import math

@@ -2,8 +2,6 @@
 requirements.txt bounds Gradio's version because of these, and of the class names in static/.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

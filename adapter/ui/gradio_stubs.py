@@ -1,7 +1,5 @@
 """Importing Gradio without the type stubs that it writes for editors. Imports nothing itself."""
 
-from __future__ import annotations
-
 import inspect
 from contextlib import AbstractContextManager
 from typing import Any

@@ -1,7 +1,5 @@
 """Pictures, made small and bare when they are added: what the browser and a file hold is what the model saw."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from contextlib import suppress

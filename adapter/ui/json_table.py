@@ -1,7 +1,5 @@
 """An answer that is a JSON object as a table in HTML. The text stays what the model is told and what is stored."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection

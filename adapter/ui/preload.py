@@ -2,8 +2,6 @@
 part: a hundred files, six at a time. What is not found here is loaded as Gradio does it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from functools import cache

@@ -1,7 +1,5 @@
 """The live parts of an open page: the header's status line, and every picker of adapters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The page's look: theme, style sheets, adapter cards, HTML snippets and examples. Its texts are in texts/."""
 
-from __future__ import annotations
-
 import html
 import json
 from collections.abc import Mapping, Sequence

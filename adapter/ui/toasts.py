@@ -1,7 +1,5 @@
 """Toasts: notes, warnings and refusals. Gradio renders them as HTML, with pictures, forms and styles in them."""
 
-from __future__ import annotations
-
 import html
 import logging
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Picture files that are built to take memory or time, each by its name. For tests of whatever reads pictures."""
 
-from __future__ import annotations
-
 import io
 import random
 import struct

@@ -1,7 +1,5 @@
 """The parts of the decoder layer: values and gradients are those of the formulas written out, in every form."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.testing import assert_close

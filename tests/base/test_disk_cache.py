@@ -1,7 +1,5 @@
 """A cached folder is complete or not there, whatever happens while it is built."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

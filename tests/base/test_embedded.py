@@ -1,7 +1,5 @@
 """The embedded weights: found, fetched, verified, converted once; and they are what they should be."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

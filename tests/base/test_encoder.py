@@ -1,7 +1,5 @@
 """An encoder that is not here, or that does not fit, is refused with a sentence; the process goes on."""
 
-from __future__ import annotations
-
 import pytest
 import timm
 

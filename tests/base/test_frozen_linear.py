@@ -1,7 +1,5 @@
 """Frozen linear layers by oneDNN: values and gradients are those of `nn.Linear`, and the memory decides."""
 
-from __future__ import annotations
-
 import copy
 import ctypes
 import sys

@@ -1,7 +1,5 @@
 """GGUF files: the numbers and tokens are those of the file, and what is no LLaMA is refused."""
 
-from __future__ import annotations
-
 import functools
 import io
 import random

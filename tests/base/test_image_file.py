@@ -1,7 +1,5 @@
 """Picture files of every kind: what they show, and that those built to hurt take no more than is stated."""
 
-from __future__ import annotations
-
 import io
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """The frozen base: what can be loaded, how it is quantised, and that a zero gate never changes it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

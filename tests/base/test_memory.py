@@ -1,7 +1,5 @@
 """What a base needs is what it takes, and one that surely does not fit is refused before it is loaded."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import LlamaConfig

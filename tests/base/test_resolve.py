@@ -1,7 +1,5 @@
 """Hugging Face folders of every LLaMA there is, and of the Mistrals that are one."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import LlamaForCausalLM, MistralForCausalLM

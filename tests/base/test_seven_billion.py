@@ -4,8 +4,6 @@ It takes 14 GB of disk and 9 GB of memory. SEVEN_BILLION_LAYERS is the number of
 and 1 proves the mechanism in half a minute. Limits follow from the size of the format.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Conversations as token ids."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

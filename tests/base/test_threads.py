@@ -1,7 +1,5 @@
 """Threads follow from the cores that the process may use and from the size of the base."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

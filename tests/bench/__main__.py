@@ -1,7 +1,5 @@
 """`python -m tests.bench [TABLE ...]`: measures and prints tables; without arguments all of them."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import os

@@ -4,8 +4,6 @@ Speed is greedy decoding of one row by the engine, measured in turn, medians ove
 English prose (scikit-learn's descriptions of its bundled data sets), read by the forward pass that serves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """People at the page against the engine alone, with the same requests in turn."""
 
-from __future__ import annotations
-
 import time
 from functools import partial
 

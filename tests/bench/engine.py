@@ -1,7 +1,5 @@
 """This project's engine, and transformers' generate(), each alone in a process: what serving is measured by."""
 
-from __future__ import annotations
-
 import atexit
 import sysconfig
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """llama.cpp on the same GGUF file: one row, or several decoded in parallel, each a sequence of its own."""
 
-from __future__ import annotations
-
 import logging
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """OpenVINO on the same base, a batch in lockstep: int4 weights and int8 activations, both in groups of 32."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -4,8 +4,6 @@ The same questions are asked in each way in turn, one by one and many at once. P
 programs disturb it less than the clock. Without drafts, which come true more often for one way than for another.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from contextlib import closing

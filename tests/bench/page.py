@@ -1,7 +1,5 @@
 """The page's program under visitors, each on a connection of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

@@ -4,8 +4,6 @@
 `start` returns. Imports nothing but Python's own: peers run it in virtual environments of their own.
 """
 
-from __future__ import annotations
-
 import atexit
 import dataclasses
 import importlib

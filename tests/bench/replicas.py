@@ -1,7 +1,5 @@
 """A replica on Ray against one engine in its own process, with the same requests in turn."""
 
-from __future__ import annotations
-
 import atexit
 from dataclasses import replace
 from functools import partial

@@ -6,8 +6,6 @@ and from one to the next, which leaves no group of weights on a grid. It is meas
 forward pass that serves; the adapter is trained on the fp32 weights.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext

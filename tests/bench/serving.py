@@ -4,8 +4,6 @@ All programs are measured in turn in each round. Figures are medians over the ro
 ratios. Peers always read the bare base.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -6,8 +6,6 @@ one is measured in the first round only. Figures are medians over the rounds, ra
 "Useful" tokens are those that are not padding.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import itertools

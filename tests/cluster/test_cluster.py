@@ -1,7 +1,5 @@
 """Replicas on Ray: two of the endless tiny base, in a cluster of this machine, asked as the page asks them."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

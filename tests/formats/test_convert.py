@@ -1,7 +1,5 @@
 """`python -m adapter convert`: what it recognises, refuses and leaves on disk; adapters from the Hub."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

@@ -1,7 +1,5 @@
 """PEFT's ADAPTION_PROMPT, by running PEFT: prefill and decode with a cache, fp32."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

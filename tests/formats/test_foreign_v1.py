@@ -1,7 +1,5 @@
 """The official V1 format against its equations in fp64, on weights in Meta's convention. Its code was not used."""
 
-from __future__ import annotations
-
 import argparse
 
 import pytest

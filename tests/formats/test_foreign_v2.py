@@ -1,7 +1,5 @@
 """Official V2 against its equations in fp64, with Meta's order of rows."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 

@@ -1,7 +1,5 @@
 """An adapter from the Hub, a stand-in of it: added like an uploaded one, or refused with nothing kept."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

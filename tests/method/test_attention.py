@@ -1,7 +1,5 @@
 """The laws of zero-init attention, on a tiny grouped-query LLaMA in fp32."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """Adapters on disk: the identity of saving and loading, and everything that must be refused."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

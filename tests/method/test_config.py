@@ -1,7 +1,5 @@
 """Every configuration that passes its check makes an adapter that runs, beside another one in the same batch."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """V2 adapters: deltas are merged weights, zero is the base, and rows with and without them share a batch."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 

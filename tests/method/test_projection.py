@@ -1,7 +1,5 @@
 """From features to prompts: what the projections compute, on the tiny model."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """The frozen encoder, on real pictures too."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Streamed text is what the tokenizer makes of all tokens at once, however they come."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """Drafts: nobody can tell an answer with them from one without, bit for bit."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import closing

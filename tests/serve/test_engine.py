@@ -1,7 +1,5 @@
 """The engine: an answer is what the model says, for each caller alone, whatever else happens."""
 
-from __future__ import annotations
-
 import copy
 import math
 import random

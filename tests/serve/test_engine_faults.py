@@ -1,7 +1,5 @@
 """What goes wrong in one row, one reader or one step: whom it reaches, and whom it must not."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import itertools

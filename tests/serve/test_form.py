@@ -1,7 +1,5 @@
 """Answers with a form: each belongs to it, whatever is sampled, in whatever company, on whichever pass."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math

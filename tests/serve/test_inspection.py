@@ -1,7 +1,5 @@
 """Inspection against the same quantities written out in plain torch, on the tiny model in fp32."""
 
-from __future__ import annotations
-
 import copy
 import math
 import threading

@@ -1,7 +1,5 @@
 """The prefix cache: bounded in bytes, least recently used first out, longest common prefix found."""
 
-from __future__ import annotations
-
 import torch
 
 from adapter.serve.kv_cache import PrefixCache

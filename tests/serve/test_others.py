@@ -1,7 +1,5 @@
 """What a model reads of answers that others gave."""
 
-from __future__ import annotations
-
 from contextlib import closing
 
 import pytest

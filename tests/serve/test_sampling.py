@@ -1,7 +1,5 @@
 """Sampling of the next tokens. Ranges of the parameters: test_settings."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import random

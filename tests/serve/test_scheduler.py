@@ -1,7 +1,5 @@
 """Turns and the scheduler, without a model."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

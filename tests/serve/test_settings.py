@@ -1,7 +1,5 @@
 """The one schema of settings: ranges, sentences about wrong values, and what the page's sliders take from it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The shipped adapters do what their cards promise, on the real base."""
 
-from __future__ import annotations
-
 import json
 import sysconfig
 from contextlib import closing

@@ -1,7 +1,5 @@
 """The adapter store lists what is on disk, and returns one read-only object until its files change."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

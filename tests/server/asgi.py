@@ -1,7 +1,5 @@
 """Requests to an ASGI application without a server, and its routes."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Adapter upload: an adapter is added to the store unchanged, or refused with one sentence."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

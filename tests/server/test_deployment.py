@@ -1,7 +1,5 @@
 """Where the page is served: the command line, a Space without a GPU, how the program ends, and its log."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

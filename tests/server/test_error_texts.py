@@ -1,7 +1,5 @@
 """What fails on the server is told to browsers in sentences; the command line and the log have the details."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import zipfile

@@ -1,7 +1,5 @@
 """Faults while the page is served: each is reported in one sentence, and the server recovers."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """Malformed and forged requests to a real server: nothing of the machine or of others leaks, and it goes on."""
 
-from __future__ import annotations
-
 import json
 import random
 import re

@@ -1,7 +1,5 @@
 """Limits by address: rates and places, the engine that counts, and what the guard before the page lets in."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Loading in the background: libraries, status lines, failures, and the store that is empty until then."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """/healthz, /readyz and /metrics: what is counted, what is never told, and who may read it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import closing

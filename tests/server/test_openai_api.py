@@ -1,7 +1,5 @@
 """The OpenAI endpoints: its own client against a scripted engine, garbage, and a real `python app.py`."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import contextlib

@@ -1,7 +1,5 @@
 """Which requests reach the page at all: routes, proxies, rebound names, other pages. Over Gradio's application."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections.abc import Iterator

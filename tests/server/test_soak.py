@@ -1,7 +1,5 @@
 """What `make soak` would notice; and a crowd without attackers, on a real `python app.py`."""
 
-from __future__ import annotations
-
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing

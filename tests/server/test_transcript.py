@@ -1,7 +1,5 @@
 """Transcript files: what is written is read, and whatever else strangers send is refused with a sentence."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import json

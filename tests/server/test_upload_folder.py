@@ -1,7 +1,5 @@
 """Each server's folder of uploads: private, its own, and gone with the server."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

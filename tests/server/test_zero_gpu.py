@@ -1,7 +1,5 @@
 """The engine of a ZeroGPU Space: in this process without a decorator, and once as a real program."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

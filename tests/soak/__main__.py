@@ -1,7 +1,5 @@
 """`make soak`: sixteen honest visitors and every attack on the real base. Prints one table; 1 on any failure."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

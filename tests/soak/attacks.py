@@ -1,7 +1,5 @@
 """Attackers. Each attack is a function of an Attacker that returns what it got, in a word or a status."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random

@@ -3,8 +3,6 @@
 Speaks HTTP as a browser does (the page's queue of events) and as programs do (/chat and /v1); knows no attacks.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import secrets

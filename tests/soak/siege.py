@@ -5,8 +5,6 @@ own, while every attack runs. Memory, threads and files are measured when everyb
 after the warm-up, which is half of the time, and at the end.
 """
 
-from __future__ import annotations
-
 import random
 import statistics
 import threading

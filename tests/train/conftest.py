@@ -1,7 +1,5 @@
 """Fixtures of the trainer's tests: records, the drawn benchmark, a short run, one that is asked to stop."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

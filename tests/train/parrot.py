@@ -1,7 +1,5 @@
 """A recipe of the project for the tiny base: the adapter says its question again."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Cards: what they say of training, and what scoring changes in them."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Recipes and `python -m train` on files: what is accepted, what is refused and with which sentence."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from unittest.mock import Mock
@@ -56,6 +54,10 @@ def test_a_wrong_recipe_is_refused_with_a_sentence(tmp_path, lines, message):
     with pytest.raises(ConfigError) as error:
         read_recipe(write_recipe(tmp_path, lines), [])
     assert message in str(error.value)
+
+
+def test_what_is_typed_is_taken_as_it_is_meant():
+    assert read_recipe(None, ["data=a", "steps=1", "description=Says: hello"]).train.description == "Says: hello"
 
 
 def test_a_mixture_is_read_and_written_back(tmp_path):
@@ -118,7 +120,7 @@ def test_what_does_not_apply_is_refused(run, capsys, monkeypatch):
     assert "Choose one of: extract, pirate, see, tutor" in capsys.readouterr().err
     assert run("--score") == 1
     assert "--score is for recipes of the project" in capsys.readouterr().err
-    assert run("tuning_lr=0.1") == 1
+    assert run("tuning_lr=0.1", "--check") == 1
     assert "tuning_lr finds no tuning to learn" in capsys.readouterr().err
     monkeypatch.setattr("train.job.total_loss", Mock(side_effect=torch.OutOfMemoryError("of 80 GB")))
     assert run() == 1 and "error: Out of memory. Raise accumulate" in capsys.readouterr().err

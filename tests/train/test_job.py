@@ -1,8 +1,7 @@
 """Whole runs: killed, resumed, stopped, on two nodes, on a full disk; and what a step does to time and rates."""
 
-from __future__ import annotations
-
 import contextlib
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -201,7 +200,7 @@ def test_a_folder_is_refused_that_is_in_use_unfinished_damaged_or_no_folder(trai
     with pytest.raises(TrainError, match="cannot be written"):
         train_echo("file/run")
     stop_after(5)
-    with pytest.raises(Stopped, match="--resume"):
+    with pytest.raises(Stopped, match="stopped after step 5 of .*--resume"):
         train_echo()
     with pytest.raises(TrainError, match="holds an unfinished run"):
         train_echo()
@@ -246,7 +245,9 @@ def test_steps_with_gradients_that_are_not_finite_are_left_out_and_then_end_the_
     prompts = adapter.prompts.detach().clone()
     nan_loss = lambda model, adapter, *_: (adapter.prompts.sum() + adapter.gates.sum()) * float("nan")  # noqa: E731
     monkeypatch.setattr(train.job, "total_loss", nan_loss)
-    with pytest.raises(TrainError, match="not finite"):
-        Job(ECHO, tiny_base, examples, RunFolder(tmp_path / "run"), adapter).run()
+    for steps in (ECHO.steps, 4):
+        config, folder = dataclasses.replace(ECHO, steps=steps), RunFolder(tmp_path / f"run{steps}")
+        with pytest.raises(TrainError, match=f"{min(steps, 10)} steps in a row had a gradient that is not finite"):
+            Job(config, tiny_base, examples, folder, adapter).run()
     assert torch.equal(adapter.prompts, prompts)
     assert "the step is left out" in capsys.readouterr().out

@@ -1,7 +1,5 @@
 """The trainer: what moves, what must not, and what is learned. The tiny model; the real base in one run."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools

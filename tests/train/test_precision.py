@@ -1,7 +1,5 @@
 """The precision that "auto" chooses to train in, by what the processor says of itself."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

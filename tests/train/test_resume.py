@@ -1,10 +1,9 @@
 """What a resumed run must have in common with the one that was stopped, and which sentence refuses another."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch
 import train.__main__
 from adapter.method.checkpoint import CARD, WEIGHTS
 from train.__main__ import main
-from train.run_folder import CHECKPOINTS, STATE
+from train.run_folder import CHECKPOINTS, STATE, RunFolder
 
 
 @pytest.fixture
@@ -71,6 +70,18 @@ def test_a_folder_is_neither_mistyped_nor_written_over(run, refused_before_loadi
     (tmp_path / "other" / CARD).unlink()
     own = tmp_path / "other"
     assert "start_from is 'other', which this run" in refused_before_loading(f"start_from={own}", out="other")
+    (tmp_path / "recipe.yaml").write_text("seed: 1  # the user's")
+    config = f"--config={tmp_path / 'recipe.yaml'}"
+    assert "write over the recipe" in refused_before_loading(config, out="")
+
+
+def test_a_run_that_is_killed_behind_its_first_numbered_adapter_goes_on(run, tmp_path, monkeypatch):
+    assert run("checkpoint_every=2", out="whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_adapter", Mock(side_effect=KeyboardInterrupt))
+        assert run("checkpoint_every=2") == 130
+    assert run("checkpoint_every=2", "--resume") == 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("what", ["write_card", "_measure"])

@@ -1,7 +1,5 @@
 """What a run takes from its preset, its base and the adapter that it starts from; and what it refuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a run does beside its steps: trackers, numbered adapters, activations that are computed again."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

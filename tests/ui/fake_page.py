@@ -3,8 +3,6 @@
 A file of tests imports `url`, in place of the real page's, and `closed_gate` where an answer is to wait.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Conversations as data: the Chatbot's messages, the model's messages, and markup on its way to a browser."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 

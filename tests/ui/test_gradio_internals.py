@@ -1,7 +1,5 @@
 """Gradio's private names that the page uses are still there. A failure names what moved and what uses it."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import re

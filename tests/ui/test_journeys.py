@@ -1,7 +1,5 @@
 """Journeys on a slow network, whose results come late; `test_page_train.py` has the one that trains."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Answers that are JSON objects as tables: what becomes one, what it holds, and the text behind it."""
 
-from __future__ import annotations
-
 import json
 import re
 from html.parser import HTMLParser

@@ -1,7 +1,5 @@
 """The page in a real browser, on the real embedded base with the shipped adapters: what answers there."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The page for everybody, over a fake engine: axe-core's rules on every tab, the keyboard, motion, and a phone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

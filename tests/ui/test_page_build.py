@@ -1,7 +1,5 @@
 """The page as it is built: adapter cards, examples, endpoints for programs, and its command line."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import socket

@@ -1,7 +1,5 @@
 """What strangers wrote, in a real browser: a link and a card load nothing and lie over nothing."""
 
-from __future__ import annotations
-
 import base64
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The command line: `python -m train.evaluate` measures adapters beside their bare base."""
 
-from __future__ import annotations
-
 from adapter.base.threads import sleep_when_idle
 
 sleep_when_idle()
@@ -59,17 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
-    if args.limit is not None and args.limit < 1:
-        raise AdapterError(f"--limit must be at least 1, got {args.limit}.")
+    for option, least in (("limit", 1), ("seed", 0), ("max_new_tokens", 1)):
+        if (value := getattr(args, option, None)) is not None and value < least:
+            raise AdapterError(f"--{option.replace('_', '-')} must be at least {least}, got {value}.")
     if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
         raise AdapterError(f"--out {args.out.name or args.out} must be a file in a folder that exists.")
     folders = [_folder(name) for name in args.adapter]
     task: Task = args.task(args)  # before the base: what is wrong with the data is said at once
     base, precision = _load(args)
     adapters: list[tuple[str, str | None, Adapter | None]] = [("bare base", None, None)]
-    for folder in folders:
+    names = [folder.resolve().name for folder in folders]
+    for folder, name in zip(folders, names, strict=True):
         loaded = load_adapter(folder, base.fingerprint, base.device)
-        adapters.append((folder.resolve().name, adapter_digest(folder), loaded))
+        adapters.append((name if names.count(name) == 1 else str(folder), adapter_digest(folder), loaded))
     print(f"{base.fingerprint.name}, {precision}", file=sys.stderr)
     notes, systems = list(task.notes), []
     for name, digest, adapter in adapters:

@@ -4,8 +4,6 @@ Answers come from the serving engine, likelihoods from one forward pass in batch
 rounding.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -91,17 +89,24 @@ class Answerer:
         Raises BadInput for a file that is no picture, and for a prompt that the context cannot hold.
         """
         prompts = [self.encode(c) for c in conversations] if prompts is None else prompts
-        texts: list[str] = []
+        texts, most = [""] * len(prompts), max(map(len, prompts), default=0)
+        # The longest one first: if it does not fit, that is said before the others are answered.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) < most)
         with closing(Engine(self.base, self, self._encoders)) as engine:
-            answers: deque[Answer] = deque()
-            for i, prompt in enumerate(tqdm(prompts, "answers", disable=None, leave=False)):
+            answers: deque[tuple[int, Answer]] = deque()
+
+            def take() -> None:
+                i, answer = answers.popleft()
+                texts[i] = _whole(answer)
+
+            for i in tqdm(order, "answers", disable=None, leave=False):
                 if len(answers) == _SUBMITTED:
-                    texts.append(_whole(answers.popleft()))
+                    take()
                 picture = pictures[i] if pictures and self.is_visual else None
                 try:
                     request = GenerationRequest(
                         messages=conversations[i],
-                        prompt_ids=tuple(prompt),
+                        prompt_ids=tuple(prompts[i]),
                         adapter=None if self.adapter is None else _NAME,
                         strength=self.strength,
                         image=None if picture is None else open_image(picture_source(picture)),
@@ -109,10 +114,11 @@ class Answerer:
                         stop=stop,
                         form=self.form,
                     )
-                    answers.append(engine.submit(request))
+                    answers.append((i, engine.submit(request)))
                 except BadInput as error:
                     raise BadInput(f"Item {i + 1}: {error}") from error
-            texts += map(_whole, answers)
+            while answers:
+                take()
         return texts
 
     # Likelihoods.

@@ -1,7 +1,5 @@
 """EleutherAI's lm-eval on a base with an adapter, as a model class: a batch of rows is one pass, without HTTP."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Sequence

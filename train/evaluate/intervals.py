@@ -1,7 +1,5 @@
 """Figures with their 95 % intervals: Wilson's for shares, the bootstrap over items, Student's t over seeds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """An evaluation's table, and what it was measured on."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

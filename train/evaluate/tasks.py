@@ -1,7 +1,5 @@
 """What can be measured: each task reads its data once and measures one Answerer after another on it."""
 
-from __future__ import annotations
-
 import math
 import pydoc_data.topics
 import re

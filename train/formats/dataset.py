@@ -1,7 +1,5 @@
 """Training data in any known format: each source is read once into an unnamed file, and records from there."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import tempfile
@@ -53,6 +51,7 @@ class Records(Sequence[Record]):
                     pickled = pickle.dumps((item[0], too_deep))
                 self._file.write(pickled)
                 self._ends.append(self._file.tell())
+            self._file.flush()
         except OSError as error:
             sentence = f"'{self.name}' cannot be copied to the temporary folder. Free some room, or set TMPDIR."
             raise DataError(sentence, first_line(error)) from error
@@ -88,12 +87,14 @@ class Records(Sequence[Record]):
         if isinstance(value, DataError):
             raise value
         if self._dataset is not None:
-            value = {key: self._with_source(cell) for key, cell in value.items()}
+            value = self._with_source(value)
         return parsers.parse(self.format, value, where, self.images, index)
 
     def _with_source(self, cell: Any) -> Any:
         if isinstance(cell, list):
             return [self._with_source(item) for item in cell]
+        if isinstance(cell, dict):
+            return {key: self._with_source(item) for key, item in cell.items()}
         return replace(cell, dataset=self._dataset) if isinstance(cell, EmbeddedPicture) else cell
 
 
@@ -147,6 +148,8 @@ def open_records(
         dataset = hf_datasets.open_dataset(str(path), split, config)
         rows = hf_datasets.of_dataset(dataset, path.name)
         return Records(path, folder or home, format, rows, has_splits, without, dataset)
+    if config is not None:
+        raise DataError(f"'{path.name}' has no configurations, so there is no '{config}'.", str(path))
     if file is not None:
         items = sources.of_file(file)
     else:

@@ -1,7 +1,5 @@
 """Data sets of the library `datasets`: Parquet and Arrow files, folders, ids on the Hub. None is run as code."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys
@@ -47,14 +45,16 @@ def of_dataset(dataset: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _without_bytes(cell: Any, place: tuple[Any, ...]) -> Any:
     """The cell with its files (bytes, or `datasets.Image`) as EmbeddedPictures; without bytes, as their paths."""
-    if isinstance(cell, list) and len(place) == 2:
+    if isinstance(cell, list):
         return [_without_bytes(item, (*place, number)) for number, item in enumerate(cell)]
     of_image = isinstance(cell, dict) and "bytes" in cell
+    if isinstance(cell, dict) and not of_image:
+        return {key: _without_bytes(item, (*place, key)) for key, item in cell.items()}
     data, path = (cell["bytes"], cell.get("path")) if of_image else (cell, None)
-    if not of_image and not isinstance(cell, bytes):
+    if not isinstance(data, bytes) and not of_image:
         return cell
-    number = f"[{place[2]}]" if len(place) > 2 else ""
-    return EmbeddedPicture(place, Path(path).name if path else f"{place[0]}{number}") if data else path
+    inner = "".join(f"[{key}]" for key in place[2:])
+    return EmbeddedPicture(place, Path(path).name if path else f"{place[0]}{inner}") if data else path
 
 
 def open_dataset(path: str, split: str | None, config: str | None) -> Any:
@@ -78,10 +78,9 @@ def open_dataset(path: str, split: str | None, config: str | None) -> Any:
             if wanted not in by_split:
                 raise KeyError(str(list(by_split)))
             dataset = by_split[wanted]
-        elif folder.suffix.lower() == ".arrow":
-            dataset = datasets.Dataset.from_file(path)
         else:
-            dataset = datasets.load_dataset("parquet", data_files=path, split="train")
+            kind = folder.suffix.lower().lstrip(".")  # Arrow's streams and its files
+            dataset = datasets.load_dataset(kind, data_files=path, split="train")
     except Exception as error:  # of pyarrow, huggingface_hub and the operating system, besides its own
         raise _explained(error, name, identifier is not None, wanted) from error
     return dataset.with_format("arrow")

@@ -1,7 +1,5 @@
 """One record of training data, its picture, and how objects of JSON are checked."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import reprlib
@@ -24,7 +22,7 @@ class DataError(AdapterError):
 class EmbeddedPicture:
     """A picture in a column of a data set. name: of the file that it was. dataset: as tables of Arrow.
 
-    place: the column, the row, and its number in a column of lists.
+    place: the column, the row, and the numbers and keys within its lists and objects.
     """
 
     place: tuple[Any, ...]
@@ -32,9 +30,10 @@ class EmbeddedPicture:
     dataset: Any = field(default=None, repr=False, compare=False)
 
     def read_bytes(self) -> bytes:
-        column, row, *numbers = self.place
+        column, row, *inner = self.place
         cell = self.dataset[row].to_pylist()[0][column]
-        cell = cell[numbers[0]] if numbers else cell
+        for key in inner:
+            cell = cell[key]
         return cell["bytes"] if isinstance(cell, dict) else cell
 
 
@@ -138,4 +137,5 @@ def check(shape: type[AnyShape], value: Any, where: str) -> AnyShape:
 def json_type(value: Any) -> str:
     """JSON's name for the type of a value, with its article."""
     names = {type(None): "null", bool: "a boolean", str: "text", list: "a list", dict: "an object"}
+    names |= {bytes: "bytes", EmbeddedPicture: "a picture, or bytes"}
     return names.get(type(value), "a number")

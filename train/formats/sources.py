@@ -78,9 +78,10 @@ def caption_file(folder: Path) -> Path | None:
 def captioned(folder: Path) -> tuple[list[str], list[str]]:
     """The pictures at any depth of a folder with a text of the same name beside them, and those without one."""
     found: tuple[list[str], list[str]] = [], []
-    for root, _, names in os.walk(folder):
-        present = set(names)
-        for name in names:
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        present = {name for name in names if not name.startswith(".")}
+        for name in present:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in _PICTURES:
                 found[f"{stem}.txt" not in present].append((Path(root).relative_to(folder) / name).as_posix())
@@ -234,8 +235,8 @@ class _CocoImage(Shape):
 
 class _CocoAnnotation(Shape):
     id: Any = None
-    image_id: int | str
-    caption: Any
+    image_id: Any = None
+    caption: Any = None
 
 
 class _Coco(Shape):
@@ -250,7 +251,9 @@ def _table(path: Path) -> Iterator[Item]:
     """Each row as an object, by the names in the first line."""
     with opened(path) as file:
         lines: Iterator[str] = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="\n")
-        first = next(lines, "")
+        first, blank = next(lines, ""), 0
+        while first.isspace():
+            first, blank = next(lines, ""), blank + 1
         names = dict.fromkeys(cell.strip('" \r\n').lower() for cell in first.split(";"))
         # Spreadsheets write semicolons where a comma is the decimal point.
         tab, separator = "\t" in first, ";" if ";" in first and format_of(names) else ","
@@ -266,8 +269,15 @@ def _table(path: Path) -> Iterator[Item]:
         style = {"delimiter": separator, "skipinitialspace": not tab, "strict": True}
         style["quoting"] = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
         rows = csv.reader(itertools.chain([first], lines), **style)  # type: ignore[arg-type]
+
+        def place(start: int) -> str:
+            """Of a row that cannot be read: a quote that does not end takes in all lines up to the next one."""
+            end = blank + rows.line_num
+            return f"{path.name}, " + (f"lines {start} to {end}" if end > start else f"line {start}")
+
         while True:
-            where = f"{path.name}, line {rows.line_num + 1}"
+            start = blank + rows.line_num + 1
+            where = f"{path.name}, line {start}"
             try:
                 cells = next(rows)
             except StopIteration:
@@ -276,6 +286,7 @@ def _table(path: Path) -> Iterator[Item]:
                 if "field limit" in str(error):  # it would go on in the middle of the cell
                     long = "a cell has more than 131,072 characters, or a quote is missing. Save as JSONL."
                     raise DataError(f"{where}: {long}") from error
+                where = place(start)
                 yield where, DataError(f"{where}: this row cannot be read as CSV. {remedy}", str(error))
                 continue
             if tab:
@@ -283,7 +294,7 @@ def _table(path: Path) -> Iterator[Item]:
                     yield where, DataError(f"{where}: a cell in quotes does not end here. {remedy}")
                     continue
                 cells = [*map(_unquoted, cells)]
-            if len(cells) < 2 and not any(cell.strip() for cell in cells):
+            if not any(cell.strip() for cell in cells):
                 continue
             if not columns:
                 columns = tuple(cell.strip().lower() for cell in cells)
@@ -291,7 +302,7 @@ def _table(path: Path) -> Iterator[Item]:
             if len(cells) == len(columns):
                 yield where, dict(zip(columns, cells, strict=True))
             else:
-                wrong = f"{len(cells)} cells where the first line has {len(columns)}"
+                wrong, where = f"{len(cells)} cells where the first line has {len(columns)}", place(start)
                 yield where, DataError(f"{where}: {wrong}. {remedy}")
 
 

@@ -3,8 +3,6 @@
 Which rows a step gets is a function of the seed and the step.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Rows: examples as tokens and labels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple

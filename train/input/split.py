@@ -3,8 +3,6 @@
 Holds two hashes and no text of each record, and opens no picture that is a file.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools
@@ -64,6 +62,7 @@ class FileExamples:
         self.learnt = sum(len(part.indices) for part in self.parts)
         self.held_out: list[tuple[Records, int]] = []
         evaluated: set[int] = set()
+        also: list[str] = []
         neither = sum(len(source.scan.indices) for source in sources) - self.learnt
         for source, of_source, own, count in zip(sources, groups, chosen, wanted, strict=True):
             records, found = source.records, source.scan
@@ -72,6 +71,8 @@ class FileExamples:
                 records, found = source.separate, source.separate_scan
                 of_source = found.groups(common)
                 which = ~np.isin(of_source, learnt_groups)
+                if taught := int((~which).sum()):
+                    also.append(f"; {taught:,} of '{records.name}' are left out, as they are learnt")
                 if count and not which.any():
                     raise DataError(
                         f"All that '{records.name}' holds out is in the data to learn from too. Give other "
@@ -93,7 +94,7 @@ class FileExamples:
             text += "none held out"
         if neither:
             text += f", {neither:,} used for neither, as they share a picture or a conversation with held-out ones"
-        self.description = text
+        self.description = "".join([text, *also])
 
     def __call__(self, split: str) -> Iterator[Example | None]:
         if split == "train":

@@ -1,7 +1,5 @@
 """What the recipes in `train/recipes/` have in common: settings, data to train on, and measures of the result."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

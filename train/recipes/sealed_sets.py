@@ -4,8 +4,6 @@ The sets in `sealed/` were written before the recipes; they are measured once at
 by which an answer is right.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The command line: `python -m train.reproduce` performs all runs and writes the report."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys

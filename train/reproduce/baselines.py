@@ -1,7 +1,5 @@
 """What the adapter is compared with: PEFT's LoRA and full fine-tuning, on the same batches."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from typing import Any

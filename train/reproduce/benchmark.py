@@ -1,7 +1,5 @@
 """The benchmark's problems as prompts and examples, with features of their pictures, and answers by likelihood."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence

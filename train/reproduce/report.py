@@ -1,7 +1,5 @@
 """The report: the paper's tables from the results of runs, and its claims as inequalities over them."""
 
-from __future__ import annotations
-
 import math
 import platform
 import statistics

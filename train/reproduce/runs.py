@@ -1,7 +1,5 @@
 """What one run trains and measures into its file of results, and how all those of `plan.yaml` are performed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

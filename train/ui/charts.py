@@ -4,8 +4,6 @@ Own SVG, not gr.LinePlot (tried with 6.31): that shows no points at evaluations 
 readers. Colours and sizes are in static/train.css.
 """
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 All lasting state is in the runs' folders, so that every visitor and every reload sees the same.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import importlib.util

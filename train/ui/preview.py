@@ -1,7 +1,5 @@
 """The data that a visitor chose for training: an upload or a sample, opened, checked and previewed."""
 
-from __future__ import annotations
-
 import contextlib
 import html
 import io

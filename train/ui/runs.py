@@ -4,8 +4,6 @@ All state of a run is in its folder, so that a reloaded page and a restarted ser
 metrics, data, watched answers, and run.json, which identifies the process by its number, start time and command.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """The Train tab and the way to it from the chat's corrections: components, and which event calls which handler."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The English texts of the Train tab: those of texts.yaml, and functions that choose words."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from adapter.ui.texts import read

@@ -9,8 +9,6 @@ fp16 and, with 4 bits, 16 minima. W = q * scale + minimum, q unsigned; with 8 bi
 Layout of activations: int8 [rows, groups, 32], and fp32 [rows, groups, 2]: scale, and scale * sum of the integers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any

@@ -4,8 +4,6 @@ Addresses are integers and counts are not checked: callers know their shapes. A 
 IRBuilder emits LLVM code; its other arguments are the code's values.
 """
 
-from __future__ import annotations
-
 import platform
 import sys
 import zlib

@@ -1,7 +1,5 @@
 """The compiled pass of one base: what it reads is checked and laid out here, and its helper threads live here."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Sequence

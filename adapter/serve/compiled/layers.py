@@ -5,8 +5,6 @@ through every operation. All data is at addresses in the records below. Compiled
 checks the shapes before it writes an address.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

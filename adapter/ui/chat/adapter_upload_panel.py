@@ -1,7 +1,5 @@
 """Where a visitor uploads an adapter or opens one from the Hub, and renames or deletes what was added here."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ the browser request it. An invisible character (WORD_JOINER) after each characte
 that. It is removed from an edit, and by page.js from what is copied. LaTeX is rendered in answers only.
 """
 
-from __future__ import annotations
-
 import mimetypes
 import re
 from collections.abc import Sequence

@@ -2,8 +2,6 @@
 makes files and links of it. Incoming data cannot name a file: pictures arrive as bytes and become new uploads.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Sequence
 from functools import cache

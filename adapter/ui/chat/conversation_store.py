@@ -1,7 +1,5 @@
 """The panel "This conversation": opens and keeps it in the browser, files and links."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Sequence

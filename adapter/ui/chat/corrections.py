@@ -1,7 +1,5 @@
 """Corrections: answers as a visitor would have them, kept in the browser alone as records to train on."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 from typing import Any, NamedTuple

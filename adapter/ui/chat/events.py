@@ -1,7 +1,5 @@
 """Event handlers of the chat, and the endpoints of gradio_client. An event names its conversation by id."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import time

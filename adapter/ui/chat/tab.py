@@ -1,7 +1,5 @@
 """The chat tab: its components, and which event calls which handler."""
 
-from __future__ import annotations
-
 import html
 import json
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The compare tab: one message answered by one adapter at five strengths, or by several adapters side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import pairwise

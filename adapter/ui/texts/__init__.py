@@ -1,7 +1,5 @@
 """All English texts of the page: YAML files, and functions that choose words. A translation is another folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The English texts of the page: its header, Chat, Compare, Inside and the endpoints of gradio_client."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from adapter.server.generation import DEFAULT_QUESTION, FAILED

@@ -1,7 +1,5 @@
 """The products that are compiled for processors: all give the same bits, which are those of the formula."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Packed linear layers: they compute what their weights say, for every input that a layer can meet."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.testing import assert_close

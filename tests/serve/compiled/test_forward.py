@@ -1,7 +1,5 @@
 """The forward pass for serving: it equals the model's own, whatever other rows are in the batch."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from contextlib import closing

@@ -1,7 +1,5 @@
 """Clients of others, unchanged, against a server of the tiny model: log-probabilities, tools and raw prompts."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import closing

@@ -1,7 +1,5 @@
 """`python -m train.evaluate` as a program: its table and JSON, what it refuses, and lm-eval's tasks through it."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -69,6 +67,8 @@ def test_one_command_one_table_one_json(run, folder, tmp_path):
     assert "templates: bare base chat, poet chat" in printed[0] and first["processor"] in printed[0]
     run(*MATCH, folder / "asked.jsonl", "--limit", 1, "--out", files[2])
     _, few = json.loads(files[2].read_text())["systems"]
+    twice = run(*MATCH, folder / "asked.jsonl", "--limit", 1, adapters=("poet", "tuned/../poet")).out
+    assert f"| {folder}/poet" in twice and f"| {folder}/tuned/../poet" in twice
     assert few["name"] == "poet" and few["figures"]["answers"]["exact match"]["n"] == 1
 
 
@@ -77,6 +77,8 @@ def test_one_command_one_table_one_json(run, folder, tmp_path):
     [
         (["forgetting", "--adapter", "nobody"], "There is no adapter 'nobody'. Choose one of: "),
         (["exact-match", "no.jsonl"], "There is no file or folder 'no.jsonl'."),
+        (["exact-match", "no.jsonl", "--seed", "-1"], "--seed must be at least 0, got -1."),
+        (["exact-match", "no.jsonl", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0."),
     ],
 )
 def test_refusals_are_one_line(words, sentence, capsys):

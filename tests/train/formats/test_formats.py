@@ -1,7 +1,5 @@
 """Each format: what its records become, and the sentence for each fault."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path
@@ -161,7 +159,8 @@ def test_lists_of_captions(tmp_path, name, text):
 
 
 def test_a_folder_with_captions_beside_the_images(tmp_path):
-    for name in ("b.jpg", "sub/a.PNG", "uncaptioned.png", "drawing.svg"):
+    copies = (".tmp/b.jpg", ".tmp/b.txt", "__MACOSX/._b.jpg", "__MACOSX/._b.txt", "._b.jpg", "._b.txt")
+    for name in ("b.jpg", "sub/a.PNG", "uncaptioned.png", "drawing.svg", *copies):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfA dog.\r\nde.utf-8=Ein Hund.\n")
@@ -175,19 +174,29 @@ def test_a_folder_with_captions_beside_the_images(tmp_path):
     assert records.uncaptioned == ("uncaptioned.png",)
 
 
+def test_a_file_has_no_splits_and_no_configurations(tmp_path):
+    for name, named in (("splits", {"split": "dev"}), ("configurations", {"config": "dev"})):
+        with pytest.raises(DataError, match=f"'data.jsonl' has no {name}, so there is no 'dev'"):
+            open_records(jsonl(tmp_path, GOOD["alpaca"]), **named)
+
+
 def test_captions_of_coco(tmp_path):
     path = tmp_path / "captions_val.json"
     images = [{"id": 9, "file_name": "9.jpg"}, {"id": 7, "file_name": "7.jpg"}]
     annotations = [{"image_id": i, "id": 100 + n, "caption": f" Nr {n}. "} for n, i in enumerate((7, 9, 7, 5, 9))]
+    annotations += [{"image_id": 7, "id": 105}, {"caption": "Of nothing.", "id": 106}]
     path.write_text(json.dumps({"info": {}, "licenses": [], "images": images, "annotations": annotations}))
     (tmp_path / "val").mkdir()
     records = open_records(path, images=tmp_path / "val")
-    assert records.format == "captions" and len(records) == 5
+    assert records.format == "captions" and len(records) == 7
     found = [records[i] for i in (0, 1, 2, 4)]
     assert pairs(found) == [(f"{tmp_path}/val/{n}.jpg", f"Nr {i}.") for n, i in ((7, 0), (9, 1), (7, 2), (9, 4))]
     assert len({r.messages[0].text for r in found[:3]}) == 3 and found[0].where.endswith("annotation 100")
-    with pytest.raises(DataError, match="captions_val.json, annotation 103: 'image' is null, not text"):
-        records[3]
+    for i, name in ((3, "image"), (5, "caption"), (6, "image")):
+        with pytest.raises(
+            DataError, match=f"captions_val.json, annotation {100 + i}: '{name}' is null, not text"
+        ):
+            records[i]
 
 
 def test_scienceqa(tmp_path):

@@ -1,7 +1,5 @@
 """Data sets of the library `datasets`: files and folders as it writes them, ids of the Hub by a fake; shards."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from unittest.mock import Mock
@@ -9,6 +7,7 @@ from unittest.mock import Mock
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet
 import pytest
 from PIL import Image
@@ -43,6 +42,11 @@ def as_parquet(dataset, folder: Path) -> Path:
     return folder / "part.parquet"
 
 
+def as_arrow(dataset, folder: Path) -> Path:
+    pa.feather.write_feather(dataset.with_format("arrow")[:], folder / "part.arrow", compression="uncompressed")
+    return folder / "part.arrow"
+
+
 def as_folder(dataset, folder: Path) -> Path:
     half = len(dataset) // 2
     parts = {
@@ -65,7 +69,7 @@ def as_saved_splits(dataset, folder: Path) -> Path:
     return as_saved(datasets.DatasetDict({"train": dataset, "test": dataset.select([0])}), folder)
 
 
-@pytest.mark.parametrize("layout", [as_parquet, as_folder, as_saved, as_saved_splits])
+@pytest.mark.parametrize("layout", [as_parquet, as_arrow, as_folder, as_saved, as_saved_splits])
 def test_text_and_pictures_are_read_in_every_layout(tmp_path, layout):
     path = layout(pictures(caption=["a", "b", "c", "d ü"]), tmp_path)
     records = open_records(path)
@@ -107,6 +111,12 @@ def test_a_picture_may_be_a_path_or_bytes_and_none_is_a_fault_of_its_row(tmp_pat
     for i in (2, 3):
         with pytest.raises(DataError, match=rf"structs.parquet, row {i + 1}: 'image' is null, not text"):
             records[i]
+    shown = [{"type": "image", "image": images[1], "text": None}, {"type": "text", "image": None, "text": "What?"}]
+    talk = [{"role": "user", "content": shown}]
+    talk += [{"role": "assistant", "content": [{"type": "text", "image": None, "text": "Red."}]}]
+    pa.parquet.write_table(pa.table({"messages": [talk]}), tmp_path / "blocks.parquet")
+    [record] = open_records(tmp_path / "blocks.parquet")
+    assert record.image.read_bytes() == red and record.messages[-1].text == "Red."
 
 
 def test_splits_are_chosen_by_name(tmp_path):

@@ -1,7 +1,5 @@
 """Records: files of every shape are indexed without being held in memory, and errors name the place of a fault."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import tracemalloc

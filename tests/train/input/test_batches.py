@@ -1,7 +1,5 @@
 """Rows, batches and their order: which tokens carry loss, resuming at any position, skipped examples."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import random

@@ -1,7 +1,5 @@
 """The report on training data: each fault is counted once and named, and the numbers add up."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Features of pictures: encoded once over epochs and runs, in the same bits, within a number of bytes."""
 
-from __future__ import annotations
-
 import errno
 import os
 import random

@@ -1,7 +1,5 @@
 """Training that keeps the base's distribution on unrelated text: the loss, the rows, and whole runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

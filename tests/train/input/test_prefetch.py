@@ -1,7 +1,5 @@
 """What is prepared beside the steps: in order, not too far ahead, errors in their place."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Which records are learnt and which are held out, and that an epoch sees every record once."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
@@ -119,6 +117,7 @@ def test_a_separate_file_is_drawn_from_evenly_and_without_what_is_learnt(tmp_pat
     drawn = [open_examples(path, seed, validation=str(separate)) for seed in (0, 0, 1)]
     numbers = [[int(text.split()[1][:-1]) - 20 for text in texts(held_out(examples))] for examples in drawn]
     assert numbers[0] == numbers[1] != numbers[2] and drawn[0].learnt == 20
+    assert drawn[0].description.endswith("; 10 of 'b.jsonl' are left out, as they are learnt")
     assert all([n // 10 for n in one] == list(range(96)) for one in numbers)
     with pytest.raises(DataError, match="All that 'a.jsonl' holds out is in the data to learn from too"):
         open_examples(path, validation=str(path))

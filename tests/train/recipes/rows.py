@@ -1,7 +1,5 @@
 """The rows that recipes train on, as the tests read them, and a base to train by them."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import shutil

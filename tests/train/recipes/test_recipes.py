@@ -1,7 +1,5 @@
 """Recipes: their files, their digests in the cards, and the rules by which an answer is right. No model."""
 
-from __future__ import annotations
-
 import json
 import re
 

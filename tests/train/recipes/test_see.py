@@ -3,8 +3,6 @@
 Nothing sealed is named: what is found is counted, so that a failure shows nothing to those who change recipes.
 """
 
-from __future__ import annotations
-
 import io
 import tarfile
 from collections import Counter

@@ -1,7 +1,5 @@
 """`python -m train.reproduce`: scores by likelihood, tables and claims from results, bad input, all of it once."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Uploads for training: hostile zips are refused, data is opened in every layout, and previews name its faults."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path

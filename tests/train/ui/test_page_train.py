@@ -3,8 +3,6 @@
 The page runs in this process on a tiny base. The trainer is the real one once, and otherwise a stub.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

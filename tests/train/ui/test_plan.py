@@ -1,7 +1,5 @@
 """Plans and metrics of the Train tab: names, commands, and what is shown of a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shlex

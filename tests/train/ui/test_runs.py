@@ -1,7 +1,5 @@
 """The runs of the Train tab: a stub in place of the trainer, and the real one once."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

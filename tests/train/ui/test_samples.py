@@ -3,8 +3,6 @@
 `SCORES=1 pytest tests/train/ui/test_samples.py -k learnt -s` prints the scores of assets/samples/README.md.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The handlers of the Train tab, and which of them may be called."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import subprocess

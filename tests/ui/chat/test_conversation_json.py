@@ -1,7 +1,5 @@
 """Conversations in a file, a link and the browser's storage, pictures, and the command line."""
 
-from __future__ import annotations
-
 import io
 import json
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Corrections of answers: what becomes of the conversation, and which records they are."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

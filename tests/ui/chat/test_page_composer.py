@@ -1,7 +1,5 @@
 """The message box in Chromium over a fake engine: pictures, what is refused, the keyboard."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several conversations in Chromium over a fake engine: their list, on a desk and on a phone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

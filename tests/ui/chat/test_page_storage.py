@@ -1,7 +1,5 @@
 """The browser's storage, files and links in Chromium, over a fake engine."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is written in the chat, in Chromium over a fake engine: Markdown, copies; nothing of a stranger."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The comparison over a fake engine: requests, answers that grow side by side, the film, and words that differ."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 `python -m tests.ui.compare.test_filmstrip_example` records it again.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from contextlib import closing

@@ -1,7 +1,5 @@
 """The panel Inside without a browser: its charts of an inspection, or the reason why there are none."""
 
-from __future__ import annotations
-
 import html
 import re
 from contextlib import closing

@@ -1,7 +1,5 @@
 """The panel Inside in a real browser, on the real embedded base with the shipped adapters."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

@@ -5,8 +5,6 @@ span of the text, letter for letter, without a leading article or preposition; "
 is 12, "a red mug" is 1).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 The answers to learn from are the frozen base's own, put into the voice by rule, and a larger language model's.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ and the kind of thing it is (from WordNet's hypernyms, corrected by hand; empty 
 are fitted once, before the adapter is trained, and stored with it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache

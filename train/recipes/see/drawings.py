@@ -4,8 +4,6 @@
 are and never copied.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import random

@@ -4,8 +4,6 @@
 them without installing anything; it names what is missing in the end.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import sysconfig

@@ -5,8 +5,6 @@ vector of a class, with the sentence that the encoder's posterior allows; the ot
 are in `see.yaml`, names and kinds in the tables beside it; `photos.tsv` is the benchmark of photographs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections import Counter

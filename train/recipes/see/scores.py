@@ -4,8 +4,6 @@ The sealed pictures were chosen before its training and are measured at the end,
 development sets.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 The lessons to learn from are written by a larger language model: the base's own end in the same few questions.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
