@@ -9,6 +9,7 @@ from typing import Any
 
 import gguf
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
@@ -112,6 +113,8 @@ class GgufBase:
             self.config = self._config()
         except KeyError as error:
             raise self._refusal(f"lacks {error.args[0]} in its header. {_REMEDY}") from error
+        except (ArithmeticError, AttributeError, TypeError, ValueError, StrictDataclassError) as error:
+            raise self._refusal(f"has a header that is no LLaMA's. {_REMEDY}") from error
         self._tensors = self._named_by_us()
 
     def convert(self, folder: Path) -> None:
@@ -139,7 +142,9 @@ class GgufBase:
         metadata = self._metadata
         heads = metadata["llama.attention.head_count"]
         head_dim = metadata.get("llama.attention.key_length", metadata["llama.embedding_length"] // heads)
-        context = metadata["llama.context_length"]
+        context, groups = metadata["llama.context_length"], metadata.get("llama.attention.head_count_kv", heads)
+        if not 0 < metadata["llama.block_count"] <= len(self._stored) or heads % groups:
+            raise ValueError("layers or heads")
         rotated = metadata.get("llama.rope.dimension_count", head_dim)
         if rotated != head_dim or metadata.get("llama.attention.value_length", head_dim) != head_dim:
             raise self._refusal("rotates a part of each head only, which LLaMA does not. Choose a LLaMA.")
@@ -152,7 +157,7 @@ class GgufBase:
             intermediate_size=metadata["llama.feed_forward_length"],
             num_hidden_layers=metadata["llama.block_count"],
             num_attention_heads=heads,
-            num_key_value_heads=metadata.get("llama.attention.head_count_kv", heads),
+            num_key_value_heads=groups,
             head_dim=head_dim,
             max_position_embeddings=context,
             rms_norm_eps=round(metadata["llama.attention.layer_norm_rms_epsilon"], 9),  # it was stored in fp32

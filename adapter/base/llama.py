@@ -219,6 +219,7 @@ def _pack_stored(model: AdaptedLlama, folder: Path, bits: int, name: str) -> boo
         return False
     if missing := shapes.keys() - files.keys():
         raise _wrong_weight(name, min(missing), "is not among its weights")
+    _refuse_more(name, files.keys() - shapes.keys())
     # The largest first, while there is room for what they take beside their packed form.
     largest_first = sorted(shapes, key=lambda name: math.prod(shapes[name]), reverse=True)
     for tensor in tqdm(largest_first, "Loading weights", disable=None):
@@ -245,6 +246,12 @@ def _pack_stored(model: AdaptedLlama, folder: Path, bits: int, name: str) -> boo
     model.tie_weights()
     quantize_linears(model, bits)  # what was not packed on the way: a head tied to the embedding
     return True
+
+
+def _refuse_more(name: str, unused: Iterable[str]) -> None:
+    """Raises LoadError if a layer has weights that are not in its config: the answers would be another model's."""
+    if more := [one for one in unused if one.startswith("model.layers.") and not one.endswith(".inv_freq")]:
+        raise _wrong_weight(name, min(more), "is not in its config.json")
 
 
 def _packed_from(folder: Path, dtype: torch.dtype) -> str:
@@ -300,8 +307,10 @@ def _load_by_transformers(
         output_loading_info=True,
     )
     # transformers makes up what is missing. Formats of other quantisers have tensors that need not be stored.
-    if not getattr(config, "quantization_config", None) and (missing := info["missing_keys"]):
-        raise _wrong_weight(name, min(missing), "is not among its weights")
+    if not getattr(config, "quantization_config", None):
+        if missing := info["missing_keys"]:
+            raise _wrong_weight(name, min(missing), "is not among its weights")
+        _refuse_more(name, info["unexpected_keys"])
     tensors: Iterable[tuple[str, Tensor]] = model.state_dict().items()
     if quantization != "none" and (files := _local_files(name)):
         tensors = stored_tensors(files, files)  # bitsandbytes' kernels make finite codes of NaN

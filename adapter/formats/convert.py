@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from adapter.base.embedded import BASE
@@ -130,7 +131,7 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
         size = base_config(named).intermediate_size
         try:
             adapter = official_v2.read(file, tensors, base, size, lambda norm: base_weight(named, norm))
-        except (LookupError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise broken(file, "its tensors do not fit together") from error
         return adapter, NAMES[detected], _ASSUMED_OF_V2 if adapter.config.is_visual else {}
     if detected == official_v1.FORMAT:
@@ -297,8 +298,9 @@ def model_card(name: str, adapter: Adapter, source: Source, written_as: str = OU
     to_know = "".join(f"- {text}\n" for text in notes)
     licence = f"license: {source.licence}\n" if source.licence else ""
     kind = "image" if config.is_visual else "text"
+    of_base = yaml.safe_dump({"base_model": base.name}, allow_unicode=True)
     return (
-        f"---\n{licence}base_model: {base.name}\ntags: [llama-adapter, {kind}]\n---\n\n"
+        f"---\n{licence}{of_base}tags: [llama-adapter, {kind}]\n---\n\n"
         f"# {name}\n\n{config.description}\n\n| | |\n| --- | --- |\n{table}\n"
         + (f"\n## To know\n\n{to_know}" if to_know else "")
     )

@@ -56,6 +56,8 @@ def read(
     Face's model; a trained norm is stored as its ratio to it. heads: of the visual blocks. Raises LoadError.
     """
     named = {name.removeprefix("llama."): tensor for name, tensor in tensors.items()}
+    if len(named) != len(tensors):
+        raise broken(path, "it has tensors twice, with and without 'llama.' before their names")
     if PROMPTS not in named:
         raise broken(path, f"it lacks {PROMPTS}")
     found = _by_kind(path, named)
@@ -111,6 +113,8 @@ def _prompts(
     """[L, K, hidden_size] and [L, H]."""
     gates = {(match[2], int(match[1])): tensor for match, tensor in found["gate"]}
     layers = sorted(layer for kind, layer in gates if kind == "gate")
+    if len(gates) not in (len(layers), 2 * len(layers)):
+        raise broken(path, "some of its layers have a new_gate, and others none")
     total, rows = base.num_hidden_layers, tensors[PROMPTS]
     remedy = "Name the base that it was made for with --base."
     if not layers or layers != list(range(layers[0], total)):
@@ -164,12 +168,18 @@ def _fill_tuning(
 
     def put(name: str, layer: int, value: Tensor) -> None:
         if name not in state or layer >= len(state[name]) or state[name][layer].shape != value.shape:
-            wanted = tuple(state[name].shape[1:]) if name in state else "none"
+            known = name in state and layer < len(state[name])
+            wanted = tuple(state[name].shape[1:]) if known else "there at all"
             raise broken(path, f"layer {layer}: {name} has shape {tuple(value.shape)}, not {wanted}")
         state[name][layer] = meta_to_hf_rotary(value, rotated[name]) if name in rotated else value
 
     for match, value in found["bias"]:
         put(f"tuning.bias.{_LINEARS.get(match[2])}", int(match[1]), value)
+    halves: dict[str, set[str]] = {"1": set(), "2": set()}
+    for match, _ in found["lora"]:
+        halves[match[4]].add(f"layer {match[1]}: {match[2]}.{match[3]}")
+    if odd := sorted(halves["1"] ^ halves["2"]):
+        raise broken(path, f"{odd[0]} has one half of its LoRA only")
     for match, value in found["lora"]:
         side, linear = "down" if match[4] == "1" else "up", _LINEARS.get(f"{match[2]}.{match[3]}")
         put(f"tuning.{side}.{linear}", int(match[1]), value)
@@ -179,6 +189,8 @@ def _fill_tuning(
             row = 2 * int(match[1]) + list(_HF_NORMS).index(match[2])
             theirs = f"model.layers.{int(match[1])}.{_HF_NORMS[match[2]]}.weight"
         own = norm_of(theirs).float()
+        if value.shape != own.shape:
+            raise broken(path, f"{match.string} has shape {tuple(value.shape)}, not {tuple(own.shape)}")
         if (own == 0).any():
             raise LoadError(f"The base's {theirs} has zeros, and a V2 norm is kept as its ratio to it.")
         put("tuning.norms", row, value / own - 1)

@@ -28,7 +28,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind = config["peft_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LoadError(
             f"'{folder.name}': {CONFIG} is no PEFT configuration. Download it again.", first_line(error)
         ) from error

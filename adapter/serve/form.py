@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 NO_FORM = ""  # in a request: answers are free, whatever form the adapter has
 MAX_DEPTH = 64  # of a JSON schema
+# What stands behind some of its keys instead of a schema: values, or schemas by names.
+_KINDS = dict.fromkeys(("const", "enum", "default", "examples"), "data")
+_KINDS |= dict.fromkeys(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"), "names")
 _CHECK_SECONDS, _CHECK_BYTES = 1, 2**30  # of processor and of memory that a form may take to be checked
 _CHECKS = threading.BoundedSemaphore(2)  # processes at once
 _WAIT_SECONDS = 30.0
@@ -54,7 +58,7 @@ _checked: LRU[str, tuple[str, str]] = LRU(256)
 _MESSAGE = re.compile(r"\bMESSAGE_WORDS\b")
 # Scripts that put no space between words: each of their characters is a word.
 _UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
-_WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|.", re.DOTALL)
+_WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]{{1,64}}|.", re.DOTALL)  # llguidance takes 110 in one
 _MOST_WORDS = 300  # and marks: llguidance gives up on runs of words of a message of a thousand
 _ANY_TEXT = r'/([^"\\\x00-\x1f]|\\["\\\/bfnrt])+/'  # inside a JSON string
 # Of the separators of `json.dumps`: where white space is free, a small model may write it for ever.
@@ -64,17 +68,32 @@ _TOO_COMPLEX = "The form is too complex. Make it smaller: fewer choices, fewer l
 
 def json_schema_form(schema: Mapping[str, Any]) -> str:
     """The form of a JSON value of `schema`, in one line as `json.dumps` writes it. Raises BadInput."""
-    unchecked: list[tuple[int, Any]] = [(1, schema)]  # without recursion
+    unchecked: list[tuple[int, Any, str]] = [(1, schema, "schema")]  # without recursion
     while unchecked:
-        depth, value = unchecked.pop()
+        depth, value, kind = unchecked.pop()
         if depth > MAX_DEPTH:
             raise BadInput(f"The JSON schema has more than {MAX_DEPTH} levels. Make it flatter.")
-        target = value.get("$ref") if isinstance(value, Mapping) else None
-        if isinstance(target, str) and not target.startswith("#"):
-            raise BadInput("A $ref may point into its own schema only, as in #/$defs/name: nothing is fetched.")
-        inner = value.values() if isinstance(value, Mapping) else value
-        unchecked += [(depth + 1, entry) for entry in inner if isinstance(entry, (Mapping, list))]
+        if kind == "schema" and isinstance(value, Mapping):
+            _check_keywords(value)
+        for key, entry in value.items() if isinstance(value, Mapping) else [("", entry) for entry in value]:
+            if isinstance(entry, (Mapping, list)):
+                inner = _KINDS.get(key, "schema") if kind == "schema" else "schema"
+                unchecked.append((depth + 1, entry, "data" if kind == "data" else inner))
     return "start: %json " + json.dumps({**schema, "x-guidance": _SPACING}, ensure_ascii=False)
+
+
+def _check_keywords(schema: Mapping[str, Any]) -> None:
+    """Raises BadInput for what llguidance would pass over or not keep."""
+    target, least, choices = schema.get("$ref"), schema.get("minProperties"), schema.get("enum")
+    if isinstance(target, str) and not target.startswith("#"):
+        raise BadInput("A $ref may point into its own schema only, as in #/$defs/name: nothing is fetched.")
+    if isinstance(least, int) and least > len(schema.get("required") or ()):
+        raise BadInput("minProperties above the number of required names could be met by one name twice.")
+    for number in [*schema.values(), *(choices if isinstance(choices, list) else ())]:
+        with suppress(OverflowError):  # an integer of hundreds of digits is not finite for llguidance either
+            if not isinstance(number, int | float) or float(f"{number:.15g}") == number:
+                continue
+        raise BadInput("A number of the JSON schema has more than 15 digits, which are not kept exactly.")
 
 
 JSON_OBJECT = json_schema_form({"type": "object"})  # any

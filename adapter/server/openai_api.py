@@ -310,7 +310,8 @@ def _public(error: Exception) -> tuple[int, dict[str, Any]]:
         status, code = next((found for kind, found in _REFUSALS.items() if isinstance(error, kind)), (500, None))
     elif isinstance(error, HTTPException):
         status = error.status_code
-        text = "There is nothing here. Try POST /v1/chat/completions, POST /v1/completions or GET /v1/models."
+        what = "This address takes other methods" if status == 405 else "There is nothing here"
+        text = f"{what}. Try POST /v1/chat/completions, POST /v1/completions or GET /v1/models."
     kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
     return status, {"error": {"message": text, "type": kind, "param": param, "code": code}}
 
@@ -323,7 +324,7 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
 def error_response(error: Exception) -> Response:
     """An error as OpenAI's client reads it."""
     status, body = _public(error)
-    headers = {}
+    headers = dict(getattr(error, "headers", None) or {})
     if status in (429, 503) and body["error"]["code"] != "model_failed":
         headers["Retry-After"] = str(getattr(error, "retry_after", RETRY_SECONDS))
     if status == 401:

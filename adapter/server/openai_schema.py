@@ -281,7 +281,7 @@ class ChatCompletionRequest(_Completion):
         schema = given.json_schema if given else None
         if self.tool is not None:  # arguments are an object of those that are named, unless the schema says more
             named = {"additionalProperties": False} if "properties" in self.tool.parameters else {}
-            schema = {"type": "object", **named, **self.tool.parameters}
+            schema = {**named, **self.tool.parameters, "type": "object"}
         try:
             return JSON_OBJECT if schema is None else json_schema_form(schema)
         except BadInput as error:
@@ -405,13 +405,17 @@ class CompletionRequest(_Completion):
             ended = finish_reason(events[-1]) if self.max_tokens else "length"
         if not (first or ended or text or any(event.is_output or event.prompt_logprobs for event in events)):
             return []
+        begun = ""
         if first and self.echo:
             prompt = self.prompt[index // self.n]
-            text = (prompt if isinstance(prompt, str) else base.tokenizer.decode(prompt)) + text
-        return [{"index": index, "text": text, "logprobs": self._logprobs(events), "finish_reason": ended}]
+            begun = prompt if isinstance(prompt, str) else base.tokenizer.decode(prompt)
+        logprobs = self._logprobs(events, begun, base)
+        return [{"index": index, "text": begun + text, "logprobs": logprobs, "finish_reason": ended}]
 
-    def _logprobs(self, events: Sequence[GenerationEvent]) -> dict[str, Any] | None:
-        """The parallel lists of OpenAI's older form, those of the prompt first; a stream has no offsets."""
+    def _logprobs(self, events: Sequence[GenerationEvent], begun: str, base: Base) -> dict[str, Any] | None:
+        """The parallel lists of OpenAI's older form, those of the prompt first; a stream has no offsets. begun:
+        the text of the prompt.
+        """
         if self.logprobs is None:
             return None
         given = [one for event in events for one in event.prompt_logprobs]
@@ -419,12 +423,20 @@ class CompletionRequest(_Completion):
         # Of two tokens with one text the likelier one counts.
         tops = [{t.text: t.logprob for t in (one.token, *one.top[: self.logprobs][::-1])} for one in given]
         known = [not math.isnan(one.logprob) for one in given]
-        lengths = [len(one.token.text) for one in given]
+        offsets, at, half = [], 0, list[int]()
+        for token in [one.token for event in events for one in event.prompt_logprobs]:
+            offsets.append(at)
+            half.append(token.token_id)  # a character may take several tokens
+            text = token.text if len(half) == 1 else base.tokenizer.decode(half)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                at, half = at + len(text), []
+        before = accumulate([len(event.text) for event in events], initial=len(begun))
+        offsets += [at for at, event in zip(before, events, strict=False) if event.choices and self.max_tokens]
         return {
             "tokens": [one.token.text for one in given],
             "token_logprobs": [one.logprob if k else None for one, k in zip(given, known, strict=True)],
             "top_logprobs": [top if k else None for top, k in zip(tops, known, strict=True)],
-            "text_offset": [] if self.stream else list(accumulate(lengths, initial=0))[:-1],
+            "text_offset": [] if self.stream else offsets,
         }
 
 

@@ -226,6 +226,17 @@ def test_a_factor_without_a_type_is_linear_as_in_llama_cpp(key, tmp_path, pieces
         ({"architecture": "qwen2"}, r"holds a qwen2 model.*needs a LLaMA"),
         ({"facts": {"split.count": 3}}, r"one of 3 parts.*llama-gguf-split --merge"),
         ({"facts": {"llama.rope.scaling.type": "yarn"}}, r"stretches its context by 'yarn'"),
+        *(
+            ({"facts": {f"llama.{key}": value}}, r"has a header that is no LLaMA's\. Get the file again")
+            for key, value in (
+                ("attention.head_count", 0),
+                ("attention.head_count_kv", 0),
+                ("block_count", 2**31),
+                ("attention.head_count_kv", "two"),
+                ("embedding_length", "wide"),
+                ("context_length", "long"),
+            )
+        ),
         ({"tokenizer": "deepseek-llm"}, r"gpt2 with pre-tokenizer deepseek-llm\) that is not known"),
         ({"changed": {"blk.1.ffn_up.weight": None}}, r"lacks model\.layers\.1\.mlp\.up_proj\.weight"),
     ],

@@ -206,8 +206,12 @@ BROKEN = "model.layers.2.mlp.up_proj.weight"
         (lambda tensors: tensors.pop(BROKEN), "is not among its weights"),
         (lambda tensors: tensors.update({BROKEN: torch.zeros(3, 4)}), r"has shape \(3, 4\), not|size|shape"),
         (lambda tensors: tensors[BROKEN][3].fill_(math.nan), "holds numbers that are not finite"),
+        (
+            lambda tensors: tensors.update({BROKEN: tensors[BROKEN], BROKEN + "s": torch.ones(3)}),
+            "not in its config",
+        ),
     ],
-    ids=["missing", "misshapen", "nan"],
+    ids=["missing", "misshapen", "nan", "more"],
 )
 @pytest.mark.parametrize("quantization", ["auto", "none", "nf4"])
 def test_a_broken_weight_is_an_error_that_names_it(quantization, damage, sentence, four_bit_head, tmp_path):

@@ -151,7 +151,15 @@ def test_a_published_file_is_converted(multi_head, tmp_path):
     [
         (lambda t: t.pop("adapter_query.weight"), "lacks adapter_query.weight"),
         (lambda t: t.update({"llama.layers.1.attention.wq.bias": torch.zeros(5)}), "bias.q has shape (5,)"),
+        (lambda t: t.update({"layers.99.attention.wq.bias": torch.zeros(HIDDEN)}), "not there at all"),
         (lambda t: t.update({"strange": torch.zeros(1)}), "strange is no part"),
+        (lambda t: t.update({"norm.weight": torch.ones(HIDDEN)}), "tensors twice"),
+        (lambda t: t.update({"llama.norm.weight": torch.ones(1)}), "norm.weight has shape (1,), not"),
+        (lambda t: t.update({"llama.layers.2.attention.new_gate": torch.ones(1)}), "have a new_gate, and others"),
+        (
+            lambda t: t.update({"llama.layers.2.attention.lora_wq_l1.weight": torch.ones(2, HIDDEN)}),
+            "layer 2: attention.wq has one half of its LoRA only",
+        ),
         (lambda t: t.update({"adapter_query.weight": torch.zeros(7, HIDDEN)}), "cannot be shared out"),
         (lambda t: t.update({"visual_query.weight": torch.zeros(4, WIDTH)}), "4 visual queries"),
     ],

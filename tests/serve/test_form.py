@@ -203,6 +203,7 @@ def test_values_are_words_of_the_message_as_json_spells_them(name):
     for value in ("", "zoë", "Zo ", "Bri", "O'Brien, C", "tmp 12", "日 本", "Zoë O"):
         assert not reads(base, form, message, json.dumps({"a": value}, ensure_ascii=False)), value
     assert not reads(base, form, message, '{"a": ""Zo""}')  # a bare quote would end the value
+    assert reads(base, form, f"Read {300 * 'x'} at 5", json.dumps({"a": f"{300 * 'x'} at"}))
 
 
 # Forms as text: which can be used, and what a hostile one does.
@@ -242,6 +243,23 @@ def test_what_would_take_for_ever_or_the_whole_stack_is_refused(monkeypatch):
     monkeypatch.setattr(form_module, "MAX_FORM_BYTES", 2**20)
     with pytest.raises(BadInput, match="too complex"):
         check_form(rules_in_a_chain(3000))
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"enum": [1, 1234567890123456789]}, "more than 15 digits"),
+        ({"items": {"minimum": 9007199254740993}}, "more than 15 digits"),
+        ({"const": 10**400}, "more than 15 digits"),
+        ({"minProperties": 2, "required": ["a"]}, "met by one name twice"),
+        ({"properties": {"const": {"$ref": "other.json"}}}, "own schema only"),
+    ],
+)
+def test_what_an_answer_could_not_be_held_to_is_refused(schema, words):
+    with pytest.raises(BadInput, match=words):
+        json_schema_form(schema)
+    data = {"$ref": "other.json", "minProperties": 3}
+    check_form(json_schema_form({"enum": [data, 0.1, True], "default": data, "examples": [data]}))
 
 
 def test_a_schema_fetches_nothing_and_has_few_levels():

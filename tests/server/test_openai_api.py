@@ -10,6 +10,7 @@ import sysconfig
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +26,11 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 import app
+from adapter.base.llama import load_tokenizer
 from adapter.errors import AdapterError, BadForm, Busy, EngineBroken, LoadError
+from adapter.serve.detokenizer import TokenTexts
 from adapter.serve.form import check_form
-from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox
+from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox, TokenLogprob, TokenLogprobs
 from adapter.serve.sampling import SamplingParams
 from adapter.server import openai_api, openai_schema
 from adapter.server.generation import DEFAULT_QUESTION, LoadStatus
@@ -361,6 +364,26 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
 def test_invalid_fields_are_refused_by_name(engine: Scripted, changed: Any, status: int, words: str) -> None:
     assert words in refused(ask(engine, json={**GOOD, **changed}), status)
     assert not engine.requests
+
+
+def test_another_method_is_told_which_there_are(engine: Scripted) -> None:
+    [response] = send(page_with(ReadyProvider(engine), FakeCatalog()), ("DELETE", "/v1/models", {}))
+    assert response.status_code == 405 and response.headers["allow"] == "GET"
+    assert "takes other methods" in response.json()["error"]["message"]
+
+
+def test_offsets_are_places_in_the_text_behind_halves_of_characters_and_control_tokens() -> None:
+    tokenizer = load_tokenizer()
+    texts, base, text = TokenTexts(tokenizer), SimpleNamespace(tokenizer=tokenizer), "naïve 🦙 then"
+    prompt = [TokenLogprobs(texts.logprob(i, -1.0), ()) for i in tokenizer(text).input_ids]
+    said = [(" on", " on"), ("<|im_start|>", ""), (" and", " and")]
+    events = [GenerationEvent(prompt_logprobs=tuple(prompt), position=0)]
+    events += [GenerationEvent(t, 1, choices=TokenLogprobs(TokenLogprob(1, name, -1.0), ())) for name, t in said]
+    events[-1] = replace(events[-1], finish_reason="stop")
+    asked = CompletionRequest(model="base", prompt=text, max_tokens=3, echo=True, logprobs=0)
+    choice = asked.choice(0, events, base)
+    offsets = choice["logprobs"]["text_offset"]
+    assert offsets[len(prompt) - 1 :] == [text.index(" then"), *(len(text) + n for n in (0, 3, 3))]
 
 
 def test_a_form_is_counted_before_it_is_checked(engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
