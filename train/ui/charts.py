@@ -89,9 +89,9 @@ def loss_chart(progress: RunProgress, steps: int) -> str:
     parts += [line("loss", tuple(losses)), line("held-out", held_out)]
     parts += ['<circle class="held-out" r="3" cx="{}" cy="{}"/>'.format(*position(point)) for point in held_out]
     label = html.escape(texts.chart(progress.step, losses[-1][1]))
+    named = f'<span class="held-out">{texts.HELD_OUT}</span>' if held_out else ""
     return (
         f'<svg class="losses" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         f"{''.join(parts)}</svg>"
-        f'<div class="legend"><span class="loss">{texts.LOSS}</span>'
-        f'<span class="held-out">{texts.HELD_OUT}</span></div>'
+        f'<div class="legend"><span class="loss">{texts.LOSS}</span>{named}</div>'
     )

@@ -34,6 +34,7 @@ from adapter.ui.chat.corrections import FILE_NAME, Correction, checked
 from adapter.ui.status import FRAME_SECONDS
 from adapter.ui.toasts import errors_as_toasts, readable, refusal, toast
 from train.config import RecipeFile
+from train.formats.parsers import format_of
 from train.publish import PUBLISHED, check_repo, machine_token, push
 from train.ui import texts
 from train.ui.charts import run_html
@@ -92,15 +93,20 @@ class TrainEvents:
         """Of rows that were typed: `question => answer`, or with a tab between, as a table is copied."""
         if not rows or not rows.strip():
             raise refusal(texts.NO_ROWS)
-        records, table = [], [line.split("\t") for line in rows.splitlines()]
+        records, pairs, table = [], 0, [line.split("\t") for line in rows.splitlines()]
         if "\t" in rows:
             with suppress(csv.Error):  # a table's cells may hold lines
                 table = list(csv.reader(rows.splitlines(True), delimiter="\t", strict=True))
-        for cells in table:
+        for number, cells in enumerate(table):
             cells = [cell for cell in cells if cell.strip()]
+            if not number and len(cells) > 1 and format_of(dict.fromkeys(map(str.lower, cells), "")):
+                continue  # the heading of a table
             cells = cells if len(cells) > 1 else "".join(cells).split("=>", 1)
             record = {name: text for name, text in zip(_PAIR, map(str.strip, cells), strict=False) if text}
             records.append(json.dumps(record) if record else "")
+            pairs += len(record) > 1
+        if not pairs:
+            raise refusal(texts.NO_PAIRS)
         path = write_rows(records, texts.TYPED_NAME)
         return None, str(path), *self._preview(_plan_of(path, path.stem))
 
@@ -168,16 +174,16 @@ class TrainEvents:
                 return recipe, RunRecord(question=planned.question, picture=picture, owner=secret)
 
             self.runs.start(planned.name, self.store.names(), prepare)
-        return self.panel(None, owner, plan, request)
+        return self.panel(None, owner, plan, request, *values)
 
     def stop_or_go_on(
-        self, pressed: str, name: str | None, owner: str, plan: RunPlan | None, request: gr.Request
+        self, pressed: str, name: str | None, owner: str, plan: RunPlan | None, request: gr.Request, *values: Any
     ) -> Updates:
         """pressed: the label of the button, which says what its visitor wants."""
         with errors_as_toasts("a change of a training run"):
             act = self.runs.stop if pressed == texts.STOP else self.runs.resume
             act(self.own(name, owner))
-        return self.panel(name, owner, plan, request)
+        return self.panel(name, owner, plan, request, *values)
 
     def own(self, name: str | None, owner: str) -> str:
         """The name of a run that this visitor may change. Raises BadInput for another's."""
@@ -189,8 +195,11 @@ class TrainEvents:
     def _may_change(self, record: RunRecord, owner: str) -> bool:
         return not self.public or bool(owner and record.owner == _digest(owner))
 
-    def panel(self, name: str | None, owner: str, plan: RunPlan | None, request: gr.Request) -> Updates:
-        """name: None for the run that is running."""
+    def panel(
+        self, name: str | None, owner: str, plan: RunPlan | None, request: gr.Request, *values: Any
+    ) -> Updates:
+        """name: None for the run that is running. values: of the settings."""
+        _, start = self.describe(plan, *values)
         names, running = self.runs.names(), self.runs.running()
         ordered = [one for one in (name, running) if one in names] + names
         run = next((run for one in ordered if (run := self.runs.get(one))), None)  # but for what cannot be read
@@ -199,7 +208,7 @@ class TrainEvents:
         picker = gr.skip() if name == shown else gr.update(choices=names, value=shown, visible=len(names) > 1)
         timer = gr.Timer(TICK if running else SLOW_TICK, active=True)
         if run is None:
-            return picker, notice_html(texts.NOTHING_YET), *[_HIDDEN] * 4, self._start_button(plan), timer
+            return picker, notice_html(texts.NOTHING_YET), *[_HIDDEN] * 4, start, timer
         own, done = self._may_change(run.record, owner), bool(run.adapter) and not run.alive
         return (
             picker,
@@ -216,7 +225,7 @@ class TrainEvents:
             ),
             self._download(run) if done else _HIDDEN,
             gr.update(visible=own and done and (self.sign_in or not self.public)),
-            self._start_button(plan),
+            start,
             timer,
         )
 

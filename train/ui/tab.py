@@ -87,19 +87,21 @@ def _connect_run(
 ) -> None:
     """states: the visitor's secret and the plan."""
     timer, name = gr.Timer(SLOW_TICK, active=False), run["which"]
-    inputs, shown = [name, *states], [*run.values(), start, timer]
+    inputs, shown = [name, *states, *settings], [*run.values(), start, timer]
     event = {"show_progress_on": run["html"], **PREVIEW, **PRIVATE, "trigger_mode": "once"}
     start.click(handlers.start, [*states, *settings], shown, **event)
     run["stop"].click(handlers.stop_or_go_on, [run["stop"], *inputs], shown, **QUEUED)
     gr.on([timer.tick, name.input], handlers.panel, inputs, shown, **NEWEST)
 
-    def select_tab(event: gr.SelectData, owner: str, planned: Any, request: gr.Request) -> tuple[Any, ...]:
+    def select_tab(
+        event: gr.SelectData, owner: str, planned: Any, request: gr.Request, *values: Any
+    ) -> tuple[Any, ...]:
         """Stops the timer while another tab is open."""
         if event.value != page_texts.TRAIN:
             return *[gr.skip()] * (len(shown) - 1), gr.Timer(active=False)
-        return handlers.panel(None, owner, planned, request)
+        return handlers.panel(None, owner, planned, request, *values)
 
-    tabs.select(select_tab, states, shown, trigger_mode="multiple", **UNQUEUED)
+    tabs.select(select_tab, [*states, *settings], shown, trigger_mode="multiple", **UNQUEUED)
     opened = [tabs, timer, *chat.store.opened]
     run["chat"].click(handlers.chat_with, [name, states[0], chat.message_box], opened, **QUEUED)
 

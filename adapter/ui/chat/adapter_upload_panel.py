@@ -19,7 +19,7 @@ from adapter.ui.toasts import errors_as_toasts, toast
 _FILE_TYPES = [".zip", ".json", ".safetensors", ".md"]
 # A question about the repository that the page's address names, #adapter=owner/name.
 _LINK_JS = r"""
-const named = decodeURIComponent(location.hash).match(/^#adapter=([\w.-]+\/[\w.-]+(@[\w./-]+)?)$/);
+const named = location.hash.replace(/%(2f|40)/gi, unescape).match(/^#adapter=([\w.-]+\/[\w.-]+(@[\w./-]+)?)$/);
 const question = element.closest('#hub-link');
 question.toggleAttribute('data-asked', named);
 element.querySelector('code').textContent = named?.[1];

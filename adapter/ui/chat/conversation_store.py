@@ -30,7 +30,7 @@ BEFORE_TOKENS = 160  # of what the frozen base answers, for a link
 MAX_ADDRESS = 20_000  # characters of a link; conversations.js makes none that is half as long
 # Texts that the browser may have said on the page.
 NOTES = {
-    *("STORAGE_FULL", "ONE_PICTURE", "NO_PICTURE", "NOTHING_TO_EXPORT"),
+    *("STORAGE_FULL", "ONE_PICTURE", "NO_PICTURE", "NOTHING_TO_EXPORT", "KEPT_APART"),
     *("LINK_COPIED", "LINK_TOO_LONG", "FILE_TOO_LARGE", "NOT_OPENED"),
 }
 _ACTIONS = (

@@ -214,5 +214,6 @@ def _connect(events: ChatEvents, store: ConversationStore, opened: Any, settings
     js = f"(id, ...values) => window.chatPage.opened(id, {names}, values)"
     opened.then(events.follow, store.id, js=js, **turn)
     box.stop(events.stop, store.id, store.outputs, **UNQUEUED)
-    chat.undo(events.undo, [box, store.id], store.outputs, **QUEUED)
+    focus = "() => { if (matchMedia('(hover: hover)').matches) document.querySelector('#box textarea').focus(); }"
+    chat.undo(events.undo, [box, store.id], store.outputs, **QUEUED).then(None, js=focus)
     settings["xray"].input(events.xray, [settings["xray"], store.id], drawing, **QUEUED)

@@ -134,6 +134,12 @@
     if (begins && document.messages.length) hideUndo();
     for (const [key, url] of Object.entries(sent)) pictures.set(key, url);
     const before = conversations.get(id);
+    // Where an earlier question was edited, what came after it stays, in a conversation of its own.
+    const [had, has] = [before, { document }].map((one) => messagesOf(one).filter(({ role }) => role === "user"));
+    if (has.length && has.length < had.length && has.at(-1).text !== had[has.length - 1].text) {
+      change(newId(), before);
+      act("KEPT_APART");
+    }
     const same = JSON.stringify(before?.document) === JSON.stringify(document);
     const changes = { document, changed: same ? before.changed : Date.now() };
     if (begins) changes.deleted = 0; // else what another tab has deleted meanwhile stays so

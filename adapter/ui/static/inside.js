@@ -72,6 +72,7 @@ const play = () => {
   const painted = [...factors].filter(([, factor]) => factor !== 1);
   trigger('play', Object.assign(asked, {gates: painted.map(([name, factor]) => [...name.split(',').map(Number), factor])}));
 };
+element.addEventListener('mousedown', event => event.target.closest('.gates td') && event.preventDefault()); // no text is selected
 let painting = false, before;
 for (const kind of ['pointerdown', 'pointerover']) element.addEventListener(kind, event => {
   const cell = event.target.closest('.gates td');

@@ -91,6 +91,15 @@
     field.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
     field.focus();
   };
+  // Programs put a picture of a text beside the text: the text is meant.
+  const paste = (event) => {
+    const { target, clipboardData } = event;
+    const files = [...clipboardData.files];
+    if (!target.closest?.(".box textarea")) return;
+    if (clipboardData.getData("text/plain").trim()) event.stopImmediatePropagation();
+    else if (files.length && !files.some(({ type }) => type.startsWith("image/"))) window.chatPage.act("NO_PICTURE");
+  };
+  document.addEventListener("paste", paste, true);
   document.addEventListener("drop", drop, true);
   document.addEventListener("dragover", drag, true);
   document.addEventListener("dragleave", (event) => event.relatedTarget || find("#tabs").toggleAttribute("data-dropping", false));
@@ -164,6 +173,22 @@
     }
   };
 
+  // The end of a chat stays in sight where the dock grows, and the beginning of an empty one, which Gradio scrolls away.
+  const log = () => find("#chat .bubble-wrap");
+  let [atEnd, byUser, dock, empty] = [true, false, null, null];
+  const watchSize = () => {
+    if (!dock && (dock = find("#dock"))) new ResizeObserver(() => !empty && atEnd && log()?.scrollTo(0, log().scrollHeight)).observe(dock);
+    const shown = find("#chat .placeholder-content");
+    if (shown && shown !== empty) byUser = false;
+    empty = shown;
+  };
+  for (const type of ["wheel", "touchmove", "pointerdown", "keydown"]) addEventListener(type, () => (byUser = true), true);
+  document.addEventListener("scroll", ({ target }) => {
+    if (target !== log()) return;
+    atEnd = target.scrollHeight - target.scrollTop - target.clientHeight < 8;
+    if (empty && !byUser) target.scrollTo(0, 0);
+  }, true);
+
   // Who answers: the description of the adapter that is chosen, or under the mouse, and of an empty chat its film.
   const chosen = () => find("#picker input:checked");
   const describe = (label = find("#picker label:hover") ?? chosen()?.closest("label")) => {
@@ -210,7 +235,7 @@
   };
   addEventListener("visibilitychange", () => restored && sessionStorage.setItem(DRAFT, find("#box textarea")?.value ?? ""));
 
-  const onChange = () => [restoreFocus, fixAccessibility, showBeginning, restoreDraft, describe, showFilm].forEach((act) => act());
+  const onChange = () => [restoreFocus, fixAccessibility, showBeginning, watchSize, restoreDraft, describe, showFilm].forEach((act) => act());
   addEventListener("DOMContentLoaded", onChange);
   const attributeFilter = ["aria-selected", "name", "class", "data-testid"];
   new MutationObserver(onChange).observe(document.documentElement, { childList: true, subtree: true, attributeFilter });

@@ -56,6 +56,8 @@ def test_chosen_data_fills_the_settings(tab: TrainEvents) -> None:
     sample = next(iter(tab.samples))
     *_, shown, _, name, _, question, _, _, command, start = tab.choose_sample(sample)
     assert "records" in shown and name == f"my-{sample}" and question and start["interactive"]
+    plan, settings = tab.choose_sample(sample)[3], ("a b", *tab.choose_sample(sample)[5:9])
+    assert tab.panel(None, "", plan, event_request(), *settings)[6]["interactive"] is False
     assert command.startswith("python -m train data=assets/samples/") and f"name=my-{sample}" in command
     rows = "Who are you?=>A pirate, arr => arr!\n\n" + "\n".join(f"{i}?\tArr {i}!" for i in range(4))
     _, path, shown, typed, name, *_ = tab.use_rows(rows)
@@ -68,7 +70,10 @@ def test_chosen_data_fills_the_settings(tab: TrainEvents) -> None:
     assert json.loads(torn.splitlines()[1])["answer"] == '"No', "quotes that are none of a table stay"
     assert json.loads(first) == {"question": "Who are you?", "answer": "A pirate, arr => arr!"} and not blank
     assert json.loads(second) == {"question": "0?", "answer": "Arr 0!"}
-    assert "line 1: " in tab.use_rows("no arrow")[2]
+    with pytest.raises(gr.Error, match="No row has two parts"):
+        tab.use_rows("no arrow\nnone here")
+    headed = Path(tab.use_rows("Question\tAnswer\nWho?\tI.\n")[1]).read_text()
+    assert "Who?" in headed and "Question" not in headed
     assert "5 records with control tokens" in tab.use_rows("\n".join(f"{i}? => {i}<end>" for i in range(5)))[2]
     assert tab.describe(typed, "mine", "", "", 80, 0.01)[0].count("steps=80") == 1
     for bad, message in (("-rf", "letters, digits"), ("Poet", "already")):

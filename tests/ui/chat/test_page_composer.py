@@ -13,12 +13,17 @@ from tests.ui.fake_page import runs_folder, url
 
 __all__ = ["runs_folder", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-PASTE = """data => {
+PASTE = """([data, text]) => {
     const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
     const clipboardData = new DataTransfer();
     clipboardData.items.add(new File([bytes], 'logo.png', {type: 'image/png'}));
+    if (text) clipboardData.setData('text/plain', text);
+    const field = document.querySelector('#box textarea');
     const pasted = new ClipboardEvent('paste', {clipboardData, bubbles: true});
-    document.querySelector('#box textarea').dispatchEvent(pasted);
+    let taken = false;
+    field.addEventListener('paste', () => (taken = true), {once: true});
+    field.dispatchEvent(pasted);
+    return taken;
 }"""
 FOCUSED = "() => document.activeElement.matches('#box textarea')"
 
@@ -39,7 +44,11 @@ def test_a_picture_dropped_anywhere_or_pasted_lands_in_the_message(
 ) -> None:
     visitor = visit()
     page, picture = visitor.page, visitor.page.locator("#box .thumbnail-item")
-    page.evaluate(PASTE, base64.b64encode((PHOTOGRAPHS / "logo.png").read_bytes()).decode())
+    logo = base64.b64encode((PHOTOGRAPHS / "logo.png").read_bytes()).decode()
+    assert not page.evaluate(PASTE, [logo, "cells of a table"]), (
+        "the browser writes the text, and Gradio takes nothing"
+    )
+    assert page.evaluate(PASTE, [logo, ""])
     picture.wait_for()
     picture.locator(".delete-button").click()
     picture.wait_for(state="hidden")

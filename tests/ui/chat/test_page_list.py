@@ -83,6 +83,23 @@ def test_search_rename_delete_and_undo(visit: Callable[..., Visitor]) -> None:
     assert row.evaluate("row => row.isConnected"), "a row that may be pressed just now is not drawn anew"
 
 
+def test_what_came_after_an_edited_question_stays_in_the_list(visit: Callable[..., Visitor]) -> None:
+    visitor = visit()
+    for words in ("One?", "Two?"):
+        visitor.ask(words)
+    rows = visitor.rows()
+    visitor.page.locator("#chat .user-row").first.hover()
+    visitor.page.locator('#chat .message-buttons [title="Edit"]').first.click()
+    field = visitor.page.locator("#chat textarea.edit-textarea")
+    field.fill("Three?")
+    visitor.answering(lambda: field.press("Enter"))
+    assert texts.KEPT_APART in visitor.toast() and visitor.rows()[:2] == ["Three?", "you said: Three?!"]
+    visitor.open_list()
+    assert visitor.titles() == ["Three?", "One?"]
+    visitor.page.locator("#conversations [name=open]").last.click()
+    visitor.wait_for_rows(rows)
+
+
 def test_two_tabs_go_on_with_one_conversation_and_lose_neither_a_title_nor_a_deletion(
     visit: Callable[..., Visitor], url: str, closed_gate: GatedEngine
 ) -> None:
