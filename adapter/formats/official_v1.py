@@ -84,4 +84,5 @@ def write(adapter: Adapter, folder: Path) -> str:
     with atomic_write(folder / name) as temporary:
         torch.save(tensors, temporary)
     how = "pass them through tanh" if config.gate_activation == "tanh" else "use them as they are, without tanh"
-    return f"{name}: the file cannot say how its gates are meant: {how}."
+    hidden = f"Gates of zero hide how many layers have prompts: `--layers {config.insertion_layers}` says so."
+    return f"{name}: the file cannot say how its gates are meant: {how}. {hidden}"

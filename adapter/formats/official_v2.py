@@ -129,7 +129,8 @@ def _prompts(
         )
     # All layers may have a gate though only the topmost have prompts, as many as visual queries.
     queries = tensors.get("visual_query.weight")
-    possible = [len(layers), len(layers) - 1] if queries is None else [len(rows) // max(len(queries), 1)]
+    moved = len(layers) - (not gates["gate", layers[0]].any())  # a gate without prompts stays zero
+    possible = [moved, len(layers), len(layers) - 1] if queries is None else [len(rows) // max(len(queries), 1)]
     count = next((n for n in possible if 0 < n <= len(layers) and len(rows) % n == 0), 0)
     if not count:
         of = "" if queries is None else f" by {len(queries)} visual queries"

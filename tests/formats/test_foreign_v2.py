@@ -132,6 +132,14 @@ def test_the_converted_adapter_gives_the_reference_logits(multi_head, tmp_path, 
     torch.testing.assert_close(ours, reference(weights, tensors, visual), rtol=1e-5, atol=1e-5)
 
 
+def test_a_layer_whose_gate_never_moved_has_no_prompts(multi_head, tmp_path):
+    tensors = random_v2(multi_head[2], lora=False, images=False)
+    tensors["llama.layers.0.attention.gate"] = torch.zeros(1, HEADS, 1, 1)
+    tensors["adapter_query.weight"] = torch.randn(12, HIDDEN)  # in all four layers, or in three
+    config = converted(multi_head, tensors, tmp_path).config
+    assert (config.insertion_layers, config.prompt_length) == (3, 4)
+
+
 def test_a_published_file_is_converted(multi_head, tmp_path):
     model, _, weights = multi_head
     save_base(copy.deepcopy(model).float(), tmp_path / "base")
