@@ -140,6 +140,8 @@ def load_base(
     if model is None:
         if bits is not None:  # it is packed once it is loaded whole
             memory.require(label, config, "none", device, dtype)
+            if keep_packed:
+                log.warning("The packed weights are not kept: the base's files are no plain safetensors")
         model = _load_by_transformers(name_or_path, config, chosen, device, dtype)
     model.requires_grad_(False).eval()
     fingerprint = _fingerprint(config, tokenizer, model.model.norm.weight.detach(), name_or_path)
@@ -235,8 +237,8 @@ def _pack_stored(model: AdaptedLlama, folder: Path, bits: int, name: str) -> boo
         if tuple(weight.shape) != shapes[tensor]:
             raise _wrong_weight(name, tensor, f"has shape {tuple(weight.shape)}, not {shapes[tensor]}")
         if isinstance(weight, Tensor):
-            _require_finite(name, tensor, weight)
-            setattr(module, kind, nn.Parameter(weight.to(dtype)))
+            _require_finite(name, tensor, weight := weight.to(dtype))
+            setattr(module, kind, nn.Parameter(weight))
             continue
         try:
             packed = pack(weight, bits, path) if is_linear else PackedEmbedding(pack(weight), dtype)
@@ -315,7 +317,13 @@ def _load_by_transformers(
     if quantization != "none" and (files := _local_files(name)):
         tensors = stored_tensors(files, files)  # bitsandbytes' kernels make finite codes of NaN
     for tensor, values in tensors:
-        _require_finite(name, tensor, values)
+        _require_finite(name, tensor, values.to(dtype) if values.is_floating_point() else values)
+    if quantization == "nf4" and device == "cpu":
+        try:
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long))
+        except (AssertionError, RuntimeError) as error:
+            sentence = f"bitsandbytes cannot multiply matrices of the sizes of '{base_label(name)}' here. "
+            raise LoadError(sentence + "Load it as packed-int4.", first_line(error)) from error
     return model
 
 

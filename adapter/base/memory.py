@@ -41,11 +41,17 @@ def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryN
     four, eight = 5 / 8, 17 / 16  # bytes: fp16 scales for each group of 32 weights, in 4 bits minima too
     tied = config.tie_word_embeddings
     plain, head = norms + (1 if tied else 2) * table * width, table * eight
+    # Linear maps with a bias are not packed.
+    biased = 2 * (queries + values) * config.attention_bias + 3 * mlp * config.mlp_bias
+    whole = layers * hidden * biased * width + layers * outputs * width * bool(biased)
+    packed = linear - layers * hidden * biased
+    shared = 0 if config.attention_bias else shared
+    embedding = table * width if tied else head
     sizes = {
         "nf4": linear * 9 / 16 + plain,  # an fp32 scale for each block of 64 weights
         "int8": linear + 4 * rows + plain,
-        "packed-int4": linear * four + shared * (eight - four) + norms + head + (table * width if tied else head),
-        "packed-int8": linear * eight + norms + head + table * width,
+        "packed-int4": whole + packed * four + shared * (eight - four) + norms + head + embedding,
+        "packed-int8": whole + packed * eight + norms + head + table * width,
         "bf16": linear * width + plain,
     }
     cache = _conversation(config) * kv_bytes_per_token(config, dtype)

@@ -79,12 +79,10 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
             tokenize=False,
             add_generation_prompt=True,
         )
-    except TemplateError as error:  # some templates take no system turn, others no two turns of one role
-        raise BadInput(
-            "The chat template of this base refuses a conversation with these turns. Leave the system message "
-            "out, and let user and assistant take turns.",
-            first_line(error),
-        ) from error
+    except Exception as error:  # by its own word: some take no system turn, others no two turns of one role
+        what = "refuses a conversation with these turns. Leave the system message out, and let user and assistant"
+        what = f"{what} take turns." if type(error) is TemplateError else "is faulty. Mend its chat_template."
+        raise BadInput(f"The chat template of this base {what}", first_line(error)) from error
     return list(tokenizer(encodable(text), add_special_tokens=False, verbose=False).input_ids)
 
 
@@ -131,7 +129,7 @@ def _before_answer(tokenizer: Any, template: str, chat_template: str) -> str:
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("answer")[0]
-    except TemplateError:
+    except Exception:  # as above
         return ""
 
 

@@ -79,7 +79,9 @@ def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters
     template = "raw" if request.raw else next(templates, default_template(base.tokenizer))
     own = {name for name, strength in request.parts if strength > 0} or {BASE_ONLY}
     ids = encode_prompt(base.tokenizer, as_read(request.messages, own, request.others), template)
-    if max(ids, default=vocabulary) >= vocabulary:  # some have more; on CUDA the pass would fail for everybody
+    if not ids:
+        raise BadInput("The chat template of this base writes nothing of these messages.")
+    if max(ids) >= vocabulary:  # some have more; on CUDA the pass would fail for everybody
         raise BadInput("The message holds a token that this base does not have. Take it out.")
     return ids
 

@@ -18,8 +18,10 @@ GIGA = 10**9
     ("quantization", "kind"),
     [("none", "bf16"), ("nf4", "nf4"), ("packed-int8", "packed-int8"), ("packed-int4", "packed-int4")],
 )
-def test_the_computed_need_is_the_memory_of_the_loaded_base(quantization, kind, tmp_path):
+@pytest.mark.parametrize("biases", [(), ("attention_bias",), ("attention_bias", "mlp_bias")])
+def test_the_computed_need_is_the_memory_of_the_loaded_base(quantization, kind, biases, tmp_path):
     sizes = {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes |= dict.fromkeys(biases, True)
     config = LlamaConfig(**sizes, vocab_size=500, dtype=torch.bfloat16, eos_token_id=None, bos_token_id=None)
     write_random_base(tmp_path, config)
     base = load_base(str(tmp_path), quantization, device="cpu")

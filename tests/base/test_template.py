@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from adapter.base.llama import load_tokenizer
-from adapter.base.template import Message, encode_conversation, encode_prompt
+from adapter.base.template import Message, encode_answer, encode_conversation, encode_prompt
 from adapter.errors import BadInput
 
 TURNS = (Message("user", "Hi"), Message("assistant", "Hello!"), Message("user", "What is 2 + 2?"))
@@ -156,3 +156,7 @@ def test_a_template_that_refuses_the_turns_is_an_error_of_the_input():
     with pytest.raises(BadInput, match="refuses a conversation with these turns") as error:
         encode_prompt(tokenizer, [Message("user", "Hi")])
     assert error.value.detail == "Roles must alternate!"
+    for faulty in ("{% for m in tools %}{% endfor %}", "{{ 1 / 0 }}", "{{ no.name }}", "{% for m in messages %}"):
+        with pytest.raises(BadInput, match=r"is faulty\. Mend its chat_template"):
+            encode_prompt(text_tokenizer(faulty), [Message("user", "Hi")])
+        assert encode_answer(text_tokenizer(faulty), "Hi")

@@ -15,6 +15,7 @@ from adapter.base.packed.integer_product import BLOCK, GROUP, PARAMETER_BYTES, c
 REVISION = 3  # of what `pack` makes: increase it when the same weight gives other bytes
 # Largest distance, in steps, of a weight from the grid of four bits that it was rounded to bf16 from.
 _OFF_GRID = 0.1
+_LEAST_SCALE = 2.0**-20  # of a matrix's largest group: fp16 has few bits below it, and none below 2**-24
 _HEAD = ("lm_head",)  # which is not rounded to four bits
 _SMALL = ("k_proj", "v_proj")  # nor are these where heads share them: small then, and much depends on them
 _WORK_OF_A_THREAD = 1 << 28  # bytes of the weight times rows: below that, starting a thread is not worth it
@@ -46,6 +47,7 @@ class PackedLinear(nn.Module):
         blocks, groups = -(-outputs // BLOCK), -(-inputs // GROUP)
         integers = GROUP * BLOCK * bits // 8  # bytes
         packed = torch.empty(blocks, groups, integers + PARAMETER_BYTES[bits], dtype=torch.uint8)
+        largest = [0.0]  # scales
         find = _eight_bits if bits == 8 else _searched if search else _on_grid
         _, code = compile_rounding()
 
@@ -59,6 +61,7 @@ class PackedLinear(nn.Module):
                 return False
             if not all(parameters.isfinite().all() for parameters in found):
                 raise ValueError("holds numbers that are not finite, or too large to be packed")
+            largest.append(float(found[0].amax()))
             scales, minima = (parameters.float().numpy() for parameters in found)
             code(values.numpy(), scales, minima, bits, to.view(torch.int32).numpy())
             parameters = torch.stack(found if bits == 4 else found[:1]).view(-1, len(to), BLOCK, groups)
@@ -82,6 +85,9 @@ class PackedLinear(nn.Module):
         torch.set_num_threads(threads)
         if not all(part.result() for part in parts):
             return None
+        rows = range(0, outputs, BLOCK)
+        if max(largest) < _LEAST_SCALE and any(weight[row : row + BLOCK].any() for row in rows):
+            raise ValueError("holds numbers that are too small to be packed")
         return PackedLinear(packed, bits, inputs, outputs)
 
     @staticmethod

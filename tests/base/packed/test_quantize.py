@@ -117,6 +117,11 @@ def test_weights_of_zero_and_weights_that_are_not_finite(dtype):
     weight[3] = 0
     x = torch.randn(2, 32).to(dtype)
     assert torch.equal(pack(weight)(x)[:, 3], torch.zeros(2, dtype=dtype))
+    assert not pack(torch.zeros(64, 32)).unpacked().any()
+    for bits in (4, 8):
+        with pytest.raises(ValueError, match="too small"):
+            pack(weight * 1e-6, bits)
+        assert_close(pack(weight * 1e-3, bits).unpacked() * 1e3, weight, rtol=0, atol=0.3)
     for number in (float("nan"), float("inf"), -float("inf"), 1e38, 1e8):
         weight[40, 7] = number
         for bits in (4, 8):
