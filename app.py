@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -177,6 +178,8 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     if (direct := os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")) != "*":
         # Gradio asks the page that it has started once, which no proxy reaches.
         os.environ["no_proxy"] = ",".join(filter(None, (direct, "localhost", place.host)))
+    if (path := os.environ.get("GRADIO_ROOT_PATH", "")).startswith("/"):
+        os.environ["GRADIO_ROOT_PATH"] = path.rstrip("/")  # with one, Gradio would answer nothing there
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", deployment.PROXIES_OF_A_SPACE)  # uvicorn reads it
     store = AdapterCatalog()
@@ -229,11 +232,13 @@ def close(page: gr.Blocks, loader: EngineProvider, runs: TrainingRuns, uploads: 
     """Close everything before the interpreter exits: a thread inside torch would then abort the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(130))  # the second signal
-    if (ended := runs.close()) is not None:
-        print(stopped_with_server(ended), flush=True)
-    idle = loader.close()
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it complains of connections that are cut
-    gradio_internals.close_page(page)
+    with ThreadPoolExecutor(1) as pool:  # a run is saved while answers end
+        ended = pool.submit(runs.close)
+        idle = loader.close()
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it complains of connections that are cut
+        gradio_internals.close_page(page)
+    if (saved := ended.result()) is not None:
+        print(stopped_with_server(saved), flush=True)
     if not idle:
         shutil.rmtree(uploads, ignore_errors=True)
         sys.stdout.flush()

@@ -46,7 +46,7 @@ def save_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> Non
 def read_config(folder: Path) -> AdapterConfig:
     """The configuration of the adapter in `folder`. Raises LoadError."""
     try:
-        with open(folder / CONFIG, encoding="utf-8") as file:
+        with open(folder / CONFIG, encoding="utf-8-sig") as file:
             text = file.read(_MAX_CONFIG_LENGTH)
     except (OSError, UnicodeDecodeError) as error:
         raise LoadError(
@@ -68,9 +68,10 @@ def check_base(config: AdapterConfig, name: str, base: BaseFingerprint) -> None:
     """Raises WrongBase if the adapter called `name` was made for another base."""
     if differences := config.base.differences(base):
         made_for = base_label(config.base.name)
+        named = f"it names: {made_for}" if made_for != base.name else "it was made for"
         raise WrongBase(
             f"Adapter '{name}' was made for {made_for} and does not fit {base.name}: "
-            f"{'; '.join(differences)}. Load the base it names: {made_for}."
+            f"{'; '.join(differences)}. Load the base {named}."
         )
 
 

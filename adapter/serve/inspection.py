@@ -20,7 +20,7 @@ from adapter.serve.sampling import check_finite
 MAX_TOKENS = 2048  # of prompt and answer together
 TOP_LOGPROBS = 3
 MAX_WAITING = 8  # inspections that wait or run
-CLOSED = "The engine has been closed. Start the program again."
+CLOSED = "The server is going down. Ask again in a minute."
 _LOGITS_CHUNK = 64  # positions whose logits are held at a time: a vocabulary is wide
 
 

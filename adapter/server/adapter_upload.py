@@ -167,9 +167,12 @@ def delete_adapter(name: str, store: AdapterStore) -> str:
 def restore_adapter(name: str, token: str, store: AdapterStore) -> str:
     """Puts a deleted adapter back, and returns its name. Raises BadInput or LoadError."""
     with names_lock(store.incoming):
-        if name in store.names():
+        if name.lower() in {other.lower() for other in (*store.names(), *os.listdir(store.incoming))}:
             raise _taken(name)
-        _move(store.incoming / DELETED / token / name, store.incoming / name)
+        deleted = store.incoming / DELETED / token / name
+        if (deleted / WEIGHTS).exists():
+            check_room(store.incoming, (deleted / WEIGHTS).stat().st_size)
+        _move(deleted, store.incoming / name)
         return name
 
 

@@ -28,7 +28,7 @@ from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
 from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
 from adapter.serve.form import NO_FORM
-from adapter.serve.inspection import Inspection
+from adapter.serve.inspection import CLOSED, Inspection
 from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, RemoteAnswer
 from adapter.serve.scheduler import admit
 from adapter.serve.store import AdapterStore, stand_in
@@ -42,7 +42,6 @@ START_SECONDS, TOKENS_PER_SECOND, MAX_SECONDS = 15, 15, 60
 INSPECTION_SECONDS = 20
 _MARGIN_SECONDS = 4  # between the end of the answer and that of its worker
 _CLOSING_SECONDS = 3.0
-_CLOSED = "The server is going down. Ask again in a minute."
 _TAKEN_AWAY = "The GPU was taken away before the answer was complete. Ask again, or for fewer max tokens."
 # The title of an error of the worker; all others of `spaces` are about getting a GPU.
 _WORKER_ERROR = "ZeroGPU worker error"
@@ -101,7 +100,7 @@ class ZeroGpuEngine:
         if isinstance(last, AdapterError):
             raise last
         if pending.inspection is None:
-            raise Busy(_CLOSED)
+            raise Busy(CLOSED)
         return pending.inspection
 
     def replicas(self) -> Mapping[str, Any]:
@@ -114,7 +113,7 @@ class ZeroGpuEngine:
             self._closed = True
             rest = list(self._open)
         for pending in rest:
-            pending.end(Busy(_CLOSED))
+            pending.end(Busy(CLOSED))
         for worker in multiprocessing.active_children():
             worker.kill()
         deadline = time.monotonic() + _CLOSING_SECONDS
@@ -141,7 +140,7 @@ class ZeroGpuEngine:
         job = pickle.dumps((request, {name: load(name) for name, _ in request.parts}, answer_ids))
         with self._lock:
             if self._closed:
-                raise Busy(_CLOSED)
+                raise Busy(CLOSED)
             if len(self._open) >= MAX_REQUESTS:
                 raise queue_full(MAX_REQUESTS)
             self._open.add(pending)
@@ -164,7 +163,7 @@ class ZeroGpuEngine:
                         pending.inspection = pickle.loads(item)
                         item = GenerationEvent(finish_reason="stop", stats=pending.stats())
                     pending.deliver(item)
-            pending.end(Busy(_CLOSED))
+            pending.end(Busy(CLOSED))
         except self._gpu_error as error:
             if getattr(error, "title", "") == _WORKER_ERROR:
                 pending.end(AdapterError(_TAKEN_AWAY))

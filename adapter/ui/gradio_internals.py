@@ -273,6 +273,12 @@ def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
     queue.pending_messages_per_session = _PendingMessages(most)
     queue.pending_event_ids_session = _RecentlyUsed(most)
     queue.ANALYTICS_MAX_EVENTS = 0  # of which a table is made with every event that ends
+
+    def count_upload() -> None:
+        if (request := LocalContext.request.get(None)) is not None:
+            limits.count("upload", client_of(request).address)
+
+    images.count_upload = count_upload
     queue.sleep_when_free, queue.progress_update_sleep_when_free = IDLE_SECONDS, 1.0
     get_fn = route_utils.get_fn  # comes before all else that is done for a session
 
@@ -283,7 +289,10 @@ def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
                 raise HTTPException(422, texts.WRONG_VALUE)
             limits.count("session", client_of(request).address)
         try:
-            return get_fn(blocks=blocks, api_name=api_name, body=body)
+            found = get_fn(blocks=blocks, api_name=api_name, body=body)
+            if found.fn is None:
+                raise KeyError("an event of browsers alone")
+            return found
         except (KeyError, route_utils.FnIndexInferError):  # Gradio would log a traceback for each such request
             raise HTTPException(422, texts.WRONG_VALUE) from None
 

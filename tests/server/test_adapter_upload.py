@@ -171,7 +171,7 @@ def test_shipped_adapters_are_not_replaced(store, folder, tiny_fingerprint, name
     assert store.names() == [] and not list(store.incoming.glob(".incoming-*"))
 
 
-def test_what_was_added_here_is_renamed_deleted_and_put_back(folder, store, add, tmp_path):
+def test_what_was_added_here_is_renamed_deleted_and_put_back(folder, store, add, tmp_path, monkeypatch):
     add(folder)
     shutil.copytree(folder, tmp_path / "mine" / "kept")
     files = {path.name: path.read_bytes() for path in store.folder("guest").iterdir()}
@@ -192,9 +192,14 @@ def test_what_was_added_here_is_renamed_deleted_and_put_back(folder, store, add,
         delete_adapter("Bard", store)
     aside.unlink()
     token = delete_adapter("Bard", store)
-    add(folder, "Bard")
+    monkeypatch.setattr(upload, "FOLDER_ADAPTERS", 0)
+    with pytest.raises(BadInput, match="no place for more"):
+        restore_adapter("Bard", token, store)
+    monkeypatch.undo()
+    add(folder, "bard")
     with pytest.raises(BadInput, match="another adapter"):
         restore_adapter("Bard", token, store)
+    assert rename_adapter("bard", "Bard", store) == "Bard"
     for act in (lambda name: delete_adapter(name, store), lambda name: rename_adapter(name, "new", store)):
         with pytest.raises(BadInput, match="stays"):
             act("kept")
@@ -218,7 +223,7 @@ def test_training_runs_are_left_alone_until_they_end(folder, store, add):
 # Refused uploads.
 
 
-@pytest.mark.parametrize("name", ["../up", "a\\b", ".hidden", "-x", "con", "base", "x" * 41, "a\nb", "é"])
+@pytest.mark.parametrize("name", ["../up", "a\\b", ".hidden", "-x", "con", "base", "Mix", "x" * 41, "a\nb", "é"])
 def test_invalid_names_are_refused(folder, refused, name):
     refused(folder, name, kind=BadInput)
 

@@ -59,6 +59,8 @@ def sessions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[gr.Blocks
         box = gr.Textbox()
         box.change(str, box, box, queue=False)
         box.submit(str, box, box, api_name="chat")
+        box.blur(lambda text: images.count_upload() or text, box, box, queue=False)
+        box.focus(None, js="() => 1")
     page.queue()
     page.show_error, page.max_file_size = False, None
     internals.guard(page, 3, limits.Limits(public=True))
@@ -87,7 +89,7 @@ def test_new_sessions_are_counted_before_they_are_made(sessions: Any, route: str
         assert long.status_code == 422 and texts.WRONG_VALUE in long.text and len(long.text) < 200
 
 
-@pytest.mark.parametrize("forged", [{"fn_index": 10**9}, {"fn_index": -1}, {"session_hash": ""}])
+@pytest.mark.parametrize("forged", [{"fn_index": 10**9}, {"fn_index": -1}, {"fn_index": 3}, {"session_hash": ""}])
 def test_events_that_do_not_exist_and_sessions_without_a_name_are_answered(
     sessions: Any, forged: dict[str, Any]
 ) -> None:
@@ -96,6 +98,15 @@ def test_events_that_do_not_exist_and_sessions_without_a_name_are_answered(
     body = {"data": ["x"], "fn_index": 1, "session_hash": "a", **forged}
     answered = client.post("/gradio_api/queue/join", json=body)
     assert answered.status_code == 422 and texts.WRONG_VALUE in answered.text
+
+
+def test_files_that_an_event_writes_count_as_uploads(sessions: Any) -> None:
+    """Of a conversation that is opened, or of rows that are typed."""
+    _, client = sessions
+    body = {"data": ["x"], "fn_index": 2, "session_hash": "a"}
+    most = limits.UPLOADS_PER_HOUR
+    answered = [client.post("/gradio_api/run/predict", json=body).status_code for _ in range(most + 1)]
+    assert answered == [*[200] * most, 500]
 
 
 def test_one_address_leaves_places_in_the_queue_to_others(sessions: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,12 +22,13 @@ import gradio as gr
 
 from adapter.base.image_file import open_image
 from adapter.base.template import Message
-from adapter.errors import AdapterError, BadInput
+from adapter.errors import AdapterError, BadInput, Busy
 from adapter.files import atomic_write
 from adapter.method.config import check_name
 from adapter.serve.request import Client
 from adapter.serve.settings import BASE_ONLY, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, browser_text, client_of
+from adapter.ui import images
 from adapter.ui.answer_stream import build_request, whole_answer
 from adapter.ui.chat.conversation_store import ConversationStore
 from adapter.ui.chat.corrections import FILE_NAME, Correction, checked
@@ -47,6 +48,7 @@ LEAST = 8  # corrections
 _PAIR = ("question", "answer")
 SHORT_QUESTION = 3  # words: a question of no more needs what was said before it
 MAX_TOKENS = 48  # of a watched answer
+MAX_TYPED = 100_000  # characters of rows
 _HIDDEN = gr.update(visible=False)
 Updates = tuple[Any, ...]
 
@@ -91,8 +93,8 @@ class TrainEvents:
 
     def use_rows(self, rows: str | None) -> Updates:
         """Of rows that were typed: `question => answer`, or with a tab between, as a table is copied."""
-        if not rows or not rows.strip():
-            raise refusal(texts.NO_ROWS)
+        if not rows or not rows.strip() or len(rows) > MAX_TYPED:
+            raise refusal(texts.TOO_MANY_ROWS if rows and rows.strip() else texts.NO_ROWS)
         records, pairs, table = [], 0, [line.split("\t") for line in rows.splitlines()]
         if "\t" in rows:
             with suppress(csv.Error):  # a table's cells may hold lines
@@ -325,9 +327,13 @@ def last_turn(row: Correction) -> Correction:
 
 
 def write_rows(lines: list[str], name: str) -> Path:
-    """Writes a file for training into a folder of its own among the uploads."""
-    path = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))) / name
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """Writes a file for training into a folder of its own among the uploads, as one of them. Raises gr.Error."""
+    try:
+        images.count_upload()
+        path = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))) / name
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except (Busy, OSError) as error:
+        raise refusal(error if isinstance(error, Busy) else texts.ROWS_NOT_KEPT) from error
     return path
 
 

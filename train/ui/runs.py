@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import psutil
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from adapter.errors import AdapterError, BadInput, Busy
+from adapter.errors import AdapterError, BadInput, Busy, LoadError, first_line
 from adapter.files import atomic_write, names_lock
 from adapter.method.config import CARD, CONFIG, WEIGHTS, check_name
 from train.config import METRICS, SIZE_VARIABLE, STATE, RecipeFile, read_recipe, recipe_text
@@ -32,7 +32,7 @@ DEFAULT_FOLDER = ROOT / "runs"  # where `python -m train` puts a run without --o
 RECORD, RECIPE, DATA, WATCHED = "run.json", "recipe.yaml", "data", "watched.json"
 MESSAGES, LOG = "messages.txt", "log.txt"  # what the trainer says to visitors, and all else that it prints
 NICENESS = 10  # of the trainer, so that the chat's threads run first
-CLOSE_SECONDS = 10.0
+CLOSE_SECONDS = 8.0  # Docker kills after ten
 _START_TOLERANCE = 5.0  # seconds by which a clock adjustment may shift a process's start time
 _MESSAGE_BYTES = 8_000
 _MIN_FREE_BYTES = 500 * 2**20
@@ -280,8 +280,13 @@ class TrainingRuns:
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
         """Holds the lock for starting a run, shared by threads and servers. Raises Busy if a run is running."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock, names_lock(self.folder):
+        with self._lock, contextlib.ExitStack() as held:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(names_lock(self.folder))
+            except OSError as error:
+                sentence = "Training runs cannot be kept here. LLAMA_ADAPTER_RUNS names another folder for them."
+                raise LoadError(sentence, f"{self.folder}: {first_line(error)}") from error
             if (name := self.running()) is not None:
                 raise Busy(f"“{name}” is being trained. One at a time: wait for its end, or stop it.")
             yield

@@ -12,7 +12,7 @@ from adapter.ui.chat.tab import TabParts
 from adapter.ui.status import NEWEST, PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
 from train.ui import plan, texts
-from train.ui.events import LEAST, SLOW_TICK, TrainEvents
+from train.ui.events import LEAST, MAX_TYPED, SLOW_TICK, TrainEvents
 from train.ui.preview import UPLOADS, notice_html
 from train.ui.runs import TrainingRuns
 
@@ -26,7 +26,6 @@ _OWNER = """() => {
   try { localStorage.setItem(key, secret); } catch {} // one for all tabs; without room, this page's
   return secret;
 }"""
-MAX_TYPED = 100_000  # characters of rows
 Parts = dict[str, Any]  # components by name
 
 

@@ -63,12 +63,14 @@ def _to_message(entry: Entry) -> dict[str, Any]:
 
 
 def to_history(parts: Iterable[TranscriptMessage]) -> History:
-    """The history of a checked transcript. A picture becomes an upload, or a remark where that fails."""
+    """The history of a checked transcript. A picture becomes an upload, or a remark where that fails. Raises
+    RateLimited where it is one too many.
+    """
 
     @cache
     def upload(picture: bytes) -> Entry:
         try:
-            return Entry("user", picture=images.write_upload(images.shrink(picture)))
+            return Entry("user", picture=images.write_upload(images.shrink(picture), counts=True))
         except (BadInput, OSError):
             return Entry("page", PICTURE_NOT_KEPT)
 

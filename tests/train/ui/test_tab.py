@@ -72,6 +72,8 @@ def test_chosen_data_fills_the_settings(tab: TrainEvents) -> None:
     assert json.loads(second) == {"question": "0?", "answer": "Arr 0!"}
     with pytest.raises(gr.Error, match="No row has two parts"):
         tab.use_rows("no arrow\nnone here")
+    with pytest.raises(gr.Error, match="more than 100,000 characters"):
+        tab.use_rows("a => b\n" * 20_000)
     headed = Path(tab.use_rows("Question\tAnswer\nWho?\tI.\n")[1]).read_text()
     assert "Who?" in headed and "Question" not in headed
     assert "5 records with control tokens" in tab.use_rows("\n".join(f"{i}? => {i}<end>" for i in range(5)))[2]

@@ -16,6 +16,7 @@ from adapter.base import image_file
 from adapter.base.image_file import MAX_SIDE
 from adapter.serve.settings import Settings
 from adapter.server import transcript
+from adapter.server.limits import RateLimited
 from adapter.server.transcript import PICTURE_NOT_KEPT, Dropped, Limits
 from adapter.ui import conversation, images
 from adapter.ui.chat import conversation_json
@@ -48,6 +49,25 @@ def answered(text: str, settings: Settings = SETTINGS, ids: tuple[int, ...] = (1
 
 def from_browser(stored: Any, pictures: Any) -> conversation.History:
     return conversation_json.read(json.dumps({**stored, "pictures": pictures}), stored=True)[0]
+
+
+def test_pictures_of_a_conversation_count_as_uploads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    history, counted = [Entry("user", picture=images.write_upload(png(9, "#123456"))), Entry("user", "?")], []
+    text, path = to_file(history)[0], Path(history[0].picture or "")
+    monkeypatch.setattr(images, "count_upload", lambda: counted.append(1))
+    conversation_json.read(text)
+    assert not counted, "it is there"
+    path.unlink()
+
+    def refuse() -> None:
+        raise RateLimited("60 uploads an hour.", 1.0)
+
+    with monkeypatch.context() as patch, pytest.raises(RateLimited):
+        patch.setattr(images, "count_upload", refuse)
+        conversation_json.read(text)
+    assert not path.exists()
+    conversation_json.read(text)
+    assert counted == [1] and path.exists()
 
 
 def to_file(history: conversation.History) -> tuple[str, Dropped]:
