@@ -34,7 +34,7 @@ QUOTA = "You have exceeded your free ZeroGPU quota ({seconds}s requested vs. 3s 
 _fork = multiprocessing.get_context("fork")
 _free = threading.BoundedSemaphore(GPUS)
 _decorated = []
-_kept = []
+_kept, _taking = [], threading.Lock()
 _END, _VALUE, _FAILED = "end", "value", "failed"
 
 
@@ -149,11 +149,11 @@ def _serve(task, jobs, results, stop, sockets):
 
 
 def _ask_worker(task, args, kwargs, visitor):
-    worker = next((w for w in _kept if w.task is task and w.process.is_alive()), None)
-    if worker is None:
-        worker = _Worker(task)
-    else:
-        _kept.remove(worker)
+    with _taking:
+        worker = next((w for w in _kept if w.task is task and w.process.is_alive()), None)
+        if worker is not None:
+            _kept.remove(worker)
+    worker = worker or _Worker(task)
     pid = worker.process.pid
     worker.jobs.put((args, kwargs))
     _note("begin", pid=pid, token=visitor, bytes=len(pickle.dumps((args, kwargs))))
