@@ -148,7 +148,7 @@ def _list(_: argparse.Namespace, store: AdapterStore) -> None:
         except AdapterError as error:
             print(f"{name:12} cannot be used: {with_detail(error)}")
             continue
-        kind = "image" if card.config.is_visual else "text"
+        kind = "visual" if card.config.is_visual else "text"
         print(f"{name:12} {kind:6} {card.bytes / 2**20:5.1f} MB  {card.description}")
 
 
