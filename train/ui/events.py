@@ -151,7 +151,8 @@ class TrainEvents:
             plan = plan.with_settings(*values)
             check_name(plan.name, [*self.store.names(), *self.runs.taken()])
             own_folder = self.runs.folder != DEFAULT_FOLDER
-            command = plan.command(f"{self.runs.folder.name}/{plan.name}" if own_folder else "")
+            folder = Path(self.runs.folder.name) if self.public else self.runs.folder
+            command = plan.command(str(folder / plan.name) if own_folder else "")
         except AdapterError as error:
             return browser_text(error), self._start_button(None)
         return command, self._start_button(plan)

@@ -131,6 +131,7 @@
   const restoreFocus = () => {
     const ended = answering;
     answering = all(".box").find((one) => visible(one.querySelector(".stop-button"))) ?? null;
+    if (answering && !ended) showEnd();
     if (answering || !visible(ended) || !matchMedia("(hover: hover)").matches || find("#chat .edit-textarea") || String(getSelection())) return;
     const focused = document.activeElement;
     if (!focused || focused === document.body || ended.contains(focused) || focused.closest("#chat") || !visible(focused))
@@ -173,19 +174,28 @@
     }
   };
 
-  // The end of a chat stays in sight where the dock grows, and the beginning of an empty one, which Gradio scrolls away.
+  // The end of a chat stays in sight where the dock grows and when a message is sent, and the beginning of an empty one.
+  // Gradio (6.31) scrolls on though one reads further up, and an empty chat to its end.
   const log = () => find("#chat .bubble-wrap");
-  let [atEnd, byUser, dock, empty] = [true, false, null, null];
+  let [atEnd, last, byUser, dock, empty] = [true, 0, false, null, null];
+  const showEnd = () => (atEnd = true) && !empty && log()?.scrollTo(0, log().scrollHeight);
   const watchSize = () => {
-    if (!dock && (dock = find("#dock"))) new ResizeObserver(() => !empty && atEnd && log()?.scrollTo(0, log().scrollHeight)).observe(dock);
+    const wrap = log();
+    if (wrap && !Object.hasOwn(wrap, "scrollTo"))
+      wrap.scrollTo = (...to) => (atEnd || empty) && Element.prototype.scrollTo.apply(wrap, to);
+    if (!dock && (dock = find("#dock"))) new ResizeObserver(() => atEnd && showEnd()).observe(dock);
     const shown = find("#chat .placeholder-content");
     if (shown && shown !== empty) byUser = false;
     empty = shown;
   };
   for (const type of ["wheel", "touchmove", "pointerdown", "keydown"]) addEventListener(type, () => (byUser = true), true);
+  addEventListener("click", ({ target }) => target.closest?.("#chat .scroll-down-button-container") && showEnd(), true);
   document.addEventListener("scroll", ({ target }) => {
     if (target !== log()) return;
-    atEnd = target.scrollHeight - target.scrollTop - target.clientHeight < 8;
+    const top = target.scrollTop;
+    if (target.scrollHeight - top - target.clientHeight < 8) atEnd = true;
+    else if (top < last) atEnd = false;
+    last = top;
     if (empty && !byUser) target.scrollTo(0, 0);
   }, true);
 

@@ -103,3 +103,32 @@ def test_keyboard(visit: Callable[..., Visitor]) -> None:
     assert edit.is_visible()
     assert visitor.answering(lambda: edit.press("Enter"))
     assert visitor.rows()[0] == "Good night."
+
+
+PLACE = """() => {
+    const wrap = document.querySelector('#chat .bubble-wrap');
+    return [wrap.scrollTop, wrap.scrollHeight - wrap.clientHeight].map(Math.round);
+}"""
+
+
+def test_who_reads_further_up_stays_there_until_the_end_is_asked_for(visit: Callable[..., Visitor]) -> None:
+    visitor = visit(390, 600)
+    page = visitor.page
+
+    def read_up() -> None:
+        wait_until(lambda: len({*page.evaluate(PLACE)}) == 1)
+        page.mouse.move(195, 150)
+        page.mouse.wheel(0, -250)
+        wait_until(lambda: len({*page.evaluate(PLACE)}) == 2)
+
+    for number in range(3):
+        visitor.ask(f"{number} " + "word " * 80)
+    read_up()
+    page.evaluate(
+        "() => { const w = document.querySelector('#chat .bubble-wrap'); w.scrollTo(0, w.scrollHeight); }"
+    )
+    assert len({*page.evaluate(PLACE)}) == 2, "as Gradio scrolls some time after each piece of an answer"
+    page.mouse.wheel(0, 5000)
+    read_up()
+    visitor.ask("And now?")
+    wait_until(lambda: len({*page.evaluate(PLACE)}) == 1)
