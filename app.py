@@ -179,7 +179,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         # Gradio asks the page that it has started once, which no proxy reaches.
         os.environ["no_proxy"] = ",".join(filter(None, (direct, "localhost", place.host)))
     if (path := os.environ.get("GRADIO_ROOT_PATH", "")).startswith("/"):
-        os.environ["GRADIO_ROOT_PATH"] = path.rstrip("/")  # with one, Gradio would answer nothing there
+        os.environ["GRADIO_ROOT_PATH"] = path.rstrip("/")  # with a slash at its end Gradio would find no route
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", deployment.PROXIES_OF_A_SPACE)  # uvicorn reads it
     store = AdapterCatalog()

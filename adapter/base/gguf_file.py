@@ -144,7 +144,7 @@ class GgufBase:
         head_dim = metadata.get("llama.attention.key_length", metadata["llama.embedding_length"] // heads)
         context, groups = metadata["llama.context_length"], metadata.get("llama.attention.head_count_kv", heads)
         if not 0 < metadata["llama.block_count"] <= len(self._stored) or heads % groups:
-            raise ValueError("layers or heads")
+            raise ValueError("a number of layers or heads that cannot be")
         rotated = metadata.get("llama.rope.dimension_count", head_dim)
         if rotated != head_dim or metadata.get("llama.attention.value_length", head_dim) != head_dim:
             raise self._refusal("rotates a part of each head only, which LLaMA does not. Choose a LLaMA.")

@@ -93,8 +93,10 @@ class TrainEvents:
 
     def use_rows(self, rows: str | None) -> Updates:
         """Of rows that were typed: `question => answer`, or with a tab between, as a table is copied."""
-        if not rows or not rows.strip() or len(rows) > MAX_TYPED:
-            raise refusal(texts.TOO_MANY_ROWS if rows and rows.strip() else texts.NO_ROWS)
+        if not rows or not rows.strip():
+            raise refusal(texts.NO_ROWS)
+        if len(rows) > MAX_TYPED:
+            raise refusal(texts.TOO_MANY_ROWS)
         records, pairs, table = [], 0, [line.split("\t") for line in rows.splitlines()]
         if "\t" in rows:
             with suppress(csv.Error):  # a table's cells may hold lines

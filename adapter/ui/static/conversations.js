@@ -136,7 +136,8 @@
     const before = conversations.get(id);
     // Where an earlier question was edited, what came after it stays, in a conversation of its own.
     const [had, has] = [before, { document }].map((one) => messagesOf(one).filter(({ role }) => role === "user"));
-    if (has.length && has.length < had.length && has.at(-1).text !== had[has.length - 1].text) {
+    const isLast = (i) => i === has.length - 1;
+    if (has.length && has.length < had.length && has.every(({ text }, i) => (text === had[i].text) !== isLast(i))) {
       change(newId(), before);
       act("KEPT_APART");
     }

@@ -126,7 +126,8 @@
     event.preventDefault();
   });
 
-  // After an answer the message box gets the focus, unless one works elsewhere, or a phone's keyboard would cover it.
+  // An answer that begins is shown. After it the message box gets the focus, unless one works elsewhere, or a phone's
+  // keyboard would cover it.
   let answering = null;
   const restoreFocus = () => {
     const ended = answering;

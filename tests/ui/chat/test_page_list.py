@@ -1,5 +1,6 @@
 """Several conversations in Chromium over a fake engine: their list, on a desk and on a phone."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -98,6 +99,12 @@ def test_what_came_after_an_edited_question_stays_in_the_list(visit: Callable[..
     assert visitor.titles() == ["Three?", "One?"]
     visitor.page.locator("#conversations [name=open]").last.click()
     visitor.wait_for_rows(rows)
+    for words in ("abcd", "cde"):  # a long one loses its oldest messages, which no edit has done
+        document = {"messages": [{"role": "user", "text": word} for word in words]}
+        text = json.dumps({"keep": {"id": "long", "document": document}})
+        visitor.page.evaluate("text => window.chatPage.receive(text)", text)
+    visitor.open_list()
+    assert visitor.titles() == ["c", "Three?", "One?"]
 
 
 def test_two_tabs_go_on_with_one_conversation_and_lose_neither_a_title_nor_a_deletion(
