@@ -111,8 +111,9 @@ def _unpack(files: Sequence[Path], folder: Path) -> tuple[Path, str]:
     if not zips:
         for file in files:
             _refuse_pickle(file.name)
-            if file.name not in _FILES:
-                raise BadInput(f"'{sanitize(file.name)}' is no part of an adapter. {_NEEDED}")
+            if file.name not in _FILES or (folder / file.name).exists():
+                why = "comes twice" if file.name in _FILES else "is no part of an adapter"
+                raise BadInput(f"'{sanitize(file.name)}' {why}. {_NEEDED}")
             shutil.copyfile(file, folder / file.name)
         return folder, ""
     if len(files) > 1:
@@ -180,7 +181,7 @@ def restore_adapter(name: str, token: str, store: AdapterStore) -> str:
 def _own_folder(name: str, store: AdapterStore) -> Iterator[Path]:
     """The folder of an adapter that was added here, while no training run writes to it."""
     if not store.card(name).own:
-        raise BadInput(f"“{name}” came with the program, so it stays as it is.")
+        raise BadInput(f"“{name}” was not added here, so it stays as it is.")
     folder = store.folder(name)
     lock = FileLock(folder / _RUN_LOCK, timeout=0)
     try:

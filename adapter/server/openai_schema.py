@@ -108,8 +108,9 @@ class ImageUrl(_Body):
 
 
 class Part(_OfType):
-    type: Literal["text", "image_url"]
+    type: Literal["text", "refusal", "image_url"]
     text: str = ""
+    refusal: str = ""
     image_url: Annotated[ImageUrl | None, _from_text(lambda url: {"url": url})] = None
 
 
@@ -500,7 +501,7 @@ def _conversation(
     newest = None
     for index, message in enumerate(messages):
         where = f"messages[{index}].content"
-        texts = [part.text for part in message.content if part.type == "text"]
+        texts = [p.refusal if p.type == "refusal" else p.text for p in message.content if p.type != "image_url"]
         text = "\n".join([*texts, *(call.function.arguments for call in message.tool_calls)])
         urls = [part.image_url.url for part in message.content if part.image_url and part.type == "image_url"]
         check_length(text)

@@ -23,7 +23,6 @@ from adapter.ui.texts import page as texts
 
 CHOICES = 5  # words that X-ray names of each model
 XRAY_ROWS = 4  # with more rows the X-ray pauses: the base reads as much again as the row
-_SECONDS = 1.0  # between two looks at an answer that is shown as a whole
 # Values of an offer's buttons: answer without the picture, or USE + adapter name. No name begins with a space.
 TEXT_ONLY, USE = " without", " use "
 
@@ -36,7 +35,7 @@ def uses_picture(catalog: AdapterCatalog, settings: Settings) -> bool:
 def whole_answer(engine: ServingEngine, request: GenerationRequest) -> str:
     """The text of an answer that nobody sees before its end. Raises AdapterError."""
     with closing(engine.submit(request)) as events:
-        return "".join(event.text for arrived in events.event_lists(_SECONDS) for event in arrived)
+        return "".join(event.text for arrived in events.event_lists(REDRAW_SECONDS) for event in arrived)
 
 
 def build_request(
@@ -203,13 +202,13 @@ def stream(
                 if event.is_output:
                     progress.add(event)
             text, writing = progress.text or (begun.text if begun else ""), event.stats is None
-            # max_tokens is the present length: the settings give this text again, unless a word of it was chosen.
-            truncated = settings.replace(max_tokens=min(max(1, len(progress.token_ids)), MAX_TOKENS))
-            record = AnswerRecord(truncated)
+            # Of one that was cut its length: unless a word was chosen, the settings give this text again.
+            longest = settings.max_tokens if event.finish_reason == "stop" else 1
+            used = settings.replace(max_tokens=min(max(longest, len(progress.token_ids)), MAX_TOKENS))
+            record = AnswerRecord(used)
             if event.stats is not None:
-                ended = event.finish_reason in ("cancelled", "time", "repetition") or begun is not None
                 record = AnswerRecord(
-                    truncated if ended else settings,
+                    used,
                     tuple(progress.token_ids),
                     image is not None,
                     event.finish_reason in ("length", "time", "cancelled"),

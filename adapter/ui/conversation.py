@@ -251,4 +251,5 @@ def buttons(history: Sequence[Entry]) -> tuple[tuple[str, str], ...]:
     if count := len(record.before) + len(record.after):
         place = f"{len(record.before) + 1}/{count + 1}"
         found = [("‹", PREVIOUS), (place, NEXT), ("›", NEXT), *found]
-    return (*found, *([(texts.FILM_BUTTON, FILM)] if record.settings.adapter else []))
+    can_be_shown = record.settings.adapter and not (record.picture and latest_picture(history) is None)
+    return (*found, *([(texts.FILM_BUTTON, FILM)] if can_be_shown else []))

@@ -105,7 +105,7 @@ def test_only_the_adapters_files_are_taken_and_loose_ones_need_a_name(folder, st
     add(zipped(folder, tmp_path / "run 1.zip", **{f"checkpoints/step-000100/{CONFIG}": b"{}"}), "")
     assert sorted(path.name for path in store.folder("run-1").iterdir()) == [CARD, WEIGHTS, CONFIG]
     files = [folder / CONFIG, folder / WEIGHTS]
-    assert "name" in refused(files, "")
+    assert "name" in refused(files, "") and "twice" in refused([*files, files[0]])
     assert "2 adapters" in refused(zipped(folder, tmp_path / "two.zip", "a/", **{f"b/{CONFIG}": b"{}"}))
     assert add(files).new and sorted(path.name for path in store.folder("guest").iterdir()) == [WEIGHTS, CONFIG]
 

@@ -291,6 +291,7 @@ def test_words_do_not_wait_for_pictures_and_forms(
 
 ALONE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url()}}]}
 WHITE, QUESTION = {"role": "assistant", "content": "white", "name": "x"}, ("user", DEFAULT_QUESTION)
+REFUSAL = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
 TWO = shown("two", data_url((4, 3)))
 
 
@@ -304,6 +305,7 @@ TWO = shown("two", data_url((4, 3)))
         ),
         ([shown(" ", data_url().replace("data:", "DATA:").replace("base64", "BASE64"))], [QUESTION], (8, 6)),
         ([ALONE, WHITE, *HELLO], [QUESTION, ("assistant", "white"), ("user", "hello")], (8, 6)),
+        ([ALONE, REFUSAL, *HELLO], [QUESTION, ("assistant", "No."), ("user", "hello")], (8, 6)),
     ],
 )
 def test_turns_are_joined_and_the_newest_picture_is_read(

@@ -51,6 +51,12 @@ def test_messages_by_the_page_are_inert() -> None:
     assert not set("<*_") & set(text[len('<span class="aside note">') : -len("</span>")])
 
 
+def test_a_film_of_a_picture_needs_the_picture() -> None:
+    answer = Entry("assistant", "a cat", record=AnswerRecord(SETTINGS, (1,), picture=True))
+    shown = [conversation.buttons([*user_turn("what?", picture), answer]) for picture in ("/tmp/cat.png", None)]
+    assert [value for buttons in shown for _, value in buttons] == [conversation.FILM]
+
+
 def test_paging_loses_no_answer_however_long_and_passes_over_what_is_none() -> None:
     """The others are as long as a record has room for; that of the newest, which is shown, is not in it."""
     record = AnswerRecord(SETTINGS, (1, 2))

@@ -100,5 +100,5 @@ def _explained(error: Exception, name: str, on_hub: bool, split: str) -> DataErr
     elif on_hub and isinstance(error, FileNotFoundError):
         sentence = f"There is no data set '{name}' on the Hub that may be read. Check its id, or log in."
     else:
-        sentence = f"'{name}' cannot be read as a data set. Check that its files are whole and alike."
+        sentence = f"'{name}' cannot be read as a data set. Check that its files are whole, alike and not empty."
     return DataError(sentence, detail)

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from adapter.serve.inspection import Inspection
 
-AdapterNames = Sequence[str]  # in the order of the inspection's parts
 _READOUT = '<output class="readout" aria-live="polite"></output>'
 
 
@@ -22,8 +21,8 @@ def message_html(text: str) -> str:
     return f'<p class="remark">{html.escape(text)}</p>'
 
 
-def gates_html(inspection: Inspection, names: AdapterNames) -> str:
-    """A heat map of each adapter's gates, layer by head."""
+def gates_html(inspection: Inspection, names: Sequence[str]) -> str:
+    """A heat map of each adapter's gates, layer by head. names: of the inspection's parts."""
     maps = [
         _heat_map(name, (texts.GATES_OF, texts.GATE_CELL), part.layers, part.gates, _short)
         for name, part in zip(names, inspection.parts, strict=True)
@@ -56,7 +55,7 @@ def answer_html(inspection: Inspection, key: str, total: int) -> str:
     )
 
 
-def token_html(inspection: Inspection, index: int, names: AdapterNames) -> str:
+def token_html(inspection: Inspection, index: int, names: Sequence[str]) -> str:
     """One token's numbers, and a heat map of its attention to each adapter's prompts, layer by prompt."""
     maps = [
         _heat_map(name, (texts.PROMPTS_OF, texts.PROMPT_CELL), part.layers, part.prompt_weights[index], _percent)

@@ -131,13 +131,13 @@
       delete shown.unsaved;
       attempt(() => own.setItem(CURRENT, id));
     }
-    if (begins && document.messages.length) hideUndo();
+    if (begins && document.messages.length) undo().hidden = true;
     for (const [key, url] of Object.entries(sent)) pictures.set(key, url);
     const before = conversations.get(id);
     // Where an earlier question was edited, what came after it stays, in a conversation of its own.
     const [had, has] = [before, { document }].map((one) => messagesOf(one).filter(({ role }) => role === "user"));
-    const isLast = (i) => i === has.length - 1;
-    if (has.length && has.length < had.length && has.every(({ text }, i) => (text === had[i].text) !== isLast(i))) {
+    const edited = has.findIndex(({ text }, i) => text !== had[i]?.text);
+    if (edited >= 0 && edited === has.length - 1 && has.length < had.length) {
       change(newId(), before);
       act("KEPT_APART");
     }
@@ -187,14 +187,13 @@
 
   const list = () => find("#conversations dialog");
   const undo = () => find("#conversations .undo");
-  const hideUndo = () => (undo().hidden = true);
   let connect;
   const events = new Promise((resolve) => (connect = resolve)); // of the server
   const act = async (name, more) => (await events).act({ name, ...more }); // a note to be shown, or what has its name
   let [isOpening, next, waiting] = [true, null, null]; // waiting: what is done once a conversation is shown
   const open = (id, unsaved) => {
     list().close();
-    hideUndo();
+    undo().hidden = true;
     if (unsaved?.source !== "link") leaveLink(); // a page that has slept opens its own again
     if (isUnsavedLink() && !unsaved) {
       attempt(() => own.setItem(CURRENT, id));
@@ -329,7 +328,12 @@
   addEventListener("hashchange", () => (isUnsavedLink() || /^#(chat|adapter)=/.test(location.hash)) && location.reload());
   // Back and forward may show a page as it was left; the tab's conversation has gone on since.
   addEventListener("pageshow", (event) => event.persisted && location.reload());
-  addEventListener("visibilitychange", () => document.hidden || isOpening || act("awake", { id: shown.id }));
+  addEventListener("visibilitychange", async () => {
+    const { changed } = conversations.get(shown.id) ?? {};
+    await refresh().catch(() => {});
+    const isBehind = conversations.get(shown.id)?.changed > changed; // another tab has gone on with it
+    if (!document.hidden && !isOpening) isBehind ? open(shown.id) : act("awake");
+  });
   const copyText = async (text) => navigator.clipboard?.writeText(text).then(() => true, () => false) ?? false;
 
   const begun = begin();

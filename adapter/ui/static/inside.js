@@ -97,11 +97,10 @@ prepare();
 let seen = '';
 const look = () => {
   if (!document.querySelector('#inside > .label-wrap.open')) return (seen = ''); // opened again, it asks again
-  const rows = [...document.querySelectorAll('#chat .message')], newest = rows.slice(-2).map(row => row.innerText);
-  const shown = `${rows.length} ${newest}`;
-  if (shown === seen || document.querySelector('#box .stop-button')) return;
+  if (document.querySelector('#box .stop-button')) return;
+  const shown = [...document.querySelectorAll('#chat .message')].map(row => row.textContent).join('\n');
+  if (shown !== seen) trigger('look', {});
   seen = shown;
-  trigger('look', {});
 };
 if (element.closest('#inside-gates')) {
   const all = {childList: true, subtree: true, characterData: true, attributeFilter: ['class']};

@@ -41,10 +41,9 @@ def differences(changed: int, all_of_them: int, others: int, of: str, where: str
 
 def reads_text_only(adapter: str | None, visual_installed: bool) -> str:
     """The question about a picture that the adapter cannot see; visual_installed: whether another one can."""
-    who = f"“{adapter}” reads text only" if adapter else "The frozen base reads text only"
-    if visual_installed:
-        return f"{who}, so it cannot see this picture."
-    return f"{who}, and no adapter that sees is installed."
+    who = f"“{adapter}”" if adapter else "The frozen base"
+    rest = "so it cannot see this picture" if visual_installed else "and no adapter that sees is installed"
+    return f"{who} reads text only, {rest}."
 
 
 def tokens(count: int) -> str:

@@ -224,7 +224,7 @@ def test_a_cut_answer_goes_on_with_its_own_settings(toasts: list[str]) -> None:
     request = page.engine.requests[-1]
     assert request.answer_ids == (7,) and request.messages == (Message("user", "hello"),)
     assert (request.strength, request.sampling.seed, request.sampling.max_new_tokens) == (0.5, seed, 16)
-    assert page.record.token_ids == (7,) * 4 and page.record.settings.max_tokens == 4
+    assert page.record.token_ids == (7,) * 4 and page.record.settings.max_tokens == 16
     assert (page.record.context_tokens, page.record.context_length) == (8, 100)
     assert " 4 tokens " in page.chat[-1].about and page.buttons() == {}
 
@@ -243,7 +243,7 @@ def test_another_word_begins_a_branch_and_the_former_answers_stay() -> None:
     request = page.engine.requests[-1]
     assert request.answer_ids == (7, 9) and request.strength == 0.5 and request.messages[-1].text == "hello"
     assert list(page.buttons()) == ["‹", "2/2", "›"]
-    assert page.record.token_ids == (7, 9, 7, 7, 7) and page.record.settings.max_tokens == 5
+    assert page.record.token_ids == (7, 9, 7, 7, 7) and page.record.settings.max_tokens == 32
     page.choose(page.buttons()["‹"])
     assert page.record.token_ids == (7, 7, 7)
 

@@ -116,6 +116,8 @@ def test_two_tabs_go_on_with_one_conversation_and_lose_neither_a_title_nor_a_del
     two = Visitor(one.context, url)
     two.wait_for_rows(one.rows())
     one.ask("One goes on.")
+    two.page.evaluate("document.dispatchEvent(new Event('visibilitychange', {bubbles: true}))")
+    two.wait_for_rows(one.rows())
     two.type("Two goes on.")
     two.await_answers(3)
     two.settle()

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
 
+from adapter.ui.texts import page as texts
 from tests.app_process import wait_until
 from tests.browser import PHOTOGRAPHS, Visitor, findings
 
@@ -163,6 +165,14 @@ def test_gates_are_painted_and_the_answer_is_written_beside(inside: InsideVisito
     assert panel.locator("td.loud").count() == 1
     assert visitor.answers()[-1] == original, "the conversation is what it was"
     # Another answer has its own gates.
-    visitor.ask("And the sea?")
+    charted = partial(panel.locator(".tokens").get_attribute, "data-key")
+    newest = visitor.ask("And the sea?")
     rewritten.wait_for(state="detached")
     panel.locator("td.shut").first.wait_for(state="detached")
+    inside.wait_for_charts(newest)
+    # Where it has read other words, it has other charts.
+    key = charted()
+    page.locator(f'#chat [title="{texts.SAY_IT_LIKE_THIS}"]').first.click()
+    page.locator("#chat textarea.edit-textarea").fill("Arr! Because.")
+    page.keyboard.press("Enter")
+    wait_until(lambda: charted() not in (key, None))
