@@ -10,7 +10,7 @@ from adapter.method.adapter import Adapter
 from adapter.method.config import AdapterConfig
 from train.config import TrainConfig
 from train.evaluate.intervals import Figure
-from train.evaluate.report import code_version, markdown_table
+from train.evaluate.report import code_version, format_figure, markdown_table
 from train.job import Outcome
 
 Scores = dict[str, Figure]
@@ -114,22 +114,10 @@ def _table(measured: Measured) -> str:
     """In Markdown: a line for each measure, with 95 % intervals and the number of items."""
     first = next(iter(measured.scores.values()))
     rows = [
-        (what, *(_cell(s[what]) if what in s else "-" for s in measured.scores.values()), f"{figure.n:,}")
+        (what, *(format_figure(s[what]) if what in s else "-" for s in measured.scores.values()), f"{figure.n:,}")
         for what, figure in first.items()
     ]
     return f"{markdown_table(('measure', *measured.scores, 'n'), rows)}\n\n{measured.sets}"
-
-
-def _cell(figure: Figure) -> str:
-    value = _number(figure.value)
-    if figure.low is None or figure.high is None:
-        return value
-    return f"{value} ({_number(figure.low)} to {_number(figure.high)})"
-
-
-def _number(value: float) -> str:
-    """Three digits, and no exponent."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 0.001 else "0"
 
 
 def _parts(config: AdapterConfig) -> str:

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import platform
 import shlex
 import sys
@@ -57,11 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
-    for option, least in (("limit", 1), ("seed", 0), ("max_new_tokens", 1)):
+    for option, least in (("limit", 1), ("seed", 0), ("shots", 0), ("max_new_tokens", 1)):
         if (value := getattr(args, option, None)) is not None and value < least:
             raise AdapterError(f"--{option.replace('_', '-')} must be at least {least}, got {value}.")
-    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
-        raise AdapterError(f"--out {args.out.name or args.out} must be a file in a folder that exists.")
+    if args.out is not None and (args.out.is_dir() or not os.access(args.out.parent, os.W_OK | os.X_OK)):
+        raise AdapterError(f"--out {args.out.name or args.out} must be a file in a folder that may be written.")
     folders = [_folder(name) for name in args.adapter]
     task: Task = args.task(args)  # before the base: what is wrong with the data is said at once
     base, precision = _load(args)
@@ -71,11 +72,18 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
         loaded = load_adapter(folder, base.fingerprint, base.device)
         adapters.append((name if names.count(name) == 1 else str(folder), adapter_digest(folder), loaded))
     print(f"{base.fingerprint.name}, {precision}", file=sys.stderr)
-    notes, systems = list(task.notes), []
+    notes, systems, failed = list(task.notes), [], []
     for name, digest, adapter in adapters:
         answerer = Answerer(base, adapter, form=None)  # its own, as when it is served
         print(f"measuring {name}", file=sys.stderr, flush=True)
-        measured = task.measure(answerer, args.seed)
+        try:
+            measured = task.measure(answerer, args.seed)
+        except AdapterError as error:
+            if adapter is None:  # it is the data
+                raise
+            failed.append(name)
+            notes.append(f"{name} could not be measured: {with_detail(error)}")
+            continue
         if adapter is not None and adapter.config.form and measured.answers:
             notes.append(f"{name} is held to its form")
         if adapter is not None and adapter.config.base.weights not in ("", base.fingerprint.weights):
@@ -83,7 +91,7 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
         systems.append(dataclasses.replace(measured, name=name, template=answerer.template, digest=digest))
     templates = ", ".join(f"{system.name} {system.template}" for system in systems)
     kinds = {figure.interval for s in systems for row in s.figures.values() for figure in row.values()}
-    notes += [f"templates: {templates}", f"±: half of the 95 % interval ({', '.join(sorted(kinds))})"]
+    notes += [f"templates: {templates}", f"with 95 % intervals ({', '.join(sorted(kinds))})"]
     about = {
         "command": shlex.join(["python", "-m", "train.evaluate", *given]),
         "date": datetime.date.today().isoformat(),
@@ -106,12 +114,15 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
         finite = json.loads(json.dumps(about), parse_constant=lambda _: None)
         with atomic_write(args.out) as temporary:
             temporary.write_text(json.dumps(finite, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if failed:
+        raise AdapterError(f"Not measured: {', '.join(failed)}. The notes say why.")
 
 
 def _folder(name: str) -> Path:
     """The folder of an adapter: a path to it, or a name in runs/ or among the shipped ones. Raises LoadError."""
     path = Path(name).expanduser()
-    return path if (path / CONFIG).is_file() else AdapterStore(Path("runs"), SHIPPED).folder(name)
+    is_path = (path / CONFIG).is_file() or (path.is_dir() and path.name != name)
+    return path if is_path else AdapterStore(Path("runs"), SHIPPED).folder(name)
 
 
 def _check_pictures(args: argparse.Namespace, pictures: Iterable[tuple[str, Picture | None]]) -> None:
@@ -181,7 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     def harness(args: argparse.Namespace) -> Task:
         from train.evaluate.harness import HarnessTasks  # an extra, and seconds to import
 
-        return HarnessTasks(args.tasks.split(","), args.include, args.limit, args.shots, args.template)
+        return HarnessTasks(
+            args.tasks.replace(" ", "").split(","), args.include, args.limit, args.shots, args.template
+        )
 
     command = add_task(
         "exact-match", exact_match, "greedy answers beside the wanted ones: exact match and token F1"

@@ -83,8 +83,10 @@ class Answerer:
         max_new_tokens: int = 96,
         prompts: Sequence[Sequence[int]] | None = None,
         stop: tuple[str, ...] = (),
+        places: Sequence[str] = (),
     ) -> list[str]:
-        """The greedy answer to each conversation. pictures: that the users show. prompts: their token ids.
+        """The greedy answer to each conversation. pictures: that the users show. prompts: their token ids. places:
+        of the conversations, for errors.
 
         Raises BadInput for a file that is no picture, and for a prompt that the context cannot hold.
         """
@@ -116,7 +118,7 @@ class Answerer:
                     )
                     answers.append((i, engine.submit(request)))
                 except BadInput as error:
-                    raise BadInput(f"Item {i + 1}: {error}") from error
+                    raise BadInput(f"{places[i] if places else f'Item {i + 1}'}: {error}") from error
             while answers:
                 take()
         return texts

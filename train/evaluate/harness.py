@@ -16,6 +16,7 @@ from train.input.rows import IGNORED
 try:
     import lm_eval
     from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.tasks import TaskManager
 except ImportError as error:
     raise AdapterError(
@@ -84,10 +85,8 @@ class HarnessModel(TemplateLM):
         texts = [""] * len(requests)
         groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
         for i, request in enumerate(requests):
-            options = request.args[1]
-            until = options.get("until") or ()
-            stop = tuple(filter(None, [until] if isinstance(until, str) else until))
-            groups.setdefault((stop, int(options.get("max_gen_toks", _MAX_NEW_TOKENS))), []).append(i)
+            options = normalize_gen_kwargs(request.args[1], _MAX_NEW_TOKENS)
+            groups.setdefault((tuple(filter(None, options["until"])), options["max_gen_toks"]), []).append(i)
         for (stop, most), members in groups.items():
             room = self.answerer.base.context_length - most
             if room < 1:
@@ -139,7 +138,9 @@ class HarnessTasks:
                     torch_random_seed=seed,
                     fewshot_random_seed=seed,
                 )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except AdapterError:
+            raise
+        except Exception as error:  # of tasks, of their data and of what loads that
             raise AdapterError(
                 f"lm-eval could not run {', '.join(self._names)}. Check the task, and that its data can be had.",
                 first_line(error),

@@ -40,12 +40,15 @@ def mean(values: Sequence[float], seed: int, scale: float = 1.0) -> Figure:
 def ratio(
     sums: Sequence[float], counts: Sequence[int], seed: int, transform: Callable[[float], float] = float
 ) -> Figure:
-    """`transform` of all sums over all counts, such as losses over tokens; items are resampled whole."""
+    """`transform` of all sums over all counts, such as losses over tokens; items are resampled whole. What is too
+    large for a number is infinite.
+    """
     table, n = np.array([sums, counts], dtype=float).T, len(sums)
     generator = np.random.default_rng(seed)
     totals = [table.sum(0), *(table[generator.integers(n, size=n)].sum(0) for _ in range(RESAMPLES))]
-    value, *values = [float(transform(total[0] / total[1])) for total in totals]
-    low, high = np.percentile(values, [2.5, 97.5])
+    with np.errstate(over="ignore", invalid="ignore"):
+        value, *values = [float(transform(total[0] / total[1])) for total in totals]
+        low, high = np.percentile(values, [2.5, 97.5])
     if math.isclose(low, high, rel_tol=1e-5):  # all items are alike, which resampling cannot tell from certainty
         return Figure(value, None, None, n, "bootstrap")
     return Figure(value, float(low), float(high), n, "bootstrap")

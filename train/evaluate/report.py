@@ -26,14 +26,14 @@ class Result:
 
 
 def format_table(systems: Sequence[Result]) -> str:
-    """In Markdown: a line for each row and system, `value ± half of its 95 % interval`, and the item count."""
+    """In Markdown: a line for each row and system, with 95 % intervals, and the item count."""
     columns = list(dict.fromkeys(c for s in systems for row in s.figures.values() for c in row))
     lines = [["", "", *columns, "n"]]
     for row in dict.fromkeys(row for s in systems for row in s.figures):
         for system in systems:
             if (figures := system.figures.get(row)) is not None:
                 n = max(figure.n for figure in figures.values())
-                cells = [_cell(figures[c]) if c in figures else "" for c in columns]
+                cells = [format_figure(figures[c]) if c in figures else "" for c in columns]
                 lines.append([row, system.name, *cells, f"{n:,}"])
     return markdown_table(lines[0], lines[1:], padded=True)
 
@@ -47,12 +47,17 @@ def markdown_table(head: Sequence[str], rows: Iterable[Iterable[str]], padded: b
     return "\n".join(f"| {' | '.join(line)} |" for line in filled)
 
 
-def _cell(figure: Figure) -> str:
-    digits = 1 if figure.value >= 10 else 3
-    value = f"{figure.value:.{digits}f}"
+def format_figure(figure: Figure) -> str:
+    """`value (low to high)`: an interval of a share leans to one side."""
+    value = _number(figure.value)
     if figure.low is None or figure.high is None:
         return value
-    return f"{value} ± {(figure.high - figure.low) / 2:.{digits}f}"
+    return f"{value} ({_number(figure.low)} to {_number(figure.high)})"
+
+
+def _number(value: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{value:,.0f}" if abs(value) >= 999.5 else "0" if abs(value) < 0.001 else f"{value:.3g}"
 
 
 def describe_device(device: torch.device) -> str:

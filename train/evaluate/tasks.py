@@ -1,6 +1,5 @@
 """What can be measured: each task reads its data once and measures one Answerer after another on it."""
 
-import math
 import pydoc_data.topics
 import re
 import string
@@ -8,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
+
+import numpy as np
 
 from adapter.base.llama import Base
 from adapter.base.template import Message, encode_answer, encode_text
@@ -57,6 +58,9 @@ class ScienceQA:
     def measure(self, answerer: Answerer, seed: int) -> Result:
         problems = self.problems
         prompts = [answerer.encode((Message("user", scienceqa.question_text(p) + self.cue),)) for p in problems]
+        for problem, prompt in zip(problems, prompts, strict=True):
+            if len(prompt) > (most := answerer.base.context_length):
+                raise DataError(f"Problem {problem.id} has {len(prompt):,} tokens, and this base reads {most:,}.")
         letters = [
             encode_answer(answerer.base.tokenizer, letter, answerer.template)[0] for letter in scienceqa.LETTERS
         ]
@@ -102,7 +106,8 @@ class ExactMatch:
 
     def measure(self, answerer: Answerer, seed: int) -> Result:
         pictures = [example.picture for example in self.examples]
-        texts = answerer.generate([e.messages for e in self.examples], pictures, self.max_new_tokens)
+        conversations, places = zip(*[(example.messages, example.where) for example in self.examples], strict=True)
+        texts = answerer.generate(conversations, pictures, self.max_new_tokens, places=places)
         pairs = [(text, example.answer) for text, example in zip(texts, self.examples, strict=True)]
         figures = {
             "exact match": share([normalised(answer) == normalised(wanted) for answer, wanted in pairs]),
@@ -154,10 +159,10 @@ class Perplexity:
         for strength in strengths or (answerer.strength,):
             sums, counts = window_losses(replace(answerer, strength=strength), windows)
             row = f"strength {strength:g}" if strengths else "text"
-            figures[row] = {"perplexity": ratio(sums, counts, seed, math.exp)}
+            figures[row] = {"perplexity": ratio(sums, counts, seed, np.exp)}
             if base is not None:
                 more = [after - before for after, before in zip(sums, base, strict=True)]
-                figures[row]["times the base's"] = ratio(more, counts, seed, math.exp)
+                figures[row]["times the base's"] = ratio(more, counts, seed, np.exp)
             elif strengths and strength == 0:
                 base = sums
         return Result(figures)

@@ -329,8 +329,8 @@
   // Back and forward may show a page as it was left; the tab's conversation has gone on since.
   addEventListener("pageshow", (event) => event.persisted && location.reload());
   addEventListener("visibilitychange", async () => {
-    const { changed } = conversations.get(shown.id) ?? {};
-    await refresh().catch(() => {});
+    const { changed = 0 } = conversations.get(shown.id) ?? {};
+    await soon(refresh()).catch(() => {});
     const isBehind = conversations.get(shown.id)?.changed > changed; // another tab has gone on with it
     if (!document.hidden && !isOpening) isBehind ? open(shown.id) : act("awake");
   });

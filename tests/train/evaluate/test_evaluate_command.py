@@ -1,6 +1,7 @@
 """`python -m train.evaluate` as a program: its table and JSON, what it refuses, and lm-eval's tasks through it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -72,6 +73,16 @@ def test_one_command_one_table_one_json(run, folder, tmp_path):
     assert few["name"] == "poet" and few["figures"]["answers"]["exact match"]["n"] == 1
 
 
+def test_what_was_measured_outlives_an_adapter_that_fails(run, folder, tmp_path):
+    config = json.loads((shutil.copytree(folder / "poet", folder / "held") / "config.json").read_text())
+    (folder / "held" / "config.json").write_text(json.dumps({**config, "form": "start: ((("}))
+    words = (*MATCH, folder / "asked.jsonl", "--out", tmp_path / "out.json")
+    printed = run(*words, adapters=("held", "poet"), code=1)
+    assert "Not measured: held." in printed.err
+    assert "held could not be measured: asked.jsonl, line 1: The form" in printed.out, printed.out
+    assert [s["name"] for s in json.loads((tmp_path / "out.json").read_text())["systems"]] == ["bare base", "poet"]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -79,6 +90,8 @@ def test_one_command_one_table_one_json(run, folder, tmp_path):
         (["exact-match", "no.jsonl"], "There is no file or folder 'no.jsonl'."),
         (["exact-match", "no.jsonl", "--seed", "-1"], "--seed must be at least 0, got -1."),
         (["exact-match", "no.jsonl", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0."),
+        (["lm-eval", "--tasks", "a", "--shots", "-1"], "--shots must be at least 0, got -1."),
+        (["forgetting", "--adapter", "tests/train"], "'train' is not an adapter: "),
     ],
 )
 def test_refusals_are_one_line(words, sentence, capsys):
