@@ -112,8 +112,7 @@ def _unpack(files: Sequence[Path], folder: Path) -> tuple[Path, str]:
         for file in files:
             _refuse_pickle(file.name)
             if file.name not in _FILES or (folder / file.name).exists():
-                why = "comes twice" if file.name in _FILES else "is no part of an adapter"
-                raise BadInput(f"'{sanitize(file.name)}' {why}. {_NEEDED}")
+                raise BadInput(f"'{sanitize(file.name)}' is no part of an adapter, or comes twice. {_NEEDED}")
             shutil.copyfile(file, folder / file.name)
         return folder, ""
     if len(files) > 1:

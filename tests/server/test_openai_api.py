@@ -46,12 +46,8 @@ from tests.untrusted_json import ANY_JSON
 COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 HELLO = [{"role": "user", "content": "hello"}]
 GOOD = {"model": "base", "messages": HELLO}
+OF_ELSEWHERE = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "http://127.0.0.1:9/a"}}}
 STATS = GenerationStats(5, 3, 0.0, 0.0, 0.1, cached_tokens=2)
-
-
-def schema_format(schema: Any) -> dict[str, Any]:
-    """A response_format with a JSON schema."""
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
 class Scripted:
@@ -359,7 +355,7 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
         ({"tool_choice": "required", "tools": [TOOL], "presence_penalty": 1}, 400, "no 'presence_penalty'"),
         ({"others": "some"}, 400, "'others': Input should be 'first sentence', 'all' or 'nothing'"),
         ({"mix": {"nobody": 1}}, 400, "nobody"),
-        ({"response_format": schema_format({"$ref": "http://127.0.0.1:9/a"})}, 400, "nothing is fetched"),
+        ({"response_format": OF_ELSEWHERE}, 400, "nothing is fetched"),
         ({"grammar": 'start: "a"', "response_format": {"type": "json_object"}}, 400, "either response_format or"),
     ],
 )

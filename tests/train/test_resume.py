@@ -1,6 +1,5 @@
 """What a resumed run must have in common with the one that was stopped, and which sentence refuses another."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -32,15 +31,10 @@ def weights(folder: Path) -> bytes:
     return (folder / WEIGHTS).read_bytes()
 
 
-def add_a_record(rows: Path) -> None:
-    records = json.loads(rows.read_text())
-    rows.write_text(json.dumps([*records, {"instruction": "60>", "output": "0"}]))
-
-
 @pytest.mark.parametrize(
     "change, more, sentence",
     [
-        (add_a_record, (), "its data has changed since it started"),
+        (lambda rows: rows.write_text(rows.read_text().replace("1>", "61>")), (), "its data has changed since"),
         (lambda _: None, ("data.validation=0.5",), "or which of it is held out"),
         (lambda _: None, ("lr=0.5", "seed=3"), "lr was 0.01 and is 0.5; seed was 0 and is 3"),
     ],

@@ -41,6 +41,7 @@ class Report:
     with_control: int = 0
     truncated: int = 0
     answerless: int = 0
+    repeated: int = 0  # records whose faulty image is listed for another one
     supervised: int = 0
     images: int = 0
 
@@ -81,7 +82,7 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
     """Reads every record, with progress on a terminal. images: whether they are learnt from, so opened."""
     report = Report(len(records), max_length, records.uncaptioned)
     folder = records.path if records.path.is_dir() else records.path.parent
-    seen: set[str] = set()
+    seen: dict[str, bool] = {}  # pictures, and whether they can be read
     for i in tqdm(range(len(records)), desc="check", unit="record", disable=None, leave=False):
         try:
             record = records[i]
@@ -98,9 +99,12 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
         report.truncated += len(ids) > max_length
         report.answerless += len(ids) > max_length and not supervised
         image = record.image
-        if image is None or not images or (key := picture_key(image)) in seen:
+        if image is None or not images:
             continue
-        seen.add(key)
+        if (key := picture_key(image)) in seen:
+            report.repeated += not seen[key]
+            continue
+        seen[key] = False
         report.images += 1
         name: object = image.name
         if isinstance(image, Path):  # its path within the data's folder; of one elsewhere the whole
@@ -111,6 +115,7 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
             continue
         try:
             open_image(picture_source(image))
+            seen[key] = True
         except BadInput as error:
             report.unreadable.append(f"{place}: {error}")
     return report

@@ -27,7 +27,7 @@ def run_html(run: TrainingRun, watched: Sequence[WatchedAnswer] = ()) -> str:
     if not run.saved:
         explanation = texts.UNSAVED.get(run.state, explanation)
     if run.message and run.state in ("failed", "starting"):  # of one that starts: the trainer reads, loads
-        explanation = run.message if run.state == "failed" else f"{run.message.capitalize()}…"
+        explanation = run.message if run.state == "failed" else f"{run.message[:1].upper()}{run.message[1:]}…"
     losses = ""
     if progress.held_out:
         kept = progress.kept(config.save)[1] if run.state == "ended" else None

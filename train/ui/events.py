@@ -80,67 +80,73 @@ class TrainEvents:
         self._asking: set[str] = set()  # runs whose question is being answered
         self._asked: dict[str, str] = {}  # by run: the adapter that was asked last
 
-    # 1. Data. Updates of (sample, upload, preview, plan, the settings, command, start).
+    # 1. Data. Updates of (sample, upload, preview, plan, the settings, command, start). before: the plan so far,
+    # and the settings, of which stays what was typed.
 
-    def choose_sample(self, name: str) -> Updates:
-        return gr.skip(), None, *self._preview(self.samples[name])
+    def choose_sample(self, name: str, *before: Any) -> Updates:
+        return gr.skip(), None, *self._preview(self.samples[name], before)
 
-    def choose_upload(self, upload: str | None) -> Updates:
+    def choose_upload(self, upload: str | None, *before: Any) -> Updates:
         if not upload:
-            return gr.skip(), gr.skip(), *_without_data(texts.NO_DATA)
+            return gr.skip(), gr.skip(), *_without_data(texts.NO_DATA, before)
         path = Path(upload)
-        return None, gr.skip(), *self._preview(_plan_of(path, path.stem))
+        return None, gr.skip(), *self._preview(_plan_of(path, path.stem), before)
 
-    def use_rows(self, rows: str | None) -> Updates:
+    def use_rows(self, rows: str | None, *before: Any) -> Updates:
         """Of rows that were typed: `question => answer`, or with a tab between, as a table is copied."""
         if not rows or not rows.strip():
             raise refusal(texts.NO_ROWS)
         if len(rows) > MAX_TYPED:
             raise refusal(texts.TOO_MANY_ROWS)
-        records, pairs, table = [], 0, [line.split("\t") for line in rows.splitlines()]
+        records, pairs, names, table = [], 0, [], [line.split("\t") for line in rows.splitlines()]
         if "\t" in rows:
             with suppress(csv.Error):  # a table's cells may hold lines
                 table = list(csv.reader(rows.splitlines(True), delimiter="\t", strict=True))
-        for number, cells in enumerate(table):
-            cells = [cell for cell in cells if cell.strip()]
-            if not number and len(cells) > 1 and format_of(dict.fromkeys(map(str.lower, cells), "")):
-                continue  # the heading of a table
-            cells = cells if len(cells) > 1 else "".join(cells).split("=>", 1)
-            record = {name: text for name, text in zip(_PAIR, map(str.strip, cells), strict=False) if text}
+        for number, cells in enumerate([list(map(str.strip, cells)) for cells in table]):
+            heading = [cell.lower() for cell in cells]
+            if not number and len(cells) > 1 and format_of(dict.fromkeys(heading, "")):
+                names = heading
+                continue
+            if not names:
+                cells = [cell for cell in cells if cell]
+                cells = cells if len(cells) > 1 else [cell.strip() for cell in "".join(cells).split("=>", 1)]
+            if len(cells) > len(names or _PAIR):
+                raise refusal(texts.too_many_columns(number + 1, len(cells)))
+            record = {name: text for name, text in zip(names or _PAIR, cells, strict=False) if text}
             records.append(json.dumps(record) if record else "")
             pairs += len(record) > 1
         if not pairs:
             raise refusal(texts.NO_PAIRS)
         path = write_rows(records, texts.TYPED_NAME)
-        return None, str(path), *self._preview(_plan_of(path, path.stem))
+        return None, str(path), *self._preview(_plan_of(path, path.stem), before)
 
-    def use_corrections(self, known: object) -> Updates:
+    def use_corrections(self, known: object, *before: Any) -> Updates:
         """Of the corrections that the chat has collected."""
-        rows = [json.dumps(last_turn(row)) for row in checked(known)]
+        rows = [json.dumps(last_turn(row)) for row in checked(known) if row["messages"][1:]]
         if len(rows) < LEAST:
             raise refusal(texts.train_on_these(LEAST - len(rows)))
         path = write_rows(rows, FILE_NAME)
         # One of eight is held out: where it is no longer answered better, the run ends early.
         plan = _plan_of(path, texts.TAUGHT_NAME, preset="voice", data={"validation": 0.13})
-        return None, str(path), *self._preview(replace(plan, description=texts.TAUGHT))
+        return None, str(path), *self._preview(replace(plan, description=texts.TAUGHT), before)
 
     def count_corrections(self, known: object) -> Any:
         """An update of the button that trains on them."""
         missing = LEAST - len(checked(known))
         return gr.update(interactive=missing <= 0, value=texts.train_on_these(missing))
 
-    def _preview(self, chosen: RunPlan) -> Updates:
+    def _preview(self, chosen: RunPlan, before: Updates) -> Updates:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 data = open_data(chosen.source, Path(folder))
                 shown, template = make_preview(data, self.base)
         except Exception as error:
-            return _without_data(browser_text(readable(error, "a preview of training data")), "error")
-        name = free_name(chosen.name, [*self.store.names(), *self.runs.taken()])
+            return _without_data(browser_text(readable(error, "a preview of training data")), before, "error")
         question = chosen.question if chosen.picture or not data.pictures else ""
-        plan = replace(chosen, pictures=data.pictures, template=template, base=self.base)
+        plan = replace(chosen, pictures=data.pictures, template=template, base=self.base, question=question)
+        plan = replace(plan, name=free_name(chosen.name, [*self.store.names(), *self.runs.taken()]))
         default = plan.recipe(Path("x")).train
-        settings = name, chosen.description, question, default.steps, default.lr
+        settings = *_typed(before, plan), default.steps, default.lr
         return shown, plan, *settings, *self.describe(plan, *settings)
 
     # 2. The settings.
@@ -165,7 +171,7 @@ class TrainEvents:
             return gr.update(interactive=False, value=texts.running(running))
         return gr.update(interactive=plan is not None, value=texts.START)
 
-    # 3. The run. Updates of (its picker, how it is, its buttons, start, timer).
+    # 3. The run. Updates of (its picker, how it is, its buttons, command, start, timer).
 
     def start(self, owner: str, plan: RunPlan | None, request: gr.Request, *values: Any) -> Updates:
         with errors_as_toasts("the start of a training run"):
@@ -204,7 +210,7 @@ class TrainEvents:
         self, name: str | None, owner: str, plan: RunPlan | None, request: gr.Request, *values: Any
     ) -> Updates:
         """name: None for the run that is running. values: of the settings."""
-        _, start = self.describe(plan, *values)
+        described = self.describe(plan, *values)
         names, running = self.runs.names(), self.runs.running()
         ordered = [one for one in (name, running) if one in names] + names
         run = next((run for one in ordered if (run := self.runs.get(one))), None)  # but for what cannot be read
@@ -213,11 +219,11 @@ class TrainEvents:
         picker = gr.skip() if name == shown else gr.update(choices=names, value=shown, visible=len(names) > 1)
         timer = gr.Timer(TICK if running else SLOW_TICK, active=True)
         if run is None:
-            return picker, notice_html(texts.NOTHING_YET), *[_HIDDEN] * 4, start, timer
+            return picker, notice_html(texts.NOTHING_YET), *[_HIDDEN] * 4, *described, timer
         own, done = self._may_change(run.record, owner), bool(run.adapter) and not run.alive
         return (
             picker,
-            run_html(run, self._watched(run, client_of(request)) if own else ()),
+            run_html(run, self._watched(run, client_of(request))) if own else run_html(replace(run, message="")),
             gr.update(
                 value=texts.STOP if run.alive else texts.GO_ON,
                 visible=own and run.state != "ended",
@@ -230,7 +236,7 @@ class TrainEvents:
             ),
             self._download(run) if done else _HIDDEN,
             gr.update(visible=own and done and (self.sign_in or not self.public)),
-            start,
+            *described,
             timer,
         )
 
@@ -345,11 +351,19 @@ def _digest(owner: str) -> str:
 
 
 def _plan_of(path: Path, name: str, **settings: Any) -> RunPlan:
-    shown = path.name.removesuffix(".zip")  # the trainer reads the folder that is in it
+    shown = path.stem if path.suffix.lower() == ".zip" else path.name  # the trainer reads the folder that is in it
     return RunPlan(path, shown, settings=settings, name=name, question=texts.WATCHED_QUESTION)
 
 
-def _without_data(why: str, kind: str = "empty") -> Updates:
+def _without_data(why: str, before: Updates, kind: str = "empty") -> Updates:
     """Updates of (preview, plan, the settings, command, start)."""
-    settings = "", "", "", gr.skip(), gr.skip()
+    settings = *_typed(before, None), gr.skip(), gr.skip()
     return notice_html(why, kind), None, *settings, texts.NO_COMMAND, gr.update(interactive=False)
+
+
+def _typed(before: Updates, plan: RunPlan | None) -> list[str]:
+    """Name, description and question: as typed, or as the plan proposes. before: a plan, and the settings."""
+    former, *typed = before[:4] or (None, "", "", "")
+    old, new = ([one.name, one.description, one.question] if one else [""] * 3 for one in (former, plan))
+    parts = zip(typed, old, new, strict=True)
+    return [wanted if text in (proposed, "", None) else text for text, proposed, wanted in parts]

@@ -126,7 +126,7 @@ def make_preview(data: TrainingData, base: str) -> tuple[str, str]:
     tokenizer, template = _tokenizer(base)
     report = make_report(data.records, Tokeniser(tokenizer, template, MAX_LENGTH), MAX_LENGTH, data.pictures)
     faults = [*report.broken, *report.missing, *report.unreadable]
-    usable = max(report.records - report.answerless - len(faults), 0)
+    usable = max(report.records - report.answerless - len(faults) - report.repeated, 0)
     if usable < MIN_RECORDS:
         raise BadInput(f"{texts.too_few(data.name, usable, MIN_RECORDS)}\n{report}")
     few = f"<p>{html.escape(texts.few_records(usable))}</p>" if usable < FEW_RECORDS else ""

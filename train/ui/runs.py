@@ -30,7 +30,7 @@ from train.ui.plan import ROOT
 
 DEFAULT_FOLDER = ROOT / "runs"  # where `python -m train` puts a run without --out
 RECORD, RECIPE, DATA, WATCHED = "run.json", "recipe.yaml", "data", "watched.json"
-MESSAGES, LOG = "messages.txt", "log.txt"  # what the trainer says to visitors, and all else that it prints
+MESSAGES, LOG = "messages.txt", "log.txt"  # what the latest trainer says to visitors; what else all have printed
 NICENESS = 10  # of the trainer, so that the chat's threads run first
 CLOSE_SECONDS = 8.0  # Docker kills after ten
 _START_TOLERANCE = 5.0  # seconds by which a clock adjustment may shift a process's start time
@@ -246,6 +246,7 @@ class TrainingRuns:
             run = self.get(name)
             if run is None or run.state == "ended":
                 raise BadInput("There is nothing to go on with. Start a new run.")
+            check_name(name, [other for other in self.taken() if other != name])
             self._launch(name, dataclasses.replace(run.record, stop=False), resume=run.saved)
 
     def stop(self, name: str) -> None:
@@ -299,7 +300,7 @@ class TrainingRuns:
         idle = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
         # Of visitors' pictures nothing is kept outside of their runs, unless the server's owner wants it.
         environment = {SIZE_VARIABLE: "0", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **idle}
-        with self._child_lock, open(folder / MESSAGES, "ab") as messages, open(folder / LOG, "ab") as log:
+        with self._child_lock, open(folder / MESSAGES, "wb") as messages, open(folder / LOG, "ab") as log:
             if self._closed:
                 raise Busy("The server is going down. Start the run when it is up again.")
             # In a session of its own: Ctrl-C goes to the server only, which then asks the trainer to stop.

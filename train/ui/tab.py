@@ -19,7 +19,7 @@ from train.ui.runs import TrainingRuns
 STYLE_SHEET = Path(__file__).parent / "static" / "train.css"
 # A preview takes seconds of a core: two at a time over all visitors.
 PREVIEW = {"concurrency_id": "train-data", "concurrency_limit": 2, "trigger_mode": "always_last"}
-_OPEN_TAB = "rows => { document.querySelector('#tabs [data-tab-id=train]').click(); return [rows]; }"
+_OPEN_TAB = "(...values) => { document.querySelector('#tabs [data-tab-id=train]').click(); return values; }"
 _OWNER = """() => {
   const key = "llama-adapter:owner";
   const secret = localStorage.getItem(key) || crypto.getRandomValues(new Uint32Array(4)).join("-");
@@ -63,32 +63,33 @@ def train_tab(
                 run = _run(handlers, owner)
     prepared = [data["sample"], data["upload"], data["preview"], planned, *settings, command, start]
     event = {"show_progress": "minimal", "show_progress_on": data["preview"], **PREVIEW, **PRIVATE}
-    data["sample"].input(handlers.choose_sample, data["sample"], prepared, **event)
+    before = [planned, *settings]
+    data["sample"].input(handlers.choose_sample, [data["sample"], *before], prepared, **event)
     uploads = [data["upload"].upload, data["upload"].clear]
-    gr.on(uploads, handlers.choose_upload, data["upload"], prepared, **event)
-    data["use_rows"].click(handlers.use_rows, data["rows"], prepared, **event)
+    gr.on(uploads, handlers.choose_upload, [data["upload"], *before], prepared, **event)
+    data["use_rows"].click(handlers.use_rows, [data["rows"], *before], prepared, **event)
     known = chat.corrections.known
-    teach.click(handlers.use_corrections, known, prepared, js=_OPEN_TAB, **event)
+    teach.click(handlers.use_corrections, [known, *before], prepared, js=_OPEN_TAB, **event)
     gr.on([page.load, known.change], handlers.count_corrections, known, teach, **NEWEST)
     changes = [component.change for component in settings]
-    gr.on(changes, handlers.describe, [planned, *settings], [command, start], **NEWEST)
-    _connect_run(handlers, run, start, [owner, planned], settings, tabs, chat)
+    gr.on(changes, handlers.describe, before, [command, start], **NEWEST)
+    _connect_run(handlers, run, [command, start], [owner, planned], settings, tabs, chat)
 
 
 def _connect_run(
     handlers: TrainEvents,
     run: Parts,
-    start: gr.Button,
+    described: list[Any],
     states: list[Any],
     settings: list[Any],
     tabs: gr.Tabs,
     chat: TabParts,
 ) -> None:
-    """states: the visitor's secret and the plan."""
+    """described: the command and the button that starts it; states: the visitor's secret and the plan."""
     timer, name = gr.Timer(SLOW_TICK, active=False), run["which"]
-    inputs, shown = [name, *states, *settings], [*run.values(), start, timer]
+    inputs, shown = [name, *states, *settings], [*run.values(), *described, timer]
     event = {"show_progress_on": run["html"], **PREVIEW, **PRIVATE, "trigger_mode": "once"}
-    start.click(handlers.start, [*states, *settings], shown, **event)
+    described[1].click(handlers.start, [*states, *settings], shown, **event)
     run["stop"].click(handlers.stop_or_go_on, [run["stop"], *inputs], shown, **QUEUED)
     gr.on([timer.tick, name.input], handlers.panel, inputs, shown, **NEWEST)
 

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from train.formats import sources
 from train.formats.dataset import DataError, open_records
 
-ALPACA = {"instruction": "Add.", "input": "2 and 3", "output": "5"}
-
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
     path = folder / name

@@ -86,7 +86,7 @@ def test_a_run_that_is_removed_meanwhile(reads: int, tmp_path: Path, monkeypatch
         return stat(path, *arguments, **more)
 
     monkeypatch.setattr(os, "stat", removing_stat)
-    assert len(tab.panel("echo", "", None, event_request())) == 8
+    assert len(tab.panel("echo", "", None, event_request())) == 9
     assert left <= 0 and texts.NOTHING_YET in tab.panel("echo", "", None, event_request())[1]
     assert tab.runs.get("echo") is None and tab.runs.taken() == []
 
@@ -200,10 +200,14 @@ def test_a_run_is_stopped_resumed_and_found_by_other_servers(
     restarted.stop("echo")
     run = stub.wait_for_end()
     assert run.state == "stopped" and run.saved and run.adapter and run.progress.step == 10
-    # That server resumes it, to the end.
+    (stub.folder / "Echo").mkdir()
+    with pytest.raises(BadInput, match="already"):  # two names that differ by case alone
+        restarted.resume("echo")
+    (stub.folder / "Echo").rmdir()
+    # That server resumes it, to the end. Old metrics do not make it "training", nor old messages "stopped".
     restarted.resume("echo")
     run = stub.get()
-    assert run.state == "starting" and run.progress.step == 10  # old metrics do not make it "training"
+    assert run.state == "starting" and run.progress.step == 10 and "stopped" not in run.message
     (stub.folder / "echo" / "go").touch()
     run = stub.wait_for_end()
     assert not (stub.folder / "echo" / DATA).exists()

@@ -54,10 +54,14 @@ def test_forged_values_start_nothing_and_show_a_toast(
 
 def test_chosen_data_fills_the_settings(tab: TrainEvents) -> None:
     sample = next(iter(tab.samples))
-    *_, shown, _, name, _, question, _, _, command, start = tab.choose_sample(sample)
+    *_, shown, _, name, _, question, _, _, command, start = tab.choose_sample(sample, None, "", "", "")
     assert "records" in shown and name == f"my-{sample}" and question and start["interactive"]
     plan, settings = tab.choose_sample(sample)[3], ("a b", *tab.choose_sample(sample)[5:9])
-    assert tab.panel(None, "", plan, event_request(), *settings)[6]["interactive"] is False
+    why, start = tab.panel(None, "", plan, event_request(), *settings)[6:8]
+    assert "letters, digits" in why and start["interactive"] is False
+    former = plan, "mine", plan.description, "Mine?", 40, 0.004  # two of them typed
+    for updates in (tab.choose_upload("gone.csv", *former), tab.choose_upload(None, *former)):
+        assert updates[4:7] == ("mine", "", "Mine?")
     assert command.startswith("python -m train data=assets/samples/") and f"name=my-{sample}" in command
     rows = "Who are you?=>A pirate, arr => arr!\n\n" + "\n".join(f"{i}?\tArr {i}!" for i in range(4))
     _, path, shown, typed, name, *_ = tab.use_rows(rows)
@@ -74,13 +78,14 @@ def test_chosen_data_fills_the_settings(tab: TrainEvents) -> None:
         tab.use_rows("no arrow\nnone here")
     with pytest.raises(gr.Error, match="more than 100,000 characters"):
         tab.use_rows("a => b\n" * 20_000)
-    headed = Path(tab.use_rows("Question\tAnswer\nWho?\tI.\n")[1]).read_text()
-    assert "Who?" in headed and "Question" not in headed
+    headed = Path(tab.use_rows("Id\tAnswer\tQuestion\n1\tI.\tWho?\n")[1]).read_text()
+    assert json.loads(headed) == {"id": "1", "answer": "I.", "question": "Who?"}
+    with pytest.raises(gr.Error, match="Row 2 has 3 columns"):
+        tab.use_rows("a\tb\na\tb\tc\n")
     assert "5 records with control tokens" in tab.use_rows("\n".join(f"{i}? => {i}<end>" for i in range(5)))[2]
     assert tab.describe(typed, "mine", "", "", 80, 0.01)[0].count("steps=80") == 1
-    for bad, message in (("-rf", "letters, digits"), ("Poet", "already")):
-        problem, start = tab.describe(typed, bad, "", "", 40, 0.004)
-        assert message in problem and not start["interactive"]
+    problem, start = tab.describe(typed, "Poet", "", "", 40, 0.004)
+    assert "already" in problem and not start["interactive"]
 
 
 def signed_in(token: str) -> gr.OAuthToken:
@@ -110,13 +115,14 @@ def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publis
     html, stop = 1, 2  # their places in the panel
     wait_until(lambda: public.runs.watched("mine"))  # the base was asked in a thread of its own
     public.runs.add_watched("mine", WatchedAnswer(0, "Nobody."))
+    (tmp_path / "runs" / "mine" / "messages.txt").write_text("error: my.csv, line 3")
     panel = public.panel("mine", owner, None, me)
-    assert "Who am I?" in panel[html] and "Nobody." in panel[html] and panel[stop]["visible"]
+    assert all(said in panel[html] for said in ("Who am I?", "Nobody.", "my.csv")) and panel[stop]["visible"]
     assert panel[stop]["value"] == texts.GO_ON  # without a process
     for stranger in ("", "x", []):
         for pressed in (texts.STOP, texts.GO_ON):
             panel = public.stop_or_go_on(pressed, "mine", stranger, None, me)  # type: ignore[arg-type]
-            assert not panel[stop]["visible"] and "Who am I?" not in panel[html]
+            assert not panel[stop]["visible"] and "Who am I?" not in panel[html] and "my.csv" not in panel[html]
         assert public.publish("mine", stranger, "somebody/mine", signed_in("hf_stranger")) == ""  # type: ignore[arg-type]
         assert toasts == [texts.NOT_YOURS] * 3 and not stopped
         toasts.clear()
