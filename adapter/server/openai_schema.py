@@ -501,7 +501,7 @@ def _conversation(
     newest = None
     for index, message in enumerate(messages):
         where = f"messages[{index}].content"
-        texts = [p.refusal if p.type == "refusal" else p.text for p in message.content if p.type != "image_url"]
+        texts = [getattr(part, part.type) for part in message.content if part.type != "image_url"]
         text = "\n".join([*texts, *(call.function.arguments for call in message.tool_calls)])
         urls = [part.image_url.url for part in message.content if part.image_url and part.type == "image_url"]
         check_length(text)

@@ -202,7 +202,7 @@ def stream(
                 if event.is_output:
                     progress.add(event)
             text, writing = progress.text or (begun.text if begun else ""), event.stats is None
-            # Of one that was cut its length: unless a word was chosen, the settings give this text again.
+            # Of a cut answer max_tokens is its length: these settings write it again, unless a word was chosen.
             longest = settings.max_tokens if event.finish_reason == "stop" else 1
             used = settings.replace(max_tokens=min(max(longest, len(progress.token_ids)), MAX_TOKENS))
             record = AnswerRecord(used)

@@ -12,6 +12,8 @@ from adapter.method.checkpoint import CARD, WEIGHTS
 from train.__main__ import main
 from train.run_folder import CHECKPOINTS, STATE, RunFolder
 
+MORE = ', {"instruction": "60>", "output": "0"}]'  # the end of a file with one more record
+
 
 @pytest.fixture
 def refused_before_loading(run, monkeypatch, capsys) -> Callable[..., str]:
@@ -34,7 +36,7 @@ def weights(folder: Path) -> bytes:
 @pytest.mark.parametrize(
     "change, more, sentence",
     [
-        (lambda rows: rows.write_text(rows.read_text().replace("1>", "61>")), (), "its data has changed since"),
+        (lambda rows: rows.write_text(rows.read_text()[:-1] + MORE), (), "its data has changed since it started"),
         (lambda _: None, ("data.validation=0.5",), "or which of it is held out"),
         (lambda _: None, ("lr=0.5", "seed=3"), "lr was 0.01 and is 0.5; seed was 0 and is 3"),
     ],

@@ -192,9 +192,8 @@ def _parser() -> argparse.ArgumentParser:
     def harness(args: argparse.Namespace) -> Task:
         from train.evaluate.harness import HarnessTasks  # an extra, and seconds to import
 
-        return HarnessTasks(
-            args.tasks.replace(" ", "").split(","), args.include, args.limit, args.shots, args.template
-        )
+        names = args.tasks.replace(" ", "").split(",")
+        return HarnessTasks(names, args.include, args.limit, args.shots, args.template)
 
     command = add_task(
         "exact-match", exact_match, "greedy answers beside the wanted ones: exact match and token F1"

@@ -106,8 +106,9 @@ class ExactMatch:
 
     def measure(self, answerer: Answerer, seed: int) -> Result:
         pictures = [example.picture for example in self.examples]
-        conversations, places = zip(*[(example.messages, example.where) for example in self.examples], strict=True)
-        texts = answerer.generate(conversations, pictures, self.max_new_tokens, places=places)
+        places = [example.where for example in self.examples]
+        asked = [example.messages for example in self.examples]
+        texts = answerer.generate(asked, pictures, self.max_new_tokens, places=places)
         pairs = [(text, example.answer) for text, example in zip(texts, self.examples, strict=True)]
         figures = {
             "exact match": share([normalised(answer) == normalised(wanted) for answer, wanted in pairs]),

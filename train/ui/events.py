@@ -103,9 +103,8 @@ class TrainEvents:
             with suppress(csv.Error):  # a table's cells may hold lines
                 table = list(csv.reader(rows.splitlines(True), delimiter="\t", strict=True))
         for number, cells in enumerate([list(map(str.strip, cells)) for cells in table]):
-            heading = [cell.lower() for cell in cells]
-            if not number and len(cells) > 1 and format_of(dict.fromkeys(heading, "")):
-                names = heading
+            if not number and len(cells) > 1 and format_of(dict.fromkeys(map(str.lower, cells), "")):
+                names = [cell.lower() for cell in cells]
                 continue
             if not names:
                 cells = [cell for cell in cells if cell]

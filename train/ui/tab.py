@@ -73,23 +73,24 @@ def train_tab(
     gr.on([page.load, known.change], handlers.count_corrections, known, teach, **NEWEST)
     changes = [component.change for component in settings]
     gr.on(changes, handlers.describe, before, [command, start], **NEWEST)
-    _connect_run(handlers, run, [command, start], [owner, planned], settings, tabs, chat)
+    _connect_run(handlers, run, command, start, [owner, planned], settings, tabs, chat)
 
 
 def _connect_run(
     handlers: TrainEvents,
     run: Parts,
-    described: list[Any],
+    command: gr.Textbox,
+    start: gr.Button,
     states: list[Any],
     settings: list[Any],
     tabs: gr.Tabs,
     chat: TabParts,
 ) -> None:
-    """described: the command and the button that starts it; states: the visitor's secret and the plan."""
+    """states: the visitor's secret and the plan."""
     timer, name = gr.Timer(SLOW_TICK, active=False), run["which"]
-    inputs, shown = [name, *states, *settings], [*run.values(), *described, timer]
+    inputs, shown = [name, *states, *settings], [*run.values(), command, start, timer]
     event = {"show_progress_on": run["html"], **PREVIEW, **PRIVATE, "trigger_mode": "once"}
-    described[1].click(handlers.start, [*states, *settings], shown, **event)
+    start.click(handlers.start, [*states, *settings], shown, **event)
     run["stop"].click(handlers.stop_or_go_on, [run["stop"], *inputs], shown, **QUEUED)
     gr.on([timer.tick, name.input], handlers.panel, inputs, shown, **NEWEST)
 

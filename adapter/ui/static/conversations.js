@@ -79,6 +79,7 @@
   const learn = (record) => {
     if (!(conversations.get(record.id)?.changed > record.changed)) conversations.set(record.id, record); // no room for it
   };
+  const stored = (id) => soon(transact("readonly", (records) => records.get(id))).catch(() => {});
   const refresh = async () => (await transact("readonly", (records) => records.getAll())).forEach(learn);
   // All that is kept, read once, without what was deleted long ago. Two requests of one transaction see the same state:
   // no picture of what another tab is writing is removed.
@@ -212,7 +213,7 @@
     }
     const { id, unsaved } = shown;
     await soon(writing);
-    const found = await soon(transact("readonly", (records) => records.get(id))).catch(() => {});
+    const found = await stored(id);
     if (found) learn(found);
     const record = conversations.get(id);
     const panel = record?.settings ?? (page.restored ? null : parse(own.getItem(SETTINGS) ?? shared.getItem(SETTINGS)));
@@ -329,10 +330,9 @@
   // Back and forward may show a page as it was left; the tab's conversation has gone on since.
   addEventListener("pageshow", (event) => event.persisted && location.reload());
   addEventListener("visibilitychange", async () => {
-    const { changed = 0 } = conversations.get(shown.id) ?? {};
-    await soon(refresh()).catch(() => {});
-    const isBehind = conversations.get(shown.id)?.changed > changed; // another tab has gone on with it
-    if (!document.hidden && !isOpening) isBehind ? open(shown.id) : act("awake");
+    if (document.hidden || isOpening) return;
+    const isBehind = (await stored(shown.id))?.changed > (conversations.get(shown.id)?.changed ?? 0); // another tab's
+    if (!isOpening) isBehind ? open(shown.id) : act("awake");
   });
   const copyText = async (text) => navigator.clipboard?.writeText(text).then(() => true, () => false) ?? false;
 

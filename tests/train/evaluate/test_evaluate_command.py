@@ -76,11 +76,11 @@ def test_one_command_one_table_one_json(run, folder, tmp_path):
 def test_what_was_measured_outlives_an_adapter_that_fails(run, folder, tmp_path):
     config = json.loads((shutil.copytree(folder / "poet", folder / "held") / "config.json").read_text())
     (folder / "held" / "config.json").write_text(json.dumps({**config, "form": "start: ((("}))
-    words = (*MATCH, folder / "asked.jsonl", "--out", tmp_path / "out.json")
-    printed = run(*words, adapters=("held", "poet"), code=1)
+    asked, out = folder / "asked.jsonl", tmp_path / "out.json"
+    printed = run(*MATCH, asked, "--out", out, adapters=("held", "poet"), code=1)
     assert "Not measured: held." in printed.err and "| 0 (0 to 65.8) |" in printed.out  # Wilson's of 0 of 2
     assert "held could not be measured: asked.jsonl, line 1: The form" in printed.out, printed.out
-    assert [s["name"] for s in json.loads((tmp_path / "out.json").read_text())["systems"]] == ["bare base", "poet"]
+    assert [s["name"] for s in json.loads(out.read_text())["systems"]] == ["bare base", "poet"]
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_images_are_opened_once_each_and_faults_named(tmp_path):
     data = records(tmp_path, *(record(3, 2, image=name) for name in names), record(3, 2))
     report = report_on(data, 10)
     assert (report.images, len(report.missing), len(report.unreadable), report.repeated) == (7, 4, 2, 1)
-    assert report.missing[0] == "gone.png (data.jsonl, line 2)"
+    assert not report.clean and report.missing[0] == "gone.png (data.jsonl, line 2)"
     assert report.unreadable[0].startswith("text.png (data.jsonl, line 3): ")
 
 

@@ -60,6 +60,7 @@ def test_chosen_data_fills_the_settings(tab: TrainEvents) -> None:
     why, start = tab.panel(None, "", plan, event_request(), *settings)[6:8]
     assert "letters, digits" in why and start["interactive"] is False
     former = plan, "mine", plan.description, "Mine?", 40, 0.004  # two of them typed
+    assert tab.choose_sample(sample, *former)[4:7] == ("mine", plan.description, "Mine?")
     for updates in (tab.choose_upload("gone.csv", *former), tab.choose_upload(None, *former)):
         assert updates[4:7] == ("mine", "", "Mine?")
     assert command.startswith("python -m train data=assets/samples/") and f"name=my-{sample}" in command

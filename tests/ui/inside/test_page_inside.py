@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 from urllib.request import urlopen
 
@@ -165,14 +164,13 @@ def test_gates_are_painted_and_the_answer_is_written_beside(inside: InsideVisito
     assert panel.locator("td.loud").count() == 1
     assert visitor.answers()[-1] == original, "the conversation is what it was"
     # Another answer has its own gates.
-    charted = partial(panel.locator(".tokens").get_attribute, "data-key")
     newest = visitor.ask("And the sea?")
     rewritten.wait_for(state="detached")
     panel.locator("td.shut").first.wait_for(state="detached")
     inside.wait_for_charts(newest)
     # Where it has read other words, it has other charts.
-    key = charted()
+    key = panel.locator(".tokens").get_attribute("data-key")
     page.locator(f'#chat [title="{texts.SAY_IT_LIKE_THIS}"]').first.click()
     page.locator("#chat textarea.edit-textarea").fill("Arr! Because.")
     page.keyboard.press("Enter")
-    wait_until(lambda: charted() not in (key, None))
+    wait_until(lambda: panel.locator(".tokens").get_attribute("data-key") not in (key, None))
