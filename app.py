@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import sys
-import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,21 +118,22 @@ def make_loader(
             report(f"Fetching and converting {name}, the first time only")
             embedded.base_folder()
         if arguments.cluster:
-            report(f"Starting replicas of {base_label(name)}")
+            starts = arguments.cluster == "local"
+            report(f"Starting replicas of {base_label(name)}" if starts else "Joining the cluster")
             settings = arguments.quantization, arguments.cache_bytes, arguments.replicas
             try:
                 from adapter.cluster.engine import connect
             except ImportError as error:
                 needs = "--cluster needs Ray: pip install '.[cluster]' in the folder of this program."
                 raise LoadError(needs, str(error)) from error
-            return connect(arguments.cluster, name, *settings, adapters, arguments.keep_packed)
+            return connect(arguments.cluster, name, *settings, adapters)
         report(f"Loading {base_label(name)}")
         if place.zero_gpu:
             from adapter.server.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
 
             base = load_for_zero_gpu(name, arguments.quantization)
             return ZeroGpuEngine(base, adapters, spaces.GPU, gr.Error)
-        base = load_base(name, arguments.quantization, keep_packed=arguments.keep_packed)
+        base = load_base(name, arguments.quantization)
         return Engine(base, adapters, cache_bytes=arguments.cache_bytes)
 
     def load_lean(report: Callable[[str], None]) -> ServingEngine:
@@ -222,7 +223,9 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         print(deployment.describe_access(place), flush=True)
         if not place.zero_gpu:
             provider.start()
-        threading.Event().wait()
+        while True:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray takes it away
+            time.sleep(1)
     finally:
         close(page, provider, runs, uploads)
     return 0

@@ -358,8 +358,9 @@ class Job:
             also = " and the loss scale of fp16 halved" if self.scaler.is_enabled() else ""
             self._log(f"warning: a gradient is not finite at step {progress.step + 1}; the step is left out{also}")
             if progress.not_finite == min(_MOST_NOT_FINITE, config.steps):
-                text = f"{progress.not_finite} steps in a row had a gradient that is not finite. Use a smaller lr,"
-                raise TrainError(f"{text} or clip_norm: 1.", f"the last save is in {self.folder.path}")
+                text = f"{progress.not_finite} steps in a row had a gradient that is not finite."
+                remedy = "Use a smaller learning rate (lr), or clip_norm: 1."
+                raise TrainError(f"{text} {remedy}", f"the last save is in {self.folder.path}")
         else:
             progress.not_finite = 0
             if supervised:

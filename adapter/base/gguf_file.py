@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -20,13 +20,12 @@ from adapter.base.hf_folder import meta_to_hf_rotary, tensor_shapes, write_confi
 from adapter.errors import LoadError, first_line
 
 # Part of a conversion's identity: increase it when what is written changes.
-_REVISION = 3
+_REVISION = 4
 _ROPE_FACTORS = "rope_freqs.weight"
-_CONTROL_TOKEN = 3  # GGUF's token type of <|im_end|> and its like
 # A GGUF file only names its pre-tokenizer. These split digits one by one and then work like GPT-2's, which
 # transformers' own conversion does not know.
 _SPLIT_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-# transformers converts these correctly; any other name would silently give wrong tokens.
+# transformers cuts these correctly; any other name would silently give wrong tokens.
 _CONVERTIBLE = {"gpt-2", "dbrx", "smaug-bpe"}
 # These too, but for two rules of llama.cpp: a text begins with the BOS token, unless the file says otherwise, and
 # a word that is in the vocabulary is one token.
@@ -238,46 +237,57 @@ class GgufBase:
         return torch.from_numpy(values if values.flags.writeable else values.copy())
 
     def _tokenizer(self) -> Any:
-        if "tokenizer.ggml.tokens" not in self._metadata:
+        metadata = self._metadata
+        if "tokenizer.ggml.tokens" not in metadata:
             raise self._refusal(f"holds no tokenizer. {_REMEDY}")
-        kind, cut = (self._metadata.get(f"tokenizer.ggml.{field}") for field in ("model", "pre"))
-        if kind == "gpt2" and cut in _SPLIT_DIGITS:
-            tokenizer = self._single_digit_tokenizer()
-        elif kind == "llama" or (kind == "gpt2" and cut in _CONVERTIBLE | _WITH_BOS):
-            try:
-                with_bos = {"add_bos_token": True} if kind == "gpt2" and cut in _WITH_BOS else {}
-                tokenizer = AutoTokenizer.from_pretrained(self._file.parent, gguf_file=self._file.name, **with_bos)
-                if with_bos:
-                    tokenizer.backend_tokenizer.model.ignore_merges = True
-            except Exception as error:  # a foreign vocabulary can make the conversion raise anything
-                raise self._refusal(f"has a tokenizer that cannot be converted. {_REMEDY}") from error
-        else:
+        kind, cut = (metadata.get(f"tokenizer.ggml.{field}") for field in ("model", "pre"))
+        if kind != "llama" and (kind != "gpt2" or cut not in _SPLIT_DIGITS | _CONVERTIBLE | _WITH_BOS):
             raise self._refusal(
                 f"has a tokenizer ({kind} with pre-tokenizer {cut}) that is not known here. {_REMEDY}"
             )
+        try:
+            tokenizer = self._converted_tokenizer(kind, cut)
+        except Exception as error:  # a foreign vocabulary can make the conversion raise anything
+            raise self._refusal(f"has a tokenizer that cannot be converted. {_REMEDY}") from error
         if len(tokenizer) > self.config.vocab_size:
             raise self._refusal(
                 f"has {len(tokenizer)} tokens and embeddings for {self.config.vocab_size}. {_REMEDY}"
             )
         return tokenizer
 
-    def _single_digit_tokenizer(self) -> Any:
-        metadata = self._metadata
-        tokens = metadata["tokenizer.ggml.tokens"]
-        merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-        core = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
-        # Digits are split one by one before GPT-2's pattern applies: the blank line before "1." is one token.
-        core.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    def _converted_tokenizer(self, kind: str, cut: str | None) -> Any:
+        """transformers' conversion, where that differs from llama.cpp as there."""
+        metadata, tokens = self._metadata, self._metadata["tokenizer.ggml.tokens"]
+        converted = AutoTokenizer.from_pretrained(
+            self._file.parent, gguf_file=self._file.name, trust_remote_code=False
         )
-        core.decoder = decoders.ByteLevel()
+        parts = json.loads(converted.backend_tokenizer.to_str())
+        parts["post_processor"] = None
+        # It gives a vocabulary without them the special tokens of GPT-2 or Llama 1, behind the last one.
+        parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] < len(tokens)]
+        parts["model"]["ignore_merges"] = cut in _WITH_BOS
+        if kind == "llama":  # a space before each text between control tokens, also before one that has a space
+            spaced = metadata.get("tokenizer.ggml.add_space_prefix", True)
+            prepend, replace = normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")
+            parts["pre_tokenizer"] = None
+            if not spaced:
+                parts["decoder"]["decoders"] = [d for d in parts["decoder"]["decoders"] if d["type"] != "Strip"]
+        core = Tokenizer.from_str(json.dumps(parts))
+        if kind == "llama":
+            core.normalizer = normalizers.Sequence([prepend, replace] if spaced else [replace])
+        elif cut in _SPLIT_DIGITS:
+            # Digits are split one by one before GPT-2's pattern applies: the blank line before "1." is one token.
+            core.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            )
         named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
         numbers = {short: metadata.get(f"tokenizer.ggml.{long}_token_id") for short, long in named.items()}
-        kinds = metadata["tokenizer.ggml.token_type"]
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=core,
             **{f"{short}_token": tokens[number] for short, number in numbers.items() if number is not None},
-            extra_special_tokens=[t for t, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL_TOKEN],
+            extra_special_tokens=[token["content"] for token in parts["added_tokens"] if token["special"]],
+            add_bos_token=metadata.get("tokenizer.ggml.add_bos_token", kind == "llama" or cut in _WITH_BOS),
+            add_eos_token=metadata.get("tokenizer.ggml.add_eos_token", False),
             model_max_length=metadata["llama.context_length"],
             clean_up_tokenization_spaces=False,
         )

@@ -1,19 +1,18 @@
 """The frozen base: loading, quantising, and running it with adaption prompts as arguments of the call."""
 
 import contextlib
+import copy
 import hashlib
-import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict, snapshot_download, try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -23,10 +22,8 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaRota
 
 from adapter.base import embedded, memory
 from adapter.base.decoder import adapt
-from adapter.base.disk_cache import MANIFEST, build_once, cache_dir, is_built
 from adapter.base.gguf_file import find_gguf, gguf_config, gguf_folder
 from adapter.base.hf_folder import (
-    SHARD_BYTES,
     WEIGHT_FILES,
     StoredMatrix,
     stored_tensors,
@@ -34,7 +31,8 @@ from adapter.base.hf_folder import (
     tensor_shapes,
 )
 from adapter.base.packed.integer_product import compile_products
-from adapter.base.packed.quantize import REVISION, PackedEmbedding, PackedLinear, pack, quantize_linears
+from adapter.base.packed.quantize import PackedEmbedding, pack, quantize_linears
+from adapter.base.template import Message, default_template, encode_prompt
 from adapter.base.threads import available_cores
 from adapter.errors import LoadError, first_line
 from adapter.method.attention import PromptKV
@@ -47,7 +45,6 @@ for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 _ATTENTION = "sdpa"  # whose masks our layers take
-_DISK_TO_SPARE = 10**9  # bytes that must stay free beside kept weights
 
 
 class AdaptedLlama(LlamaForCausalLM):
@@ -97,10 +94,9 @@ class Base:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids of the tokens that end an answer."""
-        ids = {self.tokenizer.eos_token_id}
         configured = self.model.generation_config.eos_token_id
-        ids.update(configured if isinstance(configured, list) else [configured])
-        return frozenset(i for i in ids if i is not None)
+        ids = [self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+        return frozenset(i for i in ids if isinstance(i, int))
 
     def describe(self) -> str:
         """One line of text: name, quantisation, device and memory."""
@@ -113,7 +109,6 @@ def load_base(
     quantization: str = "auto",
     device: str = "auto",
     dtype: torch.dtype | None = None,
-    keep_packed: bool = False,
 ) -> Base:
     """Load a frozen LLaMA: the embedded default, a Hugging Face id or folder, or a GGUF file, which is converted
     once and kept in the cache.
@@ -121,9 +116,7 @@ def load_base(
     quantization: "packed-int8" and "packed-int4" are products of packed weights, on a CPU; weights that four bits
     hold exactly stay so, others are rounded. "nf4" and "int8" are bitsandbytes; "none" keeps `dtype` (default
     bfloat16, on a GPU without it float16). "auto" chooses by the memory that is free. Weights are packed while
-    they are read, one by one: the memory of the packed base is enough. keep_packed: write them to a folder beside
-    the base's files, or say why not; what such a folder holds of these files is always read instead of packed.
-    Raises LoadError with the remedy.
+    they are read, one by one: the memory of the packed base is enough. Raises LoadError with the remedy.
     """
     if quantization not in embedded.QUANTIZATIONS:
         raise LoadError(f"quantization must be one of {', '.join(embedded.QUANTIZATIONS)}, got {quantization!r}.")
@@ -136,12 +129,10 @@ def load_base(
     memory.require(label, config, chosen, device, dtype)
     tokenizer = load_tokenizer(name_or_path)
     bits = {"packed-int4": 4, "packed-int8": 8}.get(chosen)
-    model = None if bits is None else _load_packed(name_or_path, config, dtype, bits, keep_packed)
+    model = None if bits is None else _load_packed(name_or_path, config, dtype, bits)
     if model is None:
         if bits is not None:  # it is packed once it is loaded whole
             memory.require(label, config, "none", device, dtype)
-            if keep_packed:
-                log.warning("The packed weights are not kept: the base's files are no plain safetensors")
         model = _load_by_transformers(name_or_path, config, chosen, device, dtype)
     model.requires_grad_(False).eval()
     fingerprint = _fingerprint(config, tokenizer, model.model.norm.weight.detach(), name_or_path)
@@ -181,7 +172,7 @@ def _chosen_quantization(asked: str, config: LlamaConfig, device: str, dtype: to
     return chosen, why
 
 
-def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int, keep: bool) -> AdaptedLlama | None:
+def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int) -> AdaptedLlama | None:
     """The model on the CPU, each bias-free linear layer packed as soon as its weight is read.
 
     transformers' loader would hold the model in the files' precision before a layer can be packed. In four bits
@@ -189,28 +180,21 @@ def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int, 
     not stored as a LLaMA's plain safetensors, which is for transformers to read.
     """
     try:
-        folder = beside = Path(_source(name))
+        folder = Path(_source(name))
         if not folder.is_dir():
             folder = Path(snapshot_download(name, allow_patterns=[*WEIGHT_FILES, "generation_config.json"]))
-            beside = cache_dir() / name.replace("/", "--")  # the Hub's own cache is not ours to add to
-        place, state = beside / f"packed-int{bits}", _packed_from(folder, dtype)
         config.tie_word_embeddings &= "lm_head.weight" not in tensor_files(folder)  # as transformers does
         with torch.device("meta"):
             model = AdaptedLlama._from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
-        if kept := is_built(place, state):
-            log.info("Reading the packed weights that were kept in %s", place)
-            _read_packed(model, place)
-        elif not _pack_stored(model, folder, bits, name):
+        if not _pack_stored(model, folder, bits, name):
             return None
+        with contextlib.suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     except (LoadError, MemoryError):
         raise
     except Exception as error:  # a connection's is of another library
         raise _not_loaded(name, error) from error
     model.model.rotary_emb = LlamaRotaryEmbedding(config)  # computed from the config, not stored
-    with contextlib.suppress(OSError):
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    if keep and not kept:
-        _keep_packed(model, place, state)
     return model
 
 
@@ -256,45 +240,6 @@ def _refuse_more(name: str, unused: Iterable[str]) -> None:
         raise _wrong_weight(name, min(more), "is not in its config.json")
 
 
-def _packed_from(folder: Path, dtype: torch.dtype) -> str:
-    """What packed weights depend on: the files of the base, `dtype` and the code that packs."""
-    files = [folder / "config.json", *sorted(set(tensor_files(folder).values()))]
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return json.dumps([REVISION, str(dtype), stats])
-
-
-def _keep_packed(model: AdaptedLlama, place: Path, state: str) -> None:
-    """Write a packed model's tensors to the folder `place`, or log why not."""
-    tensors = model.state_dict()
-
-    def fill(result: Path, _: Path) -> None:
-        if place.exists() and not (place / MANIFEST).is_file():
-            raise OSError(f"{place.name} is there and was not made by this program")
-        needed = sum(tensor.nbytes for tensor in tensors.values()) + _DISK_TO_SPARE
-        if (free := shutil.disk_usage(result).free) < needed:
-            raise OSError(f"{needed / 1e9:.1f} GB must be free on the disk, and {free / 1e9:.1f} GB are")
-        save_torch_state_dict(tensors, result, max_shard_size=SHARD_BYTES)
-
-    try:
-        build_once(place, fill, state)
-    except LoadError as error:
-        log.warning("The packed weights are not kept: %s", error.detail)
-
-
-def _read_packed(model: AdaptedLlama, place: Path) -> None:
-    """Fill a model on the meta device with the tensors that `_keep_packed` wrote."""
-    files, dtype = tensor_files(place), model.dtype
-    tensors = dict(tqdm(stored_tensors(files, files), "Loading packed weights", len(files), disable=None))
-    for tensor, weight in tensors.items():
-        if weight.dtype == torch.uint8:
-            path = tensor.removesuffix(".weight").removesuffix(".table")
-            module = model.get_submodule(path)
-            packed = PackedLinear.stored(weight, *module.weight.shape)
-            is_table = isinstance(module, nn.Embedding)
-            model.set_submodule(path, PackedEmbedding(packed, dtype) if is_table else packed)
-    model.load_state_dict(tensors, assign=True)
-
-
 def _load_by_transformers(
     name: str, config: LlamaConfig, quantization: str, device: str, dtype: torch.dtype
 ) -> AdaptedLlama:
@@ -307,7 +252,10 @@ def _load_by_transformers(
         device_map={"": device},
         quantization_config=_bitsandbytes(quantization, dtype),
         output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
+    for tensor, shape, wanted in info["mismatched_keys"]:
+        raise _wrong_weight(name, tensor, f"has shape {tuple(shape)}, not {tuple(wanted)}")
     # transformers makes up what is missing. Formats of other quantisers have tensors that need not be stored.
     if not getattr(config, "quantization_config", None):
         if missing := info["missing_keys"]:
@@ -315,12 +263,18 @@ def _load_by_transformers(
         _refuse_more(name, info["unexpected_keys"])
     tensors: Iterable[tuple[str, Tensor]] = model.state_dict().items()
     if quantization != "none" and (files := _local_files(name)):
-        tensors = stored_tensors(files, files)  # bitsandbytes' kernels make finite codes of NaN
+        tensors = stored_tensors(files, files)  # bitsandbytes makes finite codes of NaN, and takes any shape
+    shapes = tensor_shapes(config)
     for tensor, values in tensors:
+        if quantization != "none" and (wanted := shapes.get(tensor, values.shape)) != tuple(values.shape):
+            raise _wrong_weight(name, tensor, f"has shape {tuple(values.shape)}, not {wanted}")
         _require_finite(name, tensor, values.to(dtype) if values.is_floating_point() else values)
     if quantization == "nf4" and device == "cpu":
         try:
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long))
+            with torch.no_grad():  # which packs the weights for other products than training's: those of a copy
+                for module in copy.deepcopy(model.model.layers[0]).modules():
+                    if isinstance(module, nn.Linear):
+                        module(torch.zeros(1, 1, module.in_features, dtype=dtype))
         except (AssertionError, RuntimeError) as error:
             sentence = f"bitsandbytes cannot multiply matrices of the sizes of '{base_label(name)}' here. "
             raise LoadError(sentence + "Load it as packed-int4.", first_line(error)) from error
@@ -332,6 +286,13 @@ def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
     tokenizer = _load(AutoTokenizer, name_or_path)
     if {*tokenizer("a", add_special_tokens=False).input_ids} <= {tokenizer.unk_token_id}:  # it was made up
         raise LoadError(f"'{base_label(name_or_path)}' lacks the vocabulary of its tokenizer. Download all of it.")
+    if str(getattr(tokenizer, "vocab_file", None)).endswith(".model"):
+        # Llama 1 and 2 begin with BOS, and transformers 5 leaves it out unless the folder says so.
+        tokenizer.add_bos_token = tokenizer.init_kwargs.get("add_bos_token", True)
+    if len(tokenizer) > (known := base_config(name_or_path).vocab_size):  # often for padding, which nobody reads
+        ids = encode_prompt(tokenizer, [Message("user", "a")], default_template(tokenizer))
+        if max(ids, default=0) >= known:
+            raise LoadError(f"The chat template of '{base_label(name_or_path)}' has a token without an embedding.")
     return tokenizer
 
 
@@ -398,6 +359,8 @@ def _as_llama(config: Any, name: str) -> LlamaConfig:
             f"'{base_label(name)}' uses longrope, which scales positions by the longest text in a batch: other "
             "requests would change an answer. Use a base without longrope."
         )
+    if not (config.rms_norm_eps > 0 and config.max_position_embeddings > 0):  # nor NaN
+        raise LoadError(f"The config.json of '{base_label(name)}' has numbers that no LLaMA has. Get it again.")
     if config.model_type == "llama":
         return config
     if config.model_type != "mistral":
@@ -429,7 +392,7 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig |
 def _load(cls: Any, name: str, **kwargs: Any) -> Any:
     """`from_pretrained` with its errors as LoadError of one sentence."""
     try:
-        return cls.from_pretrained(_source(name), **kwargs)
+        return cls.from_pretrained(_source(name), trust_remote_code=False, **kwargs)  # nor asks for it
     except (LoadError, MemoryError):
         raise
     except Exception as error:
@@ -463,7 +426,7 @@ def _require_finite(name: str, tensor: str, values: Tensor) -> None:
 def _fingerprint(config: LlamaConfig, tokenizer: Any, norm: Tensor | None, name: str) -> BaseFingerprint:
     """norm: the weight of the model's last norm, None if it is not known."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    # Norm weights are never quantised, so their hash is the same in every precision.
+    # Norm weights are never quantised: their hash is the same in every precision, but for fp16 copies of fp32.
     weights = b"" if norm is None else norm.float().cpu().to(torch.bfloat16).view(torch.int16).numpy().tobytes()
     return BaseFingerprint(
         name=base_label(name),

@@ -75,7 +75,6 @@ def connect(
     cache_bytes: int | None,
     replicas: tuple[int, int],
     store: AdapterStore,
-    keep_packed: bool = False,
 ) -> RayEngine:
     """Joins a cluster, deploys the replicas unless they are there, and waits until one answers.
 
@@ -85,7 +84,7 @@ def connect(
 
     def deploy() -> None:
         share = _share(address == "local", replicas[1])
-        application = build(base, quantization, cache_bytes, replicas, *share, keep_packed, by_page=True)
+        application = build(base, quantization, cache_bytes, replicas, *share, by_page=True)
         target = serve.RunTarget(application, name=APP, route_prefix=None)
         serve.run_many([target], wait_for_applications_running=False)
 
@@ -103,12 +102,14 @@ def connect(
         if running and same and code not in ("", replicas_module.CODE):
             log.info("The replicas run other code than this page: they are replaced, with this page's settings")
             deploy()
+        elif running:
+            log.info("The replicas were there: they keep their own settings, until `serve shutdown` ends them")
     except Exception as error:  # Ray raises bare ones too
         _leave(starter)
-        raise LoadError(
-            "The cluster cannot be reached, or no replica came up: `ray status` and `serve status` say more.",
-            f"{type(error).__name__}: {error}",
-        ) from error
+        if isinstance(error, LoadError):
+            raise
+        detail = f"{type(error).__name__}: {error}"
+        raise LoadError("The cluster cannot be reached: `ray status` says more.", detail) from error
     if not same:
         _leave(starter)
         raise LoadError(
@@ -140,7 +141,9 @@ def _wait_for_replica(handle: DeploymentHandle) -> tuple[Base, str]:
         except TimeoutError:
             found = serve.status().applications[APP]
             if found.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
-                raise RuntimeError(f"{found.status}: {found.message}") from None
+                trace = found.deployments["Replica"].message  # with what the replica raised at its end
+                why = trace.rpartition("\n")[2].partition("Error: ")[2] or "`serve status` says more."
+                raise LoadError(f"No replica came up. {why}", trace) from None
 
 
 def _share(local: bool, replicas: int) -> tuple[float, float]:

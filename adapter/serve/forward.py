@@ -12,7 +12,7 @@ from adapter.base.memory import to_device
 from adapter.errors import first_line
 from adapter.method.attention import PromptKV
 from adapter.serve.compiled.forward import CompiledForward
-from adapter.serve.kv_cache import KVCache, Slot, StepCache, round_to_blocks
+from adapter.serve.kv_cache import KVCache, Slot, StepCache
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +23,13 @@ _NO_PROMPTS = PromptKV({})
 
 class TorchForward:
     """The pass of any base on any device, by its own layers: several rows of one new token, or one of several. A
-    row's logits do not depend on other rows: in bits on a CPU in bfloat16, else up to the order of summation.
+    row's logits do not depend on other rows, up to the order of summation.
     """
 
     reads_ragged = False  # whether each of several rows may have several new tokens
 
     def __init__(self, base: Base) -> None:
         self._base = base
-        self._places = torch.arange(round_to_blocks(base.context_length), device=base.device)
         self._seen, self._hidden = torch.tensor([0.0, float("-inf")], dtype=base.model.dtype, device=base.device)
 
     def prepare(self, prompts: PromptKV | None) -> Any:
@@ -68,7 +67,8 @@ class TorchForward:
         sizes = step.sizes if as_rows else [count]
         masks = []  # additive, one for each run of the cache
         for until, span in zip(positions.split(sizes), step.spans, strict=True):
-            mask = torch.where(self._places[:span] > until[:, None], self._hidden, self._seen)
+            places = torch.arange(span, device=positions.device)
+            mask = torch.where(places > until[:, None], self._hidden, self._seen)
             masks.append(mask[:, None, None] if as_rows else mask[None, None])
 
         model = self._base.model.model

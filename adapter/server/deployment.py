@@ -53,13 +53,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--host", help="address to listen on (default 127.0.0.1: this machine only)")
     add("--port", type=int, help=f"port (default: the first free one from {FIRST_PORT})")
     add("--base", metavar="NAME", help="Hugging Face id, folder or GGUF file (default: the embedded one)")
-    add_quantization(parser)
+    add("--quantization", choices=QUANTIZATIONS, default="auto")
     add_adapters(parser, "another folder of adapters, looked into before assets/adapters; may be repeated")
     what = "gigabytes for the keys and values of running and earlier conversations (default: a third of the "
     what += "memory that is free once the base is loaded, or what 16 whole conversations take if that is less)"
     add("--cache-gb", metavar="N", type=float, help=what)
     what = "answer by replicas on Ray: `local` starts them here, `auto` or an address joins a cluster"
-    add("--cluster", metavar="ADDRESS", help=what)
+    add("--cluster", metavar="ADDRESS", type=_cluster, help=what)
     what = "replicas of the base (default 1); `1-4` starts more of them where many wait. With --cluster"
     add("--replicas", metavar="N", type=_replicas, help=what)
     add("--share", action="store_true", help="open a public link through gradio.live")
@@ -95,12 +95,10 @@ def add_adapters(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--adapters", metavar="DIR", type=folder, action="append", default=[], help=help)
 
 
-def add_quantization(parser: argparse.ArgumentParser) -> None:
-    """Adds --quantization and --keep-packed."""
-    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
-    help = "keep the packed weights, if there is room on the disk, beside the base's files, to load faster "
-    help += "next time"
-    parser.add_argument("--keep-packed", action="store_true", help=help)
+def _cluster(text: str) -> str:
+    if text not in ("local", "auto") and re.fullmatch(r".+:[0-9]{1,5}", text) is None:
+        raise argparse.ArgumentTypeError(f"a cluster is local, auto or HOST:PORT, not {text!r}")
+    return text
 
 
 def _replicas(text: str) -> tuple[int, int]:

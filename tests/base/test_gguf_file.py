@@ -95,8 +95,8 @@ def write(file, model, pieces, architecture="llama", facts=(), changed=(), token
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     for name, value in dict(facts).items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
-        add(name, value)
+        kinds = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
+        kinds[type(value)](name, value)
     if tokenizer == "llama":
         spm_tokens(writer, pieces)
     else:
@@ -196,9 +196,17 @@ def test_llama_31_rope_scaling_is_recovered_from_its_factors(tmp_path, pieces):
 
 def test_the_sentencepiece_tokenizer_is_that_of_the_file(tmp_path, pieces):
     tokenizer = load_tokenizer(str(write(tmp_path / "model.gguf", random_llama(), pieces)))
-    for text in ("the cat sat on 2024", "naïve\n\n  日本 🙂"):
+    for text in ("the cat sat on 2024", "naïve\n\n  日本 🙂", " the cat"):
         assert tokenizer(text).input_ids == [1, *pieces.encode(text)]
+        assert tokenizer("a</s>" + text).input_ids == [1, *pieces.encode("a"), 2, *pieces.encode(text)]
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+    unspaced = {"facts": {"tokenizer.ggml.add_space_prefix": False}}
+    tokenizer = load_tokenizer(str(write(tmp_path / "unspaced.gguf", random_llama(), pieces, **unspaced)))
+    assert tokenizer(" cat").input_ids == [1, *pieces.encode("cat")] and tokenizer.decode([1, 2]) == "<s></s>"
+    assert "".join(tokenizer("cat").tokens()) == "<s>cat"
+    (tmp_path / "tokenizer.model").write_bytes(pieces.serialized_model_proto())  # as folders of Llama 1 have it
+    random_llama().config.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path))("the cat").input_ids == [1, *pieces.encode("the cat")]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +214,8 @@ def test_the_sentencepiece_tokenizer_is_that_of_the_file(tmp_path, pieces):
     [("gpt-2", "the Ġ 123 Ċ Ċ 1 the <|end|>"), ("llama-bpe", "the Ġ 123 ĊĊ 1 the <|end|>")],
 )
 def test_digits_are_split_as_the_files_pre_tokenizer_does(cut, pieces_of_it, tmp_path):
-    file = write(tmp_path / "model.gguf", random_llama(), None, tokenizer=cut)
+    # As many embeddings as tokens: none is left for a token that no vocabulary but GPT-2's has.
+    file = write(tmp_path / "model.gguf", random_llama(vocab_size=263), None, tokenizer=cut)
     tokenizer = load_tokenizer(str(file))
     assert tokenizer.tokenize("the 123\n\n1the<|end|>") == pieces_of_it.split()
     assert tokenizer.chat_template == "{{ messages[0].content }}"

@@ -1,10 +1,8 @@
 """The frozen base: what can be loaded, how it is quantised, and that a zero gate never changes it."""
 
-import dataclasses
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import weakref
@@ -15,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from adapter.__main__ import main
 from adapter.base import llama
 from adapter.base.frozen_linear import is_supported
 from adapter.base.hf_folder import StoredMatrix
@@ -141,62 +138,6 @@ def test_loading_reads_a_few_rows_at_a_time_and_maps_no_file(tmp_path, monkeypat
     assert base.model.dtype == torch.bfloat16
 
 
-GENERATE = ["generate", "Hi", "--keep-packed", "--device", "cpu", "--max-new-tokens", "1"]
-
-
-@pytest.mark.parametrize(("bits", "tied"), [(4, False), (4, True), (8, True)])
-@torch.no_grad()
-def test_kept_packed_weights_are_those_that_are_packed(bits, tied, tmp_path, monkeypatch):
-    model = random_llama(tie_word_embeddings=tied)
-    model.tie_weights()
-    save_base(model, tmp_path)
-    files, options = set(tmp_path.iterdir()), (str(tmp_path), f"packed-int{bits}", "cpu")
-    packed = load_base(*options)
-    assert set(tmp_path.iterdir()) == files, "nothing is kept unless it is asked for"
-    assert main([*GENERATE, "--base", str(tmp_path), "--quantization", options[1]]) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(llama, "pack", lambda *_: pytest.fail("packed again"))
-        kept = load_base(*options)
-    ids = torch.arange(9)[None]
-    assert torch.equal(kept.model(input_ids=ids).logits, packed.model(input_ids=ids).logits)
-    plain = {"model": None, "tokenizer": None}
-    assert dataclasses.replace(kept, **plain) == dataclasses.replace(packed, **plain)
-    whole = load_base(str(tmp_path), "none", "cpu", torch.float32)
-    assert torch.equal(whole.model(input_ids=ids).logits, model(input_ids=ids).logits)
-
-
-@pytest.mark.parametrize("change", ["a weight", "the kept file", "the dtype", "the packing code"])
-@torch.no_grad()
-def test_kept_weights_of_another_base_or_damaged_are_packed_anew(change, four_bit_head, tmp_path, monkeypatch):
-    shutil.copytree(four_bit_head, tmp_path, dirs_exist_ok=True)
-    options, file = (str(tmp_path), "packed-int8", "cpu"), tmp_path / "model.safetensors"
-    load_base(*options, keep_packed=True)
-    if change == "a weight":
-        save_file({name: 2 * weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
-    elif change == "the kept file":
-        os.truncate(tmp_path / "packed-int8" / file.name, 5000)
-    elif change == "the packing code":
-        monkeypatch.setattr(llama, "REVISION", 0)
-    dtype, packed = torch.float16 if change == "the dtype" else torch.bfloat16, []
-    monkeypatch.setattr(llama, "pack", lambda *of: packed.append(of) or quantize.pack(*of))
-    anew, count = load_base(*options, dtype, keep_packed=True), len(packed)
-    kept = load_base(*options, dtype)
-    assert len(packed) == count == 4 * 7 + 1 and kept.model.dtype == dtype
-    assert all(map(torch.equal, kept.model.state_dict().values(), anew.model.state_dict().values()))
-
-
-@pytest.mark.parametrize("reason", ["must be free on the disk", "not made by this program", "Is a directory"])
-def test_where_packed_weights_cannot_be_kept_a_line_says_why(reason, four_bit_head, tmp_path, monkeypatch, caplog):
-    shutil.copytree(four_bit_head, tmp_path, dirs_exist_ok=True)
-    if reason == "must be free on the disk":
-        monkeypatch.setattr(llama, "_DISK_TO_SPARE", 1 << 60)
-    else:
-        (tmp_path / "packed-int4").touch() if "not" in reason else (tmp_path / "packed-int4.lock").mkdir()
-    base = load_base(str(tmp_path), "packed-int4", "cpu", keep_packed=True)
-    assert base.quantization == "packed-int4" and "packed weights are not kept" in caplog.text
-    assert reason in caplog.text and not list(tmp_path.glob("*packed-int4/*"))
-
-
 BROKEN = "model.layers.2.mlp.up_proj.weight"
 
 
@@ -204,7 +145,7 @@ BROKEN = "model.layers.2.mlp.up_proj.weight"
     ("damage", "sentence"),
     [
         (lambda tensors: tensors.pop(BROKEN), "is not among its weights"),
-        (lambda tensors: tensors.update({BROKEN: torch.zeros(3, 4)}), r"has shape \(3, 4\), not|size|shape"),
+        (lambda tensors: tensors.update({BROKEN: torch.zeros(3, 4)}), r"has shape \(3, 4\), not"),
         (lambda tensors: tensors[BROKEN][3].fill_(math.nan), "holds numbers that are not finite"),
         (
             lambda tensors: tensors.update({BROKEN: tensors[BROKEN], BROKEN + "s": torch.ones(3)}),
@@ -220,12 +161,9 @@ def test_a_broken_weight_is_an_error_that_names_it(quantization, damage, sentenc
     tensors = load_file(tmp_path / "model.safetensors")
     damage(tensors)
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    if "shape" in sentence and quantization == "nf4":
-        pytest.skip("transformers takes any shape")
     with pytest.raises(LoadError) as caught:
         load_base(str(tmp_path), quantization, "cpu")
-    assert re.search(sentence, with_detail(caught.value)), caught.value
-    assert "shape" in sentence or BROKEN in str(caught.value)
+    assert re.search(sentence, str(caught.value)) and BROKEN in str(caught.value), with_detail(caught.value)
 
 
 def test_where_packed_products_cannot_be_compiled_torch_multiplies(tiny_folder, monkeypatch, caplog):
@@ -278,6 +216,40 @@ def test_load_errors_name_the_cause_and_the_remedy(name, options, sentence, tiny
         (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     with pytest.raises(LoadError, match=sentence):
         load_base(str(tmp_path) if name.isupper() else name, **options)
+
+
+def test_code_beside_a_base_is_not_run_nor_offered(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = shutil.copytree(tiny_folder, tmp_path / "base")
+    (folder / "theirs.py").write_text("raise SystemExit('theirs ran')")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    theirs = {"auto_map": {"AutoTokenizer": ["theirs.Words", "theirs.Words"], "AutoConfig": "theirs.Config"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | theirs))
+    assert load_tokenizer(str(folder))("the").input_ids == load_tokenizer(str(tiny_folder))("the").input_ids
+    (folder / "config.json").write_text(json.dumps({"model_type": "theirs", **theirs}))
+    with pytest.raises(LoadError, match="Cannot load the base"):
+        load_base(str(folder))
+
+
+def test_a_template_with_a_token_that_has_no_embedding_is_refused(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "base")
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens([f"<|{i}|>" for i in range(400)])
+    tokenizer.save_pretrained(folder)
+    assert len(load_tokenizer(str(folder))) == len(tokenizer)  # what nobody reads harms nobody
+    tokenizer.chat_template = "{{ messages[0].content }}<|399|>"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(LoadError, match="a token without an embedding"):
+        load_tokenizer(str(folder))
+
+
+def test_what_no_generation_config_may_hold_is_refused_or_passed_over(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "base")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [[1], 5]}')
+    assert 5 in load_base(str(folder)).stop_ids
+    (folder / "generation_config.json").write_text("[]")
+    with pytest.raises(LoadError, match="Cannot load the base"):
+        load_base(str(folder))
 
 
 def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path):

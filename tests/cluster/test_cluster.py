@@ -377,6 +377,16 @@ def test_the_page_starts_replicas_on_this_machine(tmp_path, tiny_folder, tiny_fi
         page.wait_until(lambda: len(set(re.findall(r'replica="(machine 1/\w+)"', page.get("/metrics").text))) == 2)
 
 
+def test_why_no_replica_came_up_is_said_and_the_page_still_ends_in_order(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with app_process(tmp_path, "--cluster", "local", "--base", str(tmp_path / "empty"), ready=(503,)) as page:
+        page.wait_until(
+            lambda: "Check that the folder holds config.json" in page.get("/readyz").text, LONG_PATIENCE
+        )
+        page.process.terminate()  # whose handler Ray has put away
+        assert page.process.wait(PATIENCE) == 0 and not any((tmp_path / "uploads").iterdir())
+
+
 def test_a_cluster_that_is_not_there_is_said(tmp_path):
     with pytest.raises(LoadError, match="The cluster cannot be reached"):
         cluster.connect("127.0.0.1:1", "any", "none", None, (1, 1), AdapterStore(tmp_path))

@@ -255,9 +255,7 @@ class TrainingRuns:
             record, process = self.record(name), self._process(name)
             if record is None or process is None or record.stop:
                 return
-            # Written before the signal, so that a process that ends at once counts as stopped.
-            with contextlib.suppress(OSError):  # the disk is full
-                _write_record(self.folder / name, dataclasses.replace(record, stop=True))
+            self._mark_stopped(name, record)
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
 
@@ -271,12 +269,20 @@ class TrainingRuns:
             child, self._child = self._child, None
         if child is None or child.poll() is not None:
             return None
+        for name in self.names():  # a trainer that is still starting ends without a word
+            if (record := self.record(name)) is not None and record.pid == child.pid:
+                self._mark_stopped(name, record)
         child.terminate()
         with contextlib.suppress(psutil.TimeoutExpired, subprocess.TimeoutExpired):
             child.wait(CLOSE_SECONDS)
         return child.poll() is not None
 
     # Processes.
+
+    def _mark_stopped(self, name: str, record: RunRecord) -> None:
+        """Before the signal, so that a process that ends at once counts as stopped."""
+        with contextlib.suppress(OSError):  # the disk is full
+            _write_record(self.folder / name, dataclasses.replace(record, stop=True))
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:

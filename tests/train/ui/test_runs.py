@@ -239,6 +239,7 @@ def test_a_server_that_closes_says_whether_the_run_is_saved(
     (stub.folder / "is slow").write_text("")
     stub.wait_for_save()
     assert stub.runs.close() is False and "still being saved" in texts.stopped_with_server(False)
+    assert stub.get().state == "stopping"  # also one that had only begun to start
     (stub.folder / "is slow").unlink()
     assert stub.wait_for_end().state == "stopped"
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
