@@ -26,6 +26,8 @@ def run_html(run: TrainingRun, watched: Sequence[WatchedAnswer] = ()) -> str:
     explanation = texts.SENTENCES.get(run.state, "")
     if not run.saved:
         explanation = texts.UNSAVED.get(run.state, explanation)
+    if run.state == "ended" and step < steps:
+        explanation += f" {texts.ENDED_EARLY}"
     if run.message and run.state in ("failed", "starting"):  # of one that starts: the trainer reads, loads
         explanation = run.message if run.state == "failed" else f"{run.message[:1].upper()}{run.message[1:]}…"
     losses = ""

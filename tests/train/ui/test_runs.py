@@ -210,7 +210,7 @@ def test_a_run_is_stopped_resumed_and_found_by_other_servers(
     assert run.state == "starting" and run.progress.step == 10 and "stopped" not in run.message
     (stub.folder / "echo" / "go").touch()
     run = stub.wait_for_end()
-    assert not (stub.folder / "echo" / DATA).exists()
+    assert not (stub.folder / "echo" / DATA).exists() and texts.ENDED_EARLY in run_html(run)
     assert run.state == "ended" and not run.saved and [step for step, _ in run.progress.losses] == [*range(1, 41)]
     with pytest.raises(BadInput, match="nothing to go on with"):
         stub.runs.resume("echo")
