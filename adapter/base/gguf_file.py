@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -258,9 +259,9 @@ class GgufBase:
     def _converted_tokenizer(self, kind: str, cut: str | None) -> Any:
         """transformers' conversion, where that differs from llama.cpp as there."""
         metadata, tokens = self._metadata, self._metadata["tokenizer.ggml.tokens"]
-        converted = AutoTokenizer.from_pretrained(
-            self._file.parent, gguf_file=self._file.name, trust_remote_code=False
-        )
+        with tempfile.TemporaryDirectory() as alone:  # a tokenizer.json beside it may be another model's
+            os.symlink(self._file.resolve(), Path(alone) / "model.gguf")
+            converted = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf")
         parts = json.loads(converted.backend_tokenizer.to_str())
         parts["post_processor"] = None
         # It gives a vocabulary without them the special tokens of GPT-2 or Llama 1, behind the last one.

@@ -216,6 +216,7 @@ def test_the_sentencepiece_tokenizer_is_that_of_the_file(tmp_path, pieces):
 def test_digits_are_split_as_the_files_pre_tokenizer_does(cut, pieces_of_it, tmp_path):
     # As many embeddings as tokens: none is left for a token that no vocabulary but GPT-2's has.
     file = write(tmp_path / "model.gguf", random_llama(vocab_size=263), None, tokenizer=cut)
+    (tmp_path / "tokenizer.json").write_text('{"model": "of another"}')
     tokenizer = load_tokenizer(str(file))
     assert tokenizer.tokenize("the 123\n\n1the<|end|>") == pieces_of_it.split()
     assert tokenizer.chat_template == "{{ messages[0].content }}"
