@@ -81,7 +81,7 @@ def build_page(
     with StrictBlocks(title=texts.TITLE, analytics_enabled=False, fill_width=True, **daily) as page:
         status = header(provider)
         with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab(texts.CHAT, id="chat"):
+            with gr.Tab(texts.CHAT, id="chat", elem_id="chat-tab"):
                 chat = chat_tab(page, provider, store, uploads=training, public=public)
             with gr.Tab(texts.COMPARE, id="compare"):
                 comparing = compare_tab(provider, store, tabs, chat)
@@ -126,14 +126,14 @@ def make_loader(
             except ImportError as error:
                 needs = "--cluster needs Ray: pip install '.[cluster]' in the folder of this program."
                 raise LoadError(needs, str(error)) from error
-            return connect(arguments.cluster, name, *settings, adapters)
+            return connect(arguments.cluster, name, *settings, adapters, arguments.keep_packed)
         report(f"Loading {base_label(name)}")
         if place.zero_gpu:
             from adapter.server.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
 
             base = load_for_zero_gpu(name, arguments.quantization)
             return ZeroGpuEngine(base, adapters, spaces.GPU, gr.Error)
-        base = load_base(name, arguments.quantization)
+        base = load_base(name, arguments.quantization, keep_packed=arguments.keep_packed)
         return Engine(base, adapters, cache_bytes=arguments.cache_bytes)
 
     def load_lean(report: Callable[[str], None]) -> ServingEngine:

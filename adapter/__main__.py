@@ -19,7 +19,7 @@ from adapter.base.threads import sleep_when_idle
 sleep_when_idle()
 
 from adapter.base import memory
-from adapter.base.embedded import BASE, QUANTIZATIONS
+from adapter.base.embedded import BASE
 from adapter.base.image_file import open_image
 from adapter.base.llama import base_config, load_base
 from adapter.base.template import Message
@@ -34,7 +34,7 @@ from adapter.serve.request import GenerationEvent, GenerationRequest, SamplingPa
 from adapter.serve.settings import Others, Settings
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import transcript
-from adapter.server.deployment import add_adapters
+from adapter.server.deployment import add_adapters, add_quantization
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,7 +123,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     help = "of each token (with --json) and of the N likeliest"
     add("--top-logprobs", type=int, default=0, metavar="N", help=help)
     add("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
-    add("--quantization", choices=QUANTIZATIONS, default="auto")
+    add_quantization(parser)
     add("--device", default="auto")
 
 
@@ -206,7 +206,7 @@ def _generate(args: argparse.Namespace, store: AdapterStore, inspect: bool = Fal
         request = _request(args, store)
         for name, _ in request.parts:
             store.folder(name)  # raises for one that is not there, before the base is loaded
-        base = load_base(args.base, args.quantization, args.device)
+        base = load_base(args.base, args.quantization, args.device, keep_packed=args.keep_packed)
         print(base.describe(), file=sys.stderr)
         engine = until_end.enter_context(closing(Engine(base, store)))
         events = []

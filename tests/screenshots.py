@@ -1,14 +1,11 @@
 """`make screenshots`: walks through the real page as a new user and takes the README's pictures.
 
 From the start of the server with nothing trained yet, through Chat, Inside and Compare, to a trained adapter that
-answers. Prints how long each step took. `--to DIR` writes the pictures elsewhere.
+answers. `--to DIR` writes the pictures elsewhere.
 """
 
 import argparse
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +23,11 @@ TRAINING = 600_000  # milliseconds, of a processor without bf16
 
 
 class Walk:
-    """A browser on the page, a stopwatch, and the folder for the pictures."""
+    """A browser on the page, and the folder for the pictures."""
 
     def __init__(self, page: Any, folder: Path) -> None:
         self.page, self.folder = page, folder
         page.set_default_timeout(PATIENCE_MS)
-        self.began = time.monotonic()
-
-    @contextmanager
-    def step(self, what: str) -> Iterator[None]:
-        before = time.monotonic()
-        yield
-        now = time.monotonic()
-        print(f"{now - self.began:6.1f} s  (+{now - before:.1f})  {what}", flush=True)
 
     def shoot(self, name: str) -> None:
         """A picture of the window with 256 colours."""
@@ -63,28 +52,25 @@ class Walk:
 def chat(walk: Walk) -> None:
     page = walk.page
     walk.shoot("first")
-    with walk.step("the pirate has answered"):
-        page.locator("#box textarea").fill("Why is the sky blue?")
-        page.locator("#box textarea").press("Enter")
-        walk.wait_for_answers(1)
-    with walk.step("another adapter has said what a photograph shows"):
-        page.locator('#picker input[value="see"]').check()
-        page.locator("#box input[type=file]").set_input_files(PHOTOGRAPHS / "cheetah1.jpg")
-        page.locator("#box .thumbnail-item").wait_for()
-        page.locator("#box textarea").fill("What is in this picture?")
-        page.locator("#box textarea").press("Enter")
-        walk.wait_for_answers(2)
+    page.locator("#box textarea").fill("Why is the sky blue?")
+    page.locator("#box textarea").press("Enter")
+    walk.wait_for_answers(1)
+    page.locator('#picker input[value="see"]').check()
+    page.locator("#box input[type=file]").set_input_files(PHOTOGRAPHS / "cheetah1.jpg")
+    page.locator("#box .thumbnail-item").wait_for()
+    page.locator("#box textarea").fill("What is in this picture?")
+    page.locator("#box textarea").press("Enter")
+    walk.wait_for_answers(2)
     walk.shoot("chat")
 
 
 def inside(walk: Walk) -> None:
     page = walk.page
-    with walk.step("the panel Inside shows gates, tokens and prompts"):
-        page.locator("#inside-open").click()
-        page.locator("#inside .tokens button").first.wait_for()
-        tokens = page.locator("#inside .tokens button")
-        tokens.nth(min(3, tokens.count() - 1)).click()
-        page.locator("#inside .token table").wait_for()
+    page.locator("#inside-open").click()
+    page.locator("#inside .tokens button").first.wait_for()
+    tokens = page.locator("#inside .tokens button")
+    tokens.nth(min(3, tokens.count() - 1)).click()
+    page.locator("#inside .token table").wait_for()
     walk.shoot("inside")
     page.locator("#inside-open").click()
 
@@ -92,38 +78,34 @@ def inside(walk: Walk) -> None:
 def compare(walk: Walk) -> None:
     page = walk.page
     walk.open_tab("Compare")
-    with walk.step("one message is answered at five strengths"):
-        page.locator("#message textarea").fill("How does a boat float?")
-        page.locator("#message textarea").press("Enter")
-        page.locator("#answers mark").first.wait_for(state="attached")
+    page.locator("#message textarea").fill("How does a boat float?")
+    page.locator("#message textarea").press("Enter")
+    page.locator("#answers mark").first.wait_for(state="attached")
     walk.shoot("compare")
 
 
 def train(walk: Walk) -> None:
     page = walk.page
     walk.open_tab("Train")
-    with walk.step("a sample is chosen, previewed and named"):
-        page.locator("#samples label", has_text="The butler").click()
-        page.locator("#train-preview .records").wait_for()
-        page.get_by_label("Name", exact=True).fill(NAME)
-        page.wait_for_function(
-            f"() => document.querySelector('#train-command textarea').value.includes('name={NAME}')"
-        )
-    with walk.step("it is trained"):
-        page.locator("#train-start").click()
-        page.locator("#train-run polyline.held-out").wait_for()
-        page.wait_for_function(
-            "() => +(/Step (\\d+)/.exec(document.querySelector('#train-run').innerText)?.[1] ?? 0) >= 40",
-            timeout=TRAINING,
-        )
-        walk.shoot("train")
-        page.locator("#train-run .run.ended").wait_for(timeout=TRAINING)
+    page.locator("#samples label", has_text="The butler").click()
+    page.locator("#train-preview .records").wait_for()
+    page.get_by_label("Name", exact=True).fill(NAME)
+    page.wait_for_function(
+        f"() => document.querySelector('#train-command textarea').value.includes('name={NAME}')"
+    )
+    page.locator("#train-start").click()
+    page.locator("#train-run polyline.held-out").wait_for()
+    page.wait_for_function(
+        "() => +(/Step (\\d+)/.exec(document.querySelector('#train-run').innerText)?.[1] ?? 0) >= 40",
+        timeout=TRAINING,
+    )
+    walk.shoot("train")
+    page.locator("#train-run .run.ended").wait_for(timeout=TRAINING)
     walk.shoot("trained")
-    with walk.step("“Chat with it” has answered"):
-        page.locator("#train-chat").click()
-        page.locator(f'#picker input[value="{NAME}"]:checked').wait_for()
-        page.locator("#box textarea").press("Enter")
-        walk.wait_for_answers(1)  # in a conversation of its own
+    page.locator("#train-chat").click()
+    page.locator(f'#picker input[value="{NAME}"]:checked').wait_for()
+    page.locator("#box textarea").press("Enter")
+    walk.wait_for_answers(1)  # in a conversation of its own
     walk.shoot("own")
 
 
@@ -149,11 +131,9 @@ def main() -> None:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         walk = Walk(chromium.new_page(viewport=DESKTOP), folder)
         with app_process(Path(temporary), environment=runs, ready=()) as server:
-            with walk.step("the page is there"):
-                walk.page.goto(server.url)
-                walk.page.locator("#box textarea").wait_for()
-            with walk.step("the model is loaded"):
-                walk.wait_until_ready()
+            walk.page.goto(server.url)
+            walk.page.locator("#box textarea").wait_for()
+            walk.wait_until_ready()
             for part in (chat, inside, compare, train, phone):
                 part(walk)
             walk.page.goto("about:blank")

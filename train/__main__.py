@@ -261,6 +261,7 @@ def _check_files(recipe: RecipeFile) -> None:
     recipe = complete(recipe, tokenizer, base_config(recipe.base), print)
     examples = FileExamples(recipe.data, recipe.train, SkippedExamples(lambda _: None))
     check_pictures(recipe, examples, print)
+    with_encoder(recipe.train, torch.device("cpu"), recipe.start_from is None)
     config = examples.with_steps(recipe.train)
     tokeniser = Tokeniser(tokenizer, config.template, config.max_length)
     clean = True

@@ -42,6 +42,7 @@ from train.run_folder import STATE, RunFolder, TrainError, run_identity
 from train.tracker import MetricsWriter
 
 _KEEP_WEIGHT = 2.0  # of a row's divergence, beside a row's loss; docs/log.md has the trials
+_MOST_UNLEARNT = 50  # steps in a row whose rows were all passed over, after which a run fails
 _MOST_NOT_FINITE = 10  # steps in a row with a gradient that is not finite, after which a run fails
 
 
@@ -126,6 +127,7 @@ class Job:
         )
         self.scaler.scale(torch.zeros((), device=base.device))  # or it has no scale in a process without rows
         self.since = 0.0  # when the current step began, its waiting for rows included
+        self.unlearnt = 0  # steps since the last one that had something to learn
         self.counted = time.perf_counter(), time.process_time()  # up to when wall_seconds and the other are
         self.keep: KeepRows | None = None
         self.metrics: MetricsWriter | None = None  # of the main process
@@ -363,6 +365,10 @@ class Job:
                 raise TrainError(f"{text} {remedy}", f"the last save is in {self.folder.path}")
         else:
             progress.not_finite = 0
+            self.unlearnt = 0 if supervised else self.unlearnt + 1
+            if self.unlearnt == _MOST_UNLEARNT:
+                text = f"Nothing was learnt in {self.unlearnt} steps in a row: every row was passed over."
+                raise TrainError(f"{text} --check lists why.", f"the last save is in {self.folder.path}")
             if supervised:
                 self.scaler.step(self.optimizer)
                 if self.average is not None:

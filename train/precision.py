@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 
 from adapter.base import memory
-from adapter.base.frozen_linear import freeze_linears, is_supported
-from adapter.base.llama import Base, base_config, load_base
+from adapter.base.frozen_linear import freeze_linears
+from adapter.base.llama import Base, load_base
 from train.config import Precision
 
 # Values of ONEDNN_MAX_CPU_ISA that leave its bf16 products on: from AVX512_CORE_BF16 upwards.
@@ -73,9 +73,6 @@ def _cpu_capabilities() -> Mapping[str, Any]:
 def load_to_train(name: str, precision: Precision, device: str) -> Base:
     """Loads the base for training. precision: any but "auto". Raises LoadError."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    integers = precision == "int8" and device == "cpu" and is_supported({torch.int8})
-    if integers and memory.needs(base_config(name), torch.float32)["bf16"].fits(memory.free_bytes(device)):
-        precision = "fp32"  # for freeze_linears below to quantise; otherwise bitsandbytes loads int8
     dtype = dtypes.get(precision) or memory.half_precision(device)  # of what nf4 and int8 leave unquantised
     quantization = precision if precision in ("nf4", "int8") else "none"
     base = load_base(name, quantization=quantization, device=device, dtype=dtype)
@@ -92,7 +89,7 @@ def load_to_train(name: str, precision: Precision, device: str) -> Base:
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(mmap_threshold, 2**30)
-    if quantization == "none" and freeze_linears(base.model, integers):
+    if quantization == "none" and freeze_linears(base.model):
         for parameter in base.model.parameters():  # else what is left keeps the whole mapped file in memory
             parameter.data = parameter.data.clone()
     return base

@@ -24,6 +24,7 @@ from train.loop import OF_ADAPTER, new_adapter
 
 # What an adapter in `start_from` has already and a recipe cannot change.
 _TAKEN = {"insertion_layers", *OF_ADAPTER} - {"description", "form"}
+_PATTERNS = ("looks", "beyond")  # of `vision`, of questions: also free
 
 
 def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callable[[str], None]) -> RecipeFile:
@@ -72,6 +73,9 @@ def _with_start(recipe: RecipeFile) -> RecipeFile:
     if start.tuning is None:
         taken["tuning"] = config.tuning
     taken |= {key: getattr(start, key) for key in ("description", "form") if key not in recipe.stated}
+    if start.vision is not None and config.vision is not None:
+        stated = {key: getattr(config.vision, key) for key in _PATTERNS if f"vision.{key}" in recipe.stated}
+        taken["vision"] = dataclasses.replace(start.vision, **stated)
     if differences := _differences(recipe, start):
         raise ConfigError(
             f"The recipe states {'; '.join(differences)}. Leave it out: the adapter '{folder.name}' in start_from "
@@ -88,7 +92,7 @@ def _differences(recipe: RecipeFile, start: AdapterConfig) -> list[str]:
     differences = []
     for key in sorted(recipe.stated):
         group, _, last = key.partition(".")
-        if group not in _TAKEN or last in DERIVED or (group == "tuning" and start.tuning is None):
+        if group not in _TAKEN or last in (*DERIVED, *_PATTERNS) or (group == "tuning" and start.tuning is None):
             continue
         if key in ("vision", "tuning") and getattr(start, key) is not None:  # stated as none
             differences.append(f"no {key} where the adapter has one")
@@ -131,6 +135,7 @@ def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapte
         return new_adapter(config, base)
     loaded = load_adapter(Path(recipe.start_from), base.fingerprint, base.device)
     about = dataclasses.replace(loaded.config, description=config.description, form=config.form)
+    about = dataclasses.replace(about, vision=config.vision)
     set_seed(config.seed)  # a new tuning is the same in every process
     adapter = Adapter(dataclasses.replace(about, tuning=about.tuning or config.tuning)).to(base.device)
     adapter.load_state_dict({**adapter.state_dict(), **loaded.state_dict()})

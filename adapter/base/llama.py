@@ -3,16 +3,18 @@
 import contextlib
 import copy
 import hashlib
+import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub import save_torch_state_dict, snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -22,8 +24,10 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaRota
 
 from adapter.base import embedded, memory
 from adapter.base.decoder import adapt
+from adapter.base.disk_cache import MANIFEST, build_once, cache_dir, is_built
 from adapter.base.gguf_file import find_gguf, gguf_config, gguf_folder
 from adapter.base.hf_folder import (
+    SHARD_BYTES,
     WEIGHT_FILES,
     StoredMatrix,
     stored_tensors,
@@ -31,7 +35,7 @@ from adapter.base.hf_folder import (
     tensor_shapes,
 )
 from adapter.base.packed.integer_product import compile_products
-from adapter.base.packed.quantize import PackedEmbedding, pack, quantize_linears
+from adapter.base.packed.quantize import REVISION, PackedEmbedding, PackedLinear, pack, quantize_linears
 from adapter.base.template import Message, default_template, encode_prompt
 from adapter.base.threads import available_cores
 from adapter.errors import LoadError, first_line
@@ -45,6 +49,7 @@ for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 _ATTENTION = "sdpa"  # whose masks our layers take
+_DISK_TO_SPARE = 10**9  # bytes that must stay free beside kept weights
 
 
 class AdaptedLlama(LlamaForCausalLM):
@@ -109,6 +114,7 @@ def load_base(
     quantization: str = "auto",
     device: str = "auto",
     dtype: torch.dtype | None = None,
+    keep_packed: bool = False,
 ) -> Base:
     """Load a frozen LLaMA: the embedded default, a Hugging Face id or folder, or a GGUF file, which is converted
     once and kept in the cache.
@@ -116,7 +122,9 @@ def load_base(
     quantization: "packed-int8" and "packed-int4" are products of packed weights, on a CPU; weights that four bits
     hold exactly stay so, others are rounded. "nf4" and "int8" are bitsandbytes; "none" keeps `dtype` (default
     bfloat16, on a GPU without it float16). "auto" chooses by the memory that is free. Weights are packed while
-    they are read, one by one: the memory of the packed base is enough. Raises LoadError with the remedy.
+    they are read, one by one: the memory of the packed base is enough. keep_packed: write them to a folder beside
+    the base's files, or say why not; what such a folder holds of these files is always read instead of packed.
+    Raises LoadError with the remedy.
     """
     if quantization not in embedded.QUANTIZATIONS:
         raise LoadError(f"quantization must be one of {', '.join(embedded.QUANTIZATIONS)}, got {quantization!r}.")
@@ -129,10 +137,12 @@ def load_base(
     memory.require(label, config, chosen, device, dtype)
     tokenizer = load_tokenizer(name_or_path)
     bits = {"packed-int4": 4, "packed-int8": 8}.get(chosen)
-    model = None if bits is None else _load_packed(name_or_path, config, dtype, bits)
+    model = None if bits is None else _load_packed(name_or_path, config, dtype, bits, keep_packed)
     if model is None:
         if bits is not None:  # it is packed once it is loaded whole
             memory.require(label, config, "none", device, dtype)
+            if keep_packed:
+                log.warning("The packed weights are not kept: the base's files are no plain safetensors")
         model = _load_by_transformers(name_or_path, config, chosen, device, dtype)
     model.requires_grad_(False).eval()
     fingerprint = _fingerprint(config, tokenizer, model.model.norm.weight.detach(), name_or_path)
@@ -172,7 +182,7 @@ def _chosen_quantization(asked: str, config: LlamaConfig, device: str, dtype: to
     return chosen, why
 
 
-def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int) -> AdaptedLlama | None:
+def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int, keep: bool) -> AdaptedLlama | None:
     """The model on the CPU, each bias-free linear layer packed as soon as its weight is read.
 
     transformers' loader would hold the model in the files' precision before a layer can be packed. In four bits
@@ -180,13 +190,18 @@ def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int) 
     not stored as a LLaMA's plain safetensors, which is for transformers to read.
     """
     try:
-        folder = Path(_source(name))
+        folder = beside = Path(_source(name))
         if not folder.is_dir():
             folder = Path(snapshot_download(name, allow_patterns=[*WEIGHT_FILES, "generation_config.json"]))
+            beside = cache_dir() / name.replace("/", "--")  # the Hub's own cache is not ours to add to
+        place, state = beside / f"packed-int{bits}", _packed_from(folder, dtype)
         config.tie_word_embeddings &= "lm_head.weight" not in tensor_files(folder)  # as transformers does
         with torch.device("meta"):
             model = AdaptedLlama._from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
-        if not _pack_stored(model, folder, bits, name):
+        if kept := is_built(place, state):
+            log.info("Reading the packed weights that were kept in %s", place)
+            _read_packed(model, place)
+        elif not _pack_stored(model, folder, bits, name):
             return None
         with contextlib.suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -195,6 +210,8 @@ def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int) 
     except Exception as error:  # a connection's is of another library
         raise _not_loaded(name, error) from error
     model.model.rotary_emb = LlamaRotaryEmbedding(config)  # computed from the config, not stored
+    if keep and not kept:
+        _keep_packed(model, place, state)
     return model
 
 
@@ -238,6 +255,45 @@ def _refuse_more(name: str, unused: Iterable[str]) -> None:
     """Raises LoadError if a layer has weights that are not in its config: the answers would be another model's."""
     if more := [one for one in unused if one.startswith("model.layers.") and not one.endswith(".inv_freq")]:
         raise _wrong_weight(name, min(more), "is not in its config.json")
+
+
+def _packed_from(folder: Path, dtype: torch.dtype) -> str:
+    """What packed weights depend on: the files of the base, `dtype` and the code that packs."""
+    files = [folder / "config.json", *sorted(set(tensor_files(folder).values()))]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return json.dumps([REVISION, str(dtype), stats])
+
+
+def _keep_packed(model: AdaptedLlama, place: Path, state: str) -> None:
+    """Write a packed model's tensors to the folder `place`, or log why not."""
+    tensors = model.state_dict()
+
+    def fill(result: Path, _: Path) -> None:
+        if place.exists() and not (place / MANIFEST).is_file():
+            raise OSError(f"{place.name} is there and was not made by this program")
+        needed = sum(tensor.nbytes for tensor in tensors.values()) + _DISK_TO_SPARE
+        if (free := shutil.disk_usage(result).free) < needed:
+            raise OSError(f"{needed / 1e9:.1f} GB must be free on the disk, and {free / 1e9:.1f} GB are")
+        save_torch_state_dict(tensors, result, max_shard_size=SHARD_BYTES)
+
+    try:
+        build_once(place, fill, state)
+    except LoadError as error:
+        log.warning("The packed weights are not kept: %s", error.detail)
+
+
+def _read_packed(model: AdaptedLlama, place: Path) -> None:
+    """Fill a model on the meta device with the tensors that `_keep_packed` wrote."""
+    files, dtype = tensor_files(place), model.dtype
+    tensors = dict(tqdm(stored_tensors(files, files), "Loading packed weights", len(files), disable=None))
+    for tensor, weight in tensors.items():
+        if weight.dtype == torch.uint8:
+            path = tensor.removesuffix(".weight").removesuffix(".table")
+            module = model.get_submodule(path)
+            packed = PackedLinear.stored(weight, *module.weight.shape)
+            is_table = isinstance(module, nn.Embedding)
+            model.set_submodule(path, PackedEmbedding(packed, dtype) if is_table else packed)
+    model.load_state_dict(tensors, assign=True)
 
 
 def _load_by_transformers(

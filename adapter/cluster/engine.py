@@ -75,6 +75,7 @@ def connect(
     cache_bytes: int | None,
     replicas: tuple[int, int],
     store: AdapterStore,
+    keep_packed: bool = False,
 ) -> RayEngine:
     """Joins a cluster, deploys the replicas unless they are there, and waits until one answers.
 
@@ -84,7 +85,7 @@ def connect(
 
     def deploy() -> None:
         share = _share(address == "local", replicas[1])
-        application = build(base, quantization, cache_bytes, replicas, *share, by_page=True)
+        application = build(base, quantization, cache_bytes, replicas, *share, keep_packed, by_page=True)
         target = serve.RunTarget(application, name=APP, route_prefix=None)
         serve.run_many([target], wait_for_applications_running=False)
 

@@ -90,9 +90,11 @@ class _Row:
 class Replica:
     """The deployment: an engine, and its store: adapters come with requests, and those used lately are kept."""
 
-    def __init__(self, base: str, quantization: str, cache_bytes: int | None, by_page: bool) -> None:
+    def __init__(
+        self, base: str, quantization: str, cache_bytes: int | None, keep_packed: bool, by_page: bool
+    ) -> None:
         """by_page: whether a page has deployed it, which then replaces it where its code is another."""
-        self._base, self._by_page = load_base(base, quantization), by_page
+        self._base, self._by_page = load_base(base, quantization, keep_packed=keep_packed), by_page
         self._adapters: LRU[str, Adapter] = LRU(2 * MAX_ROWS)  # for a mix of two in each row
         self._rows: dict[str, _Row] = {}  # by the keys of their answers
         self._engine = Engine(self._base, self, cache_bytes=cache_bytes)
@@ -183,6 +185,7 @@ def build(
     replicas: tuple[int, int] = (1, 1),
     cpus: float = 1,
     gpus: float = 0,
+    keep_packed: bool = False,
     by_page: bool = False,
 ) -> serve.Application:
     """The application of `serve.run`. replicas: least and most; cpus, gpus: of each; by_page: see Replica."""
@@ -212,7 +215,7 @@ def build(
         },
         **scaling,
     )(Replica)
-    return deployment.bind(base, quantization, cache_bytes, by_page)
+    return deployment.bind(base, quantization, cache_bytes, keep_packed, by_page)
 
 
 def app(args: dict[str, Any]) -> serve.Application:

@@ -1,5 +1,5 @@
 """Adapters of visitors: an upload is checked in a staging folder, then moved into the store in one step; what was
-uploaded or trained here can be renamed, deleted and put back. Files that can hold code are never opened.
+uploaded or trained here can be deleted and put back. Files that can hold code are never opened.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ FOLDER_ADAPTERS, FOLDER_BYTES = 500, 8 * 2**30  # of the store's folder for new 
 _FILES = {CONFIG: 100_000, WEIGHTS: MAX_BYTES, CARD: 200_000}  # of an adapter, and the bytes that each may have
 _STALE_SECONDS = 3600
 DELETED, DELETED_SECONDS = ".deleted", 86_400  # a folder beside the adapters, and how long it keeps one at least
-_UNFINISHED, _RUN_LOCK = "state.pt", ".lock"  # of a training run, see train/run_folder.py
+_RUN_LOCK = ".lock"  # of a training run, see train/run_folder.py
 _NEEDED = f"Give a zip of its folder, or {CONFIG} and {WEIGHTS} together."
 
 
@@ -138,18 +138,6 @@ def _known_encoders(store: AdapterStore) -> set[str]:
             vision = store.card(name).config.vision
             encoders |= {vision.encoder} if vision is not None else set()
     return encoders
-
-
-def rename_adapter(name: str, new_name: str, store: AdapterStore) -> str:
-    """Gives an adapter that was added here another name, and returns it. Raises BadInput or LoadError."""
-    with names_lock(store.incoming), _own_folder(name, store) as folder:
-        if (folder / _UNFINISHED).exists():
-            raise BadInput(f"“{name}” is a training run that has not ended. Let it end first, then rename it.")
-        same = new_name.strip().lower() == name.lower()
-        taken = {*store.names(), *(path.name for path in store.incoming.iterdir())} - ({name} if same else set())
-        new_name = check_name(new_name, taken)
-        _move(folder, store.incoming / new_name)
-        return new_name
 
 
 def delete_adapter(name: str, store: AdapterStore) -> str:

@@ -53,7 +53,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--host", help="address to listen on (default 127.0.0.1: this machine only)")
     add("--port", type=int, help=f"port (default: the first free one from {FIRST_PORT})")
     add("--base", metavar="NAME", help="Hugging Face id, folder or GGUF file (default: the embedded one)")
-    add("--quantization", choices=QUANTIZATIONS, default="auto")
+    add_quantization(parser)
     add_adapters(parser, "another folder of adapters, looked into before assets/adapters; may be repeated")
     what = "gigabytes for the keys and values of running and earlier conversations (default: a third of the "
     what += "memory that is free once the base is loaded, or what 16 whole conversations take if that is less)"
@@ -93,6 +93,14 @@ def add_adapters(parser: argparse.ArgumentParser, help: str) -> None:
         return Path(text)
 
     parser.add_argument("--adapters", metavar="DIR", type=folder, action="append", default=[], help=help)
+
+
+def add_quantization(parser: argparse.ArgumentParser) -> None:
+    """Adds --quantization and --keep-packed."""
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="auto")
+    help = "keep the packed weights, if there is room on the disk, beside the base's files, to load faster "
+    help += "next time"
+    parser.add_argument("--keep-packed", action="store_true", help=help)
 
 
 def _cluster(text: str) -> str:

@@ -39,7 +39,7 @@ def read_object(text: str) -> Fields | None:
     except (ValueError, RecursionError):
         pass
     try:
-        begun = from_json(text, allow_partial=True, allow_inf_nan=False)
+        begun = from_json(text, allow_partial="trailing-strings", allow_inf_nan=False)
     except ValueError:
         return None
     return Fields(list(begun.items())[:-1], False)  # the last one may go on
@@ -54,8 +54,7 @@ def table_html(text: str, marked: Collection[str] = ()) -> str | None:
         return None
     rest = "" if fields.complete else '<tr><td colspan="2">…</td></tr>'
     head = f'<thead><tr><th scope="col">{texts.FIELD}</th><th scope="col">{texts.VALUE}</th></tr></thead>'
-    copy = f"<button>{texts.COPY}</button>"  # page.js copies
-    behind = f"<details><summary>{texts.JSON}</summary>{copy}<pre><code>{escape(text)}</code></pre></details>"
+    behind = f"<details><summary>{texts.JSON}</summary><pre><code>{escape(text)}</code></pre></details>"
     rows = _rows(fields.pairs, 1, marked)
     return f'<div class="json-answer"><table>{head}<tbody>{rows}{rest}</tbody></table>{behind}</div>'
 

@@ -1,8 +1,10 @@
 """The frozen base: what can be loaded, how it is quantised, and that a zero gate never changes it."""
 
+import dataclasses
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import weakref
@@ -13,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from adapter.__main__ import main
 from adapter.base import llama
-from adapter.base.frozen_linear import is_supported
 from adapter.base.hf_folder import StoredMatrix
 from adapter.base.llama import AdaptedLlama, load_base, load_tokenizer
 from adapter.base.packed import quantize
@@ -86,7 +88,8 @@ def test_every_quantisation_runs_in_every_dtype_and_a_zero_gate_is_the_base(quan
     assert together.shape == (2, 9)
     whole = load_base(str(four_bit_head), "none", "cpu", torch.float32).model(input_ids=prompts).logits
     alike = torch.cosine_similarity(plain.logits.float(), whole, dim=-1).min()
-    overflows = quantization == "int8" and not is_supported({torch.int8})  # bitsandbytes' products without VNNI
+    largest = torch.full((64, 64), 127, dtype=torch.int8)  # bitsandbytes' products saturate without VNNI
+    overflows = quantization == "int8" and bool(torch._int_mm(largest, largest).ne(64 * 127**2).any())
     assert alike > (0.8 if "4" in quantization or overflows else 0.99)
 
 
@@ -136,6 +139,62 @@ def test_loading_reads_a_few_rows_at_a_time_and_maps_no_file(tmp_path, monkeypat
     assert max(alive) <= torch.get_num_threads() and not any(part() for part in seen)
     assert whole == sorted(whole, reverse=True), "the largest first, while there is room"
     assert base.model.dtype == torch.bfloat16
+
+
+GENERATE = ["generate", "Hi", "--keep-packed", "--device", "cpu", "--max-new-tokens", "1"]
+
+
+@pytest.mark.parametrize(("bits", "tied"), [(4, False), (4, True), (8, True)])
+@torch.no_grad()
+def test_kept_packed_weights_are_those_that_are_packed(bits, tied, tmp_path, monkeypatch):
+    model = random_llama(tie_word_embeddings=tied)
+    model.tie_weights()
+    save_base(model, tmp_path)
+    files, options = set(tmp_path.iterdir()), (str(tmp_path), f"packed-int{bits}", "cpu")
+    packed = load_base(*options)
+    assert set(tmp_path.iterdir()) == files, "nothing is kept unless it is asked for"
+    assert main([*GENERATE, "--base", str(tmp_path), "--quantization", options[1]]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(llama, "pack", lambda *_: pytest.fail("packed again"))
+        kept = load_base(*options)
+    ids = torch.arange(9)[None]
+    assert torch.equal(kept.model(input_ids=ids).logits, packed.model(input_ids=ids).logits)
+    plain = {"model": None, "tokenizer": None}
+    assert dataclasses.replace(kept, **plain) == dataclasses.replace(packed, **plain)
+    whole = load_base(str(tmp_path), "none", "cpu", torch.float32)
+    assert torch.equal(whole.model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("change", ["a weight", "the kept file", "the dtype", "the packing code"])
+@torch.no_grad()
+def test_kept_weights_of_another_base_or_damaged_are_packed_anew(change, four_bit_head, tmp_path, monkeypatch):
+    shutil.copytree(four_bit_head, tmp_path, dirs_exist_ok=True)
+    options, file = (str(tmp_path), "packed-int8", "cpu"), tmp_path / "model.safetensors"
+    load_base(*options, keep_packed=True)
+    if change == "a weight":
+        save_file({name: 2 * weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    elif change == "the kept file":
+        os.truncate(tmp_path / "packed-int8" / file.name, 5000)
+    elif change == "the packing code":
+        monkeypatch.setattr(llama, "REVISION", 0)
+    dtype, packed = torch.float16 if change == "the dtype" else torch.bfloat16, []
+    monkeypatch.setattr(llama, "pack", lambda *of: packed.append(of) or quantize.pack(*of))
+    anew, count = load_base(*options, dtype, keep_packed=True), len(packed)
+    kept = load_base(*options, dtype)
+    assert len(packed) == count == 4 * 7 + 1 and kept.model.dtype == dtype
+    assert all(map(torch.equal, kept.model.state_dict().values(), anew.model.state_dict().values()))
+
+
+@pytest.mark.parametrize("reason", ["must be free on the disk", "not made by this program", "Is a directory"])
+def test_where_packed_weights_cannot_be_kept_a_line_says_why(reason, four_bit_head, tmp_path, monkeypatch, caplog):
+    shutil.copytree(four_bit_head, tmp_path, dirs_exist_ok=True)
+    if reason == "must be free on the disk":
+        monkeypatch.setattr(llama, "_DISK_TO_SPARE", 1 << 60)
+    else:
+        (tmp_path / "packed-int4").touch() if "not" in reason else (tmp_path / "packed-int4.lock").mkdir()
+    base = load_base(str(tmp_path), "packed-int4", "cpu", keep_packed=True)
+    assert base.quantization == "packed-int4" and "packed weights are not kept" in caplog.text
+    assert reason in caplog.text and not list(tmp_path.glob("*packed-int4/*"))
 
 
 BROKEN = "model.layers.2.mlp.up_proj.weight"

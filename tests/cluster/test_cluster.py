@@ -187,7 +187,7 @@ def test_lists_that_come_early_late_or_twice_are_put_in_order():
 
 def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(base_folder, monkeypatch):
     monkeypatch.setattr(replica_module, "_AGAIN_SECONDS", 1000.0)
-    replica = replica_module.Replica(str(base_folder), "none", None, False)
+    replica = replica_module.Replica(str(base_folder), "none", None, False, False)
 
     async def run() -> None:
         first, second, foreign = (
@@ -221,7 +221,7 @@ def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(ba
 
 
 def test_a_replica_whose_engine_is_broken_ends_before_it_answers(base_folder, monkeypatch):
-    replica, ends = replica_module.Replica(str(base_folder), "none", None, False), []
+    replica, ends = replica_module.Replica(str(base_folder), "none", None, False, False), []
     monkeypatch.setattr(os, "_exit", ends.append)
     with closing(replica._engine):
         replica._engine._refuse(EngineBroken("broken"))

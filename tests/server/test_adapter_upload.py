@@ -26,7 +26,6 @@ from adapter.server.adapter_upload import (
     UploadedAdapter,
     add_adapter,
     delete_adapter,
-    rename_adapter,
     restore_adapter,
 )
 from tests.tiny_models import random_adapter
@@ -171,52 +170,40 @@ def test_shipped_adapters_are_not_replaced(store, folder, tiny_fingerprint, name
     assert store.names() == [] and not list(store.incoming.glob(".incoming-*"))
 
 
-def test_what_was_added_here_is_renamed_deleted_and_put_back(folder, store, add, tmp_path, monkeypatch):
+def test_what_was_added_here_is_deleted_and_put_back(folder, store, add, tmp_path, monkeypatch):
     add(folder)
     shutil.copytree(folder, tmp_path / "mine" / "kept")
     files = {path.name: path.read_bytes() for path in store.folder("guest").iterdir()}
-    assert rename_adapter("guest", " bard ", store) == "bard" and store.names() == ["bard", "kept"]
-    assert rename_adapter("bard", "Bard", store) == "Bard", "the case of its letters alone is another name too"
-    with pytest.raises(BadInput, match="already"):
-        rename_adapter("Bard", "KEPT", store)
-    with pytest.raises(BadInput, match="letters"):
-        rename_adapter("Bard", "../kept", store)
-    token = delete_adapter("Bard", store)
+    token = delete_adapter("guest", store)
     assert store.names() == ["kept"]
-    assert restore_adapter("Bard", token, store) == "Bard"
-    assert {path.name: path.read_bytes() for path in store.folder("Bard").iterdir()} == files
+    assert restore_adapter("guest", token, store) == "guest"
+    assert {path.name: path.read_bytes() for path in store.folder("guest").iterdir()} == files
     aside = store.incoming / upload.DELETED
     shutil.rmtree(aside)
     aside.touch()  # as a full disk: no folder can be made
     with pytest.raises(LoadError, match="as it was"):
-        delete_adapter("Bard", store)
+        delete_adapter("guest", store)
     aside.unlink()
-    token = delete_adapter("Bard", store)
+    token = delete_adapter("guest", store)
     monkeypatch.setattr(upload, "FOLDER_ADAPTERS", 0)
     with pytest.raises(BadInput, match="no place for more"):
-        restore_adapter("Bard", token, store)
+        restore_adapter("guest", token, store)
     monkeypatch.undo()
-    add(folder, "bard")
+    add(folder, "Guest")
     with pytest.raises(BadInput, match="another adapter"):
-        restore_adapter("Bard", token, store)
-    assert rename_adapter("bard", "Bard", store) == "Bard"
-    for act in (lambda name: delete_adapter(name, store), lambda name: rename_adapter(name, "new", store)):
-        with pytest.raises(BadInput, match="stays"):
-            act("kept")
-        with pytest.raises(LoadError, match="no adapter"):
-            act("../mine/kept")
-    assert store.names() == ["Bard", "kept"]
+        restore_adapter("guest", token, store)
+    with pytest.raises(BadInput, match="stays"):
+        delete_adapter("kept", store)
+    with pytest.raises(LoadError, match="no adapter"):
+        delete_adapter("../mine/kept", store)
+    assert store.names() == ["Guest", "kept"]
 
 
 def test_training_runs_are_left_alone_until_they_end(folder, store, add):
     add(folder)
-    with FileLock(store.folder("guest") / ".lock"):
-        for act in (lambda: delete_adapter("guest", store), lambda: rename_adapter("guest", "new", store)):
-            with pytest.raises(BadInput, match="being trained"):
-                act()
+    with FileLock(store.folder("guest") / ".lock"), pytest.raises(BadInput, match="being trained"):
+        delete_adapter("guest", store)
     (store.folder("guest") / STATE).touch()
-    with pytest.raises(BadInput, match="not ended"):
-        rename_adapter("guest", "new", store)
     assert delete_adapter("guest", store) and store.names() == []
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adapter.method.checkpoint import CARD
+from train import job
 from train.precision import choose_precision
 
 CPU = torch.device("cpu")
@@ -82,7 +83,7 @@ def test_a_step_that_overflows_fp16_is_left_out_and_the_scale_is_halved(norms, m
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_steps_without_a_row_come_before_those_that_learn(norms, run, rows, capsys, precision):
+def test_steps_without_a_row_come_before_those_that_learn(norms, run, rows, capsys, monkeypatch, precision):
     """Nor does patience end the run meanwhile; its end says so if none has come."""
     good = rows.rename(rows.with_name("validation.json"))
     records = [{"instruction": "too long " * 200, "output": "x"}] * 9 + [{"instruction": "a", "output": "b"}]
@@ -92,3 +93,6 @@ def test_steps_without_a_row_come_before_those_that_learn(norms, run, rows, caps
     assert found[:3] == [0, 0, 0] and max(found) > 0
     assert run(f"precision={precision}", f"data.validation={good}", *more, "steps=3", out="short") == 1
     assert "Nothing was learnt" in capsys.readouterr().err
+    monkeypatch.setattr(job, "_MOST_UNLEARNT", 3)  # as where all pictures are deleted meanwhile
+    assert run(f"precision={precision}", f"data.validation={good}", *more, out="without") == 1
+    assert "Nothing was learnt in 3 steps in a row" in capsys.readouterr().err

@@ -71,6 +71,9 @@ def test_a_run_trains_the_adapter_that_it_starts_from_with_that_adapters_templat
 def test_a_preset_gives_way_to_the_adapter_and_the_written_recipe_is_read_back(start, tmp_path):
     stated = ["template=raw", "insertion_layers=-1", "prompt_norm=true", "description=New."]
     assert completed("steps=1", f"start_from={start}", *stated).train.description == "New."
+    seeing = saved(tmp_path / "seeing", vision=VisionConfig("none", feature_size=8, looks="*it*", beyond="who*"))
+    asked = completed("steps=1", f"start_from={seeing}", "vision.looks='*colour*'").train.vision
+    assert (asked.looks, asked.beyond) == ("*colour*", "who*")
     recipe = completed("preset=v1", f"start_from={start}")
     assert recipe.train.description == "An echo."
     assert (recipe.train.template, recipe.train.prompt_length, recipe.train.lr) == ("raw", 5, 2.25e-3)

@@ -91,6 +91,7 @@ def test_an_object_only_grows_and_its_text_comes_back_as_it_was(
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
     assert read_object(text) == Fields(list(value.items()), True)
     begun = read_object(text[: data.draw(st.integers(1, len(text) - 1))])
+    assert read_object('{"a": "x", "b": "y", "c": "z') == Fields([("a", "x"), ("b", "y")], False)
     assert begun is not None and not begun.complete and begun.pairs == list(value.items())[: len(begun.pairs)]
     table = table_html(f"{text}\n")
     assert table is not None and "\n" not in table and text_behind(table) == f"{text}\n"

@@ -125,9 +125,14 @@ def _folder(name: str) -> Path:
     return path if is_path else AdapterStore(Path("runs"), SHIPPED).folder(name)
 
 
+def _sees(args: argparse.Namespace) -> bool:
+    """Whether an adapter that is measured is visual."""
+    return any(read_config(_folder(name)).is_visual for name in args.adapter)
+
+
 def _check_pictures(args: argparse.Namespace, pictures: Iterable[tuple[str, Picture | None]]) -> None:
     """Opens all pictures, if an adapter sees them. Raises DataError, with the place, for one that is none."""
-    for where, picture in pictures if any(read_config(_folder(name)).is_visual for name in args.adapter) else ():
+    for where, picture in pictures if _sees(args) else ():
         try:
             if picture is not None:
                 open_image(picture_source(picture))
@@ -187,13 +192,19 @@ def _parser() -> argparse.ArgumentParser:
         records = open_records(args.file, args.format, args.images, args.split, args.config)
         examples = [Example.of(record) for record in tasks.drawn(records, args.limit)]
         _check_pictures(args, [(example.where, example.picture) for example in examples])
-        return tasks.ExactMatch(examples, args.max_new_tokens)
+        seen, notes = sum(example.picture is not None for example in examples), tasks.ExactMatch.notes
+        if _sees(args):
+            notes += (f"{seen:,} of {len(examples):,} records have a picture",)
+        return tasks.ExactMatch(examples, args.max_new_tokens, notes)
 
     def harness(args: argparse.Namespace) -> Task:
         from train.evaluate.harness import HarnessTasks  # an extra, and seconds to import
 
         names = args.tasks.replace(" ", "").split(",")
-        return HarnessTasks(names, args.include, args.limit, args.shots, args.template)
+        made = HarnessTasks(names, args.include, args.limit, args.shots, args.template)
+        if _sees(args):
+            made.notes += ("visual adapters are asked without pictures: lm-eval's tasks are read as text",)
+        return made
 
     command = add_task(
         "exact-match", exact_match, "greedy answers beside the wanted ones: exact match and token F1"

@@ -112,7 +112,7 @@ class HarnessTasks:
         self._manager = TaskManager(include_path=folder, include_defaults=False)
         if not set(names) <= set(self._manager.all_tasks):
             self._manager = TaskManager(include_path=folder)
-        self.notes = (
+        self.notes: tuple[str, ...] = (
             f"lm-eval {lm_eval.__version__}, intervals of 1.96 standard errors; --limit takes the first items",
         )
         if unknown := [name for name in names if name not in self._manager.all_tasks]:

@@ -84,11 +84,13 @@ def make_report(records: Records, tokeniser: Tokeniser, max_length: int, images:
     folder = records.path if records.path.is_dir() else records.path.parent
     seen: dict[str, bool] = {}  # pictures, and whether they can be read
     for i in tqdm(range(len(records)), desc="check", unit="record", disable=None, leave=False):
+        place = ""
         try:
             record = records[i]
+            place = f"{record.where}: "
             ids, labels, _ = tokeniser.row(Example.of(record), truncate=False)
         except AdapterError as error:
-            report.broken.append(str(error))
+            report.broken.append(f"{place}{error}")
             continue
         supervised = sum(label != IGNORED for label in labels[:max_length])
         report.lengths.append(len(ids))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adapter.base.hf_folder import StoredMatrix
 from adapter.base.packed.integer_product import BLOCK, GROUP, PARAMETER_BYTES, compile_products, compile_rounding
 
+REVISION = 3  # of what `pack` makes: increase it when the same weight gives other bytes
 # Largest distance, in steps, of a weight from the grid of four bits that it was rounded to bf16 from.
 _OFF_GRID = 0.1
 _LEAST_SCALE = 2.0**-20  # of a matrix's largest group: fp16 has few bits below it, and none below 2**-24
@@ -88,6 +89,15 @@ class PackedLinear(nn.Module):
         if max(largest) < _LEAST_SCALE and any(weight[row : row + BLOCK].any() for row in rows):
             raise ValueError("holds numbers that are too small to be packed")
         return PackedLinear(packed, bits, inputs, outputs)
+
+    @staticmethod
+    def stored(weight: Tensor, out_features: int, in_features: int) -> PackedLinear:
+        """A layer of this size whose packed weight was kept. Raises ValueError if it is another size's."""
+        blocks, groups = -(-out_features // BLOCK), -(-in_features // GROUP)
+        for bits, parameters in PARAMETER_BYTES.items():
+            if weight.shape == (blocks, groups, GROUP * BLOCK * bits // 8 + parameters):
+                return PackedLinear(weight, bits, in_features, out_features)
+        raise ValueError(f"{tuple(weight.shape)} is no packed [{out_features}, {in_features}]")
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:

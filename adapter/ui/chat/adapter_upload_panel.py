@@ -1,4 +1,4 @@
-"""Where a visitor uploads an adapter or opens one from the Hub, and renames or deletes what was added here."""
+"""Where a visitor uploads an adapter or opens one from the Hub, and deletes what was added here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,31 +85,25 @@ def adapter_upload_panel(
     gr.on([button.click, fetch.click, link.submit], upload_adapter, [files, name, repository], outputs, **once)
 
 
-def own_adapter_panel(catalog: AdapterCatalog, picker: Picker) -> tuple[gr.Row, gr.Textbox]:
-    """Lays out renaming and deleting; returns what is shown for an adapter that was added here, and its field."""
-    with gr.Row(visible=False, elem_id="own-actions") as actions:
-        name = gr.Textbox(
-            show_label=False, label=texts.RENAME, submit_btn=texts.RENAME, max_length=40, min_width=140
-        )
-        delete = gr.Button(texts.DELETE, size="sm", min_width=70, scale=0, elem_id="delete-adapter")
+def own_adapter_panel(catalog: AdapterCatalog, picker: Picker) -> gr.Button:
+    """Lays out deleting; returns the button for an adapter that was added here."""
+    delete = gr.Button(texts.DELETE, visible=False, size="sm", elem_id="delete-adapter")
     undo = gr.Button(visible=False, size="sm", elem_id="undo-delete")
     deleted = gr.State(("", ""))  # the name and the token of the last one
 
-    def change(selected: str, new_name: str, last: tuple[str, str], event: gr.EventData) -> tuple[Any, ...]:
-        from adapter.server.adapter_upload import delete_adapter, rename_adapter, restore_adapter
+    def change(selected: str, last: tuple[str, str], event: gr.EventData) -> tuple[Any, ...]:
+        from adapter.server.adapter_upload import delete_adapter, restore_adapter
 
         with errors_as_toasts("a change of an adapter"):
             store, pressed = catalog.bound(), getattr(event.target, "elem_id", "")
             if pressed == "delete-adapter":
                 chosen, last = BASE_ONLY, (selected, delete_adapter(selected, store))
-            elif pressed == "undo-delete":
-                chosen, last = restore_adapter(*last, store), ("", "")
             else:
-                chosen = rename_adapter(selected, new_name or "", store)
+                chosen, last = restore_adapter(*last, store), ("", "")
             button = gr.update(visible=bool(last[0]), value=texts.undo_delete(last[0]))
             return picker.update(theme.picker_choices(catalog), chosen), button, last
         return (gr.skip(),) * 3
 
-    inputs, outputs = [picker.component, name, deleted], [picker.component, undo, deleted]
-    gr.on([name.submit, delete.click, undo.click], change, inputs, outputs, **QUEUED)
-    return actions, name
+    outputs = [picker.component, undo, deleted]
+    gr.on([delete.click, undo.click], change, [picker.component, deleted], outputs, **QUEUED)
+    return delete

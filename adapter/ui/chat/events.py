@@ -136,10 +136,13 @@ class ChatEvents:
             turn = conversation.last_turn(shown.history)
             if turn is None or not _is_last_question(shown, sent(event).get("index")):
                 return None
-            text, files, box = turn.text, [turn.picture] if turn.picture else [], draft or {}
-            if not (written := (box.get("text") or "").strip()) or written != shown.undone:
-                text, files = f"{text}\n\n{written}".strip(), files + (box.get("files") or [])
-            shown.undone = text.strip()
+            text, files, box = turn.text.strip(), [turn.picture] if turn.picture else [], draft or {}
+            written, again = (box.get("text") or "").strip(), False
+            if shown.undone and f"{written}\n\n".startswith(f"{shown.undone}\n\n"):  # Undo has put it there
+                written, again = written.removeprefix(shown.undone).strip(), True
+            shown.undone = text
+            text = f"{text}\n\n{written}".strip()
+            files += [] if again else box.get("files") or []
             box = {**theme.SUBMIT, "value": {"text": text, "files": files}}
             return Changed(shown.history[: turn.start], {"box": box})
 

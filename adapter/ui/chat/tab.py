@@ -40,7 +40,7 @@ class TabParts(NamedTuple):
 def chat_tab(
     page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog, uploads: bool = True, public: bool = False
 ) -> TabParts:
-    """Lays the chat out. uploads: whether visitors may add adapters; public: then none is renamed or deleted."""
+    """Lays the chat out. uploads: whether visitors may add adapters; public: then none is deleted."""
     examples = theme.examples()
     js = "window.chatPage.connect({ open: data => trigger('open', data), act: data => trigger('act', data) })"
     link = hub_question() if uploads else None
@@ -61,9 +61,9 @@ def chat_tab(
                     strength = gr.Slider(**slider("strength"), **shown, elem_id="strength")
                     settings: dict[str, Any] = {"adapter": radio, "strength": strength}
                     with gr.Accordion(texts.MORE, open=False, elem_id="more"):
-                        pickers, own = [Picker(radio)], tuple[Any, ...]()
+                        pickers, own = [Picker(radio)], []
                         if uploads and not public:
-                            own = own_adapter_panel(catalog, pickers[0])
+                            own = [own_adapter_panel(catalog, pickers[0])]
                         about = _settings_panel(catalog, settings)
                         pickers.append(Picker(settings["mix"], texts.NO_MIX))
                         store = ConversationStore(provider, catalog)
@@ -86,8 +86,8 @@ def chat_tab(
         is_own = False
         with suppress(AdapterError):
             is_own = bool(name) and catalog.card(name).own
-        actions = [gr.update(visible=is_own), name] if own else []
-        return theme.model_card(catalog, name), gr.update(interactive=bool(name)), *actions
+        shown = [gr.update(visible=is_own) for _ in own]
+        return theme.model_card(catalog, name), gr.update(interactive=bool(name)), *shown
 
     return TabParts(pickers, box, [about, strength, *own], describe, corrections, chat, store)
 
@@ -145,7 +145,7 @@ def _settings_panel(catalog: AdapterCatalog, settings: dict[str, Any]) -> gr.HTM
     return about
 
 
-# Gradio's answers an adapter that has just been deleted or renamed with an error; handlers say what is missing.
+# Gradio's answers an adapter that has just been deleted with an error; handlers say what is missing.
 AdapterRadio: Any = subclass_component(
     "AdapterRadio", gr.Radio, {"preprocess": lambda _, name: name if isinstance(name, str) else None}
 )

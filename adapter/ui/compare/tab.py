@@ -89,7 +89,9 @@ class CompareEvents:
             yield (skip,) * 5
             return
         settings, picture = answered.record.settings, answered.picture if answered.record.picture else None
-        message = {"text": answered.messages[-1].text, "files": [picture] if picture else []}
+        # A question that follows others is not put into the box: asked there alone, it would be another.
+        text = answered.messages[0].text if len(answered.messages) == 1 else ""
+        message = {"text": text, "files": [picture] if picture and text else []}
         adapter = settings.adapter if settings.adapter in self.catalog.names() else skip
         yield gr.Tabs(selected="compare"), FILM, adapter, gr.update(value=message), skip
         for update in self._compare(

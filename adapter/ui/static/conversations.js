@@ -250,6 +250,8 @@
     const [title, about] = item.querySelectorAll("span");
     const when = new Date(record.changed).toLocaleString([], { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" });
     title.textContent = titleOf(record);
+    title.dir = "auto";
+    for (const button of item.querySelectorAll("[title]")) button.ariaLabel = `${button.title}: ${titleOf(record)}`;
     about.textContent = [record.settings?.adapter || list().dataset.base, when].join(" · ");
     item.dataset.id = record.id;
     if (record.id === shown.id) item.querySelector("button").setAttribute("aria-current", "true");
@@ -294,6 +296,7 @@
       undo().querySelector("span").textContent = undo().dataset.text.replace("{}", () => titleOf(conversations.get(id)));
       undo().hidden = false;
       render();
+      (list().querySelector("li button") ?? list().querySelector("input")).focus();
     },
     undo: () => {
       amend(deleted, { deleted: 0 });
@@ -386,7 +389,6 @@
       document.dispatchEvent(new Event("llama-adapter:settings")); // for page.js
       if (page.restored) remember(names, values);
     },
-    copy: copyText, // for page.js
     save: (name, text) => {
       const anchor = document.createElement("a");
       anchor.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));

@@ -58,12 +58,6 @@
     const write = navigator.clipboard.writeText.bind(navigator.clipboard);
     navigator.clipboard.writeText = (text) => write(unescapeMarkup(text));
   }
-  document.addEventListener("click", async ({ target }) => {
-    const button = target.closest?.(".json-answer button");
-    if (!button) return;
-    const copied = await window.chatPage.copy(button.parentElement.querySelector("code").textContent);
-    button.classList.toggle("copied", copied);
-  });
 
   // A picture that is dropped anywhere is pasted into the message box, but on Gradio's own places for files.
   const drag = (event) => {
@@ -147,7 +141,8 @@
     for (const option of all("#chat .option")) // an icon
       if (option.textContent.trim() === film) option.ariaLabel = option.title = filmName;
     setAttribute(":is(.box textarea, #chat .edit-textarea):not([aria-label])", "aria-label", message);
-    setAttribute("#chat .examples[role=list]", "role", "group");
+    setAttribute(":is(#chat .examples, .thumbnail-wrapper):is([role=list], [role=listitem])", "role", "group");
+    setAttribute("#answers:not([aria-live])", "aria-live", "polite");
     setAttribute("#chat .image-container button:not([aria-label])", "aria-label", picture);
     setAttribute(":is(#about .prose, #chat pre):not([tabindex])", "tabindex", "0");
     for (const [name, value] of [["tabindex", "0"], ["role", "button"]]) setAttribute(`#chat .divider:not([${name}])`, name, value);
@@ -162,16 +157,7 @@
     for (const button of all(".gr-accordion > .label-wrap")) {
       const open = String(button.matches(".open"));
       if (button.ariaExpanded !== open) button.ariaExpanded = open;
-    }
-  };
-  // An edit begins at the beginning of a text: Gradio (6.31) shows its end.
-  const showBeginning = () => {
-    for (const field of all("#chat .edit-textarea:not([data-begun])")) {
-      field.dataset.begun = "";
-      requestAnimationFrame(() => {
-        if (field.selectionStart === field.selectionEnd) field.setSelectionRange(0, 0); // else somebody has selected
-        field.scrollTop = 0;
-      });
+      if (button.parentElement.id === "more") find("#room").toggleAttribute("data-drawer", open === "true");
     }
   };
 
@@ -188,6 +174,8 @@
     const shown = find("#chat .placeholder-content");
     if (shown && shown !== empty) byUser = false;
     empty = shown;
+    document.body.toggleAttribute("data-empty", Boolean(empty));
+    find("#talk")?.toggleAttribute("data-answered", Boolean(find("#chat .stats")));
   };
   for (const type of ["wheel", "touchmove", "pointerdown", "keydown"]) addEventListener(type, () => (byUser = true), true);
   addEventListener("click", ({ target }) => target.closest?.("#chat .scroll-down-button-container") && showEnd(), true);
@@ -218,6 +206,8 @@
     // The frozen base is what every film begins with.
     const film = films.find((one) => one.matches(`.film-${CSS.escape(name)}`)) ?? (name ? null : films[0]);
     for (const one of films) one.toggleAttribute("data-shown", one === film);
+    chat.dataset.film = /film-(\S+)/.exec(film?.className)?.[1] ?? "";
+    chat.toggleAttribute("data-base", !name);
     chat.dataset.frame = name ? Math.round(2 * strength.value) : 0;
     find("#strength").dataset.strength = strength.value;
   };
@@ -246,8 +236,23 @@
   };
   addEventListener("visibilitychange", () => restored && sessionStorage.setItem(DRAFT, find("#box textarea")?.value ?? ""));
 
-  const onChange = () => [restoreFocus, fixAccessibility, showBeginning, watchSize, restoreDraft, describe, showFilm].forEach((act) => act());
+  // What the rows of the chat hold, for the style sheets: by :has() the browser would look through all of them at each
+  // word of an answer.
+  const HELD = ["aside", "component", "divider", "json-answer", "katex", "note", "offer", "stats"];
+  const markRows = (changes) => {
+    const changed = changes.map(({ target }) => target.closest(".message-row")).filter(Boolean);
+    for (const row of new Set([...changed, ...all("#chat .message-row:not([data-holds])")]))
+      row.dataset.holds = HELD.filter((name) => row.querySelector(`.${name}`)).join(" ");
+  };
+
+  let due = false;
+  const onChange = () => [restoreFocus, fixAccessibility, watchSize, restoreDraft, describe, showFilm].forEach((act) => act());
   addEventListener("DOMContentLoaded", onChange);
   const attributeFilter = ["aria-selected", "name", "class", "data-testid"];
-  new MutationObserver(onChange).observe(document.documentElement, { childList: true, subtree: true, attributeFilter });
+  const observer = new MutationObserver((changes) => {
+    markRows(changes);
+    if (!due) requestAnimationFrame(() => (due = false) || onChange());
+    due = true;
+  });
+  observer.observe(document.documentElement, { childList: true, subtree: true, attributeFilter });
 })();

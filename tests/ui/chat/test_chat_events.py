@@ -272,6 +272,8 @@ def test_a_picture_goes_to_the_visual_adapter(picture: str, toasts: list[str]) -
     assert requests[7].image is not None and toasts == [texts.ONE_PICTURE], "one that is mixed in sees too"
     page.send("one").send("two").do("undo")
     assert page.do("undo", "two").box["value"] == {"text": "one", "files": []}, "what Undo has put there"
+    page.send("one").send("two").do("undo", "a draft")
+    assert page.do("undo", "two\n\na draft").box["value"]["text"] == "one\n\na draft", "but not the draft"
     assert Page().send("one").do("undo", "", "new").box["value"] == {"text": "one", "files": ["new"]}
 
 
