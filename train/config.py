@@ -239,9 +239,10 @@ def _sentence(error: ValidationError) -> str:
     problems = error.errors()
     unknown = [problem for problem in problems if problem["type"] == "unexpected_keyword_argument"]
     problem = (unknown or problems)[0]
-    if problem["type"] == "value_error":
-        return f"{problem['ctx']['error']}."
     place = [part for part in problem["loc"] if isinstance(part, str)]  # numbers are those of a mixture's parts
+    if problem["type"] == "value_error":
+        within = "".join(f"{part}: " for part in place if part in ("vision", "tuning"))
+        return f"{within}{problem['ctx']['error']}."
     # It ends in the member of a union that was tried.
     keys = place[: next((i for i, part in enumerate(place, 1) if part not in _GROUPS), None)]
     name = ".".join(key for key in keys if key != "train")
