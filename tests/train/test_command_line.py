@@ -178,7 +178,7 @@ def test_a_mixture_of_pictures_and_text_is_trained_on(run, rows, tmp_path, capsy
     )
     # 20 captions of 10 pictures 2.5 times, and 57 rows, in batches of 4.
     assert "77 records of 67 pictures or conversations to learn from, 7 of 5 others held out" in said
-    assert "a run would take 27 steps" in said
+    assert "a run would take 27 steps" in said and "no record of 'rows.json' has a picture" in said
     assert run(*words) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Trained on rows drawn from 77 records of `c.parquet and rows.json`" in card

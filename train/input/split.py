@@ -84,6 +84,9 @@ class FileExamples:
             self.held_out += [(records, int(index)) for index in found.indices[drawn]]
             evaluated.update(of_source[drawn].tolist())
             neither -= len(drawn) * (records is source.records)
+        if self.pictures and config.vision is not None:  # perhaps in a field that is not read
+            blind = (source.records.name for source in sources if not source.scan.pictured.any())
+            also += [f"; no record of '{name}' has a picture" for name in blind]
         kinds = len(np.unique(learnt_groups))
         text = f"{self.learnt:,} records of {kinds:,} pictures or conversations to learn from, "
         if self.held_out:
