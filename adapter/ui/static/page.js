@@ -174,7 +174,7 @@
     const shown = find("#chat .placeholder-content");
     if (shown && shown !== empty) byUser = false;
     empty = shown;
-    document.body.toggleAttribute("data-empty", Boolean(empty));
+    document.body?.toggleAttribute("data-empty", Boolean(empty));
     find("#talk")?.toggleAttribute("data-answered", Boolean(find("#chat .stats")));
   };
   for (const type of ["wheel", "touchmove", "pointerdown", "keydown"]) addEventListener(type, () => (byUser = true), true);
