@@ -34,6 +34,7 @@ def test_no_serious_findings_and_no_scrolling_aside_on_any_tab(
     visitor.await_answers(1)
     visitor.settle()
     visitor.ask("Say " + "averyverylongword" * 12)
+    assert visitor.box.evaluate("e => e.clientHeight") < 60, "it has shrunk, though nothing may move"
     for tab in ("Chat", "Compare", "Train"):
         page.get_by_role("tab", name=tab).click()
         open_all(page)

@@ -69,6 +69,7 @@ def test_search_rename_delete_and_undo(visit: Callable[..., Visitor]) -> None:
         assert visitor.titles() == ["Why is the sky blue?", title]
     page.get_by_label(texts.DELETE).first.click()
     assert visitor.titles() == ["<b>Small talk</b>"]
+    assert page.evaluate("() => document.activeElement.closest('li') !== null"), "the next row"
     page.locator("#conversations [name=undo]").click()
     page.locator("#chat").get_by_text("you said: Why is the sky blue?!").wait_for()
     visitor.reload()
