@@ -17,7 +17,6 @@ from tests.browser import CHROMIUM, PATIENCE_MS, PHOTOGRAPHS, QUIET, wait_for_fa
 
 PICTURES = ROOT / "assets" / "screenshots"
 DESKTOP = ViewportSize(width=1440, height=900)
-PHONE = ViewportSize(width=390, height=844)
 NAME = "jeeves"
 TRAINING = 600_000  # milliseconds, of a processor without bf16
 
@@ -36,12 +35,6 @@ class Walk:
         file = self.folder / f"{name}.png"
         self.page.screenshot(path=file)
         Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
-
-    def open_tab(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name).click()
-
-    def wait_until_ready(self) -> None:
-        self.page.locator(".status.ready").wait_for()
 
     def wait_for_answers(self, count: int) -> None:
         """Until so many answers are complete."""
@@ -77,7 +70,7 @@ def inside(walk: Walk) -> None:
 
 def compare(walk: Walk) -> None:
     page = walk.page
-    walk.open_tab("Compare")
+    page.get_by_role("tab", name="Compare").click()
     page.locator("#message textarea").fill("How does a boat float?")
     page.locator("#message textarea").press("Enter")
     page.locator("#answers mark").first.wait_for(state="attached")
@@ -86,7 +79,7 @@ def compare(walk: Walk) -> None:
 
 def train(walk: Walk) -> None:
     page = walk.page
-    walk.open_tab("Train")
+    page.get_by_role("tab", name="Train").click()
     page.locator("#samples label", has_text="The butler").click()
     page.locator("#train-preview .records").wait_for()
     page.get_by_label("Name", exact=True).fill(NAME)
@@ -112,12 +105,12 @@ def train(walk: Walk) -> None:
 def phone(walk: Walk) -> None:
     """The tabs on a narrow dark screen."""
     page = walk.page
-    page.set_viewport_size(PHONE)
+    page.set_viewport_size(ViewportSize(width=390, height=844))
     page.emulate_media(color_scheme="dark")
     page.reload()
-    walk.wait_until_ready()
+    walk.page.locator(".status.ready").wait_for()
     for tab in ("Chat", "Compare", "Train"):
-        walk.open_tab(tab)
+        page.get_by_role("tab", name=tab).click()
         walk.shoot(f"phone-{tab.lower()}")
 
 
@@ -133,7 +126,7 @@ def main() -> None:
         with app_process(Path(temporary), environment=runs, ready=()) as server:
             walk.page.goto(server.url)
             walk.page.locator("#box textarea").wait_for()
-            walk.wait_until_ready()
+            walk.page.locator(".status.ready").wait_for()
             for part in (chat, inside, compare, train, phone):
                 part(walk)
             walk.page.goto("about:blank")

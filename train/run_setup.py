@@ -134,9 +134,11 @@ def start_adapter(recipe: RecipeFile, config: TrainConfig, base: Base) -> Adapte
     if recipe.start_from is None:
         return new_adapter(config, base)
     loaded = load_adapter(Path(recipe.start_from), base.fingerprint, base.device)
-    about = dataclasses.replace(loaded.config, description=config.description, form=config.form)
-    about = dataclasses.replace(about, vision=config.vision)
     set_seed(config.seed)  # a new tuning is the same in every process
-    adapter = Adapter(dataclasses.replace(about, tuning=about.tuning or config.tuning)).to(base.device)
+    tuning = loaded.config.tuning or config.tuning
+    about = dataclasses.replace(
+        loaded.config, description=config.description, form=config.form, vision=config.vision, tuning=tuning
+    )
+    adapter = Adapter(about).to(base.device)
     adapter.load_state_dict({**adapter.state_dict(), **loaded.state_dict()})
     return adapter

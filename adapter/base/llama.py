@@ -318,11 +318,12 @@ def _load_by_transformers(
             raise _wrong_weight(name, min(missing), "is not among its weights")
         _refuse_more(name, info["unexpected_keys"])
     tensors: Iterable[tuple[str, Tensor]] = model.state_dict().items()
+    shapes: dict[str, tuple[int, ...]] = {}
     if quantization != "none" and (files := _local_files(name)):
-        tensors = stored_tensors(files, files)  # bitsandbytes makes finite codes of NaN, and takes any shape
-    shapes = tensor_shapes(config)
+        # bitsandbytes makes finite codes of NaN, and takes any shape.
+        tensors, shapes = stored_tensors(files, files), tensor_shapes(config)
     for tensor, values in tensors:
-        if quantization != "none" and (wanted := shapes.get(tensor, values.shape)) != tuple(values.shape):
+        if (wanted := shapes.get(tensor, values.shape)) != values.shape:
             raise _wrong_weight(name, tensor, f"has shape {tuple(values.shape)}, not {wanted}")
         _require_finite(name, tensor, values.to(dtype) if values.is_floating_point() else values)
     if quantization == "nf4" and device == "cpu":

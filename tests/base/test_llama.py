@@ -197,6 +197,13 @@ def test_where_packed_weights_cannot_be_kept_a_line_says_why(reason, four_bit_he
     assert reason in caplog.text and not list(tmp_path.glob("*packed-int4/*"))
 
 
+def test_a_base_without_safetensors_is_read_in_four_bits_too(four_bit_head, tmp_path):
+    shutil.copytree(four_bit_head, tmp_path, dirs_exist_ok=True)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    assert load_base(str(tmp_path), "nf4", "cpu").quantization == "nf4"
+
+
 BROKEN = "model.layers.2.mlp.up_proj.weight"
 
 

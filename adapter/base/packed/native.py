@@ -60,9 +60,9 @@ def version_of(*modules: str) -> int:
     return zlib.crc32(b"".join(Path(str(sys.modules[module].__file__)).read_bytes() for module in modules))
 
 
-def compiled(signature: str, parallel: bool = False) -> Callable[[Callable[..., None]], Any]:
+def compiled(signature: str) -> Callable[[Callable[..., None]], Any]:
     """Decorates a function that numba compiles, or takes from its disk cache; it runs without Python's lock."""
-    options: Any = {"nogil": True, "error_model": "numpy", "parallel": parallel}
+    options: Any = {"nogil": True, "error_model": "numpy"}
 
     def decorate(python: Callable[..., None]) -> Any:
         try:
