@@ -19,6 +19,10 @@ class BadInput(AdapterError):
     """This request (message, image, parameter) cannot be served."""
 
 
+class ContextOverflow(BadInput):
+    """A conversation leaves no room for an answer."""
+
+
 class WrongBase(LoadError, BadInput):
     """An adapter that was made for another base is asked for."""
 

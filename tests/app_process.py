@@ -137,7 +137,6 @@ def app_process(
     environment: dict[str, str] | None = None,
     inherited: dict[str, str] | None = None,
     port: int | None = None,
-    preexec: Callable[[], None] | None = None,
     step_seconds: float = 0.0,
     ready: Sequence[int] = (200,),
 ) -> Iterator[AppProcess]:
@@ -168,7 +167,6 @@ def app_process(
             env={**(os.environ if inherited is None else inherited), **own, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=preexec,
         )
     server = AppProcess(process, f"http://127.0.0.1:{port}", folder)
     try:
@@ -190,11 +188,9 @@ def tiny_app_process(
     folder: Path, tiny_folder: Path, fingerprint: BaseFingerprint, step_seconds: float = 0.0
 ) -> Iterator[AppProcess]:
     """FAULTY_APP over the endless tiny base, with the adapters `one` and `two`."""
-    from adapter.method.checkpoint import save_adapter
-    from tests.tiny_models import endless_base, random_adapter
+    from tests.tiny_models import endless_base, save_one_and_two
 
-    for seed, name in enumerate(("one", "two")):
-        save_adapter(random_adapter(fingerprint, seed), folder / "adapters" / name)
+    save_one_and_two(fingerprint, folder / "adapters")
     base = endless_base(tiny_folder, folder / "base")
     arguments = ("--base", str(base), "--adapters", str(folder / "adapters"))
     with app_process(

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from adapter.base.hf_folder import tensor_shapes, write_configs, write_weights
 from adapter.base.llama import AdaptedLlama
 from adapter.method.adapter import Adapter
+from adapter.method.checkpoint import save_adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint
 
 TINY = {
@@ -77,6 +78,12 @@ def random_adapter(fingerprint: BaseFingerprint, seed: int = 0, gate: float = 0.
     adapter = Adapter(AdapterConfig(base=fingerprint, **config))
     torch.nn.init.uniform_(adapter.gates, gate / 2, gate)
     return adapter.requires_grad_(False).eval()
+
+
+def save_one_and_two(fingerprint: BaseFingerprint, folder: Path) -> None:
+    """Writes two random adapters, `one` and `two`."""
+    for seed, name in enumerate(("one", "two")):
+        save_adapter(random_adapter(fingerprint, seed), folder / name)
 
 
 def save_base(model: AdaptedLlama, folder: Path) -> Path:

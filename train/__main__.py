@@ -216,7 +216,8 @@ def _train(
     feature_cache = None
     if encoder is not None and config.vision is not None:
         encoder.compute_in(base.model.dtype)
-        feature_cache = FeatureCache.on_disk(encoder, config.vision, skipped, log)
+        vision = config.vision
+        feature_cache = in_all(accelerator, lambda: FeatureCache.on_disk(encoder, vision, skipped, log))
     adapter = start_adapter(recipe, config, base)
     if made is not None and recipe.start_from is None:
         made.prepare(adapter)

@@ -13,7 +13,6 @@ from train.evaluate.intervals import Figure
 from train.evaluate.report import code_version, format_figure, markdown_table
 from train.job import Outcome
 
-Scores = dict[str, Figure]
 _SEALED = "## Scores on sealed test sets"
 _TOLD = "The base that is told reads `told.yaml` of the recipe before each conversation, and keeps the same form."
 _CARD = Path(__file__).with_name("card.md")
@@ -23,7 +22,7 @@ _CARD = Path(__file__).with_name("card.md")
 class Measured:
     """scores: by system, the adapter first, then by measure. served: precision and device; sets: a sentence."""
 
-    scores: dict[str, Scores]
+    scores: dict[str, dict[str, Figure]]
     served: str
     sets: str = ""
 

@@ -170,7 +170,8 @@ class Job:
         self.keep = KeepRows(rows, config.seed) if config.keep else None
         text = "" if self.keep is None else self.keep.digest
         self.identity = run_identity(config, self.base.fingerprint, {**self.inputs, "keep_text": text})
-        check_same((self.identity, config.save_every, config.checkpoint_every, str(self.base.model.dtype)))
+        free = config.save_every, config.checkpoint_every, str(self.base.model.dtype)
+        check_same((self.identity, self.resume, free))
         if self.resume:
             self._load()
 

@@ -15,6 +15,7 @@ from adapter.base.frozen_linear import freeze_linears
 from adapter.base.llama import Base, load_base
 from train.config import Precision
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Values of ONEDNN_MAX_CPU_ISA that leave its bf16 products on: from AVX512_CORE_BF16 upwards.
 _ISA_WITH_BF16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
 
@@ -72,8 +73,7 @@ def _cpu_capabilities() -> Mapping[str, Any]:
 
 def load_to_train(name: str, precision: Precision, device: str) -> Base:
     """Loads the base for training. precision: any but "auto". Raises LoadError."""
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = dtypes.get(precision) or memory.half_precision(device)  # of what nf4 and int8 leave unquantised
+    dtype = DTYPES.get(precision) or memory.half_precision(device)  # of what nf4 and int8 leave unquantised
     quantization = precision if precision in ("nf4", "int8") else "none"
     base = load_base(name, quantization=quantization, device=device, dtype=dtype)
     for module in base.model.modules():

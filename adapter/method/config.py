@@ -23,13 +23,8 @@ MAX_BLOCKS = 64  # of visual queries, which are built before their weights are r
 MAX_NAME_LENGTH = 40  # characters of an adapter's name
 KIND_LENGTH = 3  # tokens that the word for a kind of thing may take in a `label` projection
 # Names that Windows reserves, and those of the bare base in the API and of labels of /metrics.
-RESERVED_NAMES = {"base", "mix", "other"} | {
-    "con",
-    "prn",
-    "aux",
-    "nul",
-    *(f"{p}{i}" for p in ("com", "lpt") for i in range(10)),
-}
+RESERVED_NAMES = {"base", "mix", "other", "con", "prn", "aux", "nul"}
+RESERVED_NAMES |= {f"{port}{i}" for port in ("com", "lpt") for i in range(10)}
 
 
 class InvalidConfig(LoadError, ValueError):

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ NO_FORM = ""  # in a request: answers are free, whatever form the adapter has
 MAX_DEPTH = 64  # of a JSON schema
 # What stands behind some of its keys instead of a schema: values, or schemas by names.
 _KINDS = dict.fromkeys(("const", "enum", "default", "examples"), "data")
+_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const")
 _KINDS |= dict.fromkeys(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"), "names")
 _CHECK_SECONDS, _CHECK_BYTES = 1, 2**30  # of processor and of memory that a form may take to be checked
 _CHECKS = threading.BoundedSemaphore(2)  # processes at once
@@ -87,13 +87,13 @@ def _check_keywords(schema: Mapping[str, Any]) -> None:
     target, least, choices = schema.get("$ref"), schema.get("minProperties"), schema.get("enum")
     if isinstance(target, str) and not target.startswith("#"):
         raise BadInput("A $ref may point into its own schema only, as in #/$defs/name: nothing is fetched.")
-    if isinstance(least, int) and least > len(schema.get("required") or ()):
+    required = schema.get("required")
+    if isinstance(least, int) and least > len(required if isinstance(required, list) else ()):
         raise BadInput("minProperties above the number of required names could be met by one name twice.")
-    for number in [*schema.values(), *(choices if isinstance(choices, list) else ())]:
-        with suppress(OverflowError):  # an integer of hundreds of digits is not finite for llguidance either
-            if not isinstance(number, int | float) or float(f"{number:.15g}") == number:
-                continue
-        raise BadInput("A number of the JSON schema has more than 15 digits, which are not kept exactly.")
+    for number in [*map(schema.get, _NUMBERS), *(choices if isinstance(choices, list) else ())]:
+        rounded = isinstance(number, float) and float(f"{number:.15g}") != number
+        if rounded or (isinstance(number, int) and abs(number) >= 2**53):
+            raise BadInput("A number of the JSON schema has more than 15 digits, which are not kept exactly.")
 
 
 JSON_OBJECT = json_schema_form({"type": "object"})  # any

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from adapter.base.llama import Base
 from adapter.base.template import default_template, encode_prompt
-from adapter.errors import BadInput
+from adapter.errors import BadInput, ContextOverflow
 from adapter.method.adapter import Adapter
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.drafts import Drafter
@@ -60,7 +60,7 @@ def admit(
             limit = f"this server has memory for {cache_tokens}"
             remedy = "; whoever runs the server can give it more (--cache-gb)"
         text = f"The conversation has {tokens} tokens and {limit}. Shorten the message or start a new conversation"
-        raise BadInput(f"{text}{remedy}.")
+        raise ContextOverflow(f"{text}{remedy}.")
     active = [(adapter, strength) for adapter, strength in adapters if strength > 0]
     return Admitted(active, ids, min(room, request.sampling.max_new_tokens), _form(request, base, active, ids))
 

@@ -21,7 +21,7 @@ MAX_TEMPERATURE = 2.0
 MAX_TOKENS = 2048
 MAX_PENALTY = 2.0
 MAX_TOP_K = 100_000
-MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 200
 MAX_SYSTEM = 2000  # characters: each answer's record holds them
 MAX_SEED = 2**63 - 1
 _LONGEST_NAME = 255  # of a folder
@@ -52,6 +52,12 @@ def _to_whole_number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def to_tokens(value: Any) -> Any:
+    """A limit of tokens; above MAX_TOKENS it counts as these: many clients ask for 4,096 by themselves."""
+    whole = _to_whole_number(value)
+    return min(whole, MAX_TOKENS) if isinstance(whole, int) else whole
+
+
 def _to_seed(value: Any) -> Any:
     """A seed as it was typed or sent; None for an empty field."""
     text = "" if value is None else str(value).strip().removesuffix(".0")
@@ -80,7 +86,7 @@ Temperature = Annotated[Number, Field(ge=0, le=MAX_TEMPERATURE)]
 Probability = Annotated[Number, Field(ge=0, le=1)]
 TopK = Annotated[int, BeforeValidator(_to_whole_number), Field(ge=0, le=MAX_TOP_K, strict=True)]
 RepetitionPenalty = Annotated[Number, Field(ge=1, le=MAX_PENALTY)]
-MaxTokens = Annotated[int, BeforeValidator(_to_whole_number), Field(ge=1, le=MAX_TOKENS, strict=True)]
+MaxTokens = Annotated[int, BeforeValidator(to_tokens), Field(ge=1, le=MAX_TOKENS, strict=True)]
 _Int64 = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED, strict=True)]
 Seed = Annotated[_Int64 | None, BeforeValidator(_to_seed)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]

@@ -10,7 +10,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -40,17 +39,10 @@ _RUN_LOCK = ".lock"  # of a training run, see train/run_folder.py
 _NEEDED = f"Give a zip of its folder, or {CONFIG} and {WEIGHTS} together."
 
 
-@dataclass(frozen=True)
-class UploadedAdapter:
-    """name: in the store; new: whether it was not there before."""
-
-    name: str
-    new: bool
-
-
-def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: BaseFingerprint) -> UploadedAdapter:
+def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: BaseFingerprint) -> tuple[str, bool]:
     """Adds an adapter, a zip or its loose files, to the store's folder for new ones, as `name` or its own name.
-    Raises BadInput or LoadError and then has changed nothing. Threads and processes may call it at once.
+    Returns its name there, and whether it is new. Raises BadInput or LoadError and then has changed nothing.
+    Threads and processes may call it at once.
     """
     if not files or not all(file.is_file() for file in files):
         raise BadInput(f"Drop an adapter first, or again if it has been added. {_NEEDED}")
@@ -86,7 +78,7 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
         raise LoadError(text, str(error)) from error
 
 
-def add_from_hub(name: str, store: AdapterStore, base: BaseFingerprint, token: str | bool) -> UploadedAdapter:
+def add_from_hub(name: str, store: AdapterStore, base: BaseFingerprint, token: str | bool) -> tuple[str, bool]:
     """Adds the adapter of `owner/name[@revision]` under its name there. token: of who asks, or False. Raises
     BadInput or LoadError and then has kept nothing.
     """
@@ -189,7 +181,7 @@ def _move(folder: Path, to: Path) -> None:
         raise LoadError(f"“{folder.name}” could not be moved. It is as it was.", str(error)) from error
 
 
-def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> UploadedAdapter:
+def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> tuple[str, bool]:
     """Moves the folder into the store; an adapter of the same name is never replaced."""
     # In any case of its letters: some systems tell no cases apart, and people hardly. Runs have their names too.
     names = {*store.names(), *(path.name for path in into.iterdir())}
@@ -199,12 +191,12 @@ def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> UploadedA
         there = store.folder(name) if name in store.names() else None
         if there is None or filecmp.cmpfiles(folder, there, files, shallow=False)[0] != files:
             raise _taken(name)
-        return UploadedAdapter(name, new=False)
+        return name, False
     check_room(into, (folder / WEIGHTS).stat().st_size)
     for file in folder.iterdir():
         file.chmod(0o644)
     os.rename(folder, into / folder.name)
-    return UploadedAdapter(folder.name, new=True)
+    return folder.name, True
 
 
 def check_room(into: Path, more: int) -> None:

@@ -187,11 +187,9 @@ def upload_folder(parent: str | None) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-# What visitors send can neither begin a line of the log nor steer a terminal.
-
-
 class InertFormatter(logging.Formatter):
-    """A message is one line; the lines of a traceback are indented."""
+    """What visitors send can neither begin a line of the log nor steer a terminal: a message is one line, and the
+    lines of a traceback are indented."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))

@@ -24,7 +24,8 @@ RATES = {
     "megabyte": (1024, 86_400, "MB of uploads a day"),  # a quarter of what the folder holds
     "request": (6000, 60, "requests a minute"),  # of a page: a hundred files when it opens, and every second after
     "program": (600, 60, "requests a minute"),  # to /v1
-    "session": (240, 60, "new pages a minute"),  # twice for each: its making, and its place in Gradio
+    "kilobyte": (300_000, 60, "kB of files a minute"),  # Gradio compresses each anew: 20 to 40 ms a MB
+    "session": (360, 60, "new pages a minute"),  # thrice for each: its making, its place in Gradio, its heartbeat
     # Of JSON, whose making and checking lasts 1 to 4 s a million, while nothing else is served.
     "value": (1_000_000, 60, "values a minute"),
     "login": (20, 60, "tries a minute"),
@@ -36,6 +37,7 @@ PLACES = {
     "answer": (ANSWERS_AT_ONCE, _ANSWERS.format("written"), 5),
     "inspection": (6, _ANSWERS.format("looked into"), 5),  # of eight that the engine lets wait and run
     "page": (128, _CONNECTIONS, 30),  # each holds one while it is open; a school may share an address
+    "file": (256, _CONNECTIONS, 5),  # a page asks for a hundred at once where its proxy speaks HTTP/2
     "stream": (64, _CONNECTIONS, 30),  # of pages that are being answered
     "call": (24, _CONNECTIONS, 30),  # to /v1, which takes twice as many at once
     "body": (24, _CONNECTIONS, 5),  # messages and uploads that are on their way

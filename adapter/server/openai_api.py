@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from adapter.errors import AdapterError, BadForm, BadInput, Busy, EngineBroken, LoadError
+from adapter.errors import AdapterError, BadForm, BadInput, Busy, ContextOverflow, EngineBroken, LoadError
 from adapter.serve.request import GenerationEvent, GenerationRequest, GenerationStats, async_event_lists
 from adapter.server import openai_schema
 from adapter.server.generation import FAILED, AdapterCatalog, EngineProvider, browser_text, client_of
@@ -45,6 +45,7 @@ WORDS_BYTES = 2**18
 RETRY_SECONDS = 5
 CHUNK_SECONDS = 0.05  # between two chunks of a stream: of a fast answer each has several tokens
 _REFUSALS: dict[type[AdapterError], tuple[int, str | None]] = {
+    ContextOverflow: (400, "context_length_exceeded"),
     BadInput: (400, None),
     Busy: (429, "busy"),
     EngineBroken: (503, "model_failed"),
@@ -117,8 +118,9 @@ class Api:
             return EventSourceResponse(_chain(first, chunks), headers=headers, sep="\n", send_timeout=60)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith("/v1/"):  # a proxy has stripped the page's prefix, which root_path has still
-            scope = {**scope, "root_path": "/v1"}
+        path = scope["path"].rstrip("/")
+        if path.startswith("/v1/"):  # a proxy has stripped the page's prefix, which root_path has still
+            scope = {**scope, "root_path": "/v1", "path": path}
         self._open += 1
         try:
             if self._key is not None and not shows_key(Request(scope), self._key):
@@ -317,7 +319,7 @@ def _public(error: Exception) -> tuple[int, dict[str, Any]]:
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    # Not JSONResponse, which fails on the half characters that an error may repeat from a body.
+    # Not JSONResponse: half a character, which an address may hold, is written as its escape.
     return Response(json.dumps(content), status, headers, "application/json")
 
 

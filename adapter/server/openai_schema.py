@@ -7,10 +7,12 @@ cannot be had is refused by name.
 from __future__ import annotations
 
 import base64
+import json
 import math
 import re
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate, chain, repeat
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -45,7 +47,6 @@ from adapter.serve.settings import (
     BASE_ONLY,
     MAX_SEED,
     MAX_STOPS,
-    MAX_TOKENS,
     MaxTokens,
     Number,
     Others,
@@ -53,6 +54,7 @@ from adapter.serve.settings import (
     Settings,
     Stop,
     Strength,
+    to_tokens,
 )
 from adapter.server.generation import DEFAULT_QUESTION, check_length
 
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
 BASE = "base"  # the frozen base's name, beside its own
 MAX_MESSAGES = 256
 MAX_MIX = 4
-MAX_CHOICES = 16  # answers to one request
+MAX_CHOICES = 20  # answers to one request; LangChain asks for as many at once
 MAX_PROMPT_IDS = 100_000
 _FINISH_REASONS: dict[str | None, str] = {"stop": "stop", "length": "length", "time": "length"}
 _ROLES: dict[str, Any] = {"developer": "system", "tool": "user"}  # of those that no template knows
@@ -148,6 +150,7 @@ class JsonSchema(_Body):
 class ResponseFormat(_OfType):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    given: dict[str, Any] | None = Field(None, alias="schema", description="of a json_object")
 
 
 class Function(_Body):
@@ -278,8 +281,8 @@ class ChatCompletionRequest(_Completion):
                 raise ApiError(400, f"An answer with a form has no '{name}'. Leave one of them out.", name)
         if self.grammar is not None:
             return self.grammar
-        given = self.response_format.json_schema if self.response_format else None
-        schema = given.json_schema if given else None
+        asked = self.response_format
+        schema = None if asked is None else asked.json_schema.json_schema if asked.json_schema else asked.given
         if self.tool is not None:  # arguments are an object of those that are named, unless the schema says more
             named = {"additionalProperties": False} if "properties" in self.tool.parameters else {}
             schema = {**named, **self.tool.parameters, "type": "object"}
@@ -361,7 +364,7 @@ class CompletionRequest(_Completion):
 
     object_name: ClassVar = "text_completion"
     prompt: Annotated[list[str | Ids], BeforeValidator(_to_prompts), Field(min_length=1, max_length=MAX_CHOICES)]
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS, strict=True)] = 16
+    max_tokens: Annotated[int, BeforeValidator(to_tokens), Field(ge=0, strict=True)] = 16
     echo: StrictBool = False
     logprobs: TopLogprobs | None = None
     best_of: Literal[1] = 1
@@ -469,6 +472,11 @@ def parse(body: bytes | bytearray, kind: type[Body]) -> Body:
         return kind.model_validate_json(body)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
+    if problem["type"] == "json_invalid":  # half an emoji, where a client has cut a text, is a question mark
+        with suppress(ValueError, RecursionError):
+            whole = json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace")
+            if whole != body:
+                return parse(whole, kind)
     steps = [f"[{step}]" if isinstance(step, int) else f".{step[:100]}" for step in problem["loc"]]
     where, what = "".join(steps).removeprefix("."), problem["msg"].removeprefix("Value error, ")
     if where.startswith("prompt"):

@@ -14,7 +14,7 @@ from adapter.server.limits import VALUES_AT_ONCE
 from adapter.server.openai_schema import ApiError
 
 BODY_SECONDS, BODY_BYTES_PER_SECOND = 30.0, 2**15  # a body may take so long, and more by what has arrived of it
-FOLDER_BYTES, FOLDER_FILES = 4 * 2**30, 20_000  # of a day's uploads
+FOLDER_BYTES, FOLDER_FILES = 4 * 2**30, 100_000  # of a day's uploads
 SEND_LESS = "Start a new conversation, or send less."
 
 

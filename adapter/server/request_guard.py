@@ -58,10 +58,10 @@ class Rule:
 
 # None for health: it costs nothing, and a probe that is refused would have the server started again.
 RULES: dict[Kind, Rule | None] = {
-    "page": Rule("request"),
-    "opening": Rule("session"),
-    "heartbeat": Rule("request", "page"),
-    "file": Rule("request"),
+    "page": Rule("request", "file"),
+    "opening": Rule("session", "file"),
+    "heartbeat": Rule("session", "page"),
+    "file": Rule("request", "file"),
     "stream": Rule("request", "stream"),
     "body": Rule("request", "body", values=True),
     "login": Rule("request", "body", act="login"),
@@ -255,12 +255,17 @@ class RequestGuard:
                 raise RequestRefused(429, str(error), error.retry_after) from None
 
         async def send_counting(message: Message) -> None:
-            if (act := {400: "answer", 401: "login"}.get(message.get("status", 0))) is not None:
+            act, count = {400: "answer", 401: "login"}.get(message.get("status", 0), ""), 1
+            if rule.place == "file" and "headers" in message:
+                act, count = "kilobyte", int(Headers(raw=message["headers"]).get("content-length", 0)) // 1000
+            if act:
                 with contextlib.suppress(RateLimited):
-                    self._limits.count(act, address)
+                    self._limits.count(act, address, count)
             await send(message)
 
         self._limits.count(rule.rate, address)
+        if rule.place == "file":
+            self._limits.count("kilobyte", address, 0)
         if rule.place is not None:
             held.callback(self._limits.hold(rule.place, address))
         if rule.rate == "program":
@@ -271,7 +276,7 @@ class RequestGuard:
             receive = bounded(receive, await self._check_length(rule, scope, address), _WITHOUT_LENGTH)
         if rule.values:
             receive = counting_values(receive, count_values)
-        return receive, send_counting if rule.rate == "program" else send
+        return receive, send_counting if rule.place == "file" or rule.rate == "program" else send
 
     async def _check_length(self, rule: Rule, scope: Scope, address: str) -> int:
         """The body's length as the request states it, if it may be so long."""

@@ -249,19 +249,14 @@ class _Signals(_RecentlyUsed):
         return event
 
 
-class _Uploads(route_utils.GradioMultiPartParser):
-    """Takes few files at once: Gradio keeps each of up to a thousand open until the last has come."""
-
-    def __init__(self, *values: Any, **more: Any) -> None:
-        super().__init__(*values, **{**more, "max_files": 16})
-
-
 def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
     """Bound what clients ask of sessions and the queue. most: sessions that are kept. By itself Gradio makes one
     for every name that clients invent, keeps a part of it for ever, and cuts the answers of the oldest. What is
     too much raises RateLimited, which RequestGuard answers.
     """
-    state_holder.SessionState, route_utils.GradioMultiPartParser = _Session, _Uploads
+    state_holder.SessionState, parser = _Session, route_utils.GradioMultiPartParser
+    # Each of up to a thousand files would stay open until the last has come.
+    route_utils.GradioMultiPartParser = lambda *values, **more: parser(*values, **{**more, "max_files": 16})
     images.written, page.upload_file_set = _Written(images.written), _Written(page.upload_file_set)
     for block in page.blocks.values():
         block.temp_files = _Written(block.temp_files)
@@ -273,10 +268,12 @@ def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
     queue.pending_messages_per_session = _PendingMessages(most)
     queue.pending_event_ids_session = _RecentlyUsed(most)
     queue.ANALYTICS_MAX_EVENTS = 0  # of which a table is made with every event that ends
+    gr.File._process_single_file = lambda self, file: file.path  # by itself makes an empty file for each
 
-    def count_upload() -> None:
+    def count_upload(size: int = 0) -> None:
         if (request := LocalContext.request.get(None)) is not None:
             limits.count("upload", client_of(request).address)
+            limits.count("megabyte", client_of(request).address, 1 + (size >> 20))
 
     images.count_upload = count_upload
     queue.sleep_when_free, queue.progress_update_sleep_when_free = IDLE_SECONDS, 1.0

@@ -83,19 +83,18 @@ def read_upload(path: str) -> bytes:
     raise BadPicture(texts.PICTURE_GONE)
 
 
-def count_upload() -> None:
-    """Counts an upload of the visitor whose event runs: gradio_internals.py replaces it. Raises RateLimited."""
+def count_upload(size: int = 0) -> None:
+    """Counts bytes of the visitor whose event runs: gradio_internals.py replaces it. Raises RateLimited."""
 
 
 def write_upload(data: bytes, counts: bool = False) -> str:
     """Writes a picture file into the upload folder. Returns its path, which nobody can guess without the file.
-
     counts: as an upload, if it is not there yet. Raises RateLimited then.
     """
     folder = Path(gr.utils.get_upload_folder()).resolve() / hashlib.sha256(data).hexdigest()
     path = folder / ("picture.png" if _is_png(data) else "picture.jpg")
     if counts and not path.exists():
-        count_upload()
+        count_upload(len(data))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:  # even if it is there: Gradio deletes files by age
         temporary.write_bytes(data)

@@ -36,7 +36,7 @@ from adapter.serve.scheduler import MAX_ROWS
 from adapter.serve.settings import MAX_TOKENS
 from adapter.serve.store import AdapterStore
 from tests.app_process import LONG_PATIENCE, PATIENCE, ROOT, app_process, free_port, wait_until
-from tests.tiny_models import endless_base, random_adapter
+from tests.tiny_models import endless_base, random_adapter, save_one_and_two
 
 pytestmark = pytest.mark.slow
 
@@ -93,8 +93,7 @@ def second_node(address, tmp_path_factory) -> Iterator[contextlib.ExitStack]:
 @pytest.fixture(scope="module")
 def page(address, second_node, base_folder, adapters, tiny_fingerprint):
     base = load_base(str(base_folder), "none", "cpu")
-    for seed, name in enumerate(("one", "two")):
-        save_adapter(random_adapter(base.fingerprint, seed), adapters / name)
+    save_one_and_two(base.fingerprint, adapters)
     with closing(
         cluster.connect(address, str(base_folder), "none", None, (2, 2), AdapterStore(adapters))
     ) as engine:

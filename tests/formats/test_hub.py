@@ -32,7 +32,7 @@ def test_an_adapter_of_the_hub_becomes_one_of_the_pages(
 ) -> None:
     store = AdapterStore(tmp_path / "runs", incoming=tmp_path / "runs")
     added = upload.add_from_hub(" some.body/my.poet@main ", store, tiny_fingerprint, token=False)
-    assert (added.name, added.new) == ("my-poet", True) and store.card_text("my-poet") == "# poet"
+    assert added == ("my-poet", True) and store.card_text("my-poet") == "# poet"
     assert not any(hub.tokens), "without a login that is not the visitor's"
     assert not any("notes" in path or "recipe" in path for path in hub.paths)
     assert f"/some.body/my.poet/resolve/{COMMIT}/{WEIGHTS}" in hub.paths

@@ -54,6 +54,17 @@ def test_wrong_weights_are_refused_by_name(saved, edit, words):
     assert "poet" in str(caught.value) and "again" in str(caught.value)
 
 
+def test_a_header_that_is_far_too_long_is_not_parsed(saved):
+    """Its tensors, however empty, would hold up everybody for seconds, and take gigabytes."""
+    _, folder = saved
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "prompt_length": 1024}))  # as large as the file
+    header = b"{}".ljust(10 * 2**20 + 8)
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(LoadError, match="header"):
+        load_adapter(folder)
+
+
 def test_a_truncated_or_missing_file_is_refused(saved):
     _, folder = saved
     whole = (folder / WEIGHTS).read_bytes()

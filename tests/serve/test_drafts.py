@@ -11,22 +11,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapter.base.packed.quantize import quantize_linears
-from adapter.method.checkpoint import save_adapter
 from adapter.serve.compiled.forward import CompiledForward
 from adapter.serve.drafts import MAX_DRAFT
 from adapter.serve.engine import Engine
 from adapter.serve.request import GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.app_process import wait_until
-from tests.tiny_models import random_adapter, random_llama
+from tests.tiny_models import random_llama, save_one_and_two
 
 PASSAGE = [7 * i % 101 for i in range(80)]  # no token twice
 
 
 @pytest.fixture
 def engine(tmp_path, packed_base, tiny_fingerprint):
-    for seed, name in enumerate(("one", "two")):
-        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / name)
+    save_one_and_two(tiny_fingerprint, tmp_path)
     with closing(Engine(packed_base, AdapterStore(tmp_path))) as engine:
         yield engine
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from adapter.base.memory import kv_bytes_per_token
 from adapter.base.template import Message
-from adapter.errors import BadInput, Busy, LoadError
+from adapter.errors import BadInput, Busy, ContextOverflow, LoadError
 from adapter.method.attention import PromptKV
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
@@ -25,7 +25,7 @@ from adapter.serve.request import Client, GenerationRequest, SamplingParams
 from adapter.serve.sampling import Sampler
 from adapter.serve.store import AdapterStore
 from tests.app_process import wait_until
-from tests.tiny_models import random_adapter
+from tests.tiny_models import random_adapter, save_one_and_two
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=20)
 HELLO = (Message("user", "hello there"),)
@@ -34,8 +34,7 @@ LONG = GenerationRequest(HELLO, sampling=replace(GREEDY, max_new_tokens=100))
 
 @pytest.fixture
 def engine(tmp_path, tiny_base, tiny_fingerprint):
-    for seed, name in enumerate(("one", "two")):
-        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / name)
+    save_one_and_two(tiny_fingerprint, tmp_path)
     with closing(Engine(tiny_base, AdapterStore(tmp_path))) as engine:
         yield engine
 
@@ -117,7 +116,7 @@ def test_an_answer_goes_on_as_if_it_had_not_been_interrupted(engine, temperature
 @pytest.mark.parametrize(
     "request_fields, error, message",
     [
-        ({"messages": (Message("user", "x" * 200),)}, BadInput, "205 tokens and this base reads 128"),
+        ({"messages": (Message("user", "x" * 200),)}, ContextOverflow, "205 tokens and this base reads 128"),
         ({"prompt_ids": (1, 97)}, BadInput, "0 to 96"),
         ({"adapter": "three"}, LoadError, "'three'.*one, two"),
     ],

@@ -252,12 +252,14 @@ def test_what_would_take_for_ever_or_the_whole_stack_is_refused(monkeypatch):
         ({"items": {"minimum": 9007199254740993}}, "more than 15 digits"),
         ({"const": 10**400}, "more than 15 digits"),
         ({"minProperties": 2, "required": ["a"]}, "met by one name twice"),
+        ({"minProperties": 1, "required": 5}, "met by one name twice"),
         ({"properties": {"const": {"$ref": "other.json"}}}, "own schema only"),
     ],
 )
 def test_what_an_answer_could_not_be_held_to_is_refused(schema, words):
     with pytest.raises(BadInput, match=words):
         json_schema_form(schema)
+    check_form(json_schema_form({"default": 0.30000000000000004, "maximum": 2**53 - 1, "minimum": 1 - 2**53}))
     data = {"$ref": "other.json", "minProperties": 3}
     check_form(json_schema_form({"enum": [data, 0.1, True], "default": data, "examples": [data]}))
 

@@ -24,7 +24,7 @@ def test_a_seed_is_read_as_typed_or_sent(typed: Any, seed: int | None) -> None:
         ("temperature", True, "Temperature: Input should be a valid number."),
         ("top_p", -0.1, "Top-p: Input should be greater than or equal to 0."),
         ("max_tokens", 1.5, "Max tokens: Input should be a valid integer."),
-        ("stop", "1\n2\n3\n4\n5", "Stop texts are at most 4 texts of 1 to 200 characters."),
+        ("stop", "1\n" * 17, "Stop texts are at most 16 texts of 1 to 200 characters."),
         ("system", "x" * 2001, "The system prompt is a text of at most 2000 characters."),
         *(("seed", seed, "The seed must be a whole number") for seed in ("x", 1.5, 2**63, "9" * 5000)),
         ("mix", "a\nb", "Second adapter: not printable."),

@@ -23,7 +23,6 @@ from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import adapter_upload as upload
 from adapter.server.adapter_upload import (
-    UploadedAdapter,
     add_adapter,
     delete_adapter,
     restore_adapter,
@@ -45,10 +44,10 @@ def folder(tmp_path: Path, tiny_fingerprint: Any) -> Path:
 
 
 @pytest.fixture
-def add(store: AdapterStore, tiny_fingerprint: Any) -> Callable[..., UploadedAdapter]:
+def add(store: AdapterStore, tiny_fingerprint: Any) -> Callable[..., tuple[str, bool]]:
     """Adds files, or all files of a folder, as a name."""
 
-    def add(files: Path | list[Path], name: str = "guest", base: Any = tiny_fingerprint) -> UploadedAdapter:
+    def add(files: Path | list[Path], name: str = "guest", base: Any = tiny_fingerprint) -> tuple[str, bool]:
         chosen = files if isinstance(files, list) else list(files.iterdir()) if files.is_dir() else [files]
         return add_adapter(chosen, name, store, base)
 
@@ -88,7 +87,7 @@ def zipped(folder: Path, archive: Path, below: str = "", **more: bytes) -> Path:
 
 @pytest.mark.parametrize("below", ["", "a/b/poet/"])
 def test_an_uploaded_zip_has_the_same_files(folder, store, add, tmp_path, below):
-    assert add(zipped(folder, tmp_path / "poet.zip", below), "") == UploadedAdapter("poet", new=True)
+    assert add(zipped(folder, tmp_path / "poet.zip", below), "") == ("poet", True)
     there = store.folder("poet")
     assert there == store.incoming / "poet"
     for name in (CONFIG, WEIGHTS, CARD):
@@ -106,12 +105,12 @@ def test_only_the_adapters_files_are_taken_and_loose_ones_need_a_name(folder, st
     files = [folder / CONFIG, folder / WEIGHTS]
     assert "name" in refused(files, "") and "twice" in refused([*files, files[0]])
     assert "2 adapters" in refused(zipped(folder, tmp_path / "two.zip", "a/", **{f"b/{CONFIG}": b"{}"}))
-    assert add(files).new and sorted(path.name for path in store.folder("guest").iterdir()) == [WEIGHTS, CONFIG]
+    assert add(files)[1] and sorted(path.name for path in store.folder("guest").iterdir()) == [WEIGHTS, CONFIG]
 
 
 def test_same_upload_is_recognised_and_a_taken_name_refused(folder, store, add, refused, tiny_fingerprint):
     add(folder, "poet")
-    assert add(folder, "Poet") == UploadedAdapter("poet", new=False)
+    assert add(folder, "Poet") == ("poet", False)
     first = (store.folder("poet") / WEIGHTS).read_bytes()
     save_adapter(random_adapter(tiny_fingerprint, seed=3), folder)
     assert "poet" in refused(folder, "POET", kind=BadInput)
@@ -134,7 +133,7 @@ def test_one_of_concurrent_uploads_gets_the_name(store, add, tiny_fingerprint, t
 
     def one(seed: int) -> bool:
         with contextlib.suppress(BadInput):
-            return add(tmp_path / f"a{seed}", names[seed]).new
+            return add(tmp_path / f"a{seed}", names[seed])[1]
         return False
 
     monkeypatch.setattr(upload.os, "rename", late)
@@ -152,14 +151,14 @@ def test_the_server_keeps_a_bounded_number_of_adapters(folder, store, add, refus
     for name in ("one", "two"):
         add(folder, name)
     assert "no place for more adapters" in refused(folder, "three", kind=BadInput)
-    assert not add(folder, "one").new
+    assert not add(folder, "one")[1]
     shutil.rmtree(store.incoming / "one")
     if limit == "FOLDER_BYTES":
         (store.incoming / "run" / "data").mkdir(parents=True)
         (store.incoming / "run" / "data" / "rows").write_text("x")
         assert "no place for more adapters" in refused(folder, "three", kind=BadInput)
         shutil.rmtree(store.incoming / "run")
-    assert add(folder, "three").new
+    assert add(folder, "three")[1]
 
 
 @pytest.mark.parametrize("name", ["pirate", "PIRATE"])
@@ -300,7 +299,7 @@ def test_fuzz_zip(folder, store, add, tiny_fingerprint, data):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     archive.write_bytes(whole[: data.draw(st.sampled_from([len(whole), len(whole) - 30, len(whole) // 2]))])
     try:
-        name = add(archive).name
+        name = add(archive)[0]
     except AdapterError as error:
         said = str(error)
         assert said.endswith(".") and len(said) < 1000 and str(store.incoming) not in said

@@ -23,7 +23,7 @@ from adapter.serve.store import AdapterStore
 from tests.app_process import PATIENCE, AppProcess, tiny_app_process, wait_until
 from tests.server.test_zero_gpu import request_for
 from tests.soak.people import Connection
-from tests.tiny_models import random_adapter
+from tests.tiny_models import random_adapter, save_one_and_two
 
 STEP_SECONDS = 0.02
 LONG = 2000  # tokens of an answer
@@ -103,8 +103,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_adapter_is_reported_until_it_is_repaired(tiny_base, tiny_fingerprint, tmp_path, damage):
-    for seed, name in enumerate(("one", "two")):
-        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / "adapters" / name)
+    save_one_and_two(tiny_fingerprint, tmp_path / "adapters")
     folder = tmp_path / "adapters" / "one"
     shutil.copytree(folder, tmp_path / "whole")
     with closing(Engine(tiny_base, AdapterStore(tmp_path / "adapters"))) as engine:

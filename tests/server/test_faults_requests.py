@@ -17,7 +17,7 @@ from adapter.server.generation import FAILED, AdapterCatalog
 from adapter.server.transcript import FORMAT, VERSION
 from tests.app_process import ROOT, AppProcess, tiny_app_process
 from tests.fake_engine import EchoEngine, ReadyProvider
-from tests.server.asgi import STRANGER, served_routes
+from tests.server.asgi import served_routes
 from tests.soak.attacks import random_json
 from tests.soak.people import FILE_DATA, Connection
 
@@ -123,9 +123,8 @@ def test_only_this_machine_may_ask(server: AppProcess, visitor: Connection) -> N
     """The program itself is behind the guard, whose rules tests/server/test_request_guard.py has."""
     assert "Only this machine may ask" in server.log
     request = visitor.http.request
-    for headers in ({"Host": "evil.example"}, {"X-Forwarded-For": STRANGER}, {"Origin": "https://evil.example"}):
-        for method, path in [("GET", "/config"), ("POST", "/gradio_api/upload"), ("POST", "/v1/chat/completions")]:
-            assert request(method, path, headers=headers).status_code == 403, (method, path, headers)
+    for method, path in [("GET", "/config"), ("POST", "/gradio_api/upload"), ("POST", "/v1/chat/completions")]:
+        assert request(method, path, headers={"Host": "evil.example"}).status_code == 403, (method, path)
     assert request("POST", "/gradio_api/process_recording").status_code == 404
     assert server.get("/v1/models").status_code == server.get("/config").status_code == 200
 

@@ -154,7 +154,10 @@ def page_behind_guard(folder: Path, hold: asyncio.Event | None = None, most: int
         if hold is not None:
             await hold.wait()
         wrong, body = request.headers.get("authorization", "right") != "right", await request.body()
-        return PlainTextResponse(f"the page of {len(body)}", 401 if wrong else 400 if body == b"?" else 200)
+        return PlainTextResponse(
+            f"the page of {len(body)}".ljust(1000 * ("assets" in request.url.path)),
+            401 if wrong else 400 if body == b"?" else 200,
+        )
 
     return Starlette(
         routes=[Route("/{path:path}", page, methods=["GET", "POST"])],
@@ -180,6 +183,8 @@ async def pieces(count: int = 1, size: int = 1) -> Any:
         ({"request": 3}, ("POST", JOIN, {"content": b"{}"}), "3 requests a minute"),
         ({"program": 3}, ("GET", "/v1/models", {}), "3 requests a minute"),
         ({"session": 3}, ("GET", "/config", {}), "3 new pages a minute"),
+        ({"session": 3}, ("GET", "/gradio_api/heartbeat/x", {}), "3 new pages a minute"),
+        ({"kilobyte": 3}, ("GET", "/assets/a.js", {}), "3 kB of files a minute"),
         ({"answer": 3}, ("POST", V1, {"content": b"?"}), "3 answers a minute"),  # 400: a damaged picture
     ],
 )
@@ -276,12 +281,15 @@ def test_values_are_counted_before_they_are_parsed(
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/gradio_api/queue/data"), ("GET", "/gradio_api/heartbeat/x"), ("POST", JOIN), ("GET", "/v1/models")],
+    [
+        *(("GET", f"/{path}") for path in ("gradio_api/queue/data", "gradio_api/heartbeat/x", "assets/a.js", "")),
+        *(("POST", JOIN), ("GET", "/v1/models")),
+    ],
 )
 def test_open_connections_are_limited(
     tmp_path: Path, method: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit(monkeypatch, stream=3, page=3, call=3, body=3)
+    limit(monkeypatch, stream=3, page=3, file=3, call=3, body=3)
     other = "/gradio_api/heartbeat/y" if path.endswith("data") else "/gradio_api/queue/data"
 
     async def scenario() -> None:

@@ -17,7 +17,6 @@ from starlette.routing import Route
 
 from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
-from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
 from adapter.serve.request import Answer, Client, GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
@@ -29,7 +28,7 @@ from adapter.server.request_guard import RequestGuard
 from tests.app_process import wait_until
 from tests.fake_engine import FakeCatalog, ReadyProvider
 from tests.server.asgi import LOCAL, NAMED, STRANGER, limit, send
-from tests.tiny_models import random_adapter
+from tests.tiny_models import save_one_and_two
 
 HELLO = (Message("user", "hello there"),)
 GREEDY = SamplingParams(temperature=0, max_new_tokens=20)
@@ -63,8 +62,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path, tiny_base: Any, tiny_fingerprint: Any) -> Iterator[Server]:
-    for seed, name in enumerate(("one", "two")):
-        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / name)
+    save_one_and_two(tiny_fingerprint, tmp_path)
     store = AdapterStore(tmp_path)
     with closing(Engine(tiny_base, store)) as engine:
         yield Server(engine, store)

@@ -27,7 +27,7 @@ from starlette.routing import Mount
 
 import app
 from adapter.base.llama import load_tokenizer
-from adapter.errors import AdapterError, BadForm, Busy, EngineBroken, LoadError
+from adapter.errors import AdapterError, BadForm, Busy, ContextOverflow, EngineBroken, LoadError
 from adapter.serve.detokenizer import TokenTexts
 from adapter.serve.form import check_form
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox, TokenLogprob, TokenLogprobs
@@ -338,6 +338,27 @@ def test_v1_is_found_where_a_proxy_strips_the_prefix(engine: Scripted) -> None:
         assert send(served, ("GET", path, {}))[0].status_code == 200
 
 
+def test_what_other_programs_send_is_taken(engine: Scripted) -> None:
+    """Continue's limit, lm-eval's five stop texts, a text that was cut inside an emoji, llama.cpp's schema."""
+    body = {**GOOD, "max_tokens": 4096, "stop": ["a", "b", "c", "d", "e"]}
+    text = json.dumps(body | {"messages": [{"role": "user", "content": "half \ud83d of it"}]})
+    form = {"type": "json_object", "schema": {"properties": {"a": {"type": "integer", "maximum": 2**53 - 1}}}}
+    for path, sent in (
+        ("completions/", {"content": text}),
+        ("completions", {"json": body | {"response_format": form}}),
+    ):
+        assert ask(engine, path=f"chat/{path}", **sent).status_code == 200
+    halved, formed = engine.requests
+    assert halved.messages[0].text == "half ? of it" and '"a"' in formed.form
+    assert halved.sampling.max_new_tokens == 2048 and len(halved.stop) == 5
+
+
+def test_a_full_context_is_told_as_openai_tells_it(engine: Scripted) -> None:
+    """LangChain and LiteLLM shorten the conversation, or choose another model, by the error's code."""
+    engine.at_once = ContextOverflow("The conversation has 9 tokens.")
+    assert ask(engine, json=GOOD).json()["error"]["code"] == "context_length_exceeded"
+
+
 HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
 
 
@@ -349,7 +370,8 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
         ({"messages": [{"role": "user", "content": "x" * 20_001}]}, 400, "20,001 characters"),
         ({"model": "nobody"}, 404, "nobody"),
         ({"top_logprobs": 2}, 400, "needs logprobs"),
-        ({"n": 17}, 400, "'n': Input should be less than or equal to 16"),
+        ({"n": 21}, 400, "'n': Input should be less than or equal to 20"),
+        ({"stop": ["x"] * 17}, 400, "'stop': List should have at most 16 items"),
         ({"logit_bias": {"a": 1}}, 400, "'logit_bias.a"),
         ({"tool_choice": "required", "tools": [TOOL, TOOL]}, 400, "no model here chooses"),
         ({"tool_choice": "required", "tools": [TOOL], "presence_penalty": 1}, 400, "no 'presence_penalty'"),

@@ -30,15 +30,14 @@ from adapter.serve.store import AdapterStore
 from adapter.server.zero_gpu import ZeroGpuEngine, load_for_zero_gpu
 from tests.app_process import PATIENCE, ROOT, AppProcess, wait_until
 from tests.server.test_deployment import SPACE, space, stream
-from tests.tiny_models import endless_base, random_adapter
+from tests.tiny_models import endless_base, random_adapter, save_one_and_two
 
 COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 
 
 @pytest.fixture
 def store(tmp_path: Path, tiny_fingerprint: Any) -> AdapterStore:
-    for seed, name in enumerate(("one", "two")):
-        save_adapter(random_adapter(tiny_fingerprint, seed), tmp_path / name)
+    save_one_and_two(tiny_fingerprint, tmp_path)
     return AdapterStore(tmp_path)
 
 

@@ -119,8 +119,6 @@ class Connection:
                 if not message["success"]:
                     return None, " ".join([*toasts, str(output.get("error"))])
                 return output["data"], " ".join(toasts)
-            elif message["msg"] in ("unexpected_error", "close_stream"):
-                break
         raise NoAnswer(" ".join([*toasts, "The stream of updates ended without the answer."]))
 
     def fire_for_text(self, event: str, data: list[Any], **more: Any) -> str:
@@ -128,15 +126,12 @@ class Connection:
         joined = self.join(event, data, **more)
         if joined.status_code != 200:
             return joined.text
-        said = []
-        for message in self.updates():
-            said.append(json.dumps(message))
-            if message["msg"] in ("process_completed", "unexpected_error", "close_stream"):
-                break
-        return "\n".join(said)
+        return "\n".join(map(json.dumps, self.updates()))
 
     def updates(self, seconds: float = PATIENCE) -> Iterator[dict[str, Any]]:
-        """What the server sends to this session. seconds: raises after so long, whatever heartbeats come."""
+        """What the server sends to this session until an event has ended. seconds: raises after so long, whatever
+        heartbeats come.
+        """
         deadline = time.monotonic() + seconds
         route = f"/gradio_api/queue/data?session_hash={self.session}"
         with self.http.stream("GET", route, timeout=seconds) as response:
@@ -146,7 +141,9 @@ class Connection:
                 if time.monotonic() > deadline:
                     raise NoAnswer(f"No answer in {seconds:.0f} seconds.")
                 if line.startswith("data:"):
-                    yield json.loads(line[5:])
+                    yield (message := json.loads(line[5:]))
+                    if message["msg"] in ("process_completed", "unexpected_error", "close_stream"):
+                        return
 
     def upload(self, file: Path) -> dict[str, Any]:
         """The uploaded file as an input of an event; it is sent once."""

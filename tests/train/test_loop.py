@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import itertools
-import random
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from adapter.method.checkpoint import load_adapter
 from adapter.method.config import TuningConfig
 from adapter.method.gradients import CausalAttention, PromptTerm
 from tests.tiny_models import random_llama, save_base
+from tests.train.conftest import examples
 from train.config import TrainConfig
 from train.input.batches import collate
 from train.input.examples import Example
@@ -25,15 +25,6 @@ from train.precision import load_to_train
 from train.run_folder import RunFolder
 
 CONFIG = TrainConfig("echo", steps=2, batch_size=4, prompt_length=4, template="raw", eval_every=1000, held_out=8)
-
-
-def examples(split):
-    rng = random.Random(split)
-    source = (
-        Example((Message("user", word + ">"),), word)
-        for word in iter(lambda: "".join(rng.choices("abcd", k=3)), "")
-    )
-    return source if split == "train" else itertools.islice(source, 16)
 
 
 def batch_of(rows, base, max_length=64):

@@ -15,15 +15,14 @@ from gradio import route_utils, state_holder
 from starlette.middleware import Middleware
 
 import app
+from adapter.server import deployment
 from adapter.server.limits import Limits
-from adapter.server.request_guard import RequestGuard
-from adapter.ui import theme
+from adapter.server.request_guard import UPLOAD_BYTES, RequestGuard
 from adapter.ui.gradio_internals import close_page, guard
 from adapter.ui.preload import preload_links
 from tests.app_process import PATIENCE
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 from train.ui.runs import TrainingRuns
-from train.ui.tab import STYLE_SHEET
 
 
 class GatedEngine(EchoEngine):
@@ -74,18 +73,7 @@ def served(build: Callable[[], Any], uploads: Path) -> Iterator[str]:
         page, limits = build(), Limits(False)
         guard(page, app.SESSIONS, limits)
         door = Middleware(RequestGuard, limits=limits, uploads=uploads, preload=preload_links())
-        _, address, _ = page.launch(
-            prevent_thread_lock=True,
-            quiet=True,
-            ssr_mode=False,
-            theme=theme.gradio_theme(),
-            css_paths=[*theme.STYLE_SHEETS, STYLE_SHEET],
-            head=theme.HEAD,
-            favicon_path=theme.ICON,
-            footer_links=[],
-            app_kwargs={"middleware": [door]},
-        )
-        yield address
+        yield app.launch(page, deployment.find_place(deployment.parse([])), UPLOAD_BYTES, [], [door])
         close_page(page)
 
 

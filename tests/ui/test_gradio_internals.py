@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import os
 import re
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import gradio as gr
 import pytest
 from gradio import http_server, route_utils, routes, state_holder
-from gradio.data_classes import _StaticFiles
+from gradio.data_classes import FileData, ListFiles, _StaticFiles
 from gradio.queueing import Queue
 from gradio.server_messages import ProcessCompletedMessage
 from starlette.middleware import Middleware
@@ -59,7 +60,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[gr.Blocks
         box = gr.Textbox()
         box.change(str, box, box, queue=False)
         box.submit(str, box, box, api_name="chat")
-        box.blur(lambda text: images.count_upload() or text, box, box, queue=False)
+        box.blur(lambda text: images.count_upload(2**30 * (text == "large")), box, queue=False)
         box.focus(None, js="() => 1")
     page.queue()
     page.show_error, page.max_file_size = False, None
@@ -100,13 +101,21 @@ def test_events_that_do_not_exist_and_sessions_without_a_name_are_answered(
     assert answered.status_code == 422 and texts.WRONG_VALUE in answered.text
 
 
-def test_files_that_an_event_writes_count_as_uploads(sessions: Any) -> None:
+@pytest.mark.parametrize(("sent", "most"), [("x", limits.UPLOADS_PER_HOUR), ("large", 1)])
+def test_files_that_an_event_writes_count_as_uploads(sessions: Any, sent: str, most: int) -> None:
     """Of a conversation that is opened, or of rows that are typed."""
     _, client = sessions
-    body = {"data": ["x"], "fn_index": 2, "session_hash": "a"}
-    most = limits.UPLOADS_PER_HOUR
+    body = {"data": [sent], "fn_index": 2, "session_hash": "a"}
     answered = [client.post("/gradio_api/run/predict", json=body).status_code for _ in range(most + 1)]
     assert answered == [*[200] * most, 500]
+
+
+def test_files_that_an_event_names_leave_no_others(sessions: Any, tmp_path: Path) -> None:
+    """By itself Gradio makes an empty one for each, until the folder holds as many as it may."""
+    (named := tmp_path / "a.json").touch()
+    sent = ListFiles([FileData(path=str(named))] * 9)
+    assert gr.File(file_count="multiple").preprocess(sent) == [str(named)] * 9
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_one_address_leaves_places_in_the_queue_to_others(sessions: Any, monkeypatch: pytest.MonkeyPatch) -> None:

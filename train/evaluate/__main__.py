@@ -34,6 +34,7 @@ from train.formats.record import DataError, Picture, picture_source
 from train.formats.scienceqa import problems
 from train.formats.sources import read_text
 from train.input.examples import Example
+from train.precision import DTYPES
 
 _EPILOG = """examples:
   python -m train.evaluate scienceqa ScienceQA/data --adapter runs/mine --out mine.json
@@ -41,7 +42,6 @@ _EPILOG = """examples:
   python -m train.evaluate exact-match test.jsonl --adapter runs/mine --base path/to/llama --precision bf16
   python -m train.evaluate lm-eval --tasks arc_easy,hellaswag --adapter runs/mine
 """
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +78,7 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         try:
             measured = task.measure(answerer, args.seed)
-        except AdapterError as error:
+        except (AdapterError, torch.OutOfMemoryError) as error:
             if adapter is None:  # it is the data
                 raise
             failed.append(name)
@@ -142,8 +142,8 @@ def _check_pictures(args: argparse.Namespace, pictures: Iterable[tuple[str, Pict
 
 def _load(args: argparse.Namespace) -> tuple[Base, str]:
     """The base, and its precision for the report. Raises LoadError."""
-    if args.precision in _DTYPES:
-        dtype = _DTYPES[args.precision]
+    if args.precision in DTYPES:
+        dtype = DTYPES[args.precision]
         base = load_base(args.base, quantization="none", device=args.device, dtype=dtype)
         return base, f"{args.precision} on {base.device}"
     base = load_base(args.base, "auto" if args.precision == "served" else args.precision, args.device)
@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--base", default=BASE, help="embedded name, Hugging Face id, folder or GGUF file")
         add(
             "--precision",
-            choices=("served", *_DTYPES, "nf4", "int8"),
+            choices=("served", *DTYPES, "nf4", "int8"),
             default="served",
             help="of the frozen base; served: as the chat serves it here, packed on a CPU",
         )

@@ -162,8 +162,8 @@ def parse(format: str, value: dict[str, Any], where: str, images: Path, index: i
     """
     if format == "alpaca":
         alpaca = check(_Alpaca, value, where)
-        image, given, asked = _single(_named(alpaca, images), where), alpaca.input or "", alpaca.instruction
-        asked = _without_placeholders(asked) if image else asked
+        image, texts = _single(_named(alpaca, images), where), (alpaca.instruction, alpaca.input or "")
+        asked, given = map(_without_placeholders, texts) if image else texts
         request = Message("user", asked, given if given.strip() else "")
         if not request.full_text.strip():
             raise DataError(f"{where}: 'instruction' and 'input' are both empty. Fill one in, or take it out.")

@@ -298,6 +298,8 @@ def _table(path: Path) -> Iterator[Item]:
                 continue
             if not columns:
                 columns = tuple(cell.strip().lower() for cell in cells)
+                if twice := {name for name in columns if name and columns.count(name) > 1}:
+                    raise DataError(f"{where}: several columns are called '{min(twice)}'. Rename one.")
                 continue
             if len(cells) == len(columns):
                 yield where, dict(zip(columns, cells, strict=True))

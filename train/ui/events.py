@@ -336,10 +336,11 @@ def last_turn(row: Correction) -> Correction:
 
 def write_rows(lines: list[str], name: str) -> Path:
     """Writes a file for training into a folder of its own among the uploads, as one of them. Raises gr.Error."""
+    text = "\n".join(lines) + "\n"
     try:
-        images.count_upload()
+        images.count_upload(len(text))
         path = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))) / name
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except (Busy, OSError) as error:
         raise refusal(error if isinstance(error, Busy) else texts.ROWS_NOT_KEPT) from error
     return path

@@ -379,19 +379,21 @@ def _read_watched(path: Path) -> list[WatchedAnswer]:
     return _WATCHED.validate_json(path.read_bytes())
 
 
-def _last_line(path: Path) -> str:
+def _tail(path: Path, most: int) -> bytes:
     with open(path, "rb") as file:
-        file.seek(max(file.seek(0, 2) - _MESSAGE_BYTES, 0))
-        lines = file.read(_MESSAGE_BYTES).decode("utf-8", errors="replace").split("\n")
+        file.seek(max(file.seek(0, 2) - most, 0))
+        return file.read(most)
+
+
+def _last_line(path: Path) -> str:
+    lines = _tail(path, _MESSAGE_BYTES).decode("utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def read_metrics(path: Path) -> RunProgress:
     """The metrics in a file, of which the end is read. A line that is cut or makes no sense is passed over."""
     values: dict[str, list[tuple[int, float]]] = {name: [] for name in _Line.model_fields}
-    with open(path, "rb") as file:
-        file.seek(max(file.seek(0, 2) - MAX_BYTES, 0))
-        lines = file.read(MAX_BYTES).split(b"\n")[:-1]  # after the last line break one is being written
+    lines = _tail(path, MAX_BYTES).split(b"\n")[:-1]  # after the last line break one is being written
     for text in lines:
         with contextlib.suppress(ValidationError):
             line = _Line.model_validate_json(text)

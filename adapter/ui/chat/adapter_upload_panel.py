@@ -10,7 +10,7 @@ from huggingface_hub import get_token
 from adapter.errors import BadInput
 from adapter.serve.settings import BASE_ONLY
 from adapter.server.generation import AdapterCatalog, EngineProvider, import_libraries
-from adapter.ui import theme
+from adapter.ui import images, theme
 from adapter.ui.chat.conversation_store import sent_text
 from adapter.ui.status import PRIVATE, QUEUED, Picker
 from adapter.ui.texts import page as texts
@@ -66,17 +66,18 @@ def adapter_upload_panel(
                 raise BadInput(texts.UPLOAD_LATER)
             place = catalog.bound(), engine.base.fingerprint
             if getattr(event.target, "elem_id", "") in ("hub-fetch", "hub-link"):
+                images.count_upload()
                 wanted = sent_text(event, "repository") or field or ""
-                uploaded = add_from_hub(wanted, *place, False if public else get_token() or False)
+                added, new = add_from_hub(wanted, *place, False if public else get_token() or False)
             else:
                 files_sent = [Path(path) for path in paths or ()]
-                uploaded = add_adapter(files_sent, wanted_name or "", *place)
+                added, new = add_adapter(files_sent, wanted_name or "", *place)
                 for path in files_sent:  # another adapter is another upload, of which the server takes so many
                     path.unlink(missing_ok=True)
-            toast((texts.adapter_uploaded if uploaded.new else texts.adapter_already_here)(uploaded.name), 6)
+            toast((texts.adapter_uploaded if new else texts.adapter_already_here)(added), 6)
             choices = theme.picker_choices(catalog)
             followers = [other.update(choices, BASE_ONLY) for other in others]
-            return None, picker.update(choices, uploaded.name), *followers, gr.update(visible=False)
+            return None, picker.update(choices, added), *followers, gr.update(visible=False)
         return (gr.skip(),) * (2 + len(pickers))
 
     # One at a time: a check may take seconds and some hundred megabytes of memory.
