@@ -181,6 +181,7 @@ class TrainEvents:
             def prepare(folder: Path) -> tuple[RecipeFile, RunRecord]:
                 picture, secret = str(planned.picture or ""), _digest(owner)
                 recipe = planned.recipe(open_data(planned.source, folder).path)
+                images.count_upload(sum(file.stat().st_size for file in folder.rglob("*")))  # kept if it stops
                 return recipe, RunRecord(question=planned.question, picture=picture, owner=secret)
 
             self.runs.start(planned.name, self.store.names(), prepare)

@@ -138,7 +138,10 @@ def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publis
     assert asked == [None, {"text": "Who am I?", "files": []}]
 
 
-def test_eight_corrections_can_be_trained_on(tmp_path: Path, tiny_folder: Path, stopped: list[str]) -> None:
+def test_eight_corrections_can_be_trained_on(
+    tmp_path: Path, tiny_folder: Path, stopped: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapter.ui.images.count_upload", (counted := list[int]()).append)
     tab = events(tmp_path / "runs", tiny_folder, public=True)
     said = [{"role": "user", "content": "Where do you live?"}, {"role": "assistant", "content": "!"}]
     short = [*said, {"role": "user", "content": "And why?"}, {"role": "assistant", "content": "!"}]
@@ -154,7 +157,8 @@ def test_eight_corrections_can_be_trained_on(tmp_path: Path, tiny_folder: Path, 
     tab.start("", plan, event_request(), name, *settings)
     run = tab.runs.get(name)
     assert run is not None and run.record.question == texts.WATCHED_QUESTION and run.recipe.train.patience == 1
-    assert len(Path(run.recipe.data[0].path).read_text().splitlines()) == LEAST
+    text = Path(run.recipe.data[0].path).read_text()
+    assert len(text.splitlines()) == LEAST and counted == [len(text)] * 2  # the run has a copy, which it may keep
 
 
 @pytest.mark.parametrize(("public", "visitor"), [(False, None), (True, "hf_of_the_visitor"), (True, None)])
