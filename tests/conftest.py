@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from adapter.errors import AdapterError
-from tests.app_process import FAULTY_APP, ROOT, AppProcess, app_process
+from tests.app_process import FAULTY_APP, ROOT, AppProcess, app_process, tiny_app_process
 
 if TYPE_CHECKING:
     from adapter.base.llama import AdaptedLlama, Base
@@ -171,6 +171,14 @@ def real_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppProcess]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def server(request: Any, tiny_folder: Path, tiny_fingerprint: Any, tmp_path_factory: Any) -> Iterator[AppProcess]:
+    """The program over the endless tiny base, for a file that damages it or what is sent to it."""
+    seconds = getattr(request.module, "STEP_SECONDS", 0.0)
+    with tiny_app_process(tmp_path_factory.mktemp("server"), tiny_folder, tiny_fingerprint, seconds) as found:
+        yield found
+
+
 @pytest.fixture
 def adapters(real_page: AppProcess) -> Path:
     """A second folder of adapters of `real_page`. A test takes away what it put there."""
@@ -204,9 +212,9 @@ def visit(browser: Any, url: str) -> Iterator[Callable[..., Any]]:
 
     visitors: list[Visitor] = []
 
-    def new(width: int = 1440, height: int = 900, late: int = 0) -> Visitor:
+    def new(width: int = 1440, height: int = 900, late: int = 0, locale: str = "en-US") -> Visitor:
         """late: milliseconds by which the stream of results is."""
-        context = browser.new_context(viewport={"width": width, "height": height})
+        context = browser.new_context(viewport={"width": width, "height": height}, locale=locale)
         if late:
             context.add_init_script(LATE_STREAM.replace("MILLISECONDS", str(late)))
         visitors.append(Visitor(context, url))

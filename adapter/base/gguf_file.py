@@ -21,7 +21,8 @@ from adapter.base.hf_folder import meta_to_hf_rotary, tensor_shapes, write_confi
 from adapter.errors import LoadError, first_line
 
 # Part of a conversion's identity: increase it when what is written changes.
-_REVISION = 4
+_REVISION = 5
+_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")  # of turns, whatever the header says
 _ROPE_FACTORS = "rope_freqs.weight"
 # A GGUF file only names its pre-tokenizer. These split digits one by one and then work like GPT-2's, which
 # transformers' own conversion does not know.
@@ -67,15 +68,8 @@ def gguf_config(file: Path) -> Any:
 
 def gguf_folder(file: Path) -> Path:
     """The Hugging Face folder of a file, converted first if necessary. Raises LoadError."""
-
-    def fill(result: Path, _: Path) -> None:
-        GgufBase(file).convert(result)
-        (result / "SOURCE.md").write_text(
-            f"Converted from {file.resolve()}. This folder may be deleted: it is built again.\n", encoding="utf-8"
-        )
-
     folder, state = _cache_place(file)
-    return build_once(folder, fill, state)
+    return build_once(folder, lambda result, _: GgufBase(file).convert(result), state)
 
 
 def _cache_place(file: Path) -> tuple[Path, str]:
@@ -123,8 +117,10 @@ class GgufBase:
         transformers can read the GGUF itself, to the same weights, but takes 13 seconds for 135 million of them
         each time, shows bars of its own and gives some tokenizers GPT-2's way with digits.
         """
-        eos, eot = (self._metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
-        stops = () if eos is None or eot in (None, eos) else (eos, eot)
+        told = [self._metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
+        texts = self._metadata.get("tokenizer.ggml.tokens", [])
+        told += [texts.index(text) for text in _ENDS if text in texts]
+        stops = list(dict.fromkeys(token for token in told if token is not None))
         write_configs(folder, self.config, self._tokenizer(), stops)
         heads = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict, snapshot_download, try_to_load_from_cache
+from huggingface_hub import constants, save_torch_state_dict, snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
+# Else transformers asks a Space to convert what is no safetensors, by a pull request to its repository.
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 _ATTENTION = "sdpa"  # whose masks our layers take
 _DISK_TO_SPARE = 10**9  # bytes that must stay free beside kept weights
 
@@ -459,7 +461,7 @@ def _load(cls: Any, name: str, **kwargs: Any) -> Any:
 def _not_loaded(name: str, error: BaseException) -> LoadError:
     if os.path.exists(os.path.expanduser(name)):
         remedy = "Check that the folder holds config.json, the weights as safetensors and the tokenizer."
-    elif os.environ.get("HF_HUB_OFFLINE"):
+    elif constants.is_offline_mode():
         remedy = "HF_HUB_OFFLINE is set: give a folder, unset it, or use " + embedded.BASE + "."
     else:
         remedy = "Check the name and the network, or give a folder."

@@ -156,7 +156,7 @@ def _group_limits(**places: Path) -> Iterator[tuple[int, int]]:
     for *limits, used, stat in control_group_texts(*names, **places):
         if found := [int(limit) for limit in limits if limit.strip() != "max"]:
             rows = dict(line.split() for line in stat.splitlines())
-            yield min(found), int(used) - int(rows.get("inactive_file", 0))
+            yield min(found), int(used) - sum(int(rows.get(f"{kind}active_file", 0)) for kind in ("", "in"))
 
 
 def _gigabytes(count: int) -> str:

@@ -103,6 +103,8 @@ def without_control(tokenizer: Any, message: Message) -> Message:
     # Converters often write the tokens of a turn as added ones that are not special, as words are.
     added = tokenizer.added_tokens_decoder.values()
     control = [str(token) for token in added if token.special or str(token).startswith(_TURNS)]
+    # Some templates spell turns in plain words.
+    control += re.findall(r"<\|\w+\|>|\[/?INST\]|<</?SYS>>", str(getattr(tokenizer, "chat_template", None)))
     text, given = message.text, message.input
     for token in {*tokenizer.all_special_tokens, *control}:
         if len(token) > 1:

@@ -60,7 +60,9 @@ class Detokenizer:
         return self._without_stop(text)
 
     def flush(self) -> str:
-        """The text that is still held back when the answer ends."""
+        """The text that is still held back when the answer ends, without half a character at its end."""
+        while self._pending and not self._decode_pending().rstrip(_BROKEN):  # one half breaks a whole run of bytes
+            self._pending.pop()
         text = "" if self.stopped else self._without_stop(self._decode_pending().rstrip(_BROKEN))
         text, self._held_back, self._pending = text + self._held_back, "", []
         return text

@@ -110,8 +110,9 @@ class Engine:
         row.reads_base = request.base_logprobs and bool(admitted.adapters) and has_room
         with self._lock:
             self._check_serving()
-            if len(self._open) >= MAX_REQUESTS:
-                displaced = in_turn([*self._open, row])[-1]
+            waiting = [other for other in self._open if not other.cancelled]
+            if len(waiting) >= MAX_REQUESTS:
+                displaced = in_turn([*waiting, row])[-1]
                 if displaced is row:
                     raise queue_full(MAX_REQUESTS)
                 displaced.cancelled = True  # the scheduler takes it out
@@ -385,7 +386,7 @@ class Engine:
         """End a row, with the base's log-probabilities that are missing unless others would wait long for them."""
         found: tuple[TokenLogprobs, ...] = ()
         if row.prompt_tokens - row.base_tokens <= self._prefill_chunk:
-            while row.base_behind > 0:
+            while row.base_behind > 0 and not row.cancelled:
                 found += self._read_base(row)
         self._end(row, replace(last, base_logprobs=found))
         self._release(row)

@@ -141,7 +141,7 @@ def _check_in_process(form: str) -> tuple[str, str]:
             timeout=_WAIT_SECONDS,
             cwd=Path(__file__).parents[2],
         )
-    except subprocess.TimeoutExpired:
+    except (OSError, subprocess.TimeoutExpired):
         raise Busy("The form could not be checked in time. Try again in a minute.") from None
     finally:
         _CHECKS.release()

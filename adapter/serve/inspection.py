@@ -101,7 +101,8 @@ class Inspector:
         try:
             with self._building:
                 whole = prompts(request.image)
-                no_image = None if request.image is None else prompts(GREY if request.mix else None)
+                reads = any(strength and not adapter.config.is_visual for adapter, strength in adapters)
+                no_image = None if request.image is None else prompts(GREY if reads else None)
             loaded = [adapter for adapter, _ in adapters]
             top = request.top_logprobs or TOP_LOGPROBS
             with self._running:

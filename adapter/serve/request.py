@@ -76,7 +76,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         names = {"temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty"}
-        Settings.checked({"max_tokens": self.max_new_tokens, **{name: getattr(self, name) for name in names}})
+        given = {"max_tokens": self.max_new_tokens, **{name: getattr(self, name) for name in names}}
+        for name, value in Settings.checked(given).model_dump(include=set(given)).items():  # 16.0 is 16 now
+            object.__setattr__(self, "max_new_tokens" if name == "max_tokens" else name, value)
 
 
 # Factors of gates: (layer by the base's count, head or None for all of the layer, factor).

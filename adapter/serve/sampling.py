@@ -62,7 +62,8 @@ class Sampler:
         shown = (*prompt, *begun) if self._penalises else ()
         self._penalised = array("q", (i for i in shown if i not in stop_ids))
         self._written = array("q", begun if self._counts else ())
-        self._random = random.Random(params.seed)
+        seed = params.seed  # Random takes -1 for 1
+        self._random = random.Random(seed + 2**64 if seed is not None and seed < 0 else seed)
         for _ in begun:
             self._next_number()
 

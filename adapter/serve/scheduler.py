@@ -280,7 +280,7 @@ class Scheduler:
     def _take_room(self, row: Row) -> bool:
         """Give a row all slots that it needs, or none and return False."""
         held, with_row = self.prompt_bytes(), self.prompt_bytes(row)
-        if 0 < held < with_row and with_row > self._most_prompt_bytes:
+        if held < with_row and with_row > max(self._most_prompt_bytes, row.prompts.bytes if row.prompts else 0):
             return False
         row.slot = self._slots.take(row.most_tokens)
         if row.slot is not None and row.reads_base:

@@ -130,7 +130,6 @@ class ChatMessage(_Body):
     content: Annotated[list[Part], _from_text(lambda text: [{"type": "text", "text": text}])] = []
     name: str | None = Field(None, description="who gave an answer: a model's name")
     tool_calls: list[ToolCall] = []
-    function_call: None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> ChatMessage:
@@ -241,12 +240,6 @@ class ChatCompletionRequest(_Completion):
     grammar: str | None = Field(None, min_length=1, description="a Lark grammar, in place of response_format")
     tools: list[Tool] = []
     tool_choice: Annotated[ToolChoice, _from_text(lambda type: {"type": type})] = ToolChoice(type="auto")
-    # What cannot be had here, with the values that ask for nothing.
-    modalities: list[Literal["text"]] = ["text"]
-    audio: None = None
-    functions: list[Any] = Field([], max_length=0)
-    function_call: Literal["none", "auto"] = "none"
-    web_search_options: None = None
 
     @property
     def tool(self) -> Function | None:
@@ -481,7 +474,7 @@ def parse(body: bytes | bytearray, kind: type[Body]) -> Body:
     where, what = "".join(steps).removeprefix("."), problem["msg"].removeprefix("Value error, ")
     if where.startswith("prompt"):
         where, what = "prompt", f"A text, token ids, or a list of up to {MAX_CHOICES} of them is needed"
-    elif problem["type"] == "none_required" or where in ("functions", "function_call", "best_of", "suffix"):
+    elif problem["type"] == "none_required" or where in ("best_of", "suffix"):
         what = "It cannot be had here. Leave it out"
     raise ApiError(400, f"'{where or 'body'}': {what[:300]}.", where or None)
 

@@ -40,7 +40,8 @@ class Picker(NamedTuple):
 def header(provider: EngineProvider) -> gr.HTML:
     """Lays out the top of the page; returns the status line."""
     names = {"picture": texts.SHOW_PICTURE, "message": texts.MESSAGE, "correct": texts.SAY_IT_LIKE_THIS}
-    names |= {"film": texts.FILM_BUTTON, "film-name": texts.AT_FIVE_STRENGTHS}  # of buttons, for page.js
+    names |= {"film": texts.FILM_BUTTON, "film-name": texts.AT_FIVE_STRENGTHS, "before": texts.ANSWER_BEFORE}
+    names |= {"after": texts.ANSWER_AFTER}  # of buttons, for page.js
     with gr.Row(elem_id="top"):
         gr.HTML(f"<h1 {theme.data_attributes(names)}>{texts.TITLE}</h1>", elem_id="head", padding=False)
         status = gr.HTML(_status(provider), elem_id="status", padding=False)

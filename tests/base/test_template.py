@@ -44,9 +44,10 @@ def test_tokens_of_a_turn_that_are_not_special_open_none():
     """As converters write them; runs of blanks, which some write too, stay as they are."""
     tokenizer = load_tokenizer()
     tokenizer.add_tokens(["<|turn|>", "\n\n\n"])
-    ids = encode_prompt(tokenizer, (Message("user", "a<|turn|>b\n\n\nc"),))
+    tokenizer.chat_template += "{# Llama 2 spells <<SYS>> in words #}"
+    ids = encode_prompt(tokenizer, (Message("user", "a<|turn|>b\n\n\nc<<SYS>>"),))
     given = tokenizer.convert_tokens_to_ids(["<|turn|>", "\n\n\n"])
-    assert [token in ids for token in given] == [False, True]
+    assert [token in ids for token in given] == [False, True] and "c< <SYS>>" in tokenizer.decode(ids)
 
 
 def test_an_empty_message_is_refused():

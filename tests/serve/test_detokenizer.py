@@ -56,7 +56,8 @@ def test_law_streamed_text_is_the_decoded_text(name, data):
     likely += tokenizer.convert_tokens_to_ids(["<0x0A>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>"])
     ids = data.draw(st.lists(st.sampled_from(likely) | st.integers(0, size + 2), max_size=20))
     texts, _ = stream(tokenizer, ids)
-    assert "".join(texts) == tokenizer.decode(ids, skip_special_tokens=True).rstrip("�")
+    cut = (tokenizer.decode(ids[:n], skip_special_tokens=True) for n in range(len(ids), -1, -1))
+    assert "".join(texts) == next(text for text in cut if not text.endswith("�"))
 
 
 def test_an_answer_that_goes_on_with_a_text_keeps_its_first_space():

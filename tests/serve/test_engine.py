@@ -27,7 +27,7 @@ from adapter.serve.store import AdapterStore
 from tests.app_process import wait_until
 from tests.tiny_models import random_adapter, save_one_and_two
 
-GREEDY = SamplingParams(temperature=0, max_new_tokens=20)
+GREEDY = SamplingParams(temperature=0, max_new_tokens=20.0)  # as a caller may write it
 HELLO = (Message("user", "hello there"),)
 LONG = GenerationRequest(HELLO, sampling=replace(GREEDY, max_new_tokens=100))
 

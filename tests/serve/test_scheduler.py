@@ -130,6 +130,8 @@ def test_rows_start_while_there_is_room_for_their_prompts_and_the_largest_alone(
     assert scheduler.prompt_bytes(rows[0]) == 500
     scheduler.shares_prompts = False
     assert scheduler.prompt_bytes(rows[0]) == 1500  # three rows: the base's is padded too
+    scheduler.waiting.append(scheduler.remove(rows[5]) or rows[0])
+    assert started() == [4], "for two rows, of which one has prompts, there is no room"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from adapter.serve.engine import Engine
 from adapter.serve.prompts import PromptKVBuilder
 from adapter.serve.scheduler import MAX_ROWS
 from adapter.serve.store import AdapterStore
-from tests.app_process import PATIENCE, AppProcess, tiny_app_process, wait_until
+from tests.app_process import PATIENCE, AppProcess, wait_until
 from tests.server.test_zero_gpu import request_for
 from tests.soak.people import Connection
 from tests.tiny_models import random_adapter, save_one_and_two
@@ -29,14 +29,6 @@ STEP_SECONDS = 0.02
 LONG = 2000  # tokens of an answer
 # Seconds a step, with which a long answer takes longer than any wait: an answer that ends earlier was cancelled.
 SLOW = 2 * PATIENCE / LONG
-
-
-@pytest.fixture(scope="module")
-def server(
-    tiny_folder: Path, tiny_fingerprint: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[AppProcess]:
-    with tiny_app_process(tmp_path_factory.mktemp("faults"), tiny_folder, tiny_fingerprint, STEP_SECONDS) as found:
-        yield found
 
 
 # The engine's worker.

@@ -5,7 +5,6 @@ import random
 import re
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,7 +14,7 @@ import pytest
 import app
 from adapter.server.generation import FAILED, AdapterCatalog
 from adapter.server.transcript import FORMAT, VERSION
-from tests.app_process import ROOT, AppProcess, tiny_app_process
+from tests.app_process import ROOT, AppProcess
 from tests.fake_engine import EchoEngine, ReadyProvider
 from tests.server.asgi import served_routes
 from tests.soak.attacks import random_json
@@ -37,14 +36,6 @@ PATHS = [
     "\x00",
     "é" * 300,
 ]
-
-
-@pytest.fixture(scope="module")
-def server(
-    tiny_folder: Path, tiny_fingerprint: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[AppProcess]:
-    with tiny_app_process(tmp_path_factory.mktemp("requests"), tiny_folder, tiny_fingerprint) as found:
-        yield found
 
 
 @pytest.fixture

@@ -353,12 +353,6 @@ def test_what_other_programs_send_is_taken(engine: Scripted) -> None:
     assert halved.sampling.max_new_tokens == 2048 and len(halved.stop) == 5
 
 
-def test_a_full_context_is_told_as_openai_tells_it(engine: Scripted) -> None:
-    """LangChain and LiteLLM shorten the conversation, or choose another model, by the error's code."""
-    engine.at_once = ContextOverflow("The conversation has 9 tokens.")
-    assert ask(engine, json=GOOD).json()["error"]["code"] == "context_length_exceeded"
-
-
 HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
 
 
@@ -465,6 +459,8 @@ BROKEN = EngineBroken("It has stopped.")
     ("error", "status", "code", "retry"),
     [
         (Busy("Full."), 429, "busy", True),
+        # LangChain and LiteLLM shorten the conversation, or choose another model, by this code.
+        (ContextOverflow("The conversation has 9 tokens."), 400, "context_length_exceeded", False),
         (LoadError("Adapter 'poet' is broken.", "/home/secret"), 500, None, False),
         (RuntimeError("secret /home/me/x.py"), 500, None, False),
         (BROKEN, 503, "model_failed", False),  # no client asks again by itself

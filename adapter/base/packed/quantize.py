@@ -143,10 +143,6 @@ class PackedEmbedding(nn.Module):
         super().__init__()
         self.table, self.dtype = table, dtype
 
-    @property
-    def weight(self) -> Tensor:
-        return self.table.unpacked().to(self.dtype)
-
     def forward(self, ids: Tensor) -> Tensor:
         # A token's block, [16, size] in fp32, is unpacked to keep one row: few of them at a time.
         rows = [

@@ -27,7 +27,6 @@ PICKERS = {"adapter": None, "mix": texts.NO_MIX}  # the settings that are chosen
 OTHERS = tuple(name for name in PANEL if name not in PICKERS)
 MAX_ID = 100
 BEFORE_TOKENS = 160  # of what the frozen base answers, for a link
-MAX_ADDRESS = 20_000  # characters of a link; conversations.js makes none that is half as long
 # Texts that the browser may have said on the page.
 NOTES = {
     *("STORAGE_FULL", "ONE_PICTURE", "NO_PICTURE", "NOTHING_TO_EXPORT", "KEPT_APART"),
@@ -158,7 +157,7 @@ class ConversationStore:
             with errors_as_toasts("an answer for a link"), suppress(NotOpen):
                 said = self._before(self.conversations.shown(request.session_hash, id).newest, client_of(request))
             return json.dumps({"share": said, "of": id, "again": secrets.token_hex(4)}), gr.skip()
-        elif 0 < len(address) < MAX_ADDRESS:
+        elif 0 < len(address) < 20_000:  # conversations.js makes no link that is half as long
             toast(texts.link_to_copy(address), 60)
         return gr.skip(), gr.skip()
 

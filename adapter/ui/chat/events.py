@@ -89,7 +89,8 @@ class ChatEvents:
         elif "previous_value" in data:
             ask = partial(_edited, row=index, value=value, before=data["previous_value"], known=known)
             written = (message or {}).get("text") or ""
-            kept = {**(message or {}), "text": f"{unescape_markup(str(value))}\n\n{written}".strip()}
+            if str(value).strip() != str(data["previous_value"]).strip():  # else nothing would be lost
+                kept = {**(message or {}), "text": f"{unescape_markup(str(value))}\n\n{written}".strip()}
         elif "token" in data:
             ask = partial(self._branch, index=index, token=data["token"])
         elif isinstance(value, dict) and "text" in value:
@@ -98,7 +99,7 @@ class ChatEvents:
             ask = partial(_chosen, choice=value)
         else:
             ask = partial(_retried, row=index)
-        yield from self._turn(ask, id, request, settings, kept)
+        yield from self._turn(ask, id, request, settings, kept, "previous_value" in data)
 
     def _branch(self, shown: Conversation, index: object, token: object) -> Asked:
         """Writes the newest answer anew up to a word, with another word there, as a further variant."""
@@ -185,8 +186,10 @@ class ChatEvents:
         request: gr.Request,
         settings: dict[str, Any],
         message: dict[str, Any] | None = None,
+        edits: bool = False,
     ) -> Iterator[Updates]:
-        """Answers a question; on failure shows the error and what was before."""
+        """Answers a question; on failure shows the error and what was before. message: for the box then."""
+        box = gr.skip() if message is None else gr.update(value=message)
         try:
             with self.conversations.change(request.session_hash, id, message) as change:
                 shown, asked = change.conversation, None
@@ -195,11 +198,11 @@ class ChatEvents:
                 if isinstance(asked, Turn):
                     change.updates, change.shown = self._answer(asked, change, request, settings), asked.waiting
                     change.keeps = len(asked.history) <= len(shown.history)
-                    yield from self._read(asked, change, settings)
+                    yield from self._read(asked, change, settings, message)
                     return
                 change.ended = True
-                if asked is None:
-                    yield self.store.show(shown)  # an edit is in the browser's chat already
+                if asked is None:  # an edit is in the browser's chat already
+                    yield self.store.show(shown)._replace(box=box if edits else gr.skip())
                 else:
                     shown.history = asked.history
                     yield self.store.keep(shown)._replace(**asked.updates)
@@ -208,16 +211,16 @@ class ChatEvents:
         except StillAnswering as error:
             toast(error)
             # The running answer empties the box. A message equal to the one it answers was sent twice: drop it.
-            twice = message is None or message == error.answered
-            yield Updates(box=gr.skip() if twice else gr.update(value=message))
+            yield Updates(box=gr.skip() if message == error.answered else box)
         except Forgotten as error:
             toast(error)
-            box = gr.skip() if message is None else gr.update(value=message)
             again = json.dumps({"open": secrets.token_hex(4)})  # only a text that differs is a change
             yield Updates(box=box, to_browser=again)
 
-    def _read(self, turn: Turn, change: Change, settings: dict[str, Any]) -> Iterator[Updates]:
-        """Shows an answer to its end, or until its page has left it: then another one may go on with it."""
+    def _read(
+        self, turn: Turn, change: Change, settings: dict[str, Any], message: dict[str, Any] | None = None
+    ) -> Iterator[Updates]:
+        """Shows an answer to its end, or until another page goes on with it. message: for the box, if it fails."""
         shown, session, switched = change.conversation, change.session, dict[str, str]()
         end: dict[str, Any] = {"box": theme.SUBMIT}
         emptied = {} if turn.message is None else {"value": {"text": "", "files": []}}
@@ -244,7 +247,7 @@ class ChatEvents:
                     yield self.store.keep(shown, update, begins)._replace(box=theme.STOP)
             shown.history = change.result
         if errors:
-            end = self._restored(turn, switched, settings, errors[0])
+            end = self._restored(message, switched, settings, errors[0])
         if change.unread or not self.conversations.shows(session, shown.id):
             yield _NO_CHANGE
         else:
@@ -287,12 +290,12 @@ class ChatEvents:
                 time.sleep(FRAME_SECONDS)
 
     def _restored(
-        self, turn: Turn, switched: dict[str, str], settings: dict[str, Any], error: Exception
+        self, message: dict[str, Any] | None, switched: dict[str, str], settings: dict[str, Any], error: Exception
     ) -> dict[str, Any]:
         """Puts the message of a turn that failed back, and what the turn has changed in the side panel."""
-        value = {} if turn.message is None else {"value": turn.message}
-        if value and isinstance(error, BadPicture):  # the text can be sent again without the file
-            value = {"value": {**value["value"], "files": []}}
+        value = {} if message is None else {"value": message}
+        if message is not None and isinstance(error, BadPicture):  # the text can be sent again without the file
+            value = {"value": {**message, "files": []}}
         names = self.catalog.names()
         before = {name: settings[name] if settings.get(name) in names else BASE_ONLY for name in switched}
         return {"box": {**theme.SUBMIT, **value}, **before}
@@ -313,7 +316,8 @@ def _edited(shown: Conversation, row: object, value: object, before: object, kno
     history, index = shown.history, entry_at(shown.view, row)
     text, before = (unescape_markup(str(one)).strip() for one in (value, before))
     role = history[index].role if index >= 0 else "page"
-    if role == "page" or before == text != "" or (role == "assistant" and not index):
+    answers_nothing = role == "assistant" and not conversation.to_messages(history[:index])
+    if role == "page" or before == text != "" or answers_nothing:
         return None
     if before and before != history[index].text.strip():
         return None  # the page shows an older state of the conversation

@@ -95,7 +95,7 @@
     });
   const begin = async () => {
     await soon(database.then(load, () => (keepsNothing = true))).catch(() => {}); // the page works without
-    shown = { id: linked() ? newId() : (own.getItem(CURRENT) ?? listed()[0]?.id ?? newId()) };
+    shown = { id: linked() ? newId() : (own.getItem(CURRENT) || (listed()[0]?.id ?? newId())) };
     if (linked()) shown.unsaved = { text: await fromLink(linked()).catch(() => ""), source: "link" };
   };
 
@@ -332,7 +332,7 @@
   addEventListener("hashchange", () => (isUnsavedLink() || /^#(chat|adapter)=/.test(location.hash)) && location.reload());
   // Back and forward may show a page as it was left; the tab's conversation has gone on since.
   addEventListener("pageshow", (event) => event.persisted && location.reload());
-  addEventListener("visibilitychange", async () => {
+  for (const type of ["visibilitychange", "focus"]) addEventListener(type, async () => {
     if (document.hidden || isOpening) return;
     const isBehind = (await stored(shown.id))?.changed > (conversations.get(shown.id)?.changed ?? 0); // another tab's
     if (!isOpening) isBehind ? open(shown.id) : act("awake");

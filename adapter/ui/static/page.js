@@ -105,8 +105,8 @@
     const [edits, drawer] = [target.matches?.(".edit-textarea"), find("#more > .label-wrap.open")];
     if (edits && (key === "Escape" || (key === "Enter" && !event.shiftKey))) {
       const buttons = target.closest(".message-row").nextElementSibling;
-      buttons.querySelector(`[title="${key === "Enter" ? "Submit" : "Cancel"}"]`)?.click();
-      if (key === "Escape") requestAnimationFrame(() => buttons.querySelector('[title="Edit"], [title="Say it like this"]')?.focus());
+      buttons.querySelectorAll("button")[key === "Enter" ? 0 : 1]?.click(); // their names are of the browser's language
+      if (key === "Escape") requestAnimationFrame(() => buttons.querySelector("button:last-of-type")?.focus());
     } else if (key === "Escape") {
       if (find("dialog[open], :popover-open") || target.closest?.("[role=listbox], [aria-expanded=true]:not(.label-wrap)")) return;
       if (!drawer || (target !== document.body && !target.closest?.("#more"))) return all(".box .stop-button").find(visible)?.click();
@@ -137,19 +137,21 @@
   const setAttribute = (selector, name, value) => all(selector).forEach((element) => element.setAttribute(name, value));
   let groups = 0;
   const fixAccessibility = () => {
-    const { film, filmName, message = "", picture = "", correct = "" } = find("#head h1")?.dataset ?? {};
-    for (const option of all("#chat .option")) // an icon
-      if (option.textContent.trim() === film) option.ariaLabel = option.title = filmName;
+    const { film, filmName, before, after, message = "", picture = "", correct = "" } = find("#head h1")?.dataset ?? {};
+    const icons = { [film]: filmName, "‹": before, "›": after };
+    for (const option of all("#chat .option"))
+      if (icons[option.textContent.trim()]) option.ariaLabel = option.title = icons[option.textContent.trim()];
     setAttribute(":is(.box textarea, #chat .edit-textarea):not([aria-label])", "aria-label", message);
     setAttribute(":is(#chat .examples, .thumbnail-wrapper):is([role=list], [role=listitem])", "role", "group");
     setAttribute("#answers:not([aria-live])", "aria-live", "polite");
     setAttribute("#chat .image-container button:not([aria-label])", "aria-label", picture);
     setAttribute(":is(#about .prose, #chat pre):not([tabindex])", "tabindex", "0");
     for (const [name, value] of [["tabindex", "0"], ["role", "button"]]) setAttribute(`#chat .divider:not([${name}])`, name, value);
-    for (const name of ["title", "aria-label"]) {
-      setAttribute(`#chat .message-buttons-left [${name}="Edit"]`, name, correct);
-      setAttribute(`#chat .message-buttons-right [${name}="${correct}"]`, name, "Edit"); // a row that was an answer's
+    for (const pencil of all('#chat .message-buttons [title="Copy message"] ~ button:last-of-type')) {
+      const name = pencil.closest(".message-buttons-left") ? correct : "Edit";
+      if (pencil.title !== name) pencil.title = pencil.ariaLabel = name;
     }
+    all('#chat [data-testid][aria-label*="<"]').forEach((message) => message.removeAttribute("aria-label")); // markup
     for (const radio of all("fieldset input[type=radio]")) {
       const group = (radio.closest("fieldset").dataset.group ||= `group-${++groups}`);
       if (radio.name !== group) radio.name = group; // an equal one would be a change too, without end
@@ -220,7 +222,8 @@
   let isBehind = false; // each load encrypts what is kept anew, in the same length
   const isChange = ({ key, oldValue, newValue }) => key?.endsWith(":corrections") && oldValue?.length !== newValue?.length;
   addEventListener("storage", (event) => (isBehind ||= isChange(event)));
-  document.addEventListener("click", ({ target }) => isBehind && target.closest?.('#teach button, #chat [title="Say it like this"]') && location.reload(), true);
+  const changes = '#teach button, #chat [title="Say it like this"]';
+  addEventListener("click", (event) => isBehind && event.target.closest?.(changes) && [event.stopImmediatePropagation(), location.reload()], true);
 
   // An unsent message outlives a reload of its tab, which Gradio does when a server is back and a phone to hidden ones.
   const DRAFT = "llama-adapter:draft";

@@ -328,6 +328,7 @@ def test_a_failure_is_a_toast_and_restores_everything(
     assert len(toasts) == 1 and message in toasts[0] and "secret" not in toasts[0]
     assert page.box["value"] == {"text": "hi", "files": []} and page.box["submit_btn"] is True
     assert page.words() == page.kept_words() == ["before", "yes"]
+    assert page.edit("after", **settings).box["value"]["text"].startswith("after")
 
 
 @pytest.mark.parametrize(("text", "sentence"), [("x" * 100_000, "100,000 characters"), ("  ", "Type a message")])
@@ -336,6 +337,7 @@ def test_a_message_that_cannot_be_sent_is_a_toast(text: str, sentence: str, toas
     page.box = "untouched"
     assert page.send(text).words() == ["a"] and page.box == "untouched"
     assert len(toasts) == 1 and sentence in toasts[0]
+    assert text.isspace() or page.edit(text).box["value"]["text"] == text
 
 
 def test_an_unreadable_picture_leaves_the_text(picture: str, toasts: list[str]) -> None:
