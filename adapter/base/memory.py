@@ -151,12 +151,13 @@ def control_group_texts(
 
 
 def _group_limits(**places: Path) -> Iterator[tuple[int, int]]:
-    """(limit, used) of each control group that limits this process's memory; without the page cache."""
+    """(limit, used) of each control group that limits this process's memory; without files that none maps."""
     names = "memory.max", "memory.high", "memory.current", "memory.stat"
     for *limits, used, stat in control_group_texts(*names, **places):
         if found := [int(limit) for limit in limits if limit.strip() != "max"]:
-            rows = dict(line.split() for line in stat.splitlines())
-            yield min(found), int(used) - sum(int(rows.get(f"{kind}active_file", 0)) for kind in ("", "in"))
+            rows = {name: int(size) for name, size in map(str.split, stat.splitlines())}
+            cached = rows.get("active_file", 0) + rows.get("inactive_file", 0) - rows.get("file_mapped", 0)
+            yield min(found), int(used) - max(0, cached)
 
 
 def _gigabytes(count: int) -> str:

@@ -68,7 +68,8 @@ def test_control_groups_bound_the_memory(tmp_path):
         (root / folder / "memory.max").write_text(str(limit))
         (root / folder / "memory.high").write_text(str(high))
         (root / folder / "memory.current").write_text(str(3 * GIGA))
-        (root / folder / "memory.stat").write_text(f"anon 1\nactive_file {GIGA}\ninactive_file {GIGA}\n")
+        stat = f"active_file {2 * GIGA}\ninactive_file {GIGA}\nfile_mapped {GIGA}\n"
+        (root / folder / "memory.stat").write_text(stat)
     own.write_text("0::/user/job\n5:cpu,memory:/docker\n")
     assert list(memory._group_limits(root=root, own=own)) == [(4 * GIGA, GIGA), (6 * GIGA, GIGA)]
     assert list(memory._group_limits(root=root, own=tmp_path / "none")) == []
