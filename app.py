@@ -124,7 +124,7 @@ def make_loader(
             try:
                 from adapter.cluster.engine import connect
             except ImportError as error:
-                needs = "--cluster needs Ray: pip install '.[cluster]' in the folder of this program."
+                needs = "--cluster needs Ray: pip install -e '.[cluster]' in the folder of this program."
                 raise LoadError(needs, str(error)) from error
             return connect(arguments.cluster, name, *settings, adapters, arguments.keep_packed)
         report(f"Loading {base_label(name)}")

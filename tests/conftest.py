@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests neither see nor change what was trained or uploaded on this machine.
 os.environ["LLAMA_ADAPTER_RUNS"] = tempfile.mkdtemp(prefix="runs-")
 os.environ["LLAMA_ADAPTER_FEATURES"] = tempfile.mkdtemp(prefix="features-")
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="gradio-")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    for folder in ("LLAMA_ADAPTER_RUNS", "LLAMA_ADAPTER_FEATURES"):
+    for folder in ("LLAMA_ADAPTER_RUNS", "LLAMA_ADAPTER_FEATURES", "GRADIO_TEMP_DIR"):
         shutil.rmtree(os.environ[folder], ignore_errors=True)
 
 

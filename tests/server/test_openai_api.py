@@ -459,8 +459,7 @@ BROKEN = EngineBroken("It has stopped.")
     ("error", "status", "code", "retry"),
     [
         (Busy("Full."), 429, "busy", True),
-        # LangChain and LiteLLM shorten the conversation, or choose another model, by this code.
-        (ContextOverflow("The conversation has 9 tokens."), 400, "context_length_exceeded", False),
+        (ContextOverflow("9 tokens."), 400, "context_length_exceeded", False),  # by which LangChain shortens
         (LoadError("Adapter 'poet' is broken.", "/home/secret"), 500, None, False),
         (RuntimeError("secret /home/me/x.py"), 500, None, False),
         (BROKEN, 503, "model_failed", False),  # no client asks again by itself
