@@ -170,8 +170,7 @@ class Job:
         self.keep = KeepRows(rows, config.seed) if config.keep else None
         text = "" if self.keep is None else self.keep.digest
         self.identity = run_identity(config, self.base.fingerprint, {**self.inputs, "keep_text": text})
-        free = config.save_every, config.checkpoint_every, str(self.base.model.dtype)
-        check_same((self.identity, self.resume, free))
+        check_same((self.identity, self.resume, config.save_every, config.checkpoint_every, self.base.model.dtype))
         if self.resume:
             self._load()
 

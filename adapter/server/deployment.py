@@ -188,8 +188,7 @@ def upload_folder(parent: str | None) -> Iterator[Path]:
 
 
 class InertFormatter(logging.Formatter):
-    """What visitors send can neither begin a line of the log nor steer a terminal: a message is one line, and the
-    lines of a traceback are indented."""
+    """A message is one line, and those of a traceback are indented: what visitors send forges none of the log."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))

@@ -222,8 +222,8 @@
   let isBehind = false; // each load encrypts what is kept anew, in the same length
   const isChange = ({ key, oldValue, newValue }) => key?.endsWith(":corrections") && oldValue?.length !== newValue?.length;
   addEventListener("storage", (event) => (isBehind ||= isChange(event)));
-  const changes = '#teach button, #chat [title="Say it like this"]';
-  addEventListener("click", (event) => isBehind && event.target.closest?.(changes) && [event.stopImmediatePropagation(), location.reload()], true);
+  const CORRECTIONS = '#teach button, #chat [title="Say it like this"]';
+  addEventListener("click", (event) => isBehind && event.target.closest?.(CORRECTIONS) && [event.stopImmediatePropagation(), location.reload()], true);
 
   // An unsent message outlives a reload of its tab, which Gradio does when a server is back and a phone to hidden ones.
   const DRAFT = "llama-adapter:draft";
