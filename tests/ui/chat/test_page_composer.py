@@ -130,5 +130,6 @@ def test_who_reads_further_up_stays_there_until_the_end_is_asked_for(visit: Call
     assert len({*page.evaluate(PLACE)}) == 2, "as Gradio scrolls some time after each piece of an answer"
     page.mouse.wheel(0, 5000)
     read_up()
+    page.evaluate("() => (window.requestAnimationFrame = (act) => setTimeout(act, 2000))")  # a slow page
     visitor.ask("And now?")
     wait_until(lambda: len({*page.evaluate(PLACE)}) == 1)
