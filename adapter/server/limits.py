@@ -13,7 +13,7 @@ from adapter.serve.request import Client
 ANSWERS_PER_MINUTE, ANSWERS_AT_ONCE = 30, 24  # the engine's other slots are left to other addresses
 UPLOADS_PER_HOUR = 60
 VALUES_AT_ONCE = 200_000  # of JSON, in one request
-EVENTS_AT_ONCE = 48  # of pages, that wait or run; the page runs 64 that need the model, and 64 may wait
+EVENTS_AT_ONCE = 30  # of pages, that wait or run; the page runs 64 that need the model, and 64 may wait
 UNREAD_BYTES = 64 * 2**20  # of results that nobody has fetched; an export has up to 20 MB
 _MAX_ADDRESSES = 10_000
 # What one address may do: how often, within how many seconds, and in words.

@@ -11,6 +11,7 @@ from adapter.ui.texts import page as texts
 
 MOST_CHARACTERS = 20_000  # of a text that is made a table; an imported one may be a hundred times as long
 _MOST_LEVELS = 4  # of tables in tables
+_MOST_NESTED = 300  # objects and lists, if each were in the one before: Python's own levels end at a thousand
 _MARKUP = re.compile(r"[\x00-\x1f!-'*;-?\[-`{-\x7f]")  # whatever HTML or Markdown may read, in ASCII
 
 
@@ -31,12 +32,12 @@ class Fields(NamedTuple):
 def read_object(text: str) -> Fields | None:
     """The object that a text is, or what is complete of one that it begins to be. None for any other text."""
     text = text.strip()
-    if not text.startswith("{") or len(text) > MOST_CHARACTERS:
+    if not text.startswith("{") or len(text) > MOST_CHARACTERS or text.count("{") + text.count("[") > _MOST_NESTED:
         return None
     try:
         whole, end = json.JSONDecoder(parse_float=_Number, parse_constant=int).raw_decode(text)  # NaN is no int
         return Fields(list(whole.items()), True) if end == len(text) else None
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
     try:
         begun = from_json(text, allow_partial="trailing-strings", allow_inf_nan=False)

@@ -81,6 +81,7 @@ def cells(text: str) -> list[str]:
 def test_other_text_is_no_object(text):
     assert read_object(text) is None and table_html(text) is None
     assert table_html('{"type": "per') is None, "an object without a field stays text"
+    assert not any(table_html('{"a": ' * levels + "1" + "}" * levels) for levels in range(301, 1000))
 
 
 @settings(max_examples=40, deadline=None)

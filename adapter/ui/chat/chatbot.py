@@ -4,7 +4,6 @@ the browser request it. An invisible character (WORD_JOINER) after each characte
 that. It is removed from an edit, and by page.js from what is copied. LaTeX is rendered in answers only.
 """
 
-import mimetypes
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,7 +103,7 @@ def _to_rows(entry: Entry, above: str, below: Sequence[tuple[str, str]]) -> list
     if (path := entry.picture) is not None:
         # Its address is below the page's own, whatever that is.
         name, url = Path(path).name, f"gradio_api/file={path}"
-        file = {"path": path, "url": url, "orig_name": name, "mime_type": mimetypes.guess_type(name)[0]}
+        file = {"path": path, "url": url, "orig_name": name, "mime_type": "image/jpeg"}
         rows.append(_row("user", ""))
         meta = {"_type": "gradio.FileData"}
         rows[-1]["content"] = [{"type": "file", "file": {**file, "meta": meta}, "alt_text": name}]

@@ -245,9 +245,10 @@ class ChatEvents:
                     # The button again: a page that is being loaded may lose the first one (Gradio 6.31). Not with
                     # every update: Gradio makes a new box for each.
                     yield self.store.keep(shown, update, begins)._replace(box=theme.STOP)
+            stays = change.result is shown.history  # as it does after Stop before an edit's first word
             shown.history = change.result
-        if errors:
-            end = self._restored(message, switched, settings, errors[0])
+        if errors or stays:
+            end = self._restored(message, switched, settings, errors)
         if change.unread or not self.conversations.shows(session, shown.id):
             yield _NO_CHANGE
         else:
@@ -290,11 +291,11 @@ class ChatEvents:
                 time.sleep(FRAME_SECONDS)
 
     def _restored(
-        self, message: dict[str, Any] | None, switched: dict[str, str], settings: dict[str, Any], error: Exception
+        self, message: dict[str, Any] | None, switched: dict[str, str], settings: dict[str, Any], errors: list[Any]
     ) -> dict[str, Any]:
-        """Puts the message of a turn that failed back, and what the turn has changed in the side panel."""
+        """Puts the message of a turn that came to nothing back, and what it has changed in the side panel."""
         value = {} if message is None else {"value": message}
-        if message is not None and isinstance(error, BadPicture):  # the text can be sent again without the file
+        if message is not None and errors and isinstance(errors[0], BadPicture):  # the text alone can be sent
             value = {"value": {**message, "files": []}}
         names = self.catalog.names()
         before = {name: settings[name] if settings.get(name) in names else BASE_ONLY for name in switched}

@@ -175,7 +175,7 @@ def message_box(placeholder: str, elem_id: str) -> gr.MultimodalTextbox:
         show_label=False,
         label=texts.MESSAGE,
         placeholder=placeholder,
-        file_types=["image"],
+        file_types=["image", ".jfif"],  # where the machine has no /etc/mime.types
         max_plain_text_length=10 * MAX_CHARACTERS,
         max_lines=8,
         elem_id=elem_id,

@@ -90,10 +90,10 @@ class CompareEvents:
             return
         settings, picture = answered.record.settings, answered.picture if answered.record.picture else None
         # A question that follows others is not put into the box: asked there alone, it would be another.
-        text = answered.messages[0].text if len(answered.messages) == 1 else ""
-        message = {"text": text, "files": [picture] if picture and text else []}
+        alone = {"text": answered.messages[0].text, "files": [picture] if picture else []}
+        message = alone if len(answered.messages) == 1 else None
         adapter = settings.adapter if settings.adapter in self.catalog.names() else skip
-        yield gr.Tabs(selected="compare"), FILM, adapter, gr.update(value=message), skip
+        yield gr.Tabs(selected="compare"), FILM, adapter, gr.update(value=message) if message else skip, skip
         for update in self._compare(
             lambda: Question(frames_of(settings), answered.messages, picture, film=True), request, message
         ):

@@ -402,12 +402,12 @@ def test_stop_ends_the_answer_that_is_written_and_no_later_one() -> None:
     assert page.words() == [*WHOLE, "two", "you said: two!"] and "stopped" not in page.shown[-1]
 
 
-def test_an_edit_that_is_stopped_before_its_first_word_changes_nothing() -> None:
+def test_an_edit_that_is_stopped_before_its_first_word_comes_back_into_the_box() -> None:
     page = Page().send("one").send("two")
     before, edited = page.words(), page.act("send", event(index=0, value="three", previous_value=""))
     page.apply(next(edited))
     page.do("stop")
-    assert page.run(edited).words() == page.kept_words() == before
+    assert page.run(edited).words() == page.kept_words() == before and page.box["value"]["text"] == "three"
 
 
 def test_an_answer_that_is_stopped_while_its_page_leaves_is_kept_as_far_as_it_is() -> None:
