@@ -73,12 +73,12 @@ def fake_hub() -> Iterator[FakeHub]:
             found = None if hub.down else hub.answer(self.command, path, body)
             self.send_response(503 if hub.down else 404 if found is None else 200)
             if found is None and not hub.down:
-                self.send_header("X-Error-Code", "RepoNotFound")
+                self.send_header("X-Error-Code", "GatedRepo" if "gated/" in path else "RepoNotFound")
             self.send_header("Content-Length", str(len(found or b"")))
             self.end_headers()
             self.wfile.write(found or b"")
 
-        do_POST = do_GET
+        do_POST = do_HEAD = do_GET
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, save_torch_state_dict, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -461,6 +462,8 @@ def _load(cls: Any, name: str, **kwargs: Any) -> Any:
 def _not_loaded(name: str, error: BaseException) -> LoadError:
     if os.path.exists(os.path.expanduser(name)):
         remedy = "Check that the folder holds config.json, the weights as safetensors and the tokenizer."
+    elif isinstance(error.__cause__ or error, GatedRepoError):  # such as Meta's own
+        remedy = "It is gated: accept its terms on the Hub and run `hf auth login`, or give a folder."
     elif constants.is_offline_mode():
         remedy = "HF_HUB_OFFLINE is set: give a folder, unset it, or use " + embedded.BASE + "."
     else:

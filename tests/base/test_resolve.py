@@ -6,6 +6,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM
 
 from adapter.base.llama import AdaptedLlama, base_config, load_base
 from adapter.errors import LoadError
+from tests.fake_hub import fake_hub
 from tests.tiny_models import save_base, tiny_config
 
 LLAMA3_ROPE = {
@@ -64,3 +65,8 @@ def test_a_mistral_with_a_window_is_refused(tmp_path):
 def test_a_missing_path_is_not_taken_for_a_hub_id():
     with pytest.raises(LoadError, match="There is no folder 'nope'"):
         base_config("./nope")
+
+
+def test_a_gated_base_names_the_terms_to_accept():
+    with fake_hub(), pytest.raises(LoadError, match="accept its terms"):
+        load_base("gated/llama")

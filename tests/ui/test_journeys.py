@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from adapter.errors import Busy
 from tests.app_process import wait_until
-from tests.browser import Visitor
+from tests.browser import TWO_FRAMES, Visitor
 from tests.ui.fake_page import GatedEngine, closed_gate, runs_folder, url
 
 __all__ = ["closed_gate", "runs_folder", "url"]  # fixtures
@@ -45,6 +46,18 @@ def test_stop(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:
     closed_gate.gate.set()
     assert far.settle().startswith("you said:") and "stopped" in far.stats()
     assert far.ask("And now?") == "you said: And now?!"
+
+
+def test_a_failure(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:
+    """Its message comes back, above what was typed meanwhile."""
+    visitor = visit()
+    visitor.type("Good morning.")
+    visitor.await_answers(1)
+    visitor.page.evaluate(TWO_FRAMES)
+    visitor.box.fill("And then")
+    closed_gate.error = Busy("Try again.")
+    closed_gate.gate.set()
+    wait_until(lambda: visitor.box.input_value() == "Good morning.\n\nAnd then", visitor.box.input_value)
 
 
 def test_reload(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:

@@ -6,6 +6,10 @@
   const all = (selector) => [...document.querySelectorAll(selector)];
   const visible = (element) => Boolean(element?.getClientRects().length);
   const box = () => all(".box").find(visible);
+  const write = (field, text) => {
+    field.value = text;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  };
   const FIELDS = "textarea, select, [contenteditable=true], input:not([type=radio], [type=checkbox], [type=range])";
 
   // The status line is red while the server does not answer what the page asks it every few seconds.
@@ -121,10 +125,17 @@
   });
 
   // After an answer the message box gets the focus, unless one works elsewhere, or a phone's keyboard would cover it.
-  let answering = null;
+  // What was typed meanwhile stays below the message of one that failed, which Gradio puts in its place.
+  let [answering, typed] = [null, ""];
+  const onInput = ({ target, isTrusted }) =>
+    isTrusted && target.matches?.(".box textarea") && (typed = answering ? target.value : "");
+  addEventListener("input", onInput, true);
   const restoreFocus = () => {
     const ended = answering;
     answering = all(".box").find((one) => visible(one.querySelector(".stop-button"))) ?? null;
+    const field = box()?.querySelector("textarea");
+    if (!field?.value) typed = ""; // it was sent
+    else if (!answering && !field.value.endsWith(typed)) write(field, `${field.value}\n\n${typed}`); // Gradio may do it twice
     if (answering || !visible(ended) || !matchMedia("(hover: hover)").matches || find("#chat .edit-textarea") || String(getSelection())) return;
     const focused = document.activeElement;
     if (!focused || focused === document.body || ended.contains(focused) || focused.closest("#chat") || !visible(focused))
@@ -231,8 +242,7 @@
     if (restored || !field) return;
     restored = true;
     if (!text || field.value) return;
-    field.value = text;
-    field.dispatchEvent(new Event("input", { bubbles: true }));
+    write(field, text);
     field.focus();
   };
   addEventListener("visibilitychange", () => restored && sessionStorage.setItem(DRAFT, find("#box textarea")?.value ?? ""));
