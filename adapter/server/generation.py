@@ -4,6 +4,7 @@ the background; who asks; how long a message may be; how an error is told to str
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import re
@@ -44,7 +45,8 @@ def import_libraries() -> None:
     with _IMPORT_LOCK:
         for name in ("adapter.serve.engine", "adapter.serve.store"):
             importlib.import_module(name)
-        importlib.import_module("adapter.base.packed.integer_product").compile_products()
+        with contextlib.suppress(Exception):  # load_base says why, and takes torch's products
+            importlib.import_module("adapter.base.packed.integer_product").compile_products()
 
 
 class ServingEngine(Protocol):

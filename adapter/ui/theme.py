@@ -146,7 +146,9 @@ def status_html(state: str, text: str, attributes: str = "") -> str:
 def ellipsize(text: str, limit: int) -> str:
     """The text on one line, cut after a word if it has more than `limit` characters."""
     text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1].rsplit(" ", 1)[0] + "…"
+    cut = text[: limit - 1]
+    words = cut.rsplit(" ", 1)[0]  # hardly any in a script without spaces
+    return text if len(text) <= limit else (words if 2 * len(words) > limit else cut) + "…"
 
 
 def gradio_theme() -> gr.themes.Base:

@@ -19,10 +19,11 @@ from adapter.__main__ import main
 from adapter.base import llama
 from adapter.base.hf_folder import StoredMatrix
 from adapter.base.llama import AdaptedLlama, load_base, load_tokenizer
-from adapter.base.packed import quantize
+from adapter.base.packed import integer_product, quantize
 from adapter.base.packed.quantize import PackedLinear, quantize_linears
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import LoadError, with_detail
+from adapter.server.generation import import_libraries
 from tests.base.packed.test_quantize import four_bit_weight
 from tests.tiny_models import random_adapter, random_llama, save_base
 
@@ -233,7 +234,9 @@ def test_a_broken_weight_is_an_error_that_names_it(quantization, damage, sentenc
 
 
 def test_where_packed_products_cannot_be_compiled_torch_multiplies(tiny_folder, monkeypatch, caplog):
-    monkeypatch.setattr(llama, "compile_products", lambda: 1 / 0)
+    for module in (llama, integer_product):
+        monkeypatch.setattr(module, "compile_products", lambda: 1 / 0)
+    import_libraries()  # of the page
     with caplog.at_level(logging.INFO, "adapter"):
         base = load_base(str(tiny_folder), device="cpu")
     assert base.quantization == "none" and base.model(input_ids=torch.arange(9)[None]).logits.isfinite().all()

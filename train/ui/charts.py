@@ -43,7 +43,8 @@ def run_html(run: TrainingRun, watched: Sequence[WatchedAnswer] = ()) -> str:
     )
     return (
         f'<div class="run {run.state}">'
-        f'<div class="top"><strong>{name}</strong><span class="state">{texts.STATES[run.state]}</span></div>'
+        f'<div class="top"><strong>{name}</strong>'
+        f'<span class="state" role="status">{texts.STATES[run.state]}</span></div>'
         f'<div class="bar" role="progressbar" aria-label="{name}" aria-valuemin="0" '
         f'aria-valuemax="100" aria-valuenow="{share}"><i style="width: {share}%"></i></div>'
         + _paragraph("step-line", texts.step_line(step, steps, left) if step or run.state == "training" else "")

@@ -217,7 +217,7 @@ class TrainEvents:
         shown = run and run.name
         # An update would close the picker.
         picker = gr.skip() if name == shown else gr.update(choices=names, value=shown, visible=len(names) > 1)
-        timer = gr.Timer(TICK if running else SLOW_TICK, active=True)
+        timer = gr.Timer(TICK if running else SLOW_TICK)
         if run is None:
             return picker, notice_html(texts.NOTHING_YET), *[_HIDDEN] * 4, *described, timer
         own, done = self._may_change(run.record, owner), bool(run.adapter) and not run.alive
@@ -281,6 +281,7 @@ class TrainEvents:
             self._asked[run.name] = run.adapter if step else ""
         except Exception as error:  # the next look asks again; what was not expected is logged
             readable(error, "a watched question")
+            time.sleep(30)  # not with every look
         finally:
             self._asking.discard(run.name)
 
@@ -293,7 +294,7 @@ class TrainEvents:
         """
         with errors_as_toasts("the publication of an adapter"):
             if visitor is None and self.public:
-                raise BadInput(texts.PUBLISH_NOT_HERE)
+                raise BadInput(texts.SIGN_IN_FIRST if self.sign_in else texts.PUBLISH_NOT_HERE)
             run = self.runs.get(self.own(name, owner))
             if run is None or run.alive or not run.adapter:
                 raise BadInput(texts.NOT_THERE)
@@ -331,7 +332,8 @@ def last_turn(row: Correction) -> Correction:
     exchange before it. Earlier answers have the voice already: a model would learn to continue, not to begin it.
     """
     *before, question, answer = row["messages"]
-    short = len(str(question.get("content", "")).split()) <= SHORT_QUESTION
+    text = str(question.get("content", ""))
+    short = max(len(text.split()), len(text.encode()) // 8) <= SHORT_QUESTION  # some scripts have no spaces
     return {"messages": [*(before[-2:] if short else ()), question, answer]}
 
 

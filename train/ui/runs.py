@@ -34,11 +34,9 @@ MESSAGES, LOG = "messages.txt", "log.txt"  # what the latest trainer says to vis
 NICENESS = 10  # of the trainer, so that the chat's threads run first
 CLOSE_SECONDS = 8.0  # Docker kills after ten
 _START_TOLERANCE = 5.0  # seconds by which a clock adjustment may shift a process's start time
-_MESSAGE_BYTES = 8_000
 _MIN_FREE_BYTES = 500 * 2**20
 State = Literal["starting", "training", "stopping", "ended", "stopped", "failed", "killed"]
 _FILES = 1_000  # of runs, whose content is remembered
-MAX_BYTES = 4 * 2**20  # of metrics that are read, from the end
 _RECENT_STEPS = 20  # that the duration of a step is averaged over
 _RISEN = 1.02  # times the lowest held-out loss: less is chance
 Points = tuple[tuple[int, float], ...]  # (step, value)
@@ -379,21 +377,15 @@ def _read_watched(path: Path) -> list[WatchedAnswer]:
     return _WATCHED.validate_json(path.read_bytes())
 
 
-def _tail(path: Path, most: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(max(file.seek(0, 2) - most, 0))
-        return file.read(most)
-
-
 def _last_line(path: Path) -> str:
-    lines = _tail(path, _MESSAGE_BYTES).decode("utf-8", errors="replace").split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def read_metrics(path: Path) -> RunProgress:
-    """The metrics in a file, of which the end is read. A line that is cut or makes no sense is passed over."""
+    """The metrics in a file. A line that is cut or makes no sense is passed over."""
     values: dict[str, list[tuple[int, float]]] = {name: [] for name in _Line.model_fields}
-    lines = _tail(path, MAX_BYTES).split(b"\n")[:-1]  # after the last line break one is being written
+    lines = path.read_bytes().split(b"\n")[:-1]  # after the last line break one is being written
     for text in lines:
         with contextlib.suppress(ValidationError):
             line = _Line.model_validate_json(text)

@@ -100,7 +100,7 @@ def _connect_run(
         """Stops the timer while another tab is open."""
         if event.value != page_texts.TRAIN:
             return *[gr.skip()] * (len(shown) - 1), gr.Timer(active=False)
-        return handlers.panel(None, owner, planned, request, *values)
+        return *handlers.panel(None, owner, planned, request, *values)[:-1], gr.Timer(active=True)
 
     tabs.select(select_tab, [*states, *settings], shown, trigger_mode="multiple", **UNQUEUED)
     opened = [tabs, timer, *chat.store.opened]

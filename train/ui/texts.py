@@ -11,10 +11,6 @@ def __getattr__(name: str) -> Any:  # for the type checker: a text of the file
     raise AttributeError(name)
 
 
-def records(count: int, kind: str, shown: str) -> str:
-    return f"{count:,} {'record' if count == 1 else 'records'} of {kind} in {shown}"
-
-
 def train_on_these(missing: int) -> str:
     """The label of the button. missing: how many corrections are wanted before."""
     return "Train on these" if missing <= 0 else f"Train on these: {missing} more"

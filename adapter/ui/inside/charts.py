@@ -50,7 +50,7 @@ def answer_html(inspection: Inspection, key: str, total: int) -> str:
     cut = message_html(texts.only_first(len(inspection.tokens), total)) if total > len(inspection.tokens) else ""
     return (
         f"{mixed}<p>{html.escape(means)}</p>{_legend(_signed(-largest), _signed(largest), 'both')}"
-        f'<div class="tokens" data-roving data-key="{html.escape(key)}" role="group" '
+        f'<div class="tokens" dir="auto" data-roving data-key="{html.escape(key)}" role="group" '
         f'aria-label="{html.escape(texts.TOKENS_LABEL)}">{"".join(buttons)}</div>{cut}'
     )
 

@@ -24,7 +24,6 @@
   const inMemory = (kept = new Map()) => ({
     getItem: (key) => kept.get(key) ?? null,
     setItem: (key, value) => void kept.set(key, String(value)),
-    removeItem: (key) => void kept.delete(key),
   });
   for (const name of ["localStorage", "sessionStorage"]) // Gradio's BrowserState (6.31) relies on the first
     if (!attempt(() => window[name])) Object.defineProperty(window, name, { value: inMemory() });
@@ -315,6 +314,7 @@
   };
   const current = () => (shown.unsaved ? { document: parse(shown.unsaved.text) } : conversations.get(shown.id));
   document.addEventListener("click", (event) => {
+    if (event.target === list() && event.clientX > list().offsetWidth) list().close(); // beside it: Safari has no closedby
     if (event.target.closest?.("#chat .divider")) act("all"); // the line that says what is read of others' answers
     const button = event.target.closest?.("#conversations button, #this-conversation .actions button");
     if (button) actions[button.name]?.(button.closest("li"));

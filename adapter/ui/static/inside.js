@@ -9,9 +9,7 @@ const at = event => event.target.closest('[data-roving] :is(button, td)');
 function prepare() {
   for (const group of element.querySelectorAll('[data-roving]'))
     items(group).forEach((item, index) => { item.tabIndex = index ? -1 : 0; });
-  for (const out of element.querySelectorAll('.readout')) out.textContent = '';
   factors.clear();
-  showFactors();
 }
 
 const headings = cell => [cell.parentElement.cells[0], cell.closest('table').tHead.rows[0].cells[cell.cellIndex]]
@@ -97,7 +95,7 @@ prepare();
 let seen = '';
 const look = () => {
   if (!document.querySelector('#inside > .label-wrap.open')) return (seen = ''); // opened again, it asks again
-  if (document.querySelector('#box .stop-button')) return;
+  if (document.querySelector('#box .stop-button')) return (seen = ''); // an equal text may be another answer's
   const shown = [...document.querySelectorAll('#chat .message')].map(row => row.textContent).join('\n');
   if (shown !== seen) trigger('look', {});
   seen = shown;

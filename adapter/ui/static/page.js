@@ -156,8 +156,9 @@
     setAttribute("#chat .image-container button:not([aria-label])", "aria-label", picture);
     setAttribute(":is(#about .prose, #chat pre):not([tabindex])", "tabindex", "0");
     for (const [name, value] of [["tabindex", "0"], ["role", "button"]]) setAttribute(`#chat .divider:not([${name}])`, name, value);
-    for (const pencil of all('#chat .message-buttons [title="Copy message"] ~ button:last-of-type')) {
-      const name = pencil.closest(".message-buttons-left") ? correct : "Edit";
+    const edited = find("#chat .edit-textarea")?.closest(".message-row").nextElementSibling; // its buttons are others
+    for (const pencil of all("#chat .message-buttons button ~ button:last-of-type")) {
+      const name = edited?.contains(pencil) ? pencil.title : pencil.closest(".message-buttons-left") ? correct : "Edit";
       if (pencil.title !== name) pencil.title = pencil.ariaLabel = name;
     }
     all('#chat [data-testid][aria-label*="<"]').forEach((message) => message.removeAttribute("aria-label")); // markup

@@ -24,7 +24,6 @@ function draw() {
   Object.values(paint).forEach(highlight => highlight.clear());
   const before = current;
   words = [];
-  if (!card.isConnected) element.append(card); // a new value makes the element's content anew
   bubbles().forEach((bubble, i) => {
     const lines = isOn() && props.value?.[i], tokens = lines ? lines.split('\n').map(line => JSON.parse(line)) : [];
     if (!tokens.length) return bubble.removeAttribute('tabindex');
