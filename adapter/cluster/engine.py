@@ -55,7 +55,7 @@ from adapter.serve.request import (
     RemoteAnswer,
 )
 from adapter.serve.scheduler import MAX_ROWS, admit, in_turn
-from adapter.serve.store import AdapterStore, stand_in
+from adapter.serve.store import AdapterStore
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,6 @@ class RayEngine:
         """starter: has the thread that has started Ray, and is shut down by `close`."""
         self.base, self.store = base, store
         self._handle, self._starter = handle, starter
-        self._cpu_base = stand_in(base)
         # Whatever changes _open holds the lock. The garbage collector's `_cancel` changes nothing by itself.
         self._lock = threading.Lock()
         self._open: dict[RemoteAnswer, Future[None]] = {}  # in the order in which they were asked
@@ -257,7 +256,7 @@ class RayEngine:
         _leave(self._starter)
 
     def _load(self, name: str) -> Adapter:
-        return self.store.load(name, self._cpu_base)
+        return self.store.load(name, self.base.fingerprint)
 
     def _refer(self, request: GenerationRequest) -> dict[str, tuple[str, Any]]:
         """Where replicas find the adapters of a request: in Ray's object store, put there once by this page."""

@@ -110,7 +110,7 @@ class Replica:
         mix = tuple((str(names[name]), strength) for name, strength in request.mix)
         return replace(request, adapter=names[request.adapter], mix=mix)
 
-    def load(self, name: str, base: Base) -> Adapter:
+    def load(self, name: str, *_: object) -> Adapter:
         if (adapter := self._adapters.get(name)) is None:  # so many others have come since it was fetched
             raise Busy("Too many adapters are asked for at once. Try again.")
         return adapter

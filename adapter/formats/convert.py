@@ -25,7 +25,7 @@ from adapter.formats import hub, official_v1, official_v2, peft_adapter
 from adapter.formats.tensors import broken, read_tensors, sanitize
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
-from adapter.method.config import AdapterConfig, GateActivation, Template
+from adapter.method.config import AdapterConfig, GateActivation, Template, base_label
 
 OURS = "llama-adapter"
 FORMATS = (OURS, official_v1.FORMAT)  # that are written
@@ -78,7 +78,8 @@ def open_source(source: str, options: Options = Options()) -> Source:
     path = Path(source)
     if path.exists():
         return _open_path(path, Path(os.path.abspath(source)).name, options)
-    if (repository := hub.parse(source)) is None:
+    repository = None if path.suffix in (*hub.PICKLES, ".safetensors") else hub.parse(source)
+    if repository is None:
         raise LoadError(f"There is no '{path.name}'. What can be converted: {CONVERTIBLE}; or user/repo.", source)
     path, commit = hub.fetch(*repository)
     name = f"{repository[0]}@{commit}"
@@ -144,6 +145,9 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
         problems.append(f"hidden_size {hidden} instead of {base.hidden_size}")
     if heads not in (1, base.num_attention_heads):
         problems.append(f"{heads} gates a layer instead of one for each of {base.num_attention_heads} heads")
+    words = tensors.get("tok_embeddings.weight")  # a training checkpoint holds its base
+    if words is not None and len(words) != base.vocab_size:
+        problems.append(f"a vocabulary of {len(words)} instead of {base.vocab_size}")
     if layers[-1] != base.num_hidden_layers - 1:
         problems.append(f"layers {layers[0]} to {layers[-1]} instead of the topmost of {base.num_hidden_layers}")
     if problems:
@@ -154,6 +158,8 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
             f"Name the base that it was made for with --base. {suggestion}."
         )
     assumed = dict(foreign.assumed)
+    if foreign.base and base_label(foreign.base) != base.name:
+        assumed["base"] = f"the source names {foreign.base}, of the same shape."
     if known is None and options.gate_activation is None:
         assumed["gate activation"] = (
             "the format's training code has tanh, its inference code the raw gate, and the file does not tell. "

@@ -11,6 +11,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from adapter.errors import AdapterError, BadInput, LoadError, first_line
 
 _REPO = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_SHARDS = ["model-*-of-*.safetensors"]  # of a base
 _FILES = ["*.safetensors", "*.json", "*.md"]  # no .bin, no .pth: a stranger's pickle is not even fetched
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 _SECONDS = 20.0  # that the Hub may be silent
@@ -25,9 +26,10 @@ def parse(name: str) -> tuple[str, str | None] | None:
 def fetch(repo: str, revision: str | None = None) -> tuple[Path, str]:
     """The folder of a repository in the local cache, and its commit. Raises LoadError, also when offline."""
     try:
-        folder = Path(str(snapshot_download(repo, revision=revision, allow_patterns=_FILES)))
+        found = snapshot_download(repo, revision=revision, allow_patterns=_FILES, ignore_patterns=_SHARDS)
     except Exception as error:  # a proxy's or a connection's is of another library
         raise _not_fetched(repo, revision, error) from error
+    folder = Path(str(found))
     return folder, folder.name
 
 

@@ -26,7 +26,7 @@ _TENSOR = re.compile(r"(?:base_model\.model\.)?(?:model\.)?layers\.(\d{1,4})\.se
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's adapter_config.json. Raises LoadError if it is broken or of another method."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
         kind = config["peft_type"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LoadError(

@@ -1,6 +1,5 @@
 """The adapter (sections 3.1, 3.2 of arXiv 2303.16199, equation 10 for images): all that is ever trained."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -66,7 +65,7 @@ class Adapter(nn.Module):
                 f"This adapter was made for a base with intermediate_size {tuning.intermediate_size}, and this "
                 f"one has {size}. Use it with {self.config.base.name}, or train it again."
             )
-        prompts, gates = self.prompts.unsqueeze(0), self.activated_gates()  # [1, L, K, hidden], [L, H]
+        prompts = self.prompts.unsqueeze(0)  # [1, L, K, hidden]
         if features is not None:
             if self.projection is None:
                 raise BadInput("This adapter reads text only. Choose one that reads images.")
@@ -75,30 +74,24 @@ class Adapter(nn.Module):
                 raise LoadError(f"This adapter reads {vision.feature_size} features of a picture, not {found}.")
             visual = self.projection(features, model, self.config.layers)  # [U, L or 1, K or 1, hidden]
             prompts = prompts + visual  # equation 10
-        kv = project_prompts(model, prompts, gates, self.config.layers, self.config.prompt_norm)
+        kv = self._project(model, prompts)
         if self.tuning is None:
             return kv
         return replace(kv, deltas=self.tuning(model.dtype, kv.size))
 
-
-def project_prompts(
-    model: LlamaForCausalLM, prompts: Tensor, gates: Tensor, layers: Sequence[int], norm: bool
-) -> PromptKV:
-    """Keys and values of adaption prompts (equations 3 and 4, the prompts' part), by the frozen k_proj and v_proj.
-
-    RoPE is not applied. prompts: [U, L, K, hidden_size]; gates: [L, H], activated; norm: apply each layer's
-    input_layernorm first, which gives prompts the scale of hidden states.
-    """
-    entries, _, length, _ = prompts.shape
-    head_dim = model.config.head_dim
-    projected = {}
-    for i, index in enumerate(layers):
-        layer = model.model.layers[index]
-        hidden = prompts[:, i].to(model.dtype)
-        if norm:
-            hidden = layer.input_layernorm(hidden)
-        keys = layer.self_attn.k_proj(hidden).view(entries, length, -1, head_dim).transpose(1, 2)
-        values = layer.self_attn.v_proj(hidden).view(entries, length, -1, head_dim).transpose(1, 2)
-        gate = gates[i].to(model.dtype).expand(entries, -1)
-        projected[index] = (LayerPrompts(keys, values, gate),)
-    return PromptKV(projected, entries)
+    def _project(self, model: LlamaForCausalLM, prompts: Tensor) -> PromptKV:
+        """Keys and values of prompts, [U, L, K, hidden_size], by the frozen k_proj and v_proj, without RoPE
+        (equations 3 and 4). With prompt_norm each layer's input_layernorm gives them the scale of hidden states.
+        """
+        entries, _, length, _ = prompts.shape
+        head_dim = model.config.head_dim
+        gates, projected = self.activated_gates().to(model.dtype), {}
+        for i, index in enumerate(self.config.layers):
+            layer = model.model.layers[index]
+            hidden = prompts[:, i].to(model.dtype)
+            if self.config.prompt_norm:
+                hidden = layer.input_layernorm(hidden)
+            keys = layer.self_attn.k_proj(hidden).view(entries, length, -1, head_dim).transpose(1, 2)
+            values = layer.self_attn.v_proj(hidden).view(entries, length, -1, head_dim).transpose(1, 2)
+            projected[index] = (LayerPrompts(keys, values, gates[i].expand(entries, -1)),)
+        return PromptKV(projected, entries)

@@ -42,11 +42,6 @@ class LayerPrompts:
         return LayerPrompts(self.keys[entry], self.values[entry], select(self.gates, rows), mask)
 
 
-# An observer of insertion layers, called with the layer's index, the queries after RoPE [B, H, T, head_dim], the
-# prompt terms that will be added, and the scaling.
-AttentionObserver = Callable[[int, Tensor, tuple[LayerPrompts, ...], float], None]
-
-
 @dataclass(frozen=True)
 class PromptKV:
     """The adapters of a forward pass: U entries for each insertion layer, by layer index.
@@ -59,7 +54,9 @@ class PromptKV:
     layers: Mapping[int, tuple[LayerPrompts, ...]]
     size: int = 1  # U
     deltas: Deltas | None = None  # of V2 adapters, U entries
-    observer: AttentionObserver | None = None  # scaled, mixed and stacked copies do not have it
+    # Called with each insertion layer's index, the queries after RoPE [B, H, T, head_dim], the prompt terms that
+    # will be added, and the scaling. Scaled, mixed and stacked copies do not have it.
+    observer: Callable[[int, Tensor, tuple[LayerPrompts, ...], float], None] | None = None
 
     def scaled(self, strength: float) -> PromptKV:
         """A copy with every gate and every delta multiplied by `strength`: alpha * act(g)."""
@@ -74,8 +71,6 @@ class PromptKV:
     @staticmethod
     def mixed(parts: Sequence[PromptKV]) -> PromptKV:
         """One PromptKV with the gated terms of all parts, which have the same size."""
-        if len(parts) == 1:
-            return parts[0]
         layers: dict[int, tuple[LayerPrompts, ...]] = {}
         for part in parts:
             for index, terms in part.layers.items():

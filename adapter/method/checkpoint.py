@@ -123,10 +123,7 @@ def _checked(folder: Path, name: str, tensor: Tensor, like: Tensor) -> Tensor:
         raise _broken(folder, f"{name} has shape {tuple(tensor.shape)}, not {tuple(like.shape)}")
     if like.is_floating_point() != tensor.is_floating_point() or tensor.dtype.itemsize == 1 < like.dtype.itemsize:
         raise _broken(folder, f"{name} has type {tensor.dtype}, not {like.dtype}")
-    try:
-        tensor = tensor.to(like.dtype)
-    except RuntimeError as error:
-        raise _broken(folder, f"{name} has type {tensor.dtype}, which cannot be read") from error
+    tensor = tensor.to(like.dtype)
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise _broken(folder, f"{name} holds numbers that are not finite")
     return tensor

@@ -164,6 +164,9 @@ class VisionConfig:
             _at_least(2, num_classes=self.num_classes)  # a picture gets the likeliest name and the next
             _at_least(1, num_kinds=self.num_kinds, name_length=self.name_length)
             _at_least(1, num_facts=self.num_facts, fact_size=self.fact_size)
+            for name, most in {"num_classes": 2**15, "name_length": 16, "num_facts": 16}.items():
+                if getattr(self, name) > most:  # a small file would take gigabytes beside a picture
+                    raise InvalidConfig(f"{name} must be at most {most}, got {getattr(self, name)}")
             if not (self.name_states and self.certainty):
                 raise InvalidConfig("name_states and certainty must be true for a label projection")
 

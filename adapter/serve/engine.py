@@ -167,7 +167,7 @@ class Engine:
     # In the caller's thread.
 
     def _load(self, name: str) -> Adapter:
-        return self.store.load(name, self.base)
+        return self.store.load(name, self.base.fingerprint, self.base.device)
 
     def _check_serving(self) -> None:
         if self._refusal is not None:

@@ -12,6 +12,7 @@ from adapter.base.llama import Base
 from adapter.base.template import default_template, encode_prompt
 from adapter.errors import BadInput, ContextOverflow
 from adapter.method.adapter import Adapter
+from adapter.method.config import BaseFingerprint
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.drafts import Drafter
 from adapter.serve.form import NO_FORM, FormState, check_form, start_form
@@ -30,7 +31,7 @@ WeightedAdapters = list[tuple[Adapter, float]]  # adapters with their strengths
 class Adapters(Protocol):
     """Where adapters are loaded from, for example adapter.serve.store.AdapterStore."""
 
-    def load(self, name: str, base: Base) -> Adapter: ...
+    def load(self, name: str, base: BaseFingerprint, device: Any) -> Adapter: ...
 
 
 @dataclass(frozen=True)

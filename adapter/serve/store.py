@@ -6,12 +6,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-
-from adapter.base.llama import Base
 from adapter.errors import BadInput, LoadError
 from adapter.lru import LRU
 from adapter.method.adapter import Adapter
@@ -83,30 +79,25 @@ class AdapterStore:
         body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
         return strip_control_characters(body, keep="\n\t").strip()
 
-    def load(self, name: str, base: Base) -> Adapter:
-        """Adapter `name` on the base's device: the same until its files change. Raises LoadError or Busy."""
+    def load(self, name: str, base: BaseFingerprint, device: Any = "cpu") -> Adapter:
+        """Adapter `name` on a device: the same until its files change. Raises LoadError or Busy."""
         folder = self.folder(name)
         version = _file_version(folder)  # before reading: a change meanwhile is seen by the next call
-        return self._loaded.compute((folder, base.fingerprint, version), lambda: _load(folder, base))
+        return self._loaded.compute((folder, base, version), lambda: _load(folder, base, device))
 
 
-def _load(folder: Path, base: Base) -> Adapter:
-    adapter = load_adapter(folder, base.fingerprint, base.device)
+def _load(folder: Path, base: BaseFingerprint, device: Any) -> Adapter:
+    adapter = load_adapter(folder, base, device)
     if adapter.config.form is not None:
         try:
             check_form(adapter.config.form)
         except BadInput as error:
             raise LoadError(f"Adapter '{folder.name}': {error}", error.detail) from error
-    expected, actual = adapter.config.base.weights, base.fingerprint.weights
+    expected, actual = adapter.config.base.weights, base.weights
     if expected and actual and expected != actual:
         warning = "Adapter '%s' was trained on other weights of the same shape (%s): answers may differ."
         log.warning(warning, folder.name, adapter.config.base.name)
     return adapter
-
-
-def stand_in(base: Base) -> Any:
-    """What a store needs of `base` to load adapters that stay on the CPU of this process."""
-    return SimpleNamespace(fingerprint=base.fingerprint, device=torch.device("cpu"))
 
 
 def strip_control_characters(text: str, keep: str = "") -> str:

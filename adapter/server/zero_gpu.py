@@ -31,7 +31,7 @@ from adapter.serve.form import NO_FORM
 from adapter.serve.inspection import CLOSED, Inspection
 from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, RemoteAnswer
 from adapter.serve.scheduler import admit
-from adapter.serve.store import AdapterStore, stand_in
+from adapter.serve.store import AdapterStore
 from adapter.server.generation import FAILED
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,6 @@ class ZeroGpuEngine:
         self.base = base
         self._gpu_error = gpu_error
         self.store = store
-        self._cpu_base = stand_in(base)
         encoders: dict[str, VisualEncoder] = {}
         for name in store.names():
             with contextlib.suppress(LoadError):  # one that cannot be loaded is an error when it is needed
@@ -124,7 +123,7 @@ class ZeroGpuEngine:
         """Has a worker answer, or inspect the answer that is given."""
 
         def load(name: str) -> Adapter:
-            return self.store.load(name, self._cpu_base)
+            return self.store.load(name, self.base.fingerprint)
 
         admitted = admit(request, self.base, load)
         seconds = min(START_SECONDS + admitted.max_new_tokens / TOKENS_PER_SECOND, MAX_SECONDS)
@@ -190,7 +189,7 @@ def _worker_task(base: Base, encoders: Mapping[str, VisualEncoder]) -> Callable[
     def work(job: bytes, seconds: float) -> Iterator[Any]:
         torch.set_num_threads(1)  # more would wait for threads of the parent, which do not exist after a fork
         request, adapters, answer_ids = pickle.loads(job)
-        store: Any = SimpleNamespace(load=lambda name, base: adapters[name].to(base.device))
+        store: Any = SimpleNamespace(load=lambda name, _, device: adapters[name].to(device))
         engine = Engine(base, store, encoders)
         try:
             if answer_ids is not None:

@@ -107,6 +107,7 @@ def test_a_full_training_checkpoint_is_read(small, tmp_path):
         ({"adapter_query.weight": torch.randn(15, 64)}, "hidden_size 64 instead of 32"),
         ({"adapter_query.weight": torch.ones(1).expand(3 * 10**5, 10**6)}, "far more than an adapter has"),
         ({"surprise": torch.ones(1)}, "surprise is no part of a V1 adapter"),
+        ({"tok_embeddings.weight": torch.ones(9, HIDDEN)}, "a vocabulary of 9 instead of"),
     ],
 )
 def test_a_broken_file_is_refused(small, tmp_path, change, message):

@@ -60,6 +60,7 @@ REFUSED_PARTS = [
     *((LABEL, name, "x" * (MAX_FORM_BYTES + 1), f"{name}: .* at most") for name in ("looks", "beyond")),
     *((LABEL, name, False, "name_states and certainty must be true") for name in ("name_states", "certainty")),
     (LABEL, "num_classes", 1, "num_classes must be at least 2, got 1"),
+    *((LABEL, name, 2**16, f"{name} must be at most") for name in ("num_classes", "name_length", "num_facts")),
     *((QUERIES, name, -1, f"{name} must be at least 1") for name in ("token_size", "width", "blocks", "heads")),
     (QUERIES, "width", 13, "multiple of heads 3, got 13"),
     (QUERIES, "channels", "GRB", "channels: Input should be 'RGB' or 'BGR', got 'GRB'"),

@@ -87,7 +87,10 @@ def test_equals_the_uncached_forward_pass(engine, parts):
     asked = {"adapter": parts[0][0], "strength": parts[0][1], "mix": parts[1:]} if parts else {}
     events = generate(engine, **asked)
     prompt = engine.base.tokenizer("u:hello there;a:").input_ids
-    kvs = [engine.store.load(name, engine.base)(engine.base.model).scaled(strength) for name, strength in parts]
+    kvs = [
+        engine.store.load(name, engine.base.fingerprint)(engine.base.model).scaled(strength)
+        for name, strength in parts
+    ]
     kv = PromptKV.mixed(kvs) if kvs else None
     assert prompt + token_ids(events) == generate_uncached(engine, prompt, kv, 20)
     for same in ({"prompt_ids": tuple(prompt)}, {"messages": (Message("user", "u:hello there;a:"),), "raw": True}):
@@ -341,7 +344,7 @@ def test_another_word_goes_on_as_if_it_had_been_said(engine):
     other = next(one for one in events[7].choices.top if one.token_id != events[7].token_id)
     branch = generate(engine, adapter="one", answer_ids=(*begun, other.token_id))
     prompt = engine.base.tokenizer("u:hello there;a:").input_ids
-    kv = engine.store.load("one", engine.base)(engine.base.model)
+    kv = engine.store.load("one", engine.base.fingerprint)(engine.base.model)
     whole = [*prompt, *begun, other.token_id]
     assert whole + token_ids(branch) == generate_uncached(engine, whole, kv, 20)
     assert text(branch).startswith(text(events[:7]) + other.text)

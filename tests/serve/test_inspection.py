@@ -108,7 +108,7 @@ def test_the_engine_inspects_with_the_image_of_the_request_which_is_encoded_once
 
 
 def test_law_a_gate_times_zero_is_an_adapter_with_that_gate_at_zero(engine, tiny_base, prompt_ids):
-    adapter = engine.store.load("one", tiny_base)
+    adapter = engine.store.load("one", tiny_base.fingerprint)
     for gates in (((2, None, 0.0),), ((1, 0, 0.0), (3, 3, 0.0)), ((1, None, 0.0), (2, 2, 0.0))):
         zeroed = copy.deepcopy(adapter)
         for layer, head, _ in gates:

@@ -22,16 +22,18 @@ def test_adapters_come_and_go(tmp_path, tiny_fingerprint, tiny_base):
     card = store.card("poet")
     assert (card.description, card.config.is_visual) == ("Rhymes.", False)
     assert card.bytes == (tmp_path / "poet" / "adapter.safetensors").stat().st_size
-    loaded = store.load("poet", tiny_base)
-    assert store.load("poet", tiny_base) is loaded
+    loaded = store.load("poet", tiny_base.fingerprint)
+    assert store.load("poet", tiny_base.fingerprint) is loaded
     store._loaded.limit = loaded.nbytes + 1
     save_adapter(random_adapter(tiny_fingerprint), tmp_path / "other")
-    assert store.load("other", tiny_base) and store.load("poet", tiny_base) is not loaded  # kept by their bytes
+    assert (
+        store.load("other", tiny_base.fingerprint) and store.load("poet", tiny_base.fingerprint) is not loaded
+    )  # kept by their bytes
     for name in ("poet", "other"):
         shutil.rmtree(tmp_path / name)
     assert store.names() == []
     with pytest.raises(LoadError, match="no adapter 'poet'"):
-        store.load("poet", tiny_base)
+        store.load("poet", tiny_base.fingerprint)
     assert torch.isfinite(loaded.prompts).all()  # a row that uses it can go on
 
 
@@ -51,7 +53,7 @@ def test_an_adapter_that_is_written_again_within_a_tick_of_the_clock_is_another(
         save_adapter(adapter, tmp_path / "poet")
         with monkeypatch.context() as patched:
             patched.setattr(os, "stat", still)
-            assert torch.equal(store.load("poet", tiny_base).prompts, adapter.prompts)
+            assert torch.equal(store.load("poet", tiny_base.fingerprint).prompts, adapter.prompts)
 
 
 def test_a_form_is_checked_when_its_adapter_is_loaded_and_not_when_it_is_listed(
@@ -64,7 +66,7 @@ def test_a_form_is_checked_when_its_adapter_is_loaded_and_not_when_it_is_listed(
         assert store.card("poet").config.form == "start: ("
     for _ in range(2):
         with pytest.raises(LoadError, match="Adapter 'poet': The form cannot be used: 1\\(9\\): Expected token"):
-            store.load("poet", tiny_base)
+            store.load("poet", tiny_base.fingerprint)
 
 
 def test_a_name_is_never_a_path(tmp_path, tiny_fingerprint):

@@ -82,7 +82,7 @@ def test_every_so_many_steps_an_adapter_is_kept_that_can_be_served(run, tmp_path
     assert run("checkpoint_every=2", "save=last") == 0
     numbered = AdapterStore(tmp_path / "out" / CHECKPOINTS)
     assert sorted(numbered.names()) == ["step-000002", "step-000004", "step-000006"]
-    adapters = [numbered.load(name, tiny_base) for name in sorted(numbered.names())]
+    adapters = [numbered.load(name, tiny_base.fingerprint) for name in sorted(numbered.names())]
     assert len({float(adapter.gates.sum()) for adapter in adapters}) == 3
     assert torch.equal(adapters[-1].prompts, load_adapter(tmp_path / "out").prompts)
     assert AdapterStore(tmp_path).names() == ["out"]

@@ -69,7 +69,7 @@ class Answerer:
     def is_visual(self) -> bool:
         return self.adapter is not None and self.adapter.config.is_visual
 
-    def load(self, name: str, base: Base) -> Adapter:
+    def load(self, name: str, *_: object) -> Adapter:
         """The adapter, for the engine."""
         assert name == _NAME and self.adapter is not None
         return self.adapter

@@ -217,7 +217,9 @@ def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
 
 def test_an_answer_is_written_with_the_painted_gates(engine) -> None:
     history = recorded(engine)
-    painted = [[layer, 0, 2] for layer in engine.engine.store.load("one", engine.engine.base).config.layers]
+    painted = [
+        [layer, 0, 2] for layer in engine.engine.store.load("one", engine.engine.base.fingerprint).config.layers
+    ]
 
     def played(gates: Any, history: History = history) -> str:
         return list(panel_of(engine, history).play("a", gr.EventData(None, {"gates": gates}), REQUEST))[-1]
