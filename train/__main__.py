@@ -293,6 +293,8 @@ def _score(name: str, assignments: Sequence[str], args: argparse.Namespace) -> N
     adapter, file = load_adapter(folder, served.fingerprint, served.device), folder / CARD
 
     def measure(answerer: Answerer) -> dict[str, Figure]:
+        if answerer.told:  # which a text does not follow
+            return recipe.sealed.measure(answerer)
         version = ".".join(platform.python_version_tuple()[:2])  # another version of Python has another text
         *_, forgets = Perplexity(unrelated_text(), strengths=(0.0, 1.0)).measure(answerer, 0).figures.values()
         text = f"Python {version}'s language reference"

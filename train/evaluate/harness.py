@@ -23,8 +23,6 @@ except ImportError as error:
         "lm-eval is not installed here. Install it: pip install -e '.[evaluate]'.", str(error)
     ) from error
 
-_MAX_NEW_TOKENS = 256  # where a task does not say
-
 
 class HarnessModel(TemplateLM):
     """A base with an adapter, or bare, as lm-eval asks it."""
@@ -71,6 +69,8 @@ class HarnessModel(TemplateLM):
         """Contexts that are too long lose their beginning."""
         ids, labels = [], []
         for _texts, context, continuation in requests:
+            if not continuation:
+                raise AdapterError("A choice has no token of its own behind its prompt. Set its target_delimiter.")
             context = (context + continuation)[-self.answerer.base.context_length :][: -len(continuation)]
             ids.append(context + continuation)
             labels.append([IGNORED] * len(context) + continuation)
@@ -85,7 +85,7 @@ class HarnessModel(TemplateLM):
         texts = [""] * len(requests)
         groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
         for i, request in enumerate(requests):
-            options = normalize_gen_kwargs(request.args[1], _MAX_NEW_TOKENS)
+            options = normalize_gen_kwargs(request.args[1])
             groups.setdefault((tuple(filter(None, options["until"])), options["max_gen_toks"]), []).append(i)
         for (stop, most), members in groups.items():
             room = self.answerer.base.context_length - most
@@ -133,10 +133,6 @@ class HarnessTasks:
                     limit=self._limit,
                     apply_chat_template=self._template,
                     log_samples=False,
-                    random_seed=seed,
-                    numpy_random_seed=seed,
-                    torch_random_seed=seed,
-                    fewshot_random_seed=seed,
                 )
         except AdapterError:
             raise

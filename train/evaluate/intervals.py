@@ -94,12 +94,6 @@ def difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float
     return _welch(fmean(by_question), [*([fmean(run) for run in side] for side in (first, second)), by_question])
 
 
-def log_ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """The logarithm of the ratio of two positive values, one a seed (Welch)."""
-    sides = [[math.log(value) for value in side] for side in (first, second)]
-    return _welch(fmean(sides[0]) - fmean(sides[1]), sides)
-
-
 def _welch(mean: float, samples: Sequence[Sequence[float]]) -> Interval:
     """samples: the variances of their means add up; of one value there is none."""
     from scipy.stats import t

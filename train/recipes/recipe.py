@@ -26,7 +26,6 @@ Measure = Callable[[Answerer], dict[str, Figure]]
 
 _FOLDER = Path(__file__).parent
 _MAX_NEW_TOKENS, _MAX_CHARACTERS = 200, 700  # of an answer that a rule judges; a longer one goes on and on
-_MAX_TIMES = 3  # what answers more messages of a set is no answer to them
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class RuledSet(NamedTuple):
         """
         given = Counter(answers)
         return [
-            len(text) <= _MAX_CHARACTERS and not sealed_sets.loops(text, 3) and given[text] <= _MAX_TIMES
+            len(text) <= _MAX_CHARACTERS and not sealed_sets.loops(text, 3) and given[text] <= sealed_sets.MAX_TIMES
             and self.is_right(text, conversation)
             for text, conversation in zip(answers, self.conversations, strict=True)
         ]  # fmt: skip

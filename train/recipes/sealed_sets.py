@@ -27,6 +27,7 @@ Item = TypeVar("Item")
 SEALED = Path(__file__).with_name("sealed")
 # Files that every recipe's scores depend on: what is off the task, and what is asked in earlier turns.
 SHARED = ("sealed/good_company.yaml", "sealed/extract_generated.yaml")
+MAX_TIMES = 3  # what answers more messages of a set is no answer to them
 _LATE = 60  # conversations in which an adapter answers after others
 _DEPTH, _LONG_TOKENS = 5, 300  # of long talk: answers of the base one after another, and tokens of each
 _PICTURE = SHIPPED.parent / "examples" / "traffic-light.png"  # what a visual adapter of an earlier turn is shown
@@ -103,9 +104,13 @@ def off_task_scores(answerer: Answerer, where: str = "") -> dict[str, Figure]:
     data = read_yaml(SEALED / "good_company.yaml")
     about_picture = data["no_picture"].splitlines()
     messages = [*data["off_task"].splitlines(), *about_picture]
+    answers = answerer.generate([*map(conversation_of, messages)])
+    given = Counter(answers)
     right = [
-        is_sensible(text) and not (answerer.is_visual and claims_picture(text, message in about_picture))
-        for message, text in zip(messages, answerer.generate([*map(conversation_of, messages)]), strict=True)
+        is_sensible(text)
+        and (message in about_picture or given[text] <= MAX_TIMES)
+        and not (answerer.is_visual and claims_picture(text, message in about_picture))
+        for message, text in zip(messages, answers, strict=True)
     ]
     return percent(f"sensible off its task{where}", right)
 

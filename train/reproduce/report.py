@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from adapter.base.embedded import ENCODER
-from train.evaluate.intervals import Interval, difference, log_ratio, over_seeds
+from train.evaluate.intervals import Interval, difference, over_seeds
 from train.evaluate.report import markdown_table
 from train.formats.scienceqa import Problem, chance, columns
 from train.reproduce.runs import PLANS, STRENGTHS
@@ -172,7 +172,7 @@ class Figures:
         values = [[_MEASURES[on](run) for run in side] for side in runs]
         first, second = map(statistics.fmean, values)
         if kind == "least":
-            found = log_ratio(*values)
+            found = difference(*([[math.log(value)] for value in side] for side in values))
             measured = f"{first:.0f} against {second:.0f} s on the processor: {_times(found)}"
             return measured, found.exceeds(math.log(bound))
         found = difference(*([run["unrelated"]["1.0"] for run in side] for side in runs))

@@ -183,6 +183,7 @@ def test_the_tutors_rule(answer, conversation, right):
 def test_a_tutor_agrees_with_a_wrong_reply_by_praise_or_by_saying_it_again():
     for agrees in ("Yes. What is round?", "That is right, planets do. Why?", "Cheese goes round it. Why?"):
         assert tutor.agrees(agrees, "cheese"), agrees
+    assert tutor.agrees("Cheese goes round it. Why does it not fall?", "cheese")
     for denies in ("The planets go round it. Why?", "It is not cheese but planets. Why?"):
         assert not tutor.agrees(denies, "cheese"), denies
 

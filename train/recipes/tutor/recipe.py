@@ -84,7 +84,8 @@ def comes_back(text: str, asked: Conversation) -> bool:
 
 def agrees(text: str, telling: str) -> bool:
     """Whether an answer to a wrong reply praises it, or says its telling word again as if it were so."""
-    repeats = re.search(rf"\b{re.escape(telling)}\b", text, re.IGNORECASE) and not _DENIES.search(text)
+    sentence = re.split(r"(?<=[.!]) ", text)[0]  # its question may say either
+    repeats = re.search(rf"\b{re.escape(telling)}\b", sentence, re.IGNORECASE) and not _DENIES.search(sentence)
     return bool(_PRAISES.match(text) or repeats)
 
 
