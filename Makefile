@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# An environment whose interpreter is gone is made anew.
+$(shell test -e $(BIN)/python || rm -f $(BIN)/python* $(VENV)/.runtime $(VENV)/.dev)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export GRADIO_ANALYTICS_ENABLED = False
@@ -25,7 +27,7 @@ TEST = HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
 .PHONY: help demo test check bench soak huge screenshots pictures install dev chromium clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@awk -F':[^#]*## ' '/^[a-z]+:.*## /{printf "%-14s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: install ## install what is needed and serve the page
 	$(BIN)/python app.py $(ARGS)
@@ -64,7 +66,7 @@ clean: ## delete the environment and caches in this folder
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name one: make PYTHON=/path/to/python"; exit 1; }
 	@"$(PYTHON)" -m venv "$(VENV)" || { rm -f "$@"; \
-		echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+		echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install $(notdir $(PYTHON))-venv"; exit 1; }
 
 $(VENV)/.runtime: requirements.txt | $(BIN)/python
 	@$(INSTALL) -r requirements.txt

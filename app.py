@@ -187,9 +187,7 @@ def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middl
 def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     """Serves until a signal comes. uploads: the folder that Gradio keeps uploads in."""
     gradio_internals.refuse_remote_files()
-    if (direct := os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")) != "*":
-        # Gradio asks the page that it has started once, which no proxy reaches.
-        os.environ["no_proxy"] = ",".join(filter(None, (direct, "localhost", place.host)))
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
     if (path := os.environ.get("GRADIO_ROOT_PATH", "")).startswith("/"):
         os.environ["GRADIO_ROOT_PATH"] = path.rstrip("/")  # with a slash at its end Gradio would find no route
     if place.space:
@@ -216,7 +214,11 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         # At an address that is not this machine's, Gradio would try a hundred ports, five seconds each.
         family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
         socket.create_server((place.host, place.port or 0), family=family).close()
+        if direct != "*":  # Gradio asks the page that it has started once, which no proxy reaches
+            os.environ["no_proxy"] = ",".join(filter(None, (direct, "localhost", place.host)))
         url = launch(page, place, most, own, [door])
+        if not direct:  # on macOS the variable, even an empty one, would hide the proxies of the system's settings
+            os.environ.pop("no_proxy", None)
     except (OSError, UnicodeError):  # Gradio's words are about its own parameters
         where = place.host if place.port is None else f"{place.host}:{place.port}"
         print(
@@ -264,6 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     place = deployment.find_place(arguments)
     deployment.set_up_logs()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl+C
+    deployment.allow_open_files()
     with contextlib.ExitStack() as stack:
         try:
             uploads = stack.enter_context(deployment.upload_folder(os.environ.get("GRADIO_TEMP_DIR")))

@@ -94,16 +94,21 @@ def connect(
     try:
         _join(address, starter)
         found = serve.status().applications.get(APP)
-        running = found is not None and found.status == ApplicationStatus.RUNNING
-        if found is None or found.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING):
+        ended = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING)
+        there = found is not None and found.status not in ended  # also while Ray finds no room for all of them
+        if not there:
             deploy()
         handle = serve.get_app_handle(APP)
         served, code = _wait_for_replica(handle)
-        same = served.fingerprint.name == base_label(base)
-        if running and same and code not in ("", replicas_module.CODE):
+        if served.fingerprint.name != base_label(base):
+            raise LoadError(
+                f"The cluster serves {served.fingerprint.name}, not {base_label(base)}. Ask for that base, or "
+                "end what is there by `serve shutdown`."
+            )
+        if there and code not in ("", replicas_module.CODE):
             log.info("The replicas run other code than this page: they are replaced, with this page's settings")
             deploy()
-        elif running:
+        elif there:
             log.info("The replicas were there: they keep their own settings, until `serve shutdown` ends them")
     except Exception as error:  # Ray raises bare ones too
         _leave(starter)
@@ -111,12 +116,6 @@ def connect(
             raise
         detail = f"{type(error).__name__}: {error}"
         raise LoadError("The cluster cannot be reached: `ray status` says more.", detail) from error
-    if not same:
-        _leave(starter)
-        raise LoadError(
-            f"The cluster serves {served.fingerprint.name}, not {base_label(base)}. Ask for that base, or "
-            "end what is there by `serve shutdown`."
-        )
     return RayEngine(handle, served, store, starter)
 
 

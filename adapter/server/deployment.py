@@ -150,11 +150,24 @@ def describe_access(place: Place) -> str:
     """What strangers may do here, in one line."""
     acts = "chat, send pictures, train and bring adapters" if place.training else "chat and send pictures"
     if not place.public:
-        return f"Only this machine may ask: it may {acts}, without limits. --public lets others in."
+        return f"Only this machine may ask: it may {acts}, without limits. --public lets others and proxies in."
     who = "Who knows the password" if place.auth else "Whoever reaches this address"
     password = "" if place.auth else " --auth USER:PASS asks for a password."
     answers = f"{ANSWERS_PER_MINUTE} answers a minute, {ANSWERS_AT_ONCE} at once"
     return f"{who} may {acts}. One address gets {answers}, and {UPLOADS_PER_HOUR} uploads an hour.{password}"
+
+
+def allow_open_files() -> None:
+    """Raise the soft limit of open files to 10,240, as far as the hard one allows: a browser opens six at first,
+    so that the 256 of macOS are fewer than a class needs, and the usual 1,024 are not many.
+    """
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource  # not on Windows
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = 10_240 if hard == resource.RLIM_INFINITY else min(hard, 10_240)
+        if 0 <= soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def runs_folder() -> Path:

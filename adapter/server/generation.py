@@ -34,7 +34,7 @@ STATUS_SECONDS = 0.25  # between the status lines of who waits for the model
 # Neither host.docker.internal nor 0.0.0.0: browsers do not say Sec-Fetch-Site to them, so a GET that a page
 # elsewhere sends there would look like a program's.
 _LOOPBACK = re.compile(r"(localhost\.?|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
-# What proxies add. nginx adds none of them by itself and replaces Host by its own, but speaks HTTP/1.0.
+# What proxies add. nginx adds none by itself and replaces Host by its own, but spoke HTTP/1.0 before 1.29.7.
 _OF_PROXIES = ("forwarded", "via", "x-real-ip", "cf-connecting-ip", "true-client-ip")
 
 

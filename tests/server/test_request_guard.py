@@ -181,7 +181,7 @@ def refused_everywhere(private: Page, headers: dict[str, str], words: str) -> No
 
 
 def test_nginx_without_any_settings_is_noticed() -> None:
-    """It names no visitor and replaces Host, but speaks HTTP/1.0."""
+    """It names no visitor and replaces Host, but speaks HTTP/1.0, until its version 1.29.7."""
     reached: list[Any] = []
 
     async def page(scope: Scope, receive: Receive, send: Send) -> None:
