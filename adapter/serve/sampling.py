@@ -74,7 +74,7 @@ class Sampler:
         if changes:
             logits = self._changed(logits)
         token = int(logits.argmax())  # the first NaN, if there is one
-        if not (logits[token] < np.inf and logits.min() > -np.inf):
+        if not -np.inf < logits.min() < logits[token] < np.inf:  # equal ones: a norm has overflowed to zeros
             raise FloatingPointError(_NOT_FINITE)
         logprobs = row.log_softmax(-1).numpy()
         allowed = None if self.form is None else self.form.allowed()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import threading
 from contextlib import closing
@@ -48,14 +49,15 @@ def bombs(fingerprint: BaseFingerprint) -> dict[str, Adapter]:
     """Adapters with finite weights, from whose products infinite numbers come."""
     tuning = TuningConfig(64, norms=True, bias=True, scale=True, lora_rank=2)
     prompts, gates = random_adapter(fingerprint, 2), random_adapter(fingerprint, 2, gate_activation="identity")
-    tuned = random_adapter(fingerprint, 2, tuning=tuning)
+    tuned, quiet = random_adapter(fingerprint, 2, tuning=tuning), copy.deepcopy(gates)
     visual = random_adapter(fingerprint, 2, vision=VisionConfig(encoder="any", feature_size=6, hidden=5))
     assert tuned.tuning is not None and visual.projection is not None
     large = [prompts.prompts, gates.gates, *tuned.tuning.parameters(), *visual.projection.parameters()]
     with torch.no_grad():
         for tensor in large:
             tensor.copy_((torch.rand_like(tensor) + 1) * 1e38)
-    return {"bomb": prompts, "loud": gates, "tuned": tuned, "see": visual}
+        quiet.gates.fill_(1e25)  # whose squares alone overflow, in a norm: its output is 0
+    return {"bomb": prompts, "loud": gates, "quiet": quiet, "tuned": tuned, "see": visual}
 
 
 @pytest.fixture
@@ -125,11 +127,11 @@ def test_an_overflowing_adapter_reaches_no_other_row(engine, check_honest):
         bomb,
         replace(bomb, messages=(), prompt_ids=tuple(range(90))),  # in two chunks
         replace(bomb, adapter="one", mix=(("bomb", 0.5),)),
-        *(replace(bomb, adapter=name) for name in ("loud", "tuned")),
+        *(replace(bomb, adapter=name) for name in ("loud", "quiet", "tuned")),
         replace(bomb, adapter="see", image=PICTURE),
     ]
     who = ["Adapter 'bomb' makes"] * 2 + ["Adapters 'one' and 'bomb' together make"]
-    who += [f"Adapter '{name}' makes" for name in ("loud", "tuned", "see")]
+    who += [f"Adapter '{name}' makes" for name in ("loud", "quiet", "tuned", "see")]
     what = "the model's numbers overflow. Choose another adapter or a lower strength."
     assert [str(end) for end in check_honest(*attacks, *attacks)] == [f"{name} {what}" for name in who] * 2
     named = str(engine_module._overflow(replace(bomb, adapter="bomb (3fa9c01b22d4)")))  # by a replica

@@ -4,6 +4,7 @@ Addresses are integers and counts are not checked: callers know their shapes. A 
 IRBuilder emits LLVM code; its other arguments are the code's values.
 """
 
+import contextlib
 import platform
 import sys
 import zlib
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray, config, njit, types
+from numba.core.caching import FunctionCache
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
@@ -68,6 +70,8 @@ def compiled(signature: str) -> Callable[[Callable[..., None]], Any]:
         try:
             return njit(signature, cache=True, **options)(python)
         except Exception:  # no folder that can be written to, a full disk, a damaged file
+            with contextlib.suppress(Exception):
+                FunctionCache(python).flush()  # the next start writes it anew
             return njit(signature, **options)(python)
 
     return decorate
