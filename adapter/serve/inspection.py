@@ -1,7 +1,7 @@
 """Inspection of an answer: what each of its tokens owes to the prompts, to the adapter and to the image."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -132,7 +132,18 @@ def inspect_answer(
     was one; top: how many likeliest tokens are named. Raises as `_logits`.
     """
     owners = {layer: [i for i, a in enumerate(adapters) if layer in a.config.layers] for layer in prompts.layers}
-    recorder = _Recorder(len(answer_ids), owners)
+    seen: dict[tuple[int, int], Tensor] = {}  # attention to the prompts by adapter and layer: [T, K]
+
+    def record(layer: int, query: Tensor, terms: tuple[LayerPrompts, ...], scaling: float) -> None:
+        """query: [1, H, tokens, head_dim]; the answer's are the last."""
+        query = query[:, :, -len(answer_ids) :].float()  # [1, H, T, head_dim]
+        for owner, term in zip(owners[layer], terms, strict=False):  # the last terms may belong to none
+            keys, gates = term.keys.float(), term.gates[0].float()  # of the only entry, which has no mask; [H]
+            identity = torch.eye(keys.shape[2], device=query.device).expand(*keys.shape[:2], -1, -1)
+            by_head = attend(query, keys, identity, None, scaling)[0].transpose(0, 1)  # [H, T, K]
+            head_weights = gates.abs() if gates.any() else torch.ones_like(gates)
+            seen[owner, layer] = torch.einsum("h,htk->tk", head_weights / head_weights.sum(), by_head).cpu()
+
     texts = TokenTexts(base.tokenizer)
 
     def ranked(prompt_kv: PromptKV | None) -> tuple[TokenLogprobs, ...]:
@@ -140,13 +151,13 @@ def inspect_answer(
         return tuple(one for logits, ids in chunks for one in token_logprobs(texts, logits, ids.tolist(), top))
 
     # All passes have the same shape, so that what makes no difference is exactly 0.
-    answer = ranked(replace(prompts, observer=recorder))
+    answer = ranked(replace(prompts, observer=record))
     parts = []
     for index, adapter in enumerate(adapters):
         layers, length = tuple(adapter.config.layers), adapter.config.prompt_length
         terms = [prompts.layers[layer][owners[layer].index(index)] for layer in layers]
         gates = torch.stack([term.gates[0].float().cpu() for term in terms])
-        weights = torch.stack([recorder.weights[index, layer][:, :length] for layer in layers], dim=1)
+        weights = torch.stack([seen[index, layer][:, :length] for layer in layers], dim=1)
         parts.append(AdapterInspection(layers, gates, weights))
     detokenizer = Detokenizer(base.tokenizer)
     *written, last = (detokenizer.push(i) for i in answer_ids)
@@ -157,26 +168,6 @@ def inspect_answer(
         base=ranked(None),
         no_image=None if no_image is None else ranked(no_image),
     )
-
-
-class _Recorder:
-    """Records the prompt terms of one pass at the last `length` positions of each insertion layer."""
-
-    def __init__(self, length: int, owners: Mapping[int, Sequence[int]]) -> None:
-        self._length = length
-        self._owners = owners  # by layer: the index of the adapter that each of its terms belongs to
-        self.weights: dict[tuple[int, int], Tensor] = {}  # by adapter and layer: [T, K]
-
-    def __call__(self, layer: int, query: Tensor, terms: tuple[LayerPrompts, ...], scaling: float) -> None:
-        """query: [1, H, tokens, head_dim]."""
-        query = query[:, :, -self._length :].float()  # [1, H, T, head_dim]
-        for owner, term in zip(self._owners[layer], terms, strict=False):  # the last terms may belong to none
-            keys, gates = term.keys.float(), term.gates[0].float()  # of the only entry, which has no mask; [H]
-            identity = torch.eye(keys.shape[2], device=query.device).expand(*keys.shape[:2], -1, -1)
-            by_head = attend(query, keys, identity, None, scaling)[0].transpose(0, 1)  # [H, T, K]
-            head_weights = gates.abs() if gates.any() else torch.ones_like(gates)
-            weights = torch.einsum("h,htk->tk", head_weights / head_weights.sum(), by_head)
-            self.weights[owner, layer] = weights.cpu()
 
 
 @torch.no_grad()
