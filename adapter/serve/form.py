@@ -38,6 +38,15 @@ MAX_DEPTH = 64  # of a JSON schema
 _KINDS = dict.fromkeys(("const", "enum", "default", "examples"), "data")
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const")
 _KINDS |= dict.fromkeys(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"), "names")
+_NOTES = (
+    "password",
+    "binary",
+    "byte",
+    "path",
+    "file-path",
+    "directory-path",
+    "json-string",
+)  # any text
 _CHECK_SECONDS, _CHECK_BYTES = 1, 2**30  # of processor and of memory that a form may take to be checked
 _CHECKS = threading.BoundedSemaphore(2)  # processes at once
 _WAIT_SECONDS = 30.0
@@ -73,7 +82,7 @@ def json_schema_form(schema: Mapping[str, Any]) -> str:
         depth, value, kind = unchecked.pop()
         if depth > MAX_DEPTH:
             raise BadInput(f"The JSON schema has more than {MAX_DEPTH} levels. Make it flatter.")
-        if kind == "schema" and isinstance(value, Mapping):
+        if kind == "schema" and isinstance(value, dict):
             _check_keywords(value)
         for key, entry in value.items() if isinstance(value, Mapping) else [("", entry) for entry in value]:
             if isinstance(entry, (Mapping, list)):
@@ -82,8 +91,12 @@ def json_schema_form(schema: Mapping[str, Any]) -> str:
     return "start: %json " + json.dumps({**schema, "x-guidance": _SPACING}, ensure_ascii=False)
 
 
-def _check_keywords(schema: Mapping[str, Any]) -> None:
-    """Raises BadInput for what llguidance would pass over or not keep."""
+def _check_keywords(schema: dict[str, Any]) -> None:
+    """Takes out of it what constrains nothing. Raises BadInput for what llguidance would pass over or not keep."""
+    if schema.get("propertyNames") == {"type": "string"}:
+        del schema["propertyNames"]
+    if schema.get("format") in _NOTES:
+        del schema["format"]
     target, least, choices = schema.get("$ref"), schema.get("minProperties"), schema.get("enum")
     if isinstance(target, str) and not target.startswith("#"):
         raise BadInput("A $ref may point into its own schema only, as in #/$defs/name: nothing is fetched.")

@@ -54,12 +54,8 @@ def load_for_zero_gpu(name: str, quantization: str) -> Base:
     if quantization not in ("auto", "none"):
         raise LoadError("On ZeroGPU the base stays in bfloat16: leave --quantization out.")
     base = load_base(name, "none", "cpu")
-    base.model.to(_device())
+    base.model.to("cuda" if torch.cuda.is_available() else "cpu")  # `spaces` reports one
     return base
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"  # `spaces` reports one
 
 
 class ZeroGpuEngine:
@@ -78,7 +74,7 @@ class ZeroGpuEngine:
             with contextlib.suppress(LoadError):  # one that cannot be loaded is an error when it is needed
                 vision = store.card(name).config.vision
                 if vision is not None and vision.encoder not in encoders:
-                    encoders[vision.encoder] = load_encoder(vision.encoder).to(_device())
+                    encoders[vision.encoder] = load_encoder(vision.encoder).to(base.device)
         self._work = gpu(_worker_task(base, encoders), duration=lambda job, seconds: seconds)
         self._lock = threading.Lock()
         self.failure = None  # a worker that fails is followed by another

@@ -262,6 +262,8 @@ def test_what_an_answer_could_not_be_held_to_is_refused(schema, words):
     check_form(json_schema_form({"default": 0.30000000000000004, "maximum": 2**53 - 1, "minimum": 1 - 2**53}))
     data = {"$ref": "other.json", "minProperties": 3}
     check_form(json_schema_form({"enum": [data, 0.1, True], "default": data, "examples": [data]}))
+    noted = {"propertyNames": {"type": "string"}, "additionalProperties": {"type": "string", "format": "password"}}
+    check_form(json_schema_form({**noted, "properties": {"format": {"format": "date-time"}, "propertyNames": {}}}))
 
 
 def test_a_schema_fetches_nothing_and_has_few_levels():

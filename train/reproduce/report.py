@@ -170,7 +170,7 @@ class Figures:
             losses = base["unrelated"]["1.0"]
             return measured, all(run["unrelated"]["0.0"] == losses for side in adapted for run in side)
         values = [[_MEASURES[on](run) for run in side] for side in runs]
-        first, second = map(statistics.fmean, values)
+        first, second = (math.exp(statistics.fmean(map(math.log, side))) for side in values)  # as the ratio's
         if kind == "least":
             found = difference(*([[math.log(value)] for value in side] for side in values))
             measured = f"{first:.0f} against {second:.0f} s on the processor: {_times(found)}"
