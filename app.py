@@ -256,8 +256,6 @@ def close(page: gr.Blocks, loader: EngineProvider, runs: TrainingRuns, uploads: 
         print(stopped_with_server(saved), flush=True)
     if not idle:
         shutil.rmtree(uploads, ignore_errors=True)
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(0)
 
 

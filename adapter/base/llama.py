@@ -72,7 +72,7 @@ class AdaptedLlama(LlamaForCausalLM):
         prompt_rows: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As the parent's. prompt_kv: U entries; prompt_rows: [B], the entry of each row or -1.
+        """As the parent's. prompt_kv: U entries; prompt_rows: [B], the entry of each row.
 
         `generate()` would drop arguments that are not named in this signature.
         """

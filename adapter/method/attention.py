@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from adapter.method.deltas import Deltas, select, stack_entries
+from adapter.method.deltas import Deltas, stack_entries
 from adapter.method.gradients import CausalAttention, PromptTerm
 
 _MAX_CAUSAL_LENGTH = 1024  # tokens up to which training on a CPU uses CausalAttention, which keeps the scores
@@ -36,10 +36,9 @@ class LayerPrompts:
     mask: Tensor | None = None
 
     def select(self, rows: Tensor) -> LayerPrompts:
-        """The entry of each row; gate 0 for rows without one (-1)."""
-        entry = rows.clamp(min=0)
-        mask = None if self.mask is None else self.mask[entry]
-        return LayerPrompts(self.keys[entry], self.values[entry], select(self.gates, rows), mask)
+        """The entry of each row."""
+        mask = None if self.mask is None else self.mask[rows]
+        return LayerPrompts(self.keys[rows], self.values[rows], self.gates[rows], mask)
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class PromptKV:
     """The adapters of a forward pass: U entries for each insertion layer, by layer index.
 
     A layer has one LayerPrompts for each adapter of a mix; their gated terms are summed. An argument of the call,
-    never stored on a module. The call's `prompt_rows`, [B], names the entry of each row, -1 for none; without it a
+    never stored on a module. The call's `prompt_rows`, [B], names the entry of each row; without it a
     single entry serves all rows, and U entries serve U rows in order.
     """
 

@@ -69,14 +69,14 @@ class Deltas:
     def linear(self, layer: int, name: str, out: Tensor, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """`out`, the frozen layer `name`'s for x, with its delta; both [B, T, size]. rows: `prompt_rows`."""
         delta = self.linears.get((layer, name))
-        return out if delta is None else (delta if rows is None else delta.map(lambda t: select(t, rows)))(out, x)
+        return out if delta is None else (delta if rows is None else delta.map(lambda t: t[rows]))(out, x)
 
     def norm(self, layer: int, name: str, out: Tensor, rows: Tensor | None = None) -> Tensor:
         """`out`, [B, T, hidden_size], the frozen norm's, with its delta."""
         delta = self.norms.get((layer, name))
         if delta is None:
             return out
-        return (out * (1 + (delta if rows is None else select(delta, rows))[:, None])).to(out.dtype)
+        return (out * (1 + (delta if rows is None else delta[rows])[:, None])).to(out.dtype)
 
     @staticmethod
     def mixed(parts: Sequence[Deltas]) -> Deltas:
@@ -106,12 +106,6 @@ class Deltas:
         for key in dict.fromkeys(key for part in present for key in part.norms):
             norms[key] = stack_entries([None if part is None else part.norms.get(key) for part in parts], sizes)
         return Deltas(linears, norms)
-
-
-def select(entries: Tensor, rows: Tensor) -> Tensor:
-    """The entry of each row; zeros for rows without one (-1)."""
-    has_entry = (rows >= 0).view(-1, *[1] * (entries.ndim - 1))
-    return entries[rows.clamp(min=0)] * has_entry.to(entries.dtype)
 
 
 def _add(left: LinearDelta, right: LinearDelta) -> LinearDelta:

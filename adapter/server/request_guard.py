@@ -229,6 +229,8 @@ class RequestGuard:
         if refused:
             text = "A web page of another address sent this request. Open this page itself, in a tab of its own."
             raise RequestRefused(403, text)
+        if path.endswith("/login/callback") and b"error=" in scope["query_string"]:  # Gradio (6.31) fails
+            raise RequestRefused(403, "Hugging Face has not signed you in. Go back to the page and try again.")
         nothing_here = RequestRefused(404, "There is nothing at this address.")
         if route is None or max(map(len, path.encode("utf-8", "replace").split(b"/"))) > _NAME_BYTES:
             raise nothing_here

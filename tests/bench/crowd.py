@@ -6,10 +6,8 @@ from functools import partial
 from tests.bench.engine import start_engine
 from tests.bench.page import start_page
 from tests.bench.programs import Run, measure_in_turn, median, print_head, print_row, ratio
-from tests.bench.serving import Tasks
+from tests.bench.serving import TOKENS, Tasks
 
-COUNTS = (1, 4, 16)
-TOKENS = 96
 QUESTION = "Tell me a long story about the sea."
 ADAPTERS = ("", "pirate", "extract", "")
 
@@ -19,7 +17,7 @@ def run() -> None:
     with start_page("page") as page:
         runs: dict[str, Run] = {"page": page.run, "engine alone": engine.run}
         print_head("people at once", *runs, "page against engine alone", "clients, % of a core")
-        for count in COUNTS:
+        for count in (1, 4, 16):
             adapters = [ADAPTERS[number % len(ADAPTERS)] for number in range(count)]
             shares: list[float] = []
 

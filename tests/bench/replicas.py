@@ -9,17 +9,15 @@ from adapter.serve.request import Client
 from adapter.serve.store import AdapterStore
 from tests.bench.engine import greedy_requests, run_rows, start_engine
 from tests.bench.programs import ProgramProcess, Run, Task, measure_in_turn, print_programs, print_speeds
-from tests.bench.serving import Tasks
+from tests.bench.serving import TOKENS, Tasks
 
-ROWS = (1, 8, 16)
-TOKENS = 96
 QUESTION = "Tell me a long story about the sea."
 
 
 def run() -> None:
     tasks, programs = Tasks(), {"replica": ProgramProcess("tests.bench.replicas"), "engine": start_engine()}
     print_programs("rows", programs)
-    for rows in ROWS:
+    for rows in (1, 8, 16):
         for what, tokens in (("first token, ms", 1), ("tokens/s", TOKENS)):
 
             def figure(program: ProgramProcess, rows: int = rows, tokens: int = tokens) -> float:

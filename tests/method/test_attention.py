@@ -69,8 +69,8 @@ def test_rows_with_different_adapters_equal_each_alone(tiny, tiny_fingerprint):
     one = random_adapter(tiny_fingerprint, 1, prompt_length=3, insertion_layers=4)(tiny).scaled(1.5)
     two = random_adapter(tiny_fingerprint, 2, prompt_length=6, insertion_layers=2)(tiny)
     ids = IDS[:1].repeat(4, 1)
-    rows = torch.tensor([1, -1, 0, 1])
-    got = tiny(input_ids=ids, prompt_kv=PromptKV.stack([one, two]), prompt_rows=rows).logits
+    rows = torch.tensor([1, 2, 0, 1])
+    got = tiny(input_ids=ids, prompt_kv=PromptKV.stack([one, two, PromptKV({})]), prompt_rows=rows).logits
     alone = [tiny(input_ids=IDS[:1], prompt_kv=kv).logits[0] for kv in (two, None, one, two)]
     assert_close(got, torch.stack(alone), rtol=1e-5, atol=1e-5)
     assert torch.equal(got[1], tiny(input_ids=ids).logits[1])

@@ -84,9 +84,9 @@ def test_untrained_deltas_and_strength_zero_are_the_base_bit_for_bit(tiny, tiny_
 def test_rows_with_and_without_deltas_share_a_batch(tiny, tiny_fingerprint):
     plain, tuned = random_adapter(tiny_fingerprint), tuned_adapter(tiny_fingerprint, 1)
     other = tuned_adapter(tiny_fingerprint, 2, TuningConfig(64, bias=True, lora_rank=1))
-    entries = [plain(tiny), tuned(tiny), other(tiny)]
+    entries = [plain(tiny), tuned(tiny), other(tiny), PromptKV({})]
     ids = IDS[0].expand(4, -1)
-    together = logits(tiny, ids, PromptKV.stack(entries), torch.tensor([1, -1, 0, 2]))
+    together = logits(tiny, ids, PromptKV.stack(entries), torch.tensor([1, 3, 0, 2]))
     alone = [entries[1], None, entries[0], entries[2]]
     for row, kv in zip(together, alone, strict=True):
         torch.testing.assert_close(row, logits(tiny, IDS[:1], kv)[0], rtol=1e-4, atol=1e-4)

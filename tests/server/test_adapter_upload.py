@@ -22,11 +22,7 @@ from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import adapter_upload as upload
-from adapter.server.adapter_upload import (
-    add_adapter,
-    delete_adapter,
-    restore_adapter,
-)
+from adapter.server.adapter_upload import add_adapter, delete_adapter, restore_adapter
 from tests.tiny_models import random_adapter
 from train.run_folder import STATE
 
@@ -64,9 +60,8 @@ def refused(add: Any, store: AdapterStore) -> Callable[..., str]:
             add(files, *about, **more)
         said = str(caught.value)
         assert store.names() == before and not list(store.incoming.glob(".incoming*"))
-        assert said.endswith(".") and not any(
-            word in said for word in ("Traceback", ".incoming", str(store.incoming))
-        )
+        secret = ("Traceback", ".incoming", str(store.incoming))
+        assert said.endswith(".") and not any(word in said for word in secret)
         return said
 
     return refused

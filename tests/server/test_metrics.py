@@ -33,6 +33,11 @@ from tests.tiny_models import save_one_and_two
 HELLO = (Message("user", "hello there"),)
 GREEDY = SamplingParams(temperature=0, max_new_tokens=20)
 KEY = "a key"
+FROM_ELSEWHERE = [
+    {"address": STRANGER, "base": NAMED},
+    {"base": NAMED},  # a proxy of this machine that keeps Host, or a name that was rebound
+    {"headers": {"X-Forwarded-For": STRANGER}},
+]
 Figures = dict[tuple[str, ...], float]
 
 
@@ -122,13 +127,6 @@ class Served:
 
     def ask(self, path: str, headers: Any = None, base: str = LOCAL, address: str = "127.0.0.1") -> httpx.Response:
         return send(self.application, ("GET", path, {"headers": headers}), base=base, address=address)[0]
-
-
-FROM_ELSEWHERE = [
-    {"address": STRANGER, "base": NAMED},
-    {"base": NAMED},  # a proxy of this machine that keeps Host, or a name that was rebound
-    {"headers": {"X-Forwarded-For": STRANGER}},
-]
 
 
 @pytest.mark.parametrize("request_", FROM_ELSEWHERE)

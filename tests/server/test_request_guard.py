@@ -105,6 +105,7 @@ def test_refused_routes_do_not_reach_gradio(public: Page) -> None:
         path = re.sub(r"\{[^}]*\}", "x", pattern)  # what varies
         if not any(route.pattern.match(path) and method in (route.methods or (method,)) for route in ROUTES):
             assert public.status(method, path) == 404, (method, path)
+    assert public.status("GET", "/login/callback?error=access_denied&state=x") == 403, "who cancels at the Hub"
     others = [("POST", "/gradio_api/run/chat"), ("POST", "/gradio_api/call/undo"), ("GET", "/v1")]
     others += [("PUT", "/"), ("GET", "/docs"), ("GET", "/openapi.json"), ("TRACE", "/config")]
     for method, path in others:

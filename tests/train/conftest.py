@@ -102,11 +102,9 @@ def examples(split):
 def train_echo(tiny_base, tmp_path):
     """Trains on generated words with changes to ECHO; returns the adapter and the held-out loss."""
 
-    def run(folder="run", resume=False, finish=lambda *_: None, **changes):
+    def run(folder="run", resume=False, **changes):
         config = dataclasses.replace(ECHO, **changes)
         adapter = new_adapter(config, tiny_base)
-        return Job(
-            config, tiny_base, examples, RunFolder(tmp_path / folder), adapter, resume=resume, finish=finish
-        ).run()
+        return Job(config, tiny_base, examples, RunFolder(tmp_path / folder), adapter, resume=resume).run()
 
     return run

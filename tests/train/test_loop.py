@@ -91,10 +91,9 @@ def test_training_learns_and_what_is_saved_is_what_was_trained(tiny_base, tmp_pa
     held_out = [batch_of(examples("validation"), tiny_base)]
     before = mean_loss(tiny_base, untrained, held_out)
     trained, result = Job(config, tiny_base, examples, RunFolder(tmp_path / "echo"), untrained).run()
-    loss = result.loss
-    assert loss < before - 0.5
+    assert result.loss < before - 0.5
     loaded = load_adapter(tmp_path / "echo", tiny_base.fingerprint)
-    assert mean_loss(tiny_base, loaded, held_out) == pytest.approx(loss, rel=1e-6)
+    assert mean_loss(tiny_base, loaded, held_out) == pytest.approx(result.loss, rel=1e-6)
     assert torch.equal(loaded.prompts, trained.prompts)
 
 

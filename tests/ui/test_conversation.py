@@ -87,27 +87,14 @@ def test_an_answer_differs_in_its_latex_only(text: str) -> None:
 
 
 def test_the_chatbot_escapes_all_but_messages_by_the_page() -> None:
-    history = [
-        *user_turn("Is <b> bold?"),
-        Entry("assistant", "Yes: <b>. ![x](http://a.example/x.png)", about="<b>"),
-    ]
-    history[1] = replace(history[1], record=AnswerRecord(SETTINGS))
+    answer = Entry("assistant", "Yes: <b>. ![x](http://a.example/x.png)", about="<b>")
+    history = [*user_turn("Is <b> bold?"), replace(answer, record=AnswerRecord(SETTINGS))]
     history += [*user_turn("And?"), Entry("assistant", "No.", record=AnswerRecord(SETTINGS.replace(adapter="")))]
     view = to_view(history, [])
     question, reply, about, divider, *_ = displayed(view)
     assert "<b" not in question and "<b" not in reply and "![" not in reply
     assert "&#60;b" in about and divider.startswith('<span class="aside divider">frozen base')
-    assert [entry_at(view, row) for row in (-1, 0, 1, 2, 3, 4, 5, 6, "0", None)] == [
-        -1,
-        0,
-        1,
-        -1,
-        -1,
-        2,
-        3,
-        -1,
-        -1,
-        -1,
-    ]
+    rows = (-1, 0, 1, 2, 3, 4, 5, 6, "0", None)
+    assert [entry_at(view, row) for row in rows] == [-1, 0, 1, -1, -1, 2, 3, -1, -1, -1]
     again = to_view([*history, *user_turn("And now?")], view)
     assert [new is old for new, old in zip(again, view, strict=False)] == [True] * 4

@@ -115,8 +115,7 @@ class Study:
 
     def results_path(self, run: Run) -> Path:
         """Its name changes with settings, code, benchmark and base."""
-        config = asdict(run.config(None)) if run.steps else {}
-        key = json.dumps([asdict(run), config, _CODE, self.text, self.benchmark.fingerprint, self.base])
+        key = json.dumps([asdict(run), PLANS["training"], _CODE, self.text, self.benchmark.fingerprint, self.base])
         return self.out / "results" / f"{run.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
 
     def perform_all(self, runs: Sequence[Run]) -> None:

@@ -144,8 +144,15 @@
   // Accessibility that Gradio lacks (6.31): its list of examples has no items, its message box and pictures have
   // no name, the keyboard does not reach a card or code that scrolls, and each radio is a stop of its own.
   const setAttribute = (selector, name, value) => all(selector).forEach((element) => element.setAttribute(name, value));
+  // Nor does a list stay open where its HTML is updated, as each word of another pane does in Compare.
+  const opened = new WeakMap();
+  addEventListener("click", ({ target }) => {
+    const list = target.closest?.("#answers summary, #corrections summary")?.parentElement;
+    if (list) opened.set(list, !list.open);
+  }, true);
   let groups = 0;
   const fixAccessibility = () => {
+    for (const list of all("#answers details, #corrections details")) if (opened.get(list)) list.open = true;
     const { film, filmName, before, after, message = "", picture = "", correct = "" } = find("#head h1")?.dataset ?? {};
     const icons = { [film]: filmName, "‹": before, "›": after };
     for (const option of all("#chat .option"))

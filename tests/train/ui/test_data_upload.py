@@ -12,6 +12,7 @@ from tests.base.hostile_pictures import encoded
 from train.ui.preview import make_preview, open_data
 
 PNG = encoded(Image.new("RGB", (8, 8), "red"))
+CHAT = {"messages": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "it"}]}
 
 
 def write_zip(path: Path, files: dict[str, bytes]) -> Path:
@@ -25,9 +26,6 @@ def write_zip(path: Path, files: dict[str, bytes]) -> Path:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "inside").mkdir()
     return tmp_path / "inside"
-
-
-CHAT = {"messages": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "it"}]}
 
 
 def test_a_zip_of_images_with_captions_or_records(tmp_path: Path, folder: Path, tiny_folder: Path) -> None:

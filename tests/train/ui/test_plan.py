@@ -25,15 +25,12 @@ def recipe_of(name: str, **changes: Any) -> RecipeFile:
     return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))
 
 
-PICTURES = {"preset": "small", "vision": {"hidden": 32}, "data": {"validation": 0.2}}
-
-
 @pytest.mark.parametrize(
     "plan",
     [
         plan_of(shown="my data.jsonl"),
         plan_of(name="yes", description="Says: 'ahoy' \"#1\" $HOME; & more"),
-        plan_of(PICTURES, pictures=True),
+        plan_of({"preset": "small", "vision": {"hidden": 32}, "data": {"validation": 0.2}}, pictures=True),
         plan_of({"preset": "quick", "steps": 60}, template="alpaca", steps=60),
     ],
 )

@@ -34,7 +34,6 @@ def compare(
     *panes: tuple[str, float],
     text: str = "hello",
     files: Any = (),
-    count: int = 0,
     view: str = SIDE_BY_SIDE,
     words: str = "",
     **sampling: Any,
@@ -48,7 +47,7 @@ def compare(
     values |= {f"words_{i}": words for i in range(MAX_PANES)}
     values["film_adapter"] = padded[0][0]
     message = {"text": text, "files": list(files)}
-    return tab.send(message, view, count or len(panes), REQUEST, **values, **{**SAMPLING, **sampling})
+    return tab.send(message, view, len(panes), REQUEST, **values, **{**SAMPLING, **sampling})
 
 
 def panes_of(html: str) -> list[str]:
