@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 VENV ?= .venv
 BIN := $(VENV)/bin
 # An environment whose interpreter is gone is made anew.
-$(shell test -e $(BIN)/python || rm -f $(BIN)/python* $(VENV)/.runtime $(VENV)/.dev)
+$(shell test -L $(BIN)/python && ! test -e $(BIN)/python && rm -f $(BIN)/python* $(VENV)/.runtime $(VENV)/.dev)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export GRADIO_ANALYTICS_ENABLED = False
@@ -66,7 +66,7 @@ clean: ## delete the environment and caches in this folder
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name one: make PYTHON=/path/to/python"; exit 1; }
 	@"$(PYTHON)" -m venv "$(VENV)" || { rm -f "$@"; \
-		echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install $(notdir $(PYTHON))-venv"; exit 1; }
+		echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv, or python3.11-venv for python3.11"; exit 1; }
 
 $(VENV)/.runtime: requirements.txt | $(BIN)/python
 	@$(INSTALL) -r requirements.txt

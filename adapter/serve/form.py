@@ -38,15 +38,7 @@ MAX_DEPTH = 64  # of a JSON schema
 _KINDS = dict.fromkeys(("const", "enum", "default", "examples"), "data")
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const")
 _KINDS |= dict.fromkeys(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"), "names")
-_NOTES = (
-    "password",
-    "binary",
-    "byte",
-    "path",
-    "file-path",
-    "directory-path",
-    "json-string",
-)  # any text
+_NOTES = ("password", "binary", "path", "file-path", "directory-path")  # formats of any text
 _CHECK_SECONDS, _CHECK_BYTES = 1, 2**30  # of processor and of memory that a form may take to be checked
 _CHECKS = threading.BoundedSemaphore(2)  # processes at once
 _WAIT_SECONDS = 30.0

@@ -16,7 +16,7 @@ from adapter.serve.form import FormState
 from adapter.serve.request import SamplingParams
 
 _ROUNDING = 2.0**-24  # of fp32, relative
-_NOT_FINITE = "the logits are not finite"
+_OVERFLOW = "the logits are not finite, or all equal"
 _LOWEST_TEMPERATURE = 1e-30  # at which the likeliest token is sampled as at 0
 _LINE = 1024  # width of the table that _likeliest arranges the logits in
 
@@ -35,9 +35,12 @@ Sampled = SampledToken | Exception  # or why there is none: FloatingPointError w
 
 
 def check_finite(logits: Tensor) -> None:
-    """Raises FloatingPointError if a logit is infinite or no number: somewhere in the pass numbers overflowed."""
-    if float((logits * 0).sum()) != 0:  # NaN then, in a twelfth of the time of isfinite().all()
-        raise FloatingPointError(_NOT_FINITE)
+    """Raises FloatingPointError where numbers overflowed in the pass: if one of the logits, [..., vocab_size], is
+    infinite or no number, or all of a row are equal, as a norm makes them zeros.
+    """
+    # The sum is NaN then, in a twelfth of the time of isfinite().all().
+    if float((logits * 0).sum()) != 0 or bool((logits == logits[..., :1]).all(-1).any()):
+        raise FloatingPointError(_OVERFLOW)
 
 
 class Sampler:
@@ -68,14 +71,14 @@ class Sampler:
             self._next_number()
 
     def sample(self, row: Tensor) -> SampledToken:
-        """The next token, [vocab_size] -> token. Raises FloatingPointError if a logit is not finite."""
+        """The next token, [vocab_size] -> token. Raises FloatingPointError as `check_finite`."""
         number, logits = self._next_number(), row.numpy()
+        if not -np.inf < logits.min() < logits.max() < np.inf:
+            raise FloatingPointError(_OVERFLOW)
         changes = self._penalises or self._counts or bool(self.params.logit_bias)
         if changes:
             logits = self._changed(logits)
-        token = int(logits.argmax())  # the first NaN, if there is one
-        if not -np.inf < logits.min() < logits[token] < np.inf:  # equal ones: a norm has overflowed to zeros
-            raise FloatingPointError(_NOT_FINITE)
+        token = int(logits.argmax())
         logprobs = row.log_softmax(-1).numpy()
         allowed = None if self.form is None else self.form.allowed()
         if isinstance(allowed, int):

@@ -202,7 +202,7 @@ class _Session(state_holder.SessionState):
 
     def __init__(self, blocks: gr.Blocks) -> None:
         super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks={}))
-        self.STATE_TTL_WHEN_CLOSED = 86_400  # of a page whose connection was cut once, for good (6.31)
+        self.STATE_TTL_WHEN_CLOSED = 21_600  # of a page whose connection was cut once, for good (6.31)
         self.blocks_config.config_for_block = lambda *_: {}  # a schema of the message box with every update
 
 

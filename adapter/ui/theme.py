@@ -144,7 +144,7 @@ def status_html(state: str, text: str, attributes: str = "") -> str:
 
 
 def ellipsize(text: str, limit: int) -> str:
-    """The text on one line, cut after a word if it has more than `limit` characters."""
+    """The text on one line, cut after a word, or in a long one, if it has more than `limit` characters."""
     text = " ".join(text.split())
     cut = text[: limit - 1]
     words = cut.rsplit(" ", 1)[0]  # hardly any in a script without spaces

@@ -121,7 +121,7 @@ class HarnessTasks:
                 "with tasks of your own."
             )
 
-    def measure(self, answerer: Answerer, seed: int) -> Result:
+    def measure(self, answerer: Answerer, _seed: int) -> Result:
         """Raises AdapterError if a task's data cannot be had."""
         try:
             with contextlib.redirect_stdout(None):

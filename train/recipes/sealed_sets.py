@@ -105,7 +105,7 @@ def off_task_scores(answerer: Answerer, where: str = "") -> dict[str, Figure]:
     about_picture = data["no_picture"].splitlines()
     messages = [*data["off_task"].splitlines(), *about_picture]
     answers = answerer.generate([*map(conversation_of, messages)])
-    given = Counter(answers)
+    given = Counter(answers[: -len(about_picture)])
     right = [
         is_sensible(text)
         and (message in about_picture or given[text] <= MAX_TIMES)

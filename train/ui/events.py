@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import tempfile
 import threading
 import time
@@ -333,7 +334,8 @@ def last_turn(row: Correction) -> Correction:
     """
     *before, question, answer = row["messages"]
     text = str(question.get("content", ""))
-    short = max(len(text.split()), len(text.encode()) // 8) <= SHORT_QUESTION  # some scripts have no spaces
+    unspaced = len(re.findall("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]", text))  # Thai, Japanese, Chinese
+    short = max(len(text.split()), unspaced // 3) <= SHORT_QUESTION
     return {"messages": [*(before[-2:] if short else ()), question, answer]}
 
 

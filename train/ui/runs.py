@@ -378,7 +378,9 @@ def _read_watched(path: Path) -> list[WatchedAnswer]:
 
 
 def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    with open(path, "rb") as file:
+        file.seek(max(file.seek(0, 2) - 8_000, 0))  # what libraries print may be long
+        lines = file.read().decode("utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 

@@ -12,7 +12,7 @@ from adapter.ui.chat.tab import TabParts
 from adapter.ui.status import NEWEST, PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
 from train.ui import plan, texts
-from train.ui.events import LEAST, MAX_TYPED, SLOW_TICK, TrainEvents
+from train.ui.events import LEAST, MAX_TYPED, SLOW_TICK, TICK, TrainEvents
 from train.ui.preview import UPLOADS, notice_html
 from train.ui.runs import TrainingRuns
 
@@ -100,7 +100,7 @@ def _connect_run(
         """Stops the timer while another tab is open."""
         if event.value != page_texts.TRAIN:
             return *[gr.skip()] * (len(shown) - 1), gr.Timer(active=False)
-        return *handlers.panel(None, owner, planned, request, *values)[:-1], gr.Timer(active=True)
+        return *handlers.panel(None, owner, planned, request, *values)[:-1], gr.Timer(TICK, active=True)
 
     tabs.select(select_tab, [*states, *settings], shown, trigger_mode="multiple", **UNQUEUED)
     opened = [tabs, timer, *chat.store.opened]

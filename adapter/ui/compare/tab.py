@@ -126,7 +126,7 @@ class CompareEvents:
                     try:
                         requests = self._requests(question, client_of(request))
                     except BadPicture:
-                        box = {**theme.SUBMIT, "value": {**(message or {}), "files": []}}
+                        box = {**theme.SUBMIT, **({"value": {**message, "files": []}} if message else {})}
                         raise
                     for _ in answer_together(engine, change, panes, requests):
                         yield theme.STOP, (shown := question.to_html())

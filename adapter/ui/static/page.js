@@ -124,18 +124,19 @@
     event.preventDefault();
   });
 
-  // After an answer the message box gets the focus, unless one works elsewhere, or a phone's keyboard would cover it.
-  // What was typed meanwhile stays below the message of one that failed, which Gradio puts in its place.
+  // An answer that begins is shown. After it the message box gets the focus, unless one works elsewhere, or a phone's
+  // keyboard would cover it. What was typed meanwhile stays below the message of one that failed, which the server puts
+  // in its place, maybe twice: until a key or the mouse is used.
   let [answering, typed] = [null, ""];
-  const onInput = ({ target, isTrusted }) =>
-    isTrusted && target.matches?.(".box textarea") && (typed = answering ? target.value : "");
-  addEventListener("input", onInput, true);
+  addEventListener("input", ({ target }) => answering?.matches("#box") && target.matches?.("#box textarea") && (typed = target.value), true);
+  for (const type of ["pointerdown", "keydown"]) addEventListener(type, () => answering || (typed = ""), true);
   const restoreFocus = () => {
     const ended = answering;
     answering = all(".box").find((one) => visible(one.querySelector(".stop-button"))) ?? null;
-    const field = box()?.querySelector("textarea");
+    if (answering && !ended) showEnd();
+    const field = find("#box textarea");
     if (!field?.value) typed = ""; // it was sent
-    else if (!answering && !field.value.endsWith(typed)) write(field, `${field.value}\n\n${typed}`); // Gradio may do it twice
+    else if (!answering && !field.value.endsWith(typed.trim())) write(field, `${field.value}\n\n${typed}`);
     if (answering || !visible(ended) || !matchMedia("(hover: hover)").matches || find("#chat .edit-textarea") || String(getSelection())) return;
     const focused = document.activeElement;
     if (!focused || focused === document.body || ended.contains(focused) || focused.closest("#chat") || !visible(focused))
