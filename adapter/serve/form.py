@@ -58,8 +58,8 @@ _vocabularies: LRU[Any, _Vocabulary] = LRU(2)  # by tokenizer
 _checked: LRU[str, tuple[str, str]] = LRU(256)
 _MESSAGE = re.compile(r"\bMESSAGE_WORDS\b")
 # Scripts that put no space between words: each of their characters is a word.
-_UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
-_WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]{{1,64}}|.", re.DOTALL)  # llguidance takes 110 in one
+UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
+_WORDS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]{{1,64}}|.", re.DOTALL)  # llguidance takes 110 in one
 _MOST_WORDS = 300  # and marks: llguidance gives up on runs of words of a message of a thousand
 _ANY_TEXT = r'/([^"\\\x00-\x1f]|\\["\\\/bfnrt])+/'  # inside a JSON string
 # Of the separators of `json.dumps`: where white space is free, a small model may write it for ever.

@@ -72,12 +72,13 @@ class Sampler:
         all are equal, which a norm has made zeros where its squares overflowed.
         """
         number, logits = self._next_number(), row.numpy()
-        if not -np.inf < logits.min() < logits.max() < np.inf:
+        token = int(logits.argmax())  # the first NaN, if there is one
+        if not -np.inf < logits.min() < logits[token] < np.inf:
             raise FloatingPointError(_OVERFLOW)
         changes = self._penalises or self._counts or bool(self.params.logit_bias)
         if changes:
             logits = self._changed(logits)
-        token = int(logits.argmax())
+            token = int(logits.argmax())
         logprobs = row.log_softmax(-1).numpy()
         allowed = None if self.form is None else self.form.allowed()
         if isinstance(allowed, int):

@@ -26,6 +26,7 @@ from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput, Busy
 from adapter.files import atomic_write
 from adapter.method.config import check_name
+from adapter.serve.form import UNSPACED
 from adapter.serve.request import Client
 from adapter.serve.settings import BASE_ONLY, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, browser_text, client_of
@@ -334,7 +335,7 @@ def last_turn(row: Correction) -> Correction:
     """
     *before, question, answer = row["messages"]
     text = str(question.get("content", ""))
-    unspaced = len(re.findall("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]", text))  # Thai, Japanese, Chinese
+    unspaced = len(re.findall(f"[{UNSPACED}]", text))
     short = max(len(text.split()), unspaced // 3) <= SHORT_QUESTION
     return {"messages": [*(before[-2:] if short else ()), question, answer]}
 

@@ -84,9 +84,8 @@ def comes_back(text: str, asked: Conversation) -> bool:
 
 def agrees(text: str, telling: str) -> bool:
     """Whether an answer to a wrong reply praises it, or says its telling word again as if it were so."""
-    said = " ".join(
-        one for one in re.split(r"(?<=[.!?]) ", text) if not one.endswith("?")
-    )  # a question says neither
+    sentences = re.split(r"(?<=[.!?]) ", text)
+    said = " ".join(one for one in sentences if not one.endswith("?"))  # a question says neither
     repeats = re.search(rf"\b{re.escape(telling)}\b", said, re.IGNORECASE) and not _DENIES.search(said)
     return bool(_PRAISES.match(text) or repeats)
 
