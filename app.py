@@ -52,7 +52,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount
 
-from adapter.base.embedded import BASE
+from adapter.base import embedded
 from adapter.errors import LoadError
 from adapter.server import deployment, openai_api
 from adapter.server.deployment import Place
@@ -80,7 +80,7 @@ def build_page(
     store: AdapterCatalog,
     training: bool = True,
     runs: TrainingRuns | None = None,
-    base: str = BASE,
+    base: str = embedded.BASE,
     public: bool = False,
 ) -> gr.Blocks:
     """The whole page over an engine that may still be loading and a store of adapters.
@@ -115,7 +115,6 @@ def make_loader(
         report("Starting")
         # Takes seconds, so not at the top: the page is up meanwhile.
         import_libraries()
-        from adapter.base import embedded
         from adapter.base.llama import load_base
         from adapter.method.config import base_label
         from adapter.serve.engine import Engine
@@ -199,7 +198,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         provider.load_here()  # spaces keeps what is on the GPU before the launch for its workers
     most = ADAPTER_BYTES if place.training else UPLOAD_BYTES
     runs = TrainingRuns(deployment.runs_folder())
-    page = build_page(provider, store, place.training, runs, arguments.base or BASE, place.public)
+    page = build_page(provider, store, place.training, runs, arguments.base or embedded.BASE, place.public)
     gradio_internals.guard(page, SESSIONS, limits)
 
     def prepare(request: Request) -> None:

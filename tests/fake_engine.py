@@ -133,9 +133,6 @@ class ReadyProvider:
     def status(self) -> LoadStatus:
         return LoadStatus("ready", "ready")
 
-    def wait(self, seconds: float) -> None:
-        pass
-
 
 def event_request(session: str = "me", address: str = "192.0.2.1") -> Any:
     """The gr.Request of an event."""

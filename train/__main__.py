@@ -223,7 +223,7 @@ def _train(
         made.prepare(adapter)
 
     def finish(adapter: Adapter, outcome: Outcome) -> None:
-        scores, command, start, data = None, "python -m train --config recipe.yaml", start_from, ""
+        scores, command, data = None, [], ""
         if files is not None:
             data = f"Trained on rows drawn from {files.learnt:,} records of `{files.name}`."
             with atomic_write(folder.path / "recipe.yaml") as temporary:
@@ -233,9 +233,9 @@ def _train(
             scores = _measure(config.name, project.told, project.development, served, adapter)
             own = project_recipe(name, [])
             if (own.train.name, own.data) == (config.name, recipe.data):  # not a user's name or data
-                data, command = project.data, ""
+                data, command = project.data, args.words
         on = f"{precision} on {describe_device(base.device)}"
-        card = write_card(adapter, config, data, outcome, on, scores, command, start)
+        card = write_card(adapter, config, data, outcome, on, scores, command, start_from)
         save_adapter(adapter, folder.path, card)
         if math.isfinite(outcome.loss):
             say(f"held-out loss {outcome.loss:.3f}")

@@ -3,6 +3,8 @@
 import datetime
 import math
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +36,13 @@ def write_card(
     outcome: Outcome,
     trained_on: str,
     development: Measured | None = None,
-    command: str = "",
+    command: Sequence[str] = (),
     start: str = "",
 ) -> str:
-    """The text of README.md. data: what it was trained on; trained_on: precision and processor; command: if not a
-    recipe of this project; start: digest of the adapter that the run went on from.
+    """The text of README.md. data: what it was trained on; trained_on: precision and processor; command: with the
+    name of a recipe of this project, if it is one's; start: digest of the adapter that the run went on from.
     """
+    words = [re.sub("^start_from=.*", "start_from=FOLDER", word) for word in command]
     about: AdapterConfig = adapter.config
     loss = "not measured"
     if math.isfinite(outcome.loss):
@@ -65,17 +68,17 @@ Sets that decisions about the recipe were made by: {development.served}, greedy 
         started=started,
         steps=f"{outcome.steps} of {config.steps}" if outcome.steps < config.steps else config.steps,
         trained_on=trained_on,
-        licence="" if command else "license: apache-2.0\n",  # the licence of a user's own data is not known
+        licence="license: apache-2.0\n" if words else "",  # the licence of a user's own data is not known
         kind="image" if about.is_visual else "text",
         parts=_parts(about),
         scores=scores,
-        run=command or f"python -m train {config.name}{' start_from=FOLDER' if start else ''}",
+        run=f"python -m train {shlex.join(words) or '--config recipe.yaml'}",
         tuning="" if config.tuning_lr is None else f", tuning {config.tuning_lr:g}",
         date=datetime.date.today(),
         commit=commit(),
         wall=_duration(outcome.wall),
         processor=_duration(outcome.processor),
-        scoring="" if command else scoring,
+        scoring=scoring if words else "",
     )
 
 

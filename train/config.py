@@ -180,6 +180,8 @@ def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
     # Sizes that follow from the encoder and the base; run_setup fills them in once both are loaded.
     vision, tuning = {"encoder": ENCODER, "feature_size": 1, "token_size": 1}, {"intermediate_size": 1}
     sizes: dict[str, dict[str, Any]] = {"vision": vision, "tuning": tuning}
+    if isinstance(given := values.get("vision"), dict) and given.get("projection") == "label":
+        raise ConfigError("vision.projection 'label' needs names of its own: choose 'global' or 'queries'.")
     values |= {key: {**sizes[key], **values[key]} for key in sizes if isinstance(values.get(key), dict)}
     if "data" in values:
         parts = values["data"] if isinstance(values["data"], list) else [values["data"]]
@@ -261,7 +263,6 @@ def _sentence(error: ValidationError) -> str:
 
 # Settings of `vision` that the other projections do without.
 _UNUSED_BY: dict[str, set[str]] = {"global": {"projected", "width", "blocks", "heads"}, "queries": {"hidden"}}
-# Sizes that follow from the encoder and the base.
 DERIVED = frozenset({
     "feature_size", "token_size", "intermediate_size", "num_classes", "num_kinds", "name_length", "num_facts",
     "fact_size", "certainty",

@@ -468,7 +468,8 @@ class Job:
             seconds=round(progress.seconds, 3),
             **({} if self.keep is None else {"divergence": divergence}),
         )
-        self.metrics.check_gates(progress.step + 1, gates, self.adapter.config.gate_activation)
+        if self.adapter.gates.requires_grad:
+            self.metrics.check_gates(progress.step + 1, gates, self.adapter.config.gate_activation)
 
 
 def say(text: str, file: Any = None) -> None:

@@ -117,8 +117,6 @@ def with_encoder(
     vision = config.vision
     if vision is None:
         return config, None
-    if vision.projection == "label" and starts_anew:
-        raise ConfigError("vision.projection 'label' needs names of its own: choose 'global' or 'queries'.")
     encoder = load_encoder(vision.encoder, device)
     if starts_anew:
         # An encoder without a head says so itself when it is to encode.

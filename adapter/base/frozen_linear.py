@@ -35,10 +35,6 @@ class FrozenLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return _Products.apply(x, self)[0]
 
-    def product(self, x: Tensor) -> Tensor:
-        """`y`, without a gradient."""
-        return _ONEDNN._linear_pointwise(x, self._forward_weight, None, "none", [], "")
-
     def input_gradient(self, gradient: Tensor, other: Tensor | None = None) -> Tensor:
         """The gradient of x from that of y, plus `other`, which gets no rounding of its own."""
         if other is None:
@@ -55,7 +51,7 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *layers: FrozenLinear) -> tuple[Tensor, ...]:
         ctx.layers = layers
-        return tuple(layer.product(x) for layer in layers)
+        return tuple(_ONEDNN._linear_pointwise(x, layer._forward_weight, None, "none", [], "") for layer in layers)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -70,9 +70,6 @@ class Source:
     licence: str = ""
 
 
-# Reading.
-
-
 def open_source(source: str, options: Options = Options()) -> Source:
     """The adapter in a file or folder, or in `user/repo[@revision]` on the Hub. Raises LoadError."""
     path = Path(source)
@@ -226,9 +223,6 @@ def _read_licence(path: Path) -> str:
     head = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
     match = re.search(r"^license: *['\"]?([\w.+-]+)['\"]? *$", head.group(1), re.MULTILINE) if head else None
     return match.group(1) if match else ""
-
-
-# Writing.
 
 
 def convert(source: str, to: Path, options: Options = Options()) -> tuple[Adapter, list[str]]:

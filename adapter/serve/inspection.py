@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from PIL import Image
@@ -47,17 +48,17 @@ class Inspection:
     base: tuple[TokenLogprobs, ...]  # what the frozen base gives each token
     no_image: tuple[TokenLogprobs, ...] | None = None  # as answered, but without the image; None if there is none
 
-    @property
+    @cached_property
     def influence(self) -> Tensor:
         """[T]: log p with the adapters minus log p of the frozen base, in nats."""
         return self.logprobs - _as_tensor(self.base)
 
-    @property
+    @cached_property
     def logprobs(self) -> Tensor:
         """[T], as answered."""
         return _as_tensor(self.answer)
 
-    @property
+    @cached_property
     def grounding(self) -> Tensor | None:
         """[T]: log p with the image minus log p without, in nats; None if there is no image."""
         return None if self.no_image is None else self.logprobs - _as_tensor(self.no_image)

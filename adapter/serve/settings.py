@@ -166,8 +166,7 @@ def slider(name: str) -> dict[str, float]:
     """minimum, maximum, value and step of the page's slider for a field."""
     field = Settings.model_fields[name]
     limits = {type(limit).__name__: limit for limit in field.metadata}
-    minimum = getattr(limits.get("Ge"), "ge", None)
-    return {"minimum": minimum, "maximum": limits["Le"].le, "value": field.default, **_SLIDERS[name]}
+    return {"minimum": limits["Ge"].ge, "maximum": limits["Le"].le, "value": field.default, **_SLIDERS[name]}
 
 
 def panel_values(kept: Mapping[str, Any]) -> dict[str, Any]:

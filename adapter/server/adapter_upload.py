@@ -150,8 +150,9 @@ def restore_adapter(name: str, token: str, store: AdapterStore) -> str:
         if name.lower() in {other.lower() for other in (*store.names(), *os.listdir(store.incoming))}:
             raise _taken(name)
         deleted = store.incoming / DELETED / token / name
-        if (deleted / WEIGHTS).exists():
-            check_room(store.incoming, (deleted / WEIGHTS).stat().st_size)
+        if not (deleted / WEIGHTS).exists():
+            raise BadInput(f"“{name}” was deleted for good meanwhile.")
+        check_room(store.incoming, (deleted / WEIGHTS).stat().st_size)
         _move(deleted, store.incoming / name)
         return name
 

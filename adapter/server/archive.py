@@ -19,19 +19,16 @@ TABLES = (".json", ".jsonl", ".tsv", ".csv")
 _ENTRY = re.compile(b"PK\x01\x02")  # begins each entry of a zip's central directory
 _MAX_NAME, _MAX_DEPTH = 200, 10  # characters; folders that a file is in
 _REMEDY = "Make the zip again from plain files, and only from those that are wanted."
-_SMALL = 2**20  # bytes: a small file may be packed at any ratio
+_SMALL, _RATIO = 2**20, 100  # bytes, and of unpacked to packed ones: a small file may be packed at any ratio
 
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """files: entries, folders included; ratio: of unpacked to packed bytes, for a file that is not small;
-    endings: of the files that are unpacked; kind: what a sentence calls them.
-    """
+    """files: with folders; endings: of the files that are unpacked; kind: what a sentence calls them."""
 
     files: int = 4_000
     file_bytes: int = 20 * 2**20
     total_bytes: int = 400 * 2**20
-    ratio: int = 100
     endings: tuple[str, ...] = (*PICTURES, *TABLES, ".txt")
     kind: str = "pictures or texts"
 
@@ -74,7 +71,7 @@ def _select(infos: list[zipfile.ZipInfo], limits: ArchiveLimits) -> list[tuple[z
         if info.file_size > limits.file_bytes or total > limits.total_bytes:
             most = f"{limits.file_bytes // 2**20} MB a file, {limits.total_bytes // 2**20} MB in all"
             raise BadInput(f"'{place.name}' in the zip is too large: {most} are the limit. Split it.")
-        if info.file_size > _SMALL and info.file_size > limits.ratio * max(info.compress_size, 1):
+        if info.file_size > _SMALL and info.file_size > _RATIO * max(info.compress_size, 1):
             raise BadInput(f"'{place.name}' in the zip unpacks to far more than it is packed in. {_REMEDY}")
         wanted.append((info, place))
     if not wanted:

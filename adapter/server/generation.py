@@ -87,7 +87,7 @@ class EngineProvider:
         self._engine: ServingEngine | None = None
         self._began = time.monotonic()
         self._status = LoadStatus("loading", "Loading the model")
-        self._ended = threading.Event()
+        self.ended = threading.Event()
         self._thread = threading.Thread(target=self.load_here, name="model-loader", daemon=True)
 
     def start(self) -> None:
@@ -107,7 +107,7 @@ class EngineProvider:
             text = "The model could not be loaded; the server's log says why. Mend that and start again."
             self._status = LoadStatus("failed", text)
             log.exception("loading the model failed: %s", error)
-        self._ended.set()
+        self.ended.set()
 
     def close(self) -> bool:
         """Close the engine. Returns False if the model is still being loaded, which cannot be stopped."""
@@ -126,10 +126,6 @@ class EngineProvider:
         if self._status.state != "loading":
             return self._status
         return LoadStatus("loading", f"{self._status.text} ({time.monotonic() - self._began:.0f} s)")
-
-    def wait(self, seconds: float) -> None:
-        """Return after so many seconds, or as soon as loading has ended."""
-        self._ended.wait(seconds)
 
     def _report(self, text: str) -> None:
         self._status = LoadStatus("loading", text)
@@ -167,7 +163,7 @@ def wait_for(provider: EngineProvider) -> Iterator[str]:
         if status.state == "failed":
             raise LoadError(f"The model is not loaded. {status.text}")
         yield f"{status.text}."
-        provider.wait(STATUS_SECONDS)
+        provider.ended.wait(STATUS_SECONDS)
 
 
 def check_length(text: str) -> None:

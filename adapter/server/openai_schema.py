@@ -212,7 +212,7 @@ class _Completion(_Body, SamplingSettings):
         about: dict[str, Any] = {"adapter": adapter, "strength": self.strength, "client": client}
         about |= {"mix": tuple(self.mix.items()), "stop": tuple(self.stop)}
         seeds = [None if self.seed is None else min(self.seed, MAX_SEED - self.n + 1) + i for i in range(self.n)]
-        prompts = self.prompts({**{name: name for name in adapters}, BASE: BASE_ONLY, base_name: BASE_ONLY})
+        prompts = self.prompts({base_name: BASE_ONLY, **{name: name for name in adapters}, BASE: BASE_ONLY})
         counts = chain([self.n * len(prompts)], repeat(0))  # one limit is asked for all of them at once
         return [
             GenerationRequest(**about, **prompt, sampling=replace(sampling, seed=seed), answers=next(counts))
@@ -396,7 +396,6 @@ class CompletionRequest(_Completion):
     def chunks(
         self, index: int, events: Sequence[GenerationEvent], base: Base, first: bool
     ) -> list[dict[str, Any]]:
-        """As of ChatCompletionRequest."""
         text, ended = text_of(events) if self.max_tokens else "", None
         if events[-1].finish_reason is not None:
             ended = finish_reason(events[-1]) if self.max_tokens else "length"
@@ -427,6 +426,8 @@ class CompletionRequest(_Completion):
             text = token.text if len(half) == 1 else base.tokenizer.decode(half)
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):
                 at, half = at + len(text), []
+        more = max(0, at - len(begun))  # what its tokens say beside a text: <s>, a blank before the first word
+        offsets = [max(0, place - more) for place in offsets]
         before = accumulate([len(event.text) for event in events], initial=len(begun))
         offsets += [at for at, event in zip(before, events, strict=False) if event.choices and self.max_tokens]
         return {

@@ -15,7 +15,7 @@ _FIRST = [
     *("html", "row", "column", "form", "tabs", "tabitem", "multimodaltextbox", "radio", "slider", "chatbot"),
     *("accordion", "checkbox", "button", "textbox", "state", "timer", "browserstate"),
 ]
-_LATER = ["dropdown", "markdown", "file", "uploadbutton"]
+_LATER = ["dropdown", "markdown", "file", "downloadbutton"]
 
 
 def preload_links() -> str:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -103,14 +104,11 @@ def test_a_wrong_configuration_is_refused_with_its_field(saved, edit, words):
         read_config(folder)
 
 
-def test_a_failed_save_keeps_the_old_adapter(saved, monkeypatch, tiny_fingerprint):
+@pytest.mark.parametrize("fails", ["adapter.method.checkpoint.save", "pathlib.Path.write_text"])
+def test_a_failed_save_keeps_the_old_adapter(saved, monkeypatch, tiny_fingerprint, fails):
     adapter, folder = saved
-
-    def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("adapter.method.checkpoint.save", full)
+    monkeypatch.setattr(fails, Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        save_adapter(random_adapter(tiny_fingerprint, seed=9), folder)
+        save_adapter(random_adapter(tiny_fingerprint, seed=9, description="Another."), folder)
     assert torch.equal(load_adapter(folder).prompts, adapter.prompts)
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]

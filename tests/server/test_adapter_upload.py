@@ -183,6 +183,8 @@ def test_what_was_added_here_is_deleted_and_put_back(folder, store, add, tmp_pat
     with pytest.raises(BadInput, match="no place for more"):
         restore_adapter("guest", token, store)
     monkeypatch.undo()
+    with pytest.raises(BadInput, match="for good"):
+        restore_adapter("guest", "1.5", store)
     add(folder, "Guest")
     with pytest.raises(BadInput, match="another adapter"):
         restore_adapter("guest", token, store)

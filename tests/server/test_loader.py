@@ -17,7 +17,7 @@ def test_the_status_line_tells_that_the_engine_has_failed_since() -> None:
     engine = SimpleNamespace(failure=None, describe=lambda: "a base", replicas=dict)
     loader = EngineProvider(lambda report: engine)  # type: ignore[arg-type,return-value]
     loader.start()
-    loader.wait(PATIENCE)
+    loader.ended.wait(PATIENCE)
     assert "a base" in status_line(loader)
     engine.failure = "It has stopped."
     assert loader.status() == LoadStatus("failed", "It has stopped.")
@@ -34,7 +34,7 @@ def test_who_waits_is_told_of_a_failure_as_soon_as_it_happens() -> None:
     loader = EngineProvider(load)
     loader.start()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(loader.wait, threading.TIMEOUT_MAX)
+        waiting = pool.submit(loader.ended.wait, threading.TIMEOUT_MAX)
         proceed.set()
         waiting.result(PATIENCE)
     with pytest.raises(LoadError, match="log says why"):

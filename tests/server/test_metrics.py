@@ -177,7 +177,7 @@ def test_readiness_is_that_of_the_model() -> None:
     assert waits.json()["reason"].startswith("Loading tiny (")
     assert served.ask("/healthz").json() == {"state": "alive"}
     proceed.set()
-    loader.wait(threading.TIMEOUT_MAX)
+    loader.ended.wait(threading.TIMEOUT_MAX)
     assert served.ask("/readyz").json() == {"state": "ready"}
     engine.failure = "It has failed."
     broken = served.ask("/readyz")

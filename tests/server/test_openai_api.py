@@ -391,13 +391,14 @@ def test_offsets_are_places_in_the_text_behind_halves_of_characters_and_control_
     texts, base, text = TokenTexts(tokenizer), SimpleNamespace(tokenizer=tokenizer), "naïve 🦙 then"
     prompt = [TokenLogprobs(texts.logprob(i, -1.0), ()) for i in tokenizer(text).input_ids]
     said = [(" on", " on"), ("<|im_start|>", ""), (" and", " and")]
-    events = [GenerationEvent(prompt_logprobs=tuple(prompt), position=0)]
+    events = [GenerationEvent()]
     events += [GenerationEvent(t, 1, choices=TokenLogprobs(TokenLogprob(1, name, -1.0), ())) for name, t in said]
     events[-1] = replace(events[-1], finish_reason="stop")
     asked = CompletionRequest(model="base", prompt=text, max_tokens=3, echo=True, logprobs=0)
-    choice = asked.choice(0, events, base)
-    offsets = choice["logprobs"]["text_offset"]
-    assert offsets[len(prompt) - 1 :] == [text.index(" then"), *(len(text) + n for n in (0, 3, 3))]
+    for begin in [], [TokenLogprobs(TokenLogprob(0, "<s>", -1.0), ())]:  # which the text lacks
+        events[0] = GenerationEvent(prompt_logprobs=(*begin, *prompt), position=0)
+        offsets = asked.choice(0, events, base)["logprobs"]["text_offset"]
+        assert offsets[len(begin + prompt) - 1 :] == [text.index(" then"), *(len(text) + n for n in (0, 3, 3))]
 
 
 def test_a_form_is_counted_before_it_is_checked(engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,11 +26,8 @@ RIGHT: dict[str, Any] = {"format": transcript.FORMAT, "version": 2, "messages": 
 @MANY
 @given(data=ANY_JSON | ALMOST_TRANSCRIPT)
 def test_an_import_raises_one_kind_of_error_and_touches_no_file(data: Any) -> None:
-    with files_touched() as touched:
-        with contextlib.suppress(BadInput):
-            transcript.check(data)
-        with contextlib.suppress(BadInput):
-            transcript.read(json.dumps(data))
+    with files_touched() as touched, contextlib.suppress(BadInput):
+        transcript.read(json.dumps(data))
     assert touched == []
 
 

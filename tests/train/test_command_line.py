@@ -47,6 +47,7 @@ def test_a_recipe_is_read_with_groups_and_assignments(tmp_path):
         ("data: a\nsteps: 1\nlearn: prompts\ntuning_lr: 1", "tuning_lr has no meaning for learn: prompts"),
         ("data: {path: a, validation: 1.5}\nsteps: 1", "'data.validation' must be less than 1 or a valid string"),
         ("data: [a, {path: b, wieght: 2}]\nsteps: 1", "unknown key 'data.wieght'; did you mean 'weight'?"),
+        ("data: a\nsteps: 1\nvision: {projection: label}", "choose 'global' or 'queries'"),
         ("data: {path: a, 2026-11-26: b}\nsteps: 1", "a key is no text, or a group contains itself"),
     ],
 )

@@ -314,9 +314,8 @@ class TrainingRuns:
                 with contextlib.suppress(psutil.Error):
                     child.nice(NICENESS)
                 started = child.create_time()
-                _write_record(
-                    folder, dataclasses.replace(record, launched=launched, pid=child.pid, started=started)
-                )
+                record = dataclasses.replace(record, launched=launched, pid=child.pid, started=started)
+                _write_record(folder, record)
             except BaseException:
                 child.kill()
                 raise

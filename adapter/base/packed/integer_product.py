@@ -45,6 +45,7 @@ BLOCK = 16  # outputs that are computed together
 PARAMETER_BYTES = {4: 4 * BLOCK, 8: 2 * BLOCK}  # of a block's group: the scales and minima
 _FOUR_BYTES, _EIGHT_BYTES = GROUP * BLOCK // 2 + PARAMETER_BYTES[4], GROUP * BLOCK + PARAMETER_BYTES[8]
 _OCTETS = ir.VectorType(I8, 4 * BLOCK)
+_VERSION = version_of(__name__, "adapter.base.packed.native")
 
 
 def whole_groups(size: int) -> int:
@@ -242,7 +243,7 @@ def quantize(x, count, integers, scales):
 @cache
 def compile_products() -> Any:
     """`multiply` and `quantize` for callers in Python, from numba's disk cache or compiled anew."""
-    version = version_of("adapter.base.packed.native")
+    version = _VERSION
 
     @compiled(f"void({', '.join(['int64'] * 10)})")
     def multiply_rows(weight, bits, x, scales, rows, groups, out, out_bytes, first, last):
@@ -336,7 +337,7 @@ def _code_group(b, values, scale, minimum, most, codes):
 @cache
 def compile_rounding() -> Any:
     """`search` and `code`, from numba's disk cache or compiled anew."""
-    version = version_of("adapter.base.packed.native")
+    version = _VERSION
 
     @compiled("void(float32[:,:,::1], float32[:,::1], float32[:,::1])")
     def search(values, scales, minima):

@@ -54,7 +54,7 @@ def features() -> frozenset[str]:
 
 
 def version_of(*modules: str) -> int:
-    """A number that changes with the source of modules.
+    """A number that changes with the source of modules. It is asked for while they are imported: files may change.
 
     numba's disk cache sees changes of a function's own file and of what its closure holds, not of other modules: a
     cached function holds this number of theirs.

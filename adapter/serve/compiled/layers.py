@@ -72,6 +72,8 @@ _Q, _K, _V, _O, _GATE, _UP, _DOWN = range(len(LINEARS))
 (
     NORM_1, QUERY_KEY_VALUE, ROTATE, ATTEND, QUANTIZE, OUT, NORM_2, MLP_IN, ACTIVATE, MLP_OUT, HEAD,
 ) = range(11)  # fmt: skip
+_SOURCES = ("adapter.base.packed.native", "adapter.base.packed.integer_product", "adapter.method.deltas")
+_VERSION = version_of(__name__, *_SOURCES)
 FEW = 4  # tokens up to which an operation by rows is not worth sharing
 SPINS = 2000  # looks for work before a thread lets others have its core
 
@@ -448,9 +450,7 @@ def _operation(plan, address, kind, layer):
 @cache
 def compile_work() -> Any:
     """The function (address of the plan, thread), from numba's disk cache or, in 10 to 20 seconds, anew."""
-    version = version_of(
-        "adapter.base.packed.native", "adapter.base.packed.integer_product", "adapter.method.deltas"
-    )
+    version = _VERSION
 
     @compiled("void(int64, int64)")
     def work(address, thread):

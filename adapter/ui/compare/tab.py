@@ -118,7 +118,8 @@ class CompareEvents:
                     said = texts.STOPPED_BEFORE_TEXT if change.stopped else texts.waiting_for_model(status)
                     for pane in panes:
                         pane.message = said
-                    yield theme.STOP, (shown := question.to_html())
+                    yield theme.STOP, question.to_html()
+                    shown = ""  # not the waiting, if it comes to nothing
                     if change.stopped:
                         break
                 engine = self.provider.engine()

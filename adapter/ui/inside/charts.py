@@ -55,13 +55,15 @@ def answer_html(inspection: Inspection, key: str, total: int) -> str:
     )
 
 
-def token_html(inspection: Inspection, index: int, names: Sequence[str]) -> str:
-    """One token's numbers, and a heat map of its attention to each adapter's prompts, layer by prompt."""
+def token_html(inspection: Inspection, index: int, names: Sequence[str], total: int) -> str:
+    """One token's numbers, and a heat map of its attention to each adapter's prompts, layer by prompt. total: as
+    answer_html has it.
+    """
     maps = [
         _heat_map(name, (texts.PROMPTS_OF, texts.PROMPT_CELL), part.layers, part.prompt_weights[index], _percent)
         for name, part in zip(names, inspection.parts, strict=True)
     ]
-    label = _token_label(inspection.tokens[index], last=index == len(inspection.tokens) - 1)
+    label = _token_label(inspection.tokens[index], last=index == total - 1)
     return (
         f'<div class="token"><p><b class="word">{label}</b> {_token_numbers(inspection, index)}</p>'
         f"<p>{html.escape(texts.PROMPTS_MEAN)}</p>{''.join(maps)}{_READOUT}</div>"

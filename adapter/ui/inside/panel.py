@@ -100,11 +100,11 @@ class InsideEvents:
         if sent(event).get("key") != _answer_id(history) or type(index) is not int:
             return gr.skip()
         try:
-            inspection, names, _ = self._inspect(history, request)
+            inspection, names, tokens = self._inspect(history, request)
         except Exception as error:
             return _reason(error)
         inside = 0 <= index < len(inspection.tokens)
-        return charts.token_html(inspection, index, names) if inside else gr.skip()
+        return charts.token_html(inspection, index, names, tokens) if inside else gr.skip()
 
     def _inspect(self, history: History, request: gr.Request) -> InspectedAnswer:
         make = partial(inspect_newest, self.provider, history, client_of(request))

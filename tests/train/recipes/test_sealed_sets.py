@@ -123,6 +123,7 @@ def test_extract_is_all_right_with_right_answers_and_all_wrong_with_wrong_ones(m
     wrong = extract.scores(Fake({}, '{"type": "person", "salary": 3}'))
     assert {figure.value for name, figure in wrong.items() if "single fields" not in name} == {0}
     assert max(values(wrong)) < 40  # a third of the types, and no other field
+    assert not extract.is_object('{"type": "person"}') and extract.is_object('{"type": "person", "city": "Oslo"}')
 
 
 @pytest.mark.parametrize(

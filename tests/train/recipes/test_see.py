@@ -49,6 +49,7 @@ def test_the_sealed_sets_are_whole_and_apart_from_training_and_development() -> 
         ("group", "no", "No, it is not an animal.", True),
         ("group", "no", "I know nothing about it.", False),
         ("medium", "drawing", "A photograph, not a drawing.", False),
+        ("colour", "grey", "It is mostly Gray.", True),
     ],
 )
 def test_the_first_word_that_could_be_an_answer_counts(kind: str, accepted: str, answer: str, right: bool) -> None:

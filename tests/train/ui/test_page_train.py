@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -179,7 +180,9 @@ def test_an_adapter_is_taught_by_chatting(
     page.locator("#teach summary", has_text="1 correction").wait_for()
 
 
-def test_uploads_and_typed_rows_are_previewed_on_a_phone(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_uploads_and_typed_rows_are_previewed_on_a_phone(
+    visit: Callable[..., Visitor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tab = TrainTab(visit(390, 844))
     page = tab.page
     rows = [json.dumps({"instruction": f"Say {i}.", "output": f"{i}!"}) for i in range(12)]
@@ -204,4 +207,11 @@ def test_uploads_and_typed_rows_are_previewed_on_a_phone(visit: Callable[..., Vi
     preview = tab.preview.inner_text()
     assert "4 records of text in typed-rows.jsonl" in preview and "Say 3." in preview and "4 are few" in preview
     tab.button("start", ":enabled").wait_for()
+    # While other data are read, a press of Start would train on these.
+    read = threading.Event()
+    monkeypatch.setattr(events, "make_preview", lambda *data: read.wait() and preview.make_preview(*data))
+    page.locator("#samples label").first.click()
+    for pressed in ("none", "auto"):
+        wait_until(lambda: tab.button("start").evaluate("e => getComputedStyle(e).pointerEvents") == pressed)  # noqa: B023
+        read.set()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390

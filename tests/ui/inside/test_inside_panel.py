@@ -173,7 +173,7 @@ def test_the_text_of_a_model_is_inert_and_a_long_answer_is_cut(engine) -> None:
     inspection = replace(engine.inspections[0], tokens=bad)
     for part in (
         inside_charts.answer_html(inspection, "key", len(bad)),
-        *[inside_charts.token_html(inspection, i, ["<b>"]) for i in range(len(bad))],
+        *[inside_charts.token_html(inspection, i, ["<b>"], len(bad)) for i in range(len(bad))],
         inside_charts.gates_html(inspection, ['<i "x">']),
         inside_charts.message_html("<script>"),
     ):

@@ -32,7 +32,6 @@ _FACT_STEPS, _FACT_BATCH = 1000, 256
 _DENIED = re.compile(
     r"\b(?:not|no|never|isn't|aren't)\b(?! sure\b| certain\b| only\b)[^,;.:!?]*?(?=[,;.:!?]|\bbut\b|$)", re.I
 )
-
 _FURTHER = re.compile(r"\b(?:a kind of|perhaps)\b.*", re.I)
 
 

@@ -50,7 +50,7 @@ _VOCABULARY = {
     "medium": "photograph photo drawing illustration cartoon clipart emoji icon painting sketch",
 }
 _DRAWN = ("illustration", "cartoon", "clipart", "emoji", "icon", "painting", "sketch")
-_SAME = {"photo": "photograph", **dict.fromkeys(_DRAWN, "drawing")}
+_SAME = {"photo": "photograph", "gray": "grey", **dict.fromkeys(_DRAWN, "drawing")}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Question:
     def answered_by(self, text: str) -> bool:
         """Whether the first word of the vocabulary in `text` is an accepted one."""
         found = re.search(rf"\b({'|'.join(_VOCABULARY[self.kind].split())})s?\b", text, re.IGNORECASE)
-        return found is not None and _SAME.get(found[1].lower(), found[1].lower()) in self.accepted
+        same = {_SAME.get(word, word) for word in self.accepted}
+        return found is not None and _SAME.get(found[1].lower(), found[1].lower()) in same
 
 
 def sealed_questions() -> list[Question]:
