@@ -222,7 +222,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         where = place.host if place.port is None else f"{place.host}:{place.port}"
         print(
             f"Cannot listen on {where}. Give a --host that is an address of this machine and a --port that is "
-            "free, or leave them out: then it is this machine only, and the first free port.",
+            "free, or neither, nor GRADIO_SERVER_NAME: then it is this machine only, and the first free port.",
             file=sys.stderr,
         )
         return 1

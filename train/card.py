@@ -16,7 +16,8 @@ from train.evaluate.report import code_version, format_figure, markdown_table
 from train.job import Outcome
 
 _SEALED = "## Scores on sealed test sets"
-_TOLD = "The base that is told reads `told.yaml` of the recipe before each conversation, and keeps the same form."
+_TOLD = """The base that is told reads `told.yaml` of the recipe before each conversation, and is held to a form
+where the adapter is."""
 _CARD = Path(__file__).with_name("card.md")
 
 
@@ -42,8 +43,10 @@ def write_card(
     """The text of README.md. data: what it was trained on; trained_on: precision and processor; command: with the
     name of a recipe of this project, if it is one's; start: digest of the adapter that the run went on from.
     """
-    words = [re.sub("^start_from=.*", "start_from=FOLDER", word) for word in command]
     about: AdapterConfig = adapter.config
+    paths = {"start_from": "FOLDER", "base": about.base.name}  # not this machine's
+    pairs = (word.partition("=") for word in command)
+    words = [f"{key}={paths.get(key, value)}" if equals else key for key, equals, value in pairs]
     loss = "not measured"
     if math.isfinite(outcome.loss):
         loss = f"{outcome.loss:.3f} nats a token after {outcome.step} of {outcome.steps} steps"

@@ -180,7 +180,8 @@ def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
     # Sizes that follow from the encoder and the base; run_setup fills them in once both are loaded.
     vision, tuning = {"encoder": ENCODER, "feature_size": 1, "token_size": 1}, {"intermediate_size": 1}
     sizes: dict[str, dict[str, Any]] = {"vision": vision, "tuning": tuning}
-    if isinstance(given := values.get("vision"), dict) and given.get("projection") == "label":
+    names = isinstance(given := values.get("vision"), dict) and given.get("projection") == "label"
+    if names and values.get("start_from") is None:
         raise ConfigError("vision.projection 'label' needs names of its own: choose 'global' or 'queries'.")
     values |= {key: {**sizes[key], **values[key]} for key in sizes if isinstance(values.get(key), dict)}
     if "data" in values:

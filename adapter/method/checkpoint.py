@@ -3,6 +3,7 @@
 Loading is strict: what is missing, unexpected, misshapen, not finite or out of range is an error, never skipped.
 """
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -31,16 +32,15 @@ def save_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> Non
     config = adapter.config.to_json()
     current = folder / CONFIG
     tensors = {name: t.detach().cpu().contiguous() for name, t in adapter.state_dict().items()}
-    with atomic_write(current) as last:  # has its room on the disk before anything is replaced
-        last.write_text(config, encoding="utf-8")
+    with contextlib.ExitStack() as others:  # are written before anything is replaced
+        for file, text in ((current, config), (folder / CARD, card)):
+            if text is not None:
+                others.enter_context(atomic_write(file)).write_text(text, encoding="utf-8")
         with atomic_write(folder / WEIGHTS) as temporary:
             temporary.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file writes for the owner alone
             if current.exists() and current.read_text(encoding="utf-8") != config:
                 # Weights of another shape are coming: without config.json the folder is no adapter for a moment.
                 current.unlink()
-        if card is not None:
-            with atomic_write(folder / CARD) as temporary:
-                temporary.write_text(card, encoding="utf-8")
 
 
 def read_config(folder: Path) -> AdapterConfig:

@@ -51,7 +51,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("app.py", description="Chat with a frozen LLaMA through swappable adapters.")
     add, password = parser.add_argument, os.environ.get(AUTH_VARIABLE) or None
     add("--host", help="address to listen on (default GRADIO_SERVER_NAME, or 127.0.0.1: this machine only)")
-    add("--port", type=int, help=f"port (default GRADIO_SERVER_PORT, or the first free one from {FIRST_PORT})")
+    add("--port", type=int, help=f"port (default: the first free one from {FIRST_PORT})")
     add("--base", metavar="NAME", help="Hugging Face id, folder or GGUF file (default: the embedded one)")
     add_quantization(parser)
     add_adapters(parser, "another folder of adapters, looked into before assets/adapters; may be repeated")
@@ -122,8 +122,10 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
     """The place that arguments and environment describe."""
     space = bool(environment.get("SPACE_ID"))
     host = arguments.host or environment.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if space else "127.0.0.1")
-    host, given = host.strip("[]").lower(), environment.get("GRADIO_SERVER_PORT", "")
-    port = arguments.port or (int(given) if given.isdecimal() else FIRST_PORT if space else None)
+    host, port = host.strip("[]").lower(), arguments.port
+    if space and port is None:
+        given = environment.get("GRADIO_SERVER_PORT", "")
+        port = int(given) if given.isdecimal() else FIRST_PORT
     share = arguments.share and not space  # a Space has its public address
     public = arguments.public or space or share or host not in ("127.0.0.1", "localhost", "::1")
     # Not for strangers by default: training takes the machine for minutes, and an upload is their file.

@@ -426,7 +426,7 @@ class CompletionRequest(_Completion):
             text = token.text if len(half) == 1 else base.tokenizer.decode(half)
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):
                 at, half = at + len(text), []
-        more = max(0, at - len(begun))  # what its tokens say beside a text: <s>, a blank before the first word
+        more = max(0, at - len(begun))  # what tokens say before the text begins: <s>, a blank of the first word
         offsets = [max(0, place - more) for place in offsets]
         before = accumulate([len(event.text) for event in events], initial=len(begun))
         offsets += [at for at, event in zip(before, events, strict=False) if event.choices and self.max_tokens]

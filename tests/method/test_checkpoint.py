@@ -104,11 +104,11 @@ def test_a_wrong_configuration_is_refused_with_its_field(saved, edit, words):
         read_config(folder)
 
 
-@pytest.mark.parametrize("fails", ["adapter.method.checkpoint.save", "pathlib.Path.write_text"])
-def test_a_failed_save_keeps_the_old_adapter(saved, monkeypatch, tiny_fingerprint, fails):
+@pytest.mark.parametrize("fails, done", [("adapter.method.checkpoint.save", 0), ("pathlib.Path.write_text", 1)])
+def test_a_failed_save_keeps_the_old_adapter(saved, monkeypatch, tiny_fingerprint, fails, done):
     adapter, folder = saved
-    monkeypatch.setattr(fails, Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr(fails, Mock(side_effect=[*[0] * done, OSError(28, "No space left on device")]))
     with pytest.raises(OSError, match="No space"):
-        save_adapter(random_adapter(tiny_fingerprint, seed=9, description="Another."), folder)
+        save_adapter(random_adapter(tiny_fingerprint, seed=9, description="Another."), folder, "New.")
     assert torch.equal(load_adapter(folder).prompts, adapter.prompts)
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]

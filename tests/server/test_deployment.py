@@ -34,7 +34,7 @@ def place(command: str = "", **environment: str) -> Place:
         ("--no-train", {}, {"training": False}),
         ("--share", {}, {"share": True, "public": True, "training": False}),
         ("--host 0.0.0.0", {}, {"public": True, "training": False}),
-        ("", {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": "90"}, {"public": True, "port": 90}),
+        ("", {"GRADIO_SERVER_NAME": "0.0.0.0"}, {"host": "0.0.0.0", "public": True, "training": False}),
         ("--public --train", {}, {"training": True}),
         ("", SPACE, {"host": "0.0.0.0", "port": 7860, "public": True, "training": False}),
         ("--share", SPACE, {"share": False, "public": True}),  # a Space has its address

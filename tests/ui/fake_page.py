@@ -73,7 +73,7 @@ def served(build: Callable[[], Any], uploads: Path) -> Iterator[str]:
         page, limits = build(), Limits(False)
         guard(page, app.SESSIONS, limits)
         door = Middleware(RequestGuard, limits=limits, uploads=uploads, preload=preload_links())
-        yield app.launch(page, deployment.find_place(deployment.parse([])), UPLOAD_BYTES, [], [door])
+        yield app.launch(page, deployment.find_place(deployment.parse([]), {}), UPLOAD_BYTES, [], [door])
         close_page(page)
 
 

@@ -4,6 +4,7 @@ Answers come from the serving engine, likelihoods from one forward pass in batch
 rounding.
 """
 
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -26,6 +27,7 @@ from adapter.serve.engine import Engine
 from adapter.serve.form import NO_FORM
 from adapter.serve.request import Answer, GenerationRequest
 from adapter.serve.sampling import SamplingParams, check_finite
+from adapter.serve.settings import MAX_TOKENS
 from train.formats.record import Picture, picture_source
 from train.input.batches import stack_features
 from train.input.rows import IGNORED
@@ -90,6 +92,8 @@ class Answerer:
 
         Raises BadInput for a file that is no picture, and for a prompt that the context cannot hold.
         """
+        if max_new_tokens > MAX_TOKENS:
+            tqdm.write(f"answers are cut at {MAX_TOKENS:,} tokens instead of {max_new_tokens:,}", file=sys.stderr)
         prompts = [self.encode(c) for c in conversations] if prompts is None else prompts
         texts, most = [""] * len(prompts), max(map(len, prompts), default=0)
         # The longest one first: if it does not fit, that is said before the others are answered.

@@ -135,7 +135,7 @@ def check(shape: type[AnyShape], value: Any, where: str) -> AnyShape:
 
 
 def json_type(value: Any) -> str:
-    """JSON's name for the type of a value, with its article."""
+    """JSON's name for the type of a value, or else Python's, with its article."""
     names = {type(None): "null", bool: "a boolean", str: "text", list: "a list", dict: "an object"}
     names |= {bytes: "bytes", EmbeddedPicture: "a picture, or bytes", int: "a number", float: "a number"}
     return names.get(type(value), f"a {type(value).__name__}")  # a date of a Parquet file, for example

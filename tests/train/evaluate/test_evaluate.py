@@ -195,7 +195,7 @@ def test_forgetting_begins_at_the_base(wide_base, tiny_fingerprint):
     assert times == pytest.approx(perplexities[-1] / perplexities[0], rel=1e-6)
 
 
-def test_what_cannot_be_measured_is_said(tmp_path, wide_base, monkeypatch):
+def test_what_cannot_be_measured_is_said(tmp_path, wide_base, monkeypatch, capsys):
     with pytest.raises(DataError, match="'problems.json' cannot be read. Check the path"):
         problems(tmp_path, "test")
     with pytest.raises(DataError, match="The text has fewer than two tokens"):
@@ -203,3 +203,5 @@ def test_what_cannot_be_measured_is_said(tmp_path, wide_base, monkeypatch):
     monkeypatch.setattr("train.evaluate.answerer._whole", None)  # none is waited for before
     with pytest.raises(BadInput, match="Item 61: .* tokens"):
         Answerer(wide_base).generate([*[ASK] * 60, (Message("user", "x" * 5000),)])
+    assert Answerer(wide_base).generate([], max_new_tokens=3000) == []
+    assert "cut at 2,048 tokens instead of 3,000" in capsys.readouterr().err

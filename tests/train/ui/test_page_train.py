@@ -26,7 +26,7 @@ from adapter.serve.engine import Engine
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.ui.chat.chatbot import WORD_JOINER
 from adapter.ui.texts import page as page_texts
-from tests.app_process import wait_until
+from tests.app_process import PATIENCE, wait_until
 from tests.browser import TWO_FRAMES, Visitor
 from tests.fake_engine import ReadyProvider
 from tests.tiny_models import endless_base, random_adapter
@@ -204,14 +204,15 @@ def test_uploads_and_typed_rows_are_previewed_on_a_phone(
     page.locator("#train-rows textarea").fill(pasted)
     page.get_by_role("button", name=texts.USE_ROWS).click()
     page.locator("#train-preview .records").wait_for()
-    preview = tab.preview.inner_text()
-    assert "4 records of text in typed-rows.jsonl" in preview and "Say 3." in preview and "4 are few" in preview
+    text = tab.preview.inner_text()
+    assert "4 records of text in typed-rows.jsonl" in text and "Say 3." in text and "4 are few" in text
     tab.button("start", ":enabled").wait_for()
     # While other data are read, a press of Start would train on these.
     read = threading.Event()
-    monkeypatch.setattr(events, "make_preview", lambda *data: read.wait() and preview.make_preview(*data))
+    monkeypatch.setattr(events, "make_preview", lambda *data: read.wait(PATIENCE) and preview.make_preview(*data))
     page.locator("#samples label").first.click()
     for pressed in ("none", "auto"):
         wait_until(lambda: tab.button("start").evaluate("e => getComputedStyle(e).pointerEvents") == pressed)  # noqa: B023
         read.set()
+    wait_until(lambda: tab.name.input_value() == "my-butler" and tab.button("start").is_enabled())
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
