@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapter.method.adapter import Adapter
-from adapter.method.config import AdapterConfig
+from adapter.method.config import AdapterConfig, base_label
 from train.config import TrainConfig
 from train.evaluate.intervals import Figure
 from train.evaluate.report import code_version, format_figure, markdown_table
@@ -44,9 +44,9 @@ def write_card(
     name of a recipe of this project, if it is one's; start: digest of the adapter that the run went on from.
     """
     about: AdapterConfig = adapter.config
-    paths = {"start_from": "FOLDER", "base": about.base.name}  # not this machine's
+    shown = {"start_from": lambda _: "FOLDER", "base": base_label}  # no paths of this machine
     pairs = (word.partition("=") for word in command)
-    words = [f"{key}={paths.get(key, value)}" if equals else key for key, equals, value in pairs]
+    words = [f"{key}={shown.get(key, str)(value)}" if equals else key for key, equals, value in pairs]
     loss = "not measured"
     if math.isfinite(outcome.loss):
         loss = f"{outcome.loss:.3f} nats a token after {outcome.step} of {outcome.steps} steps"

@@ -180,9 +180,9 @@ def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
     # Sizes that follow from the encoder and the base; run_setup fills them in once both are loaded.
     vision, tuning = {"encoder": ENCODER, "feature_size": 1, "token_size": 1}, {"intermediate_size": 1}
     sizes: dict[str, dict[str, Any]] = {"vision": vision, "tuning": tuning}
-    names = isinstance(given := values.get("vision"), dict) and given.get("projection") == "label"
-    if names and values.get("start_from") is None:
-        raise ConfigError("vision.projection 'label' needs names of its own: choose 'global' or 'queries'.")
+    if isinstance(given := values.get("vision"), dict) and given.get("projection") == "label":
+        more = "choose 'global' or 'queries', or leave it out where start_from names such an adapter."
+        raise ConfigError(f"vision.projection 'label' needs names of its own: {more}")
     values |= {key: {**sizes[key], **values[key]} for key in sizes if isinstance(values.get(key), dict)}
     if "data" in values:
         parts = values["data"] if isinstance(values["data"], list) else [values["data"]]

@@ -168,7 +168,7 @@ class GgufBase:
         )
 
     def _dtype(self) -> torch.dtype:
-        """That of the converted weights: what is not quantised keeps its own."""
+        """That of all converted weights, which keeps most of what the file has."""
         kinds = {name: tensor.tensor_type.name for name, tensor in self._stored.items()}
         embedding = kinds.get("token_embd.weight")
         # The minimum of a group of Q4_K may be many steps from zero, for which bf16 has too few bits.

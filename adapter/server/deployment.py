@@ -51,7 +51,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("app.py", description="Chat with a frozen LLaMA through swappable adapters.")
     add, password = parser.add_argument, os.environ.get(AUTH_VARIABLE) or None
     add("--host", help="address to listen on (default GRADIO_SERVER_NAME, or 127.0.0.1: this machine only)")
-    add("--port", type=int, help=f"port (default: the first free one from {FIRST_PORT})")
+    add("--port", type=int, help=f"port (default: the first free one from GRADIO_SERVER_PORT or {FIRST_PORT})")
     add("--base", metavar="NAME", help="Hugging Face id, folder or GGUF file (default: the embedded one)")
     add_quantization(parser)
     add_adapters(parser, "another folder of adapters, looked into before assets/adapters; may be repeated")

@@ -162,7 +162,6 @@ def gradio_theme() -> gr.themes.Base:
         font_mono=["ui-monospace", "monospace"],
     ).set(
         body_background_fill="*neutral_50",
-        body_background_fill_dark="*neutral_950",
         body_text_color_subdued="*neutral_600",
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",

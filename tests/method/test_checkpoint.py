@@ -111,4 +111,5 @@ def test_a_failed_save_keeps_the_old_adapter(saved, monkeypatch, tiny_fingerprin
     with pytest.raises(OSError, match="No space"):
         save_adapter(random_adapter(tiny_fingerprint, seed=9, description="Another."), folder, "New.")
     assert torch.equal(load_adapter(folder).prompts, adapter.prompts)
+    assert (folder / "README.md").read_text() == "A card."
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", WEIGHTS, CONFIG]

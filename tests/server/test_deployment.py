@@ -38,7 +38,7 @@ def place(command: str = "", **environment: str) -> Place:
         ("--public --train", {}, {"training": True}),
         ("", SPACE, {"host": "0.0.0.0", "port": 7860, "public": True, "training": False}),
         ("--share", SPACE, {"share": False, "public": True}),  # a Space has its address
-        ("", {**SPACE, "LLAMA_ADAPTER_TRAIN": "1"}, {"training": True}),
+        ("", {**SPACE, "LLAMA_ADAPTER_TRAIN": "1", "GRADIO_SERVER_PORT": "90"}, {"training": True, "port": 90}),
     ],
 )
 def test_arguments_and_environment_describe_the_place(
