@@ -113,7 +113,7 @@ def check_pictures(recipe: RecipeFile, examples: FileExamples, log: Callable[[st
 def with_encoder(
     config: TrainConfig, device: torch.device, starts_anew: bool
 ) -> tuple[TrainConfig, VisualEncoder | None]:
-    """Loads the encoder of config.vision, if any; a new adapter's config gets its sizes. Raises ConfigError."""
+    """Loads the encoder of config.vision, if any; a new adapter's config gets its sizes. Raises LoadError."""
     vision = config.vision
     if vision is None:
         return config, None

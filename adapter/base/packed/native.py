@@ -56,8 +56,8 @@ def features() -> frozenset[str]:
 def version_of(*modules: str) -> int:
     """A number that changes with the source of modules. It is asked for while they are imported: files may change.
 
-    numba's disk cache sees changes of a function's own file and of what its closure holds, not of other modules: a
-    cached function holds this number of theirs.
+    numba's disk cache sees a function's own file as it is when the code is saved, and what its closure holds, but
+    no other modules: a cached function holds this number of them all.
     """
     return zlib.crc32(b"".join(Path(str(sys.modules[module].__file__)).read_bytes() for module in modules))
 
