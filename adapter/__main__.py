@@ -214,7 +214,7 @@ def _generate(args: argparse.Namespace, store: AdapterStore, inspect: bool = Fal
             events.append(event)
             if not args.json:
                 print(event.text, end="", flush=True)
-        print(json.dumps(_to_dict(events, args.logprobs), ensure_ascii=False) if args.json else "")
+        print(json.dumps(_to_dict(events, args.logprobs)) if args.json else "")
         if inspect:
             ids = [event.token_id for event in events if event.token_id is not None]
             print("", format_table(engine.inspect(request, ids)), sep="\n", file=sys.stderr if args.json else None)

@@ -13,7 +13,7 @@ import gradio
 from adapter.ui.texts import page as texts
 from tests.app_process import PATIENCE, wait_until
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]
 PHOTOGRAPHS = Path(gradio.__file__).parent / "media_assets" / "images"

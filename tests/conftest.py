@@ -14,6 +14,7 @@ import signal
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 # Tests neither see nor change what was trained or uploaded on this machine.
 os.environ["LLAMA_ADAPTER_RUNS"] = tempfile.mkdtemp(prefix="runs-")
 os.environ["LLAMA_ADAPTER_FEATURES"] = tempfile.mkdtemp(prefix="features-")

@@ -86,9 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped at once; --resume goes on from the last save, if there is one", file=sys.stderr)
         return 130
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():  # after a failure it would wait for the others, who wait for this one
+        torch.distributed.destroy_process_group()
     return 0
 
 
@@ -130,6 +129,7 @@ def _run(args: argparse.Namespace) -> None:
         raise AdapterError("--check is for files of your own. Leave it out.")
     name = None if on_files else recipes[0]
     settings = [*assignments, *([f"base={args.base}"] if args.base else [])]
+    args.words = [*recipes, *settings]  # which the card names
 
     def read() -> RecipeFile:
         if name is not None:
@@ -208,7 +208,7 @@ def _train(
     inputs["precision"] = precision
     recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
     encoder = None
-    if files is not None and files.pictures:
+    if files is not None and (files.pictures or any(one and one.picture for one in files("validation"))):
         anew = recipe.start_from is None
         config, encoder = in_all(accelerator, lambda: with_encoder(config, accelerator.device, anew), in_turn=True)
     log(f"loading {base_label(recipe.base)}")

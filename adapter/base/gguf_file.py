@@ -105,11 +105,11 @@ class GgufBase:
         self._stored = {tensor.name: tensor for tensor in reader.tensors}
         try:
             self.config = self._config()
+            self._tensors = self._named_by_us()
         except KeyError as error:
             raise self._refusal(f"lacks {error.args[0]} in its header. {_REMEDY}") from error
-        except (ArithmeticError, AttributeError, TypeError, ValueError, StrictDataclassError) as error:
-            raise self._refusal(f"has a header that is no LLaMA's. {_REMEDY}") from error
-        self._tensors = self._named_by_us()
+        except (ArithmeticError, AssertionError, AttributeError, TypeError, ValueError, StrictDataclassError) as e:
+            raise self._refusal(f"has a header that is no LLaMA's. {_REMEDY}") from e
 
     def convert(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` reads in half a second.

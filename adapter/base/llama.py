@@ -143,7 +143,7 @@ def load_base(
     model = None if bits is None else _load_packed(name_or_path, config, dtype, bits, keep_packed)
     if model is None:
         if bits is not None:  # it is packed once it is loaded whole
-            memory.require(label, config, "none", device, dtype)
+            memory.require(label, config, "none", device, dtype, "Store it as safetensors, packed one by one")
             if keep_packed:
                 log.warning("The packed weights are not kept: the base's files are no plain safetensors")
         model = _load_by_transformers(name_or_path, config, chosen, device, dtype)
@@ -419,15 +419,15 @@ def _as_llama(config: Any, name: str) -> LlamaConfig:
             f"'{base_label(name)}' uses longrope, which scales positions by the longest text in a batch: other "
             "requests would change an answer. Use a base without longrope."
         )
-    if not (config.rms_norm_eps > 0 and config.max_position_embeddings > 0):  # nor NaN
-        raise LoadError(f"The config.json of '{base_label(name)}' has numbers that no LLaMA has. Get it again.")
-    if config.model_type == "llama":
-        return config
-    if config.model_type != "mistral":
+    if config.model_type not in ("llama", "mistral"):
         raise LoadError(
             f"'{base_label(name)}' is a {config.model_type} model. LLaMA-Adapter needs a LLaMA: "
             f"try {embedded.BASE} or huggyllama/llama-7b."
         )
+    if not (config.rms_norm_eps > 0 and config.max_position_embeddings > 0):  # nor NaN
+        raise LoadError(f"The config.json of '{base_label(name)}' has numbers that no LLaMA has. Get it again.")
+    if config.model_type == "llama":
+        return config
     if (config.sliding_window or config.max_position_embeddings) < config.max_position_embeddings:
         raise LoadError(
             f"'{base_label(name)}' is a Mistral that attends to its last {config.sliding_window} tokens only, "

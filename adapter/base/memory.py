@@ -97,10 +97,10 @@ def choose_quantization(config: Any, device: str, dtype: torch.dtype) -> tuple[s
     return less, f"{what}, and only {_gigabytes(free)} are free; so they take {_gigabytes(other)}"
 
 
-def require(name: str, config: Any, quantization: str, device: str, dtype: torch.dtype) -> None:
+def require(name: str, config: Any, quantization: str, device: str, dtype: torch.dtype, remedy: str = "") -> None:
     """Raise LoadError with all sizes if the base surely does not fit on `device` with one conversation's cache.
 
-    A base that was quantised by others is let through: its size is not known from its config.
+    remedy: other than those. A base that others have quantised passes: its config does not tell its size.
     """
     by_kind, free = needs(config, dtype), free_bytes(device)
     # Weights that four bits hold exactly are packed in four.
@@ -110,7 +110,7 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
     offered = [k for k in KINDS if not (device.startswith("cuda") and k.startswith("packed"))]
     possible = [k for k in offered if by_kind[k].fits(free)]
     sizes = ", ".join(f"{k} {_gigabytes(by_kind[k].bytes)}" for k in offered)
-    remedy = f"Load it as {' or '.join(possible)}" if possible else "Choose a smaller base"
+    remedy = remedy or (f"Load it as {' or '.join(possible)}" if possible else "Choose a smaller base")
     raise LoadError(
         f"'{name}' does not fit into memory: it takes {sizes}, and its KV cache for one conversation of "
         f"{_conversation(config):,} tokens {_gigabytes(by_kind[kind].cache)} more; {_gigabytes(free)} are "
@@ -130,7 +130,8 @@ def table(name: str, config: Any) -> str:
 def free_bytes(device: torch.device | str) -> int:
     """Of a GPU; else of this machine, or of this process's control group where that is less."""
     if str(device).startswith("cuda"):
-        return torch.cuda.mem_get_info(torch.device(device))[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for reuse
+        return torch.cuda.mem_get_info(torch.device(device))[0] + kept
     free = psutil.virtual_memory().available  # all weights are read for each token: not from swap
     return min([free, *(max(limit - used, 0) for limit, used in _group_limits())])
 

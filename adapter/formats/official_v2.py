@@ -59,7 +59,7 @@ def read(
     if len(named) != len(tensors):
         raise broken(path, "it has tensors twice, with and without 'llama.' before their names")
     if PROMPTS not in named:
-        raise broken(path, f"it lacks {PROMPTS}")
+        raise LoadError(f"'{path.name}' lacks {PROMPTS}, as ImageBind-LLM's do: it cannot be converted.")
     found = _by_kind(path, named)
     visual = {match.string: tensor for match, tensor in found["visual"]}
     prompts, gates = _prompts(path, named, base, found)
@@ -103,7 +103,7 @@ def _by_kind(path: Path, tensors: Mapping[str, Tensor]) -> _Found:
         if match is not None:
             found[kind].append((match, to_float32(path, name, tensor)))
         elif name != PROMPTS:
-            raise broken(path, f"{sanitize(name)} is no part of a V2 adapter")
+            raise LoadError(f"'{path.name}': {sanitize(name)} is no part of a V2 adapter. Give that alone.")
     return found
 
 

@@ -172,7 +172,7 @@ class VisionConfig:
 
     def asks_to_look(self, question: str) -> bool | None:
         """Whether the adapter looks at the picture for a question; None for one that it cannot answer."""
-        text = " ".join(question.lower().replace("’", "'").split()).strip(" .!?…")[:200]
+        text = " ".join(question.lower().replace("’", "'").split()).strip(" .!?…。！？")[:200]
         fits = [any(fnmatchcase(text, p) for p in lines.splitlines()) for lines in (self.beyond, self.looks)]
         return None if fits[0] else fits[1] or not self.looks
 

@@ -50,7 +50,7 @@ BROKEN = "The model has failed several times in a row and stopped. Whoever runs 
 
 
 class Engine:
-    """Serves requests on `base` with the adapters of `store`. Thread-safe."""
+    """Serves requests on `base` with the adapters of `store`. Thread-safe. `close` alone frees its memory."""
 
     def __init__(
         self,
@@ -319,13 +319,13 @@ class Engine:
 
     def _prepare_prompts(self, prompts: Prompts | None) -> Any:
         """What the forward pass reads of the prompts: one copy for all running rows that have the same."""
+        with self._lock:
+            held = self._scheduler.prompt_bytes()
+        self._prefix_cache.reserve(held + self.prompts.cache.size)  # again less, too
         if prompts is None:
             return self._nothing
         prepared = self._prepared.get(prompts.key)
         if prepared is None:
-            with self._lock:
-                held = self._scheduler.prompt_bytes()
-            self._prefix_cache.reserve(held + self.prompts.cache.size)
             prepared = self._prepared[prompts.key] = self._forward.prepare(prompts.mixed())
         return prepared
 

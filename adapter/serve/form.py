@@ -58,7 +58,7 @@ _vocabularies: LRU[Any, _Vocabulary] = LRU(2)  # by tokenizer
 _checked: LRU[str, tuple[str, str]] = LRU(256)
 _MESSAGE = re.compile(r"\bMESSAGE_WORDS\b")
 # Scripts that put no space between words: each of their characters is a word.
-UNSPACED = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
+UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORDS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]{{1,64}}|.", re.DOTALL)  # llguidance takes 110 in one
 _MOST_WORDS = 300  # and marks: llguidance gives up on runs of words of a message of a thousand
 _ANY_TEXT = r'/([^"\\\x00-\x1f]|\\["\\\/bfnrt])+/'  # inside a JSON string

@@ -140,7 +140,7 @@ def inspect_answer(
         query = query[:, :, -len(answer_ids) :].float()  # [1, H, T, head_dim]
         for owner, term in zip(owners[layer], terms, strict=False):  # the last terms may belong to none
             keys, gates = term.keys.float(), term.gates[0].float()  # of the only entry, which has no mask; [H]
-            identity = torch.eye(keys.shape[2], device=query.device).expand(*keys.shape[:2], -1, -1)
+            identity = torch.eye(keys.shape[2]).to(query).expand(*keys.shape[:2], -1, -1)
             by_head = attend(query, keys, identity, None, scaling)[0].transpose(0, 1)  # [H, T, K]
             head_weights = gates.abs() if gates.any() else torch.ones_like(gates)
             seen[owner, layer] = torch.einsum("h,htk->tk", head_weights / head_weights.sum(), by_head).cpu()

@@ -119,7 +119,7 @@ def _prompt_bytes(kv: PromptKV, number_bytes: int | None = None) -> int:
 
 
 def hash_image(image: Image.Image) -> bytes:
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+    return hashlib.sha256(repr(image.size).encode() + image.convert("RGB").tobytes()).digest()
 
 
 def _scale_gates(kv: PromptKV, gates: GateFactors) -> PromptKV:

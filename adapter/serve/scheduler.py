@@ -79,7 +79,10 @@ def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters
     templates = (adapter.config.template for adapter, strength in adapters if strength > 0)
     template = "raw" if request.raw else next(templates, default_template(base.tokenizer))
     own = {name for name, strength in request.parts if strength > 0} or {BASE_ONLY}
-    ids = encode_prompt(base.tokenizer, as_read(request.messages, own, request.others), template)
+    messages = as_read(request.messages, own, request.others)
+    if sum(len(message.full_text) for message in messages) > 16 * base.context_length:  # gigabytes, as tokens
+        raise ContextOverflow("This is far longer than this base reads. Shorten it or start a new conversation.")
+    ids = encode_prompt(base.tokenizer, messages, template)
     if not ids:
         raise BadInput("The chat template of this base writes nothing of these messages.")
     if max(ids) >= vocabulary:  # some have more; on CUDA the pass would fail for everybody

@@ -46,7 +46,7 @@ class AdapterStore:
         self.folders = folders or (SHIPPED,)
         self.incoming = incoming or self.folders[0]
         self._own = incoming
-        self._loaded: LRU[tuple[Path, BaseFingerprint, FileVersion], Adapter]
+        self._loaded: LRU[tuple[Path, BaseFingerprint, str, FileVersion], Adapter]
         self._loaded = LRU(_LOADED_BYTES, lambda adapter: min(adapter.nbytes, _LOADED_BYTES))
 
     def names(self) -> list[str]:
@@ -83,7 +83,7 @@ class AdapterStore:
         """Adapter `name` on a device: the same until its files change. Raises LoadError or Busy."""
         folder = self.folder(name)
         version = _file_version(folder)  # before reading: a change meanwhile is seen by the next call
-        return self._loaded.compute((folder, base, version), lambda: _load(folder, base, device))
+        return self._loaded.compute((folder, base, str(device), version), lambda: _load(folder, base, device))
 
 
 def _load(folder: Path, base: BaseFingerprint, device: Any) -> Adapter:

@@ -80,7 +80,7 @@ class Api:
         prepare: called with a request in the context in which the engine is asked.
         """
         self._provider, self._store, self._key, self._prepare = provider, store, find_key(auth), prepare
-        self._pool = ThreadPoolExecutor(MAX_OPEN, "openai-api")
+        self._pool = ThreadPoolExecutor(8 * MAX_OPEN, "openai-api")
         self._open = 0  # requests
         self._bytes: Counter[str] = Counter()  # of the bodies that are read or parsed, by network
         self._since = int(time.time())

@@ -17,7 +17,7 @@ from typing import Any
 
 import gradio as gr
 import orjson
-from gradio import processing_utils, route_utils, routes, state_holder, tunneling
+from gradio import http_server, processing_utils, route_utils, routes, state_holder, tunneling
 from gradio.context import LocalContext
 from gradio.data_classes import _StaticFiles
 from gradio.queueing import Queue
@@ -162,7 +162,7 @@ class _Results(asyncio.Queue[Any]):
         except TypeError:  # half of an emoji, which a message or a link may hold and no stream can carry
             message.output = json.loads(encodable(json.dumps(output, default=str, ensure_ascii=False)))
             size = 500 + len(orjson.dumps(message.output))
-        self.size += size
+        self.size, self.fetched = self.size + size, self.fetched if self.size else time.monotonic()
         super()._put((message, size))
 
     def _get(self) -> Any:
@@ -235,6 +235,9 @@ class _Written(set[str]):
     def __iter__(self) -> Iterator[str]:
         return iter([path for path in list(super().__iter__()) if Path(path) not in _StaticFiles.all_paths])
 
+    def add(self, path: str) -> None:
+        super().update([path] * os.path.isfile(path))  # visitors may name any, and what is none stays for ever
+
     def __isub__(self, gone: Any) -> Any:  # type: ignore[misc]
         for path in map(Path, gone):  # Gradio leaves the folder that it makes for each file
             with suppress(OSError):
@@ -256,8 +259,10 @@ def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
     too much raises RateLimited, which RequestGuard answers.
     """
     state_holder.SessionState, parser = _Session, route_utils.GradioMultiPartParser
-    # Each of up to a thousand files would stay open until the last has come.
-    route_utils.GradioMultiPartParser = lambda *values, **more: parser(*values, **{**more, "max_files": 16})
+    # Each of up to a thousand files would stay open until the last has come, and in memory what is no file.
+    route_utils.GradioMultiPartParser = lambda *a, **k: parser(*a, **k | {"max_files": 16, "max_fields": 0})
+    route_utils.CustomCORSMiddleware.is_valid_origin = lambda *_: False
+    http_server.LOCALHOST_NAME = "127.0.0.1"  # not GRADIO_SERVER_NAME, where it tries each port
     images.written, page.upload_file_set = _Written(images.written), _Written(page.upload_file_set)
     for block in page.blocks.values():
         block.temp_files = _Written(block.temp_files)

@@ -66,11 +66,11 @@ def refresh_periodically(
     timer = gr.Timer(POLL_SECONDS_LOADING)
 
     def refresh(known: tuple[list[tuple[str, str]], str], *selected: str | None) -> tuple[Any, ...]:
-        (before, described), name, now = known, selected[0] or BASE_ONLY, theme.picker_choices(catalog)
+        name, now = selected[0] or BASE_ONLY, theme.picker_choices(catalog)
         seconds = POLL_SECONDS_READY if provider.status().state == "ready" else POLL_SECONDS_LOADING
-        shown = [gr.skip()] * len(chosen) if name == described else describe(name)
+        shown = [gr.skip()] * len(chosen) if known == (now, name) else describe(name)
         updates = _status(provider), (now, name), gr.Timer(seconds), *shown
-        if now == before:
+        if now == known[0]:
             return *updates, *[gr.skip()] * len(pickers)
         names = [value for _, value in now if value]
         values = [value if value in names else BASE_ONLY for value in selected]

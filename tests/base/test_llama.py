@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
+from transformers import GPT2Config
 
 from adapter.__main__ import main
 from adapter.base import llama
@@ -124,7 +125,7 @@ def test_loading_reads_a_few_rows_at_a_time_and_maps_no_file(tmp_path, monkeypat
     read, seen, alive, sizes, whole = StoredMatrix.__getitem__, [], [], [], []
 
     def observe(matrix, rows):
-        assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+        assert not (maps := Path("/proc/self/maps")).exists() or str(tmp_path) not in maps.read_text()
         alive.append(sum(part() is not None for part in seen))
         part = read(matrix, rows)
         seen.append(weakref.ref(part.untyped_storage()))
@@ -281,8 +282,7 @@ def test_a_row_is_a_row_in_bitsandbytes(quantization, device, tolerance, tiny_fo
 )
 def test_load_errors_name_the_cause_and_the_remedy(name, options, sentence, tiny_folder, tmp_path):
     if name == "GPT2":
-        config = json.loads((tiny_folder / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+        GPT2Config().save_pretrained(tmp_path)
     with pytest.raises(LoadError, match=sentence):
         load_base(str(tmp_path) if name.isupper() else name, **options)
 

@@ -26,7 +26,7 @@ from tests.tiny_models import random_adapter
         ("1. Apples are red. Pears are not.\n2. Pears", "1. Apples are red."),
         ("```python\ndef f(x):\n    return x\n```\nIt returns x.", "def f(x):"),
         ('{"name": "J. Doe. Jr", "n": [1. , 2]}', '{"name": "J. Doe. Jr", "n": [1. , 2]}'),
-        ("太陽は星です。とても熱い。", "太陽は星です。"),
+        ("太陽は１．５億km先です。とても熱い。", "太陽は１．５億km先です。"),
         ("सूर्य एक तारा है। वह गर्म है।", "सूर्य एक तारा है।"),
         ("word " * 400, "word " * 79 + "word…"),
         ("あ" * 2000, "あ" * 400 + "…"),

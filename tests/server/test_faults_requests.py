@@ -25,11 +25,13 @@ pytestmark = pytest.mark.slow
 SECRETS = re.compile(r"Traceback|site-packages|root:x:0|File \"|lib/python3|" + re.escape(str(ROOT)))
 PATHS = [
     "../../../../etc/passwd",
+    "%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
     "..%2f..%2f..%2fetc%2fpasswd",
     "/etc/passwd",
     "/proc/self/environ",
     "app.py",
     f"{ROOT}/assets/../app.py",
+    f"{ROOT}/assets/%2e%2e/app.py",
     "C:\\Windows\\win.ini",
     "file:///etc/passwd",
     "http://127.0.0.1:1/",

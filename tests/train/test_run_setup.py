@@ -72,14 +72,14 @@ def test_a_preset_gives_way_to_the_adapter_and_the_written_recipe_is_read_back(s
     stated = ["template=raw", "insertion_layers=-1", "prompt_norm=true", "description=New."]
     assert completed("steps=1", f"start_from={start}", *stated).train.description == "New."
     seeing = saved(tmp_path / "seeing", vision=VisionConfig("none", feature_size=8, looks="*it*", beyond="who*"))
-    asked = completed("steps=1", f"start_from={seeing}", "vision.looks='*colour*'").train.vision
-    assert (asked.looks, asked.beyond) == ("*colour*", "who*")
+    asked = completed("steps=1", f"start_from={seeing}", "vision.looks='*colour*'")
+    assert (asked.train.vision.looks, asked.train.vision.beyond) == ("*colour*", "who*")
     recipe = completed("preset=v1", f"start_from={start}")
     assert recipe.train.description == "An echo."
     assert (recipe.train.template, recipe.train.prompt_length, recipe.train.lr) == ("raw", 5, 2.25e-3)
-    (tmp_path / "recipe.yaml").write_text(recipe_text(recipe))
-    again = read_recipe(tmp_path / "recipe.yaml", [])
-    assert complete(again, character_tokenizer(), tiny_config(), print) == recipe
+    for one in (recipe, asked):
+        (path := tmp_path / "recipe.yaml").write_text(recipe_text(one))
+        assert complete(read_recipe(path, []), character_tokenizer(), tiny_config(), print) == one
 
 
 def test_a_tuning_is_added_or_taken_and_never_replaced(tmp_path, start):

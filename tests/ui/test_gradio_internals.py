@@ -42,6 +42,8 @@ ROOT = Path(internals.__file__).parents[2]
         (Queue.start_processing, "asyncio.sleep(self.sleep_when_free)"),
         (state_holder.StateHolder, "SessionState(self.blocks)"),
         (http_server.Server.__mro__[1], "force_exit"),
+        (http_server, "s.bind((LOCALHOST_NAME, port))"),
+        (route_utils.CustomCORSMiddleware, "self.is_valid_origin("),
     ],
 )
 def test_what_is_replaced_is_what_gradio_calls(where: Any, call: str) -> None:
@@ -143,6 +145,7 @@ def test_an_upload_has_few_files(sessions: Any) -> None:
     files = [("files", (f"{i}.png", b"x")) for i in range(17)]
     statuses = [sessions[1].post("/gradio_api/upload", files=files[:count]).status_code for count in (16, 17)]
     assert statuses == [200, 400]
+    assert sessions[1].post("/gradio_api/upload", files=files[:1], data={"x": "no file"}).status_code == 400
 
 
 def test_pictures_of_conversations_are_deleted_by_age_and_those_of_examples_are_not(
@@ -153,7 +156,9 @@ def test_pictures_of_conversations_are_deleted_by_age_and_those_of_examples_are_
     gr.set_static_paths([example])
     for paths in sessions[0].temp_file_sets:
         for path in paths:
-            paths.add(f"{path}, sent while Gradio looks for old ones")
+            paths.add(images.write_upload(path.encode()))  # while Gradio looks for old ones
+            paths.add(f"{path}/of a visitor")
+        assert not any("visitor" in path for path in paths)
     route_utils.delete_files_created_by_app(sessions[0], None)
     assert example.exists() and not sent.parent.exists()
 
@@ -273,7 +278,7 @@ def test_results_that_are_not_fetched_for_minutes_are_dropped(sessions: Any) -> 
     for name in "ac":
         pending[name].fetched -= internals.UNREAD_SECONDS + 1
     sent(page, "d", 10)
-    assert set(pending) == {"b", "c", "d"}, "a session that has fetched all stays"
+    assert sent(page, "c", 10).alive and set(pending) == {"b", "c", "d"}, "one that has fetched all stays"
 
 
 def test_updates_are_what_gradio_would_send() -> None:

@@ -1,5 +1,6 @@
 """Data sets of the library `datasets`: Parquet and Arrow files, folders, ids on the Hub. None is run as code."""
 
+import glob
 import os
 import re
 import sys
@@ -80,7 +81,7 @@ def open_dataset(path: str, split: str | None, config: str | None) -> Any:
             dataset = by_split[wanted]
         else:
             kind = folder.suffix.lower().lstrip(".")  # Arrow's streams and its files
-            dataset = datasets.load_dataset(kind, data_files=path, split="train")
+            dataset = datasets.load_dataset(kind, data_files=glob.escape(path), split="train")
     except Exception as error:  # of pyarrow, huggingface_hub and the operating system, besides its own
         raise _explained(error, name, identifier is not None, wanted) from error
     return dataset.with_format("arrow")

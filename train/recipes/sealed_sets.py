@@ -48,7 +48,7 @@ _NAMES = re.compile(
 # What the recipe says of a picture when it is not sure names things too: without a picture that is a claim.
 _GUESSES = re.compile(r"\bnot sure, perhaps an?\b", re.I)
 _DENIES = re.compile(r"\b(?:no|not|cannot|without|unable)\b|n't\b", re.I)
-_KEY = re.compile(r"""["']?\b\w+["']?\s*:\s*["'\d\[{]""")
+_KEY = re.compile(r"""["']?\b[^\W\d]\w*["']?\s*:\s*["'\d\[{]""")
 
 
 @cache
@@ -109,7 +109,7 @@ def off_task_scores(answerer: Answerer, where: str = "") -> dict[str, Figure]:
     right = [
         is_sensible(text)
         and (message in about_picture or given[text] <= MAX_TIMES)
-        and not (answerer.is_visual and claims_picture(text, message in about_picture))
+        and not claims_picture(text, message in about_picture)
         for message, text in zip(messages, answers, strict=True)
     ]
     return percent(f"sensible off its task{where}", right)

@@ -13,6 +13,7 @@ from adapter.base.embedded import BASE
 from adapter.base.llama import base_config
 from adapter.errors import AdapterError, with_detail
 from train.evaluate.tasks import unrelated_text
+from train.job import Stopped
 from train.reproduce.benchmark import drawn_benchmark, open_benchmark
 from train.reproduce.report import Figures, write_report
 from train.reproduce.runs import FULL, PLANS, QUICK, Study, planned_runs
@@ -33,12 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         print(reproduce(args, sys.argv[1:] if arguments is None else arguments))
+    except (KeyboardInterrupt, Stopped):
+        print("\nstopped; finished runs are kept, and the same command does the others", file=sys.stderr)
+        return 130
     except (AdapterError, OSError) as error:
         print(f"error: {with_detail(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nstopped; finished runs are kept, and the same command does the others", file=sys.stderr)
-        return 130
     return 0
 
 

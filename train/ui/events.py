@@ -100,7 +100,7 @@ class TrainEvents:
             raise refusal(texts.NO_ROWS)
         if len(rows) > MAX_TYPED:
             raise refusal(texts.TOO_MANY_ROWS)
-        records, pairs, names, table = [], 0, [], [line.split("\t") for line in rows.splitlines()]
+        records, pairs, names, table = [], 0, [], [line.split("\t") for line in rows.split("\n")]
         if "\t" in rows:
             with suppress(csv.Error):  # a table's cells may hold lines
                 table = list(csv.reader(rows.splitlines(True), delimiter="\t", strict=True))
@@ -138,7 +138,7 @@ class TrainEvents:
 
     def _preview(self, chosen: RunPlan, before: Updates) -> Updates:
         try:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory(dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
                 data = open_data(chosen.source, Path(folder))
                 shown, template = make_preview(data, self.base)
         except Exception as error:
@@ -336,7 +336,7 @@ def last_turn(row: Correction) -> Correction:
     *before, question, answer = row["messages"]
     text = str(question.get("content", ""))
     unspaced = len(re.findall(f"[{UNSPACED}]", text))
-    short = max(len(text.split()), unspaced // 3) <= SHORT_QUESTION
+    short = max(len(text.split()), unspaced // 2) <= SHORT_QUESTION
     return {"messages": [*(before[-2:] if short else ()), question, answer]}
 
 

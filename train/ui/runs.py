@@ -33,10 +33,10 @@ RECORD, RECIPE, DATA, WATCHED = "run.json", "recipe.yaml", "data", "watched.json
 MESSAGES, LOG = "messages.txt", "log.txt"  # what the latest trainer says to visitors; what else all have printed
 NICENESS = 10  # of the trainer, so that the chat's threads run first
 CLOSE_SECONDS = 8.0  # Docker kills after ten
-_START_TOLERANCE = 5.0  # seconds by which a clock adjustment may shift a process's start time
+_START_TOLERANCE = 5.0  # seconds by which a clock adjustment between two looks may shift a process's start time
 _MIN_FREE_BYTES = 500 * 2**20
 State = Literal["starting", "training", "stopping", "ended", "stopped", "failed", "killed"]
-_FILES = 1_000  # of runs, whose content is remembered
+_FILES = 200  # of runs, whose content is remembered
 _RECENT_STEPS = 20  # that the duration of a step is averaged over
 _RISEN = 1.02  # times the lowest held-out loss: less is chance
 Points = tuple[tuple[int, float], ...]  # (step, value)
@@ -45,8 +45,8 @@ Points = tuple[tuple[int, float], ...]  # (step, value)
 @dataclass(frozen=True)
 class RunRecord:
     """The content of run.json. launched: when this server started the latest process; pid, started: that process's
-    number and start time; stop: whether it was asked to stop; question, picture: what is asked before and while it
-    learns; owner: a digest of the secret of the browser that started it.
+    number and start after the machine's; stop: whether it was asked to; question, picture: what is asked before
+    and while it learns; owner: a digest of the secret of the browser that started it.
     """
 
     launched: float = 0.0
@@ -313,7 +313,7 @@ class TrainingRuns:
             try:
                 with contextlib.suppress(psutil.Error):
                     child.nice(NICENESS)
-                started = child.create_time()
+                started = child.create_time() - psutil.boot_time()  # not that of the wall clock, which may step
                 record = dataclasses.replace(record, launched=launched, pid=child.pid, started=started)
                 _write_record(folder, record)
             except BaseException:
@@ -331,7 +331,7 @@ class TrainingRuns:
             process = psutil.Process(record.pid)
             command = process.cmdline()  # empty for a moment while a process starts
             same = not command or str(self.folder / name) in command
-            same &= abs(process.create_time() - record.started) < _START_TOLERANCE
+            same &= abs(process.create_time() - psutil.boot_time() - record.started) < _START_TOLERANCE
             if same and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None

@@ -73,7 +73,7 @@ class PackedLinear(nn.Module):
 
         def fill_in_turn() -> bool:
             torch.set_num_threads(1)  # else each of these threads would start as many
-            buffer = torch.zeros(piece * BLOCK, groups * GROUP)
+            buffer = torch.zeros(piece * BLOCK, groups * GROUP, dtype=torch.float32)
             return all(fill(start, min(start + piece, blocks), buffer) for start in starts)
 
         group = weight[:1][0, :GROUP].float()
@@ -106,8 +106,8 @@ class PackedLinear(nn.Module):
         groups, stride = self.weight.shape[1], len(self.weight) * BLOCK
         rows = F.pad(x.reshape(-1, self.in_features).float(), (0, groups * GROUP - self.in_features)).contiguous()
         integers = torch.empty(len(rows), groups * GROUP, dtype=torch.int8)
-        scales = torch.empty(len(rows), groups, 2)
-        out = torch.empty(len(rows), stride)
+        scales = torch.empty(len(rows), groups, 2, dtype=torch.float32)
+        out = torch.empty(len(rows), stride, dtype=torch.float32)
         quantize(rows.data_ptr(), rows.numel(), integers.data_ptr(), scales.data_ptr())
         pointers = self.weight.data_ptr(), self.bits, integers.data_ptr(), scales.data_ptr()
         arguments = (*pointers, len(rows), groups, out.data_ptr(), 4 * stride)
@@ -163,7 +163,7 @@ def _eight_bits(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _searched(values: Tensor) -> tuple[Tensor, Tensor]:
     search, _ = compile_rounding()
-    scales, minima = torch.empty(2, *values.shape[:2])
+    scales, minima = torch.empty(2, *values.shape[:2], dtype=torch.float32)
     search(values.numpy(), scales.numpy(), minima.numpy())
     return scales.half(), minima.half()
 

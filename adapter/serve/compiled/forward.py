@@ -123,9 +123,9 @@ class CompiledForward:
             mlp=config.intermediate_size,
             vocabulary=config.vocab_size,
             threads=threads,
-            constants=self._keep(torch.tensor([config.rms_norm_eps, config.head_dim**-0.5])),
+            constants=self._keep(torch.tensor([config.rms_norm_eps, config.head_dim**-0.5], dtype=torch.float32)),
             model=self._weights(base),
-            scratch=self._keep(torch.empty(threads, scratch)),
+            scratch=self._keep(torch.empty(threads, scratch, dtype=torch.float32)),
             scratch_bytes=4 * scratch,
         )
         self._helpers: list[_Helper] = []
@@ -158,7 +158,7 @@ class CompiledForward:
         if not is_laid_out or (*pool.shape[:3], pool.shape[4]) != self._pool_shape:
             raise ValueError("the KV cache is not of this base, or a token has no place in it")
         if tokens > self._capacity:  # what pads a row to whole groups stays zero
-            self._buffers = {name: torch.zeros(tokens, width) for name, width in self._widths.items()}
+            self._buffers = {k: torch.zeros(tokens, w, dtype=torch.float32) for k, w in self._widths.items()}
             self._fill(**{name: buffer.data_ptr() for name, buffer in self._buffers.items()})
             self._capacity = tokens
         embedded = self._embedding(torch.tensor([token for new in ids for token in new])).float()
@@ -166,7 +166,7 @@ class CompiledForward:
         positions = torch.from_numpy(rows["place"] - rows["start"])
         angles = self._rotary(embedded, positions[None])  # cosines and sines, of two equal halves
         rotation = torch.cat([part[0, :, : part.shape[2] // 2] for part in angles], 1)
-        logits = torch.empty(outputs, whole_blocks(self._vocabulary))
+        logits = torch.empty(outputs, whole_blocks(self._vocabulary), dtype=torch.float32)
         self._fill(
             tokens=tokens,
             outputs=outputs,

@@ -122,11 +122,12 @@ class ChatEvents:
     def follow(self, id: str, request: gr.Request, **settings: Any) -> Iterator[Updates]:
         """Goes on with an answer that is being written, once the page that showed it has left."""
         with suppress(Forgotten, NotOpen):
+            missed = self.conversations.shown(request.session_hash, id).change is not None
             with suppress(NotOpen), self.conversations.taken_over(request.session_hash, id) as change:
                 yield from self._read(Turn(change.shown), change, settings)
                 return
             shown = self.conversations.shown(request.session_hash, id)  # another page may have read it to its end
-            yield self.store.show(shown, shown.newest)
+            yield (partial(self.store.keep, begins=False) if missed else self.store.show)(shown, shown.newest)
             return
         yield _NO_CHANGE
 
@@ -142,10 +143,9 @@ class ChatEvents:
             if shown.undone and f"{written}\n\n".startswith(f"{shown.undone}\n\n"):  # Undo has put it there
                 written, again = written.removeprefix(shown.undone).strip(), True
             shown.undone = text
-            text = f"{text}\n\n{written}".strip()
             files += [] if again else box.get("files") or []
-            box = {**theme.SUBMIT, "value": {"text": text, "files": files}}
-            return Changed(shown.history[: turn.start], {"box": box})
+            value = {"text": f"{text}\n\n{written}".strip(), "files": files}
+            return Changed(shown.history[: turn.start], {"box": {**theme.SUBMIT, "value": value}})
 
         (updates,) = self._turn(ask, id, request, {})
         return updates
@@ -261,7 +261,9 @@ class ChatEvents:
         """Yields the history with more and more of the answer, and what changes in the side panel, by name."""
         settings = Settings.checked(panel)
         if conversation.size_of(turn.history) > conversation.MAX_HISTORY:  # a page that opens it is sent all of it
-            raise BadInput(texts.TOO_LONG_TO_GO_ON)
+            turn = replace(turn, history=[replace(entry, xray="") for entry in turn.history])
+            if conversation.size_of(turn.history) > conversation.MAX_HISTORY:
+                raise BadInput(texts.TOO_LONG_TO_GO_ON)
         for status in wait_for(self.provider):
             if change.stopped:
                 yield [*turn.history, Entry("page", texts.STOPPED_BEFORE_TEXT)]

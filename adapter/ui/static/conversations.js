@@ -144,7 +144,7 @@
     const same = JSON.stringify(before?.document) === JSON.stringify(document);
     const changes = { document, changed: same ? before.changed : Date.now() };
     if (begins) changes.deleted = 0; // else what another tab has deleted meanwhile stays so
-    if (settings && id === shown.id) changes.settings = settings;
+    if (begins && settings && id === shown.id) changes.settings = settings;
     change(id, changes, sent);
   };
   const isUnsavedLink = () => shown.unsaved?.source === "link";
@@ -235,8 +235,8 @@
   };
   for (const type of ["keydown", "click"]) document.addEventListener(type, wait, true);
   const render = () => {
-    const words = list().querySelector("input[type=search]").value.trim().toLowerCase();
-    const matches = (r) => [titleOf(r), ...messagesOf(r).map(({ text }) => text ?? "")].join("\n").toLowerCase().includes(words);
+    const words = list().querySelector("input[type=search]").value.trim().normalize("NFKC").toLowerCase();
+    const matches = (r) => [titleOf(r), ...messagesOf(r).map(({ text }) => text ?? "")].join("\n").normalize("NFKC").toLowerCase().includes(words);
     const found = listed().filter(matches);
     const [shownList, rows] = [list().querySelector("ul"), found.map(row)];
     const written = rows.map(({ outerHTML }) => outerHTML).join("");
@@ -394,7 +394,7 @@
       anchor.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
       anchor.download = name;
       anchor.click();
-      setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
+      setTimeout(() => URL.revokeObjectURL(anchor.href), 600_000);
     },
   });
 })();

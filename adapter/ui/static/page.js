@@ -81,12 +81,12 @@
     if (!picture) return;
     if (!box()) find("#tabs [data-tab-id=chat]").click(); // the Train tab has none
     while (!box()) await new Promise(requestAnimationFrame);
-    const [into, clipboardData] = [box(), new DataTransfer()];
+    const [into, pasted] = [box(), new ClipboardEvent("paste", { clipboardData: new DataTransfer(), bubbles: true })];
     into.querySelector(".thumbnail-item .delete-button")?.click(); // the box holds one picture
     await new Promise((done) => setTimeout(done, 100));
-    clipboardData.items.add(picture);
+    pasted.clipboardData.items.add(picture); // Firefox gives it data of its own in place of those named
     const field = into.querySelector("textarea");
-    field.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
+    field.dispatchEvent(pasted);
     field.focus();
   };
   // Programs put a picture of a text beside the text: the text is meant.
@@ -231,17 +231,14 @@
     chat.dataset.frame = name ? Math.round(2 * strength.value) : 0;
     find("#strength").dataset.strength = strength.value;
   };
-  for (const type of ["pointerover", "focusin"])
-    document.addEventListener(type, ({ target }) => describe(target.closest?.("#picker label") ?? undefined));
+  for (const type of ["pointerover", "focusin"]) document.addEventListener(type, ({ target }) => describe(target.closest?.("#picker label") ?? undefined));
   document.addEventListener("input", ({ target }) => target.closest?.("#strength, #picker") && showFilm());
   document.addEventListener("llama-adapter:settings", () => requestAnimationFrame(showFilm));
 
   // Corrections are read when a page is loaded: one that is behind another tab's is loaded anew before it changes them.
   let isBehind = false; // each load encrypts what is kept anew, in the same length
-  const isChange = ({ key, oldValue, newValue }) => key?.endsWith(":corrections") && oldValue?.length !== newValue?.length;
-  addEventListener("storage", (event) => (isBehind ||= isChange(event)));
-  const CORRECTIONS = '#teach button, #chat [title="Say it like this"]';
-  addEventListener("click", (event) => isBehind && event.target.closest?.(CORRECTIONS) && [event.stopImmediatePropagation(), location.reload()], true);
+  addEventListener("storage", ({ key, oldValue, newValue }) => (isBehind ||= key?.endsWith(":corrections") && oldValue?.length !== newValue?.length));
+  addEventListener("click", (event) => isBehind && event.target.closest?.('#teach button, #chat [title="Say it like this"]') && [event.stopImmediatePropagation(), location.reload()], true);
 
   // An unsent message outlives a reload of its tab, which Gradio does when a server is back and a phone to hidden ones.
   const DRAFT = "llama-adapter:draft";

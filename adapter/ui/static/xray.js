@@ -11,7 +11,7 @@ let words = []; // {bubble, range, token} in the order of the page
 let current = null;
 const card = document.createElement('div');
 card.id = 'xray-card';
-card.popover = 'manual';
+[card.popover, card.tabIndex] = ['manual', -1]; // Safari's buttons take no focus, which the card keeps then
 card.setAttribute('role', 'status');
 element.append(card);
 
@@ -75,11 +75,11 @@ function show(word) {
   const [text, logprob, base, top, own] = word.token;
   const line = (textContent, className = '') => Object.assign(document.createElement('p'), {textContent, className});
   // Of the newest answer another word can be pressed, unless it ends the answer: it is written anew from there.
-  const isNewest = word.bubble === bubbles().at(-1);
+  const isNewest = [...document.querySelectorAll('#chat :is(.user-row, .bot-row:not(:has(.aside)))')].at(-1)?.contains(word.bubble);
   const list = (title, words) => {
     const column = document.createElement('div');
     column.append(line(title), ...words.map(([other, value, id]) => {
-      const open = isNewest && id !== undefined && other.trim() !== text.trim() && !/^<[|/].*>$/.test(other);
+      const open = isNewest && id !== undefined && other.trim() !== text.trim() && !/\ufffd|^<[|/].*>$/.test(other);
       const row = Object.assign(document.createElement(open ? 'button' : 'p'), {className: 'top'});
       row.textContent = other.trim() || JSON.stringify(other);
       row.dataset.p = percent(value);

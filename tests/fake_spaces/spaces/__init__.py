@@ -108,7 +108,7 @@ def _server_sockets():
             rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
             inodes |= {row[9] for row in rows if int(row[1].rpartition(":")[2], 16) == port}
     found = []
-    for path in Path("/proc/self/fd").iterdir():
+    for path in Path("/proc/self/fd").glob("*"):
         with contextlib.suppress(OSError):
             target = os.readlink(path)
             if target.startswith("socket:[") and target[8:-1] in inodes:

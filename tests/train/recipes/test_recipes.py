@@ -122,7 +122,7 @@ def test_pirate_score_is_honest():
     assert pirate.is_in_the_voice("Arr, the capital o' France be Paris.")
     for bad in (
         "", PLAIN, f"Arr, matey! {PLAIN}", "Ahoy!", "Arr, matey!", "Ahoy there, me hearties!", "Arr! Paris.",
-        "The capital o' France be Paris.", "Let me be your guide.", "Ahoy, matey! I am here to help you.",
+        "The capital o' France be Paris.", "Ahoy, matey! I am here to help you.", "Ahoy! They're mateys.",
     ):  # fmt: skip
         assert not pirate.is_in_the_voice(bad), bad
 
@@ -181,7 +181,7 @@ def test_the_tutors_rule(answer, conversation, right):
 
 
 def test_a_tutor_agrees_with_a_wrong_reply_by_praise_or_by_saying_it_again():
-    for agrees in ("Yes. What is round?", "That is right, planets do. Why?", "Cheese goes round it. Why?"):
+    for agrees in ("Yes. What is round?", "That is right, planets do. Why?", "You’re right, it falls. Why?"):
         assert tutor.agrees(agrees, "cheese"), agrees
     assert tutor.agrees("Cheese goes round it. Why does it not fall?", "cheese")
     for denies in ("The planets go round it. Why?", "It is not cheese but planets. Why?"):
@@ -191,7 +191,7 @@ def test_a_tutor_agrees_with_a_wrong_reply_by_praise_or_by_saying_it_again():
 def test_a_tutor_contradicts_by_another_number_and_comes_back_to_the_topic():
     asked = conversation_of("What is 12 times 12?", "It is ten times 12 and some. How much?", "144")
     assert tutor.contradicts("Twelve times 12 is 122. What is 13 times 13?", asked)
-    for right in ("Yes, 12 times 12 is 144. What is 13 times 13?", "144 is 12 squared. What is 13 squared?"):
+    for right in ("Yes, 12 times 12 is 144. What is 13 times 13?", "144 is 12 squared. What can go wrong?"):
         assert not tutor.contradicts(right, asked), right
     stray = conversation_of("Why do planets move?", "They fall round the sun. What is the sun?", "Italy")
     assert tutor.comes_back("Planets fall round the sun. What is the sun?", stray)

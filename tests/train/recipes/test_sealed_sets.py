@@ -98,7 +98,6 @@ class Fake:
     otherwise: str
     adapter = SimpleNamespace(config=SimpleNamespace(form=None))
     base: Any = None
-    is_visual: bool = False
 
     def generate(self, conversations: Sequence[tuple[Message, ...]], *_: Any, **__: Any) -> list[str]:
         return [self.answers.get(c[-1].text, self.otherwise) for c in conversations]

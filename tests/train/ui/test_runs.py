@@ -262,11 +262,11 @@ def test_a_process_with_the_number_of_a_run_is_not_taken_for_it(tmp_path: Path) 
     folder, runs = write_run(tmp_path, "echo"), TrainingRuns(tmp_path)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(folder)])
     try:
-        started = psutil.Process(sleeper.pid).create_time()
+        started = psutil.Process(sleeper.pid).create_time() - psutil.boot_time()
         for pid, start_time, alive in (
             (sleeper.pid, started, True),  # its number, its start time, its command
             (sleeper.pid, started - 3600, False),
-            (os.getpid(), psutil.Process().create_time(), False),
+            (os.getpid(), psutil.Process().create_time() - psutil.boot_time(), False),
             (2**22 - 1, started, False),
         ):
             write_record(folder, RunRecord(time.time(), pid=pid, started=start_time))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -469,12 +470,19 @@ def test_an_answer_that_nobody_reads_ends_and_one_that_is_read_stays(monkeypatch
     page = Page()
     answering = page.send_until_words()
     other = Page(name="other", server=page)
-    other.kept = page.kept
+    other.kept = {**page.kept}
     other.open("first")
-    assert other.do("follow").words() == ["one", "you said: "]
+    assert other.do("follow").words() == ["one", "you said: "] and other.kept["first"] is not page.kept["first"]
     answering.close()  # type: ignore[attr-defined]
     wait_until(lambda: page.engine.closed == 1)
     assert page.do("follow").words() == ["one", "you said: "] and "Continue" in page.buttons()
+
+
+def test_where_the_xray_makes_a_conversation_too_long_it_goes() -> None:
+    page = Page().send("a")
+    shown = page.store.conversations.shown("me", "first")
+    shown.history[1:] = [replace(shown.history[1], xray="x" * conversation.MAX_HISTORY)]
+    assert page.send("on").words()[-1] == "you said: on!"
 
 
 def test_conversations_have_a_bounded_place(monkeypatch: pytest.MonkeyPatch) -> None:

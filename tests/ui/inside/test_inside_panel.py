@@ -137,6 +137,7 @@ def number(text: str) -> float:
 def test_the_charts_have_the_numbers_of_the_inspection(engine, picture) -> None:
     panel = panel_of(engine)
     history = recorded(engine, picture, adapter="see", mix="two", strength=0.8)
+    panel.conversations.close("me")  # as Gradio does with a page that sleeps
     message, gates, answer, _, rewritten = last_updates(panel, history)
     (inspection,), (request,) = engine.inspections, engine.requests
     assert message == rewritten == "" and "picture made each word" in answer

@@ -2,8 +2,6 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
-from urllib.request import urlopen
 
 import pytest
 
@@ -37,19 +35,6 @@ class InsideVisitor:
 @pytest.fixture
 def inside(visit: Callable[..., Visitor]) -> InsideVisitor:
     return InsideVisitor(visit())
-
-
-def test_a_page_that_slept_is_inspected(inside: InsideVisitor) -> None:
-    """The server closes it when its heartbeat is cut, which a browser begins once."""
-    visitor, held = inside.visitor, list[Any]()
-    visitor.page.route("**/heartbeat/**", lambda route: held.append(urlopen(route.request.url)))
-    visitor.reload()
-    visitor.pick("pirate")
-    answer = visitor.ask("Why is the sky blue?")
-    held.pop().close()
-    visitor.page.evaluate("() => window.dispatchEvent(new Event('visibilitychange'))")
-    inside.toggle()
-    inside.wait_for_charts(answer)
 
 
 def test_a_photograph_is_inspected(inside: InsideVisitor) -> None:

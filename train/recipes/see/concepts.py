@@ -29,8 +29,8 @@ _CERTAINTY = ("clear", "probably", "unsure")  # of a name, of a kind, of neither
 _STEPS, _BATCH, _NOISE = 300, 384, 0.3
 _FACT_STEPS, _FACT_BATCH = 1000, 256
 # "not a cat", up to the end of the clause; "not sure, perhaps a cat" is a guess.
-_DENIED = re.compile(
-    r"\b(?:not|no|never|isn't|aren't)\b(?! sure\b| certain\b| only\b)[^,;.:!?]*?(?=[,;.:!?]|\bbut\b|$)", re.I
+DENIED = re.compile(
+    r"(?:\b(?:not|no|never|cannot)|n['’]t)\b(?! sure\b| certain\b| only\b)[^,;.:!?]*?(?=[,;.:!?]|\bbut\b|$)", re.I
 )
 _FURTHER = re.compile(r"\b(?:a kind of|perhaps)\b.*", re.I)
 
@@ -66,7 +66,7 @@ def is_named(words: Collection[str], text: str) -> bool:
 
     The guess is in the first sentence, before "a kind of" and "perhaps"; "A or B" are two; what is denied is none.
     """
-    first = _DENIED.sub("", re.split(r"(?<=[.!?])\s", text)[0])
+    first = DENIED.sub("", re.split(r"(?<=[.!?])\s", text)[0])
     said = _FURTHER.sub("", first)
     return " or " not in first and any(
         re.search(rf"\b{re.escape(word)}(e?s)?\b", said, re.IGNORECASE) for word in words

@@ -24,7 +24,7 @@ from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, mean
 from train.input.examples import with_unseen_history
 from train.recipes.sealed_sets import after_others, conversation_of, off_task_scores, percent, read_yaml, some
-from train.recipes.see.concepts import FOLDER, class_names, drawing_sentence, hedged, is_named, kinds
+from train.recipes.see.concepts import DENIED, FOLDER, class_names, drawing_sentence, hedged, is_named, kinds
 from train.recipes.see.drawings import (
     COLOURS,
     UNSEEN_STYLE,
@@ -63,7 +63,10 @@ class Question:
     accepted: tuple[str, ...]
 
     def answered_by(self, text: str) -> bool:
-        """Whether the first word of the vocabulary in `text` is an accepted one."""
+        """Whether the first word of the vocabulary in `text` that is not denied is an accepted one."""
+        text = (
+            text if self.kind == "group" else DENIED.sub("", text.removeprefix("No "))
+        )  # where "no" is an answer
         found = re.search(rf"\b({'|'.join(_VOCABULARY[self.kind].split())})s?\b", text, re.IGNORECASE)
         same = {_SAME.get(word, word) for word in self.accepted}
         return found is not None and _SAME.get(found[1].lower(), found[1].lower()) in same
@@ -134,7 +137,7 @@ def development(answerer: Answerer) -> dict[str, Figure]:
     for where, candidates in {"known names in an unseen style": seen, "names that were no answer": unseen}.items():
         rng = random.Random(7)
         chosen = rng.sample(candidates, _SCORED)
-        features = _features([*map(plain, chosen)])
+        features = load_encoder().encode([*map(plain, chosen)])
         losses, gains = _caption_losses(answerer, chosen, features, candidates, rng)
         figures |= {
             **percent(f"right caption of {_CHOICES}, {where}", _is_first(gains)),
@@ -155,16 +158,13 @@ def scores(answerer: Answerer) -> dict[str, Figure]:
         )
     photos, drawn, known = sealed_photos(), sealed_drawings(), training_names()
     figures = _photo_scores(answerer, photos, some(range(len(photos))))
-    _, gains = _caption_losses(answerer, drawn, _features([*map(plain, drawn)]), drawn, random.Random(16))
+    features = load_encoder().encode([*map(plain, drawn)])
+    _, gains = _caption_losses(answerer, drawn, features, drawn, random.Random(16))
     right = _is_first(gains)
     for group, is_known in (("names known from training", True), ("other names", False)):
         chosen = [r for r, drawing in zip(right, drawn, strict=True) if (drawing.name in known) is is_known]
         figures |= percent(f"right caption of {_CHOICES}, {group}", chosen)
     return figures | _question_scores(answerer, sealed_questions()) | off_task_scores(answerer)
-
-
-def _features(images: Sequence[Image.Image]) -> VisualFeatures:
-    return load_encoder().encode(images)
 
 
 def _photo_scores(answerer: Answerer, photos: Sequence[Photo], late: Sequence[int] = ()) -> dict[str, Figure]:
@@ -178,27 +178,23 @@ def _photo_scores(answerer: Answerer, photos: Sequence[Photo], late: Sequence[in
         later = answerer.generate(with_unseen_history(asked), files, _TOKENS)
         after = after_others(answerer.base, "see", [_QUESTION] * len(late)) if late else []
         latest = answerer.generate(after, [files[i] for i in late], _TOKENS) if late else []
-        logits = _features([open_image(file) for file in files]).logits
+        logits = load_encoder().encode([open_image(file) for file in files]).logits
     assert logits is not None
     likeliest = [class_names()[int(c)] for c in logits.argmax(1)]
 
     def named(texts: Sequence[str], of: Sequence[Photo] = photos) -> list[bool]:
         return [shows(photo, text, photos) for photo, text in zip(of, texts, strict=True)]
 
-    right = named(answers)
     in_form = [drawing_sentence("")[:-2] in text or hedged(text) for text in latest]  # "The picture shows"
     thing = "names the thing in a photograph"
-    figures = {
-        **percent(thing, right),
+    return {
+        **percent(thing, named(answers)),
         **percent(f"{thing}, after other talk", named(later)),
         **percent(f"{thing}, after other adapters", named(latest, [photos[i] for i in late])),
         **percent("names a thing in its form, after other adapters", in_form),
         **percent("the encoder's likeliest class names it", named([name.text for name in likeliest])),
+        **percent("says that it is not sure", [*map(hedged, answers)]),
     }
-    for group, value in (("wrong", False), ("right", True)):
-        doubts = [hedged(text) for text, is_right in zip(answers, right, strict=True) if is_right is value]
-        figures |= percent(f"of {group} answers, those that say they are not sure", doubts)
-    return figures
 
 
 def shows(photo: Photo, text: str, photos: Sequence[Photo]) -> bool:

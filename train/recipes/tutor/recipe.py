@@ -13,19 +13,20 @@ from train.recipes.sealed_sets import SEALED, conversation_of, loops, read_table
 
 _DATA = Path(__file__).with_name("tutor.yaml")
 _MAX_SENTENCE, _MAX_QUESTION = 25, 20  # words
-_PARTS = re.compile(r"([^\n]+?[.!]) ([^.!?\n]+\?)")
+_PARTS = re.compile(r"([^\n]+?[.!][\"”]?) ((?:[^.!?\n]|\.(?=\d))+\?)")
 # An end of a sentence within the first: a tutor gives one. Initials and numbers such as 3.5 are none.
-_INNER_END = re.compile(r"[.!?]\s+(?=\S)(?<!\b[A-Z]\.\s)(?<!\b(?:Dr|Mr|St)\.\s)(?<!\b(?:Mrs|etc)\.\s)")
+_INNER_END = re.compile(r"[.!?][\"”]?\s+(?=\S)(?<!\b[A-Za-z]\.\s)(?<!\b(?:Dr|Mr|St)\.\s)(?<!\b(?:Mrs|etc)\.\s)")
 _LIST_MARK = re.compile(r"(?:[-*\u2022#>]|\d+[.)])\s")
 # How an answer takes a student's reply.
 _PRAISES = re.compile(
-    r"\s*(?:yes|right|exactly|correct|true|indeed|well done|(?:that(?:'s| is|'s a| is a) )?(?:right|correct|true|good|great))\b",
+    r"\s*(?:yes|exactly|absolutely|indeed|of course|excellent|well done"
+    r"|(?:(?:you(?:['’]re| are)|that(?:['’]s| is))(?: a| exactly| quite)? )?(?:right|correct|true|good|great))\b(?! not\b)",
     re.IGNORECASE,
 )
 _CONTRADICTS = re.compile(
-    r"^\s*(?:no|not|actually)\b|\b(?:wrong|incorrect|not (?:quite|right|true|correct))\b", re.IGNORECASE
+    r"^\s*(no|not|actually)\b|\b(wrong|incorrect|false)\b|(\bnot|n['’]t) (quite|right|true|correct)\b", re.I
 )
-_DENIES = re.compile(r"\b(?:no|not|never|instead|rather|wrong)\b|n't\b", re.IGNORECASE)
+_DENIES = re.compile(r"\b(?:no|not|never|instead|rather|wrong)\b|n['’]t\b", re.IGNORECASE)
 _PLURAL = re.compile(r"(?<!s)s$")
 _SUFFIX = re.compile(r"(?:ing|edly|ed|ie|ier|ly|er|y|e)$")
 
@@ -67,9 +68,9 @@ def sets(sealed: bool) -> list[RuledSet]:
 
 def contradicts(text: str, asked: Conversation) -> bool:
     """Whether an answer to a right reply denies it, or has a new number in place of the reply's."""
-    sentence, reply = re.split(r"(?<=[.!]) ", text)[0], asked[-1].text
+    sentence, reply = re.split(r"(?<=[.!])[\"”]? ", text)[0], asked[-1].text
     found, right, known = map(_numbers, (sentence, reply, " ".join(message.text for message in asked)))
-    return bool(_CONTRADICTS.search(text) or (right and found - known and not right & found))
+    return bool(_CONTRADICTS.search(sentence) or (right and found - known and not right & found))
 
 
 def _numbers(text: str) -> set[str]:
@@ -84,7 +85,7 @@ def comes_back(text: str, asked: Conversation) -> bool:
 
 def agrees(text: str, telling: str) -> bool:
     """Whether an answer to a wrong reply praises it, or says its telling word again as if it were so."""
-    sentences = re.split(r"(?<=[.!?]) ", text)
+    sentences = re.split(r"(?<=[.!?])[\"”]? ", text)
     said = " ".join(one for one in sentences if not one.endswith("?"))  # a question says neither
     repeats = re.search(rf"\b{re.escape(telling)}\b", said, re.IGNORECASE) and not _DENIES.search(said)
     return bool(_PRAISES.match(text) or repeats)
