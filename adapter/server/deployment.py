@@ -49,7 +49,7 @@ class Place:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of app.py, checked; ends the program with a sentence where they are wrong."""
     parser = argparse.ArgumentParser("app.py", description="Chat with a frozen LLaMA through swappable adapters.")
-    add, password = parser.add_argument, os.environ.get(AUTH_VARIABLE) or None
+    add, password = parser.add_argument, os.environ.get(AUTH_VARIABLE, "").strip() or None
     add("--host", help="address to listen on (default GRADIO_SERVER_NAME, or 127.0.0.1: this machine only)")
     add("--port", type=int, help=f"port (default: the first free one from GRADIO_SERVER_PORT or {FIRST_PORT})")
     add("--base", metavar="NAME", help="Hugging Face id, folder or GGUF file (default: the embedded one)")
@@ -131,7 +131,7 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
     # Not for strangers by default: training takes the machine for minutes, and an upload is their file.
     training = arguments.train
     if training is None:
-        variable = environment.get(TRAIN_VARIABLE, "").lower()
+        variable = environment.get(TRAIN_VARIABLE, "").strip().lower()
         training = variable in ("1", "true", "yes", "on") if variable else not public
     return Place(
         host=host,

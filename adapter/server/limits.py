@@ -37,7 +37,7 @@ PLACES = {
     "answer": (ANSWERS_AT_ONCE, _ANSWERS.format("written"), 5),
     "inspection": (6, _ANSWERS.format("looked into"), 5),  # of eight that the engine lets wait and run
     "page": (128, _CONNECTIONS, 30),  # each holds one while it is open; a school may share an address
-    "file": (256, _CONNECTIONS, 5),  # a page asks for a hundred at once where its proxy speaks HTTP/2
+    "file": (1024, _CONNECTIONS, 5),  # a page asks for a hundred at once where its proxy speaks HTTP/2
     "stream": (64, _CONNECTIONS, 30),  # of pages that are being answered
     "call": (24, _CONNECTIONS, 30),  # to /v1, which takes twice as many at once
     "body": (24, _CONNECTIONS, 5),  # messages and uploads that are on their way

@@ -171,8 +171,7 @@ class RequestGuard:
         frames: origins of pages that may show this one in a frame; preload: the page's header `Link`.
         """
         self._app, self._limits, self._uploads, self._most = app, limits, uploads, most
-        self._policy = (_POLICY + frames).strip()
-        self._preload = preload
+        self._policy, self._preload = (_POLICY + frames).strip(), preload
         self._folders = {Path(os.path.abspath(uploads)), Path(os.path.realpath(uploads))}
         self._uploading = 0
 
@@ -183,6 +182,7 @@ class RequestGuard:
                 headers["Content-Security-Policy"] = self._policy
                 if self._preload and get_route_path(scope) == "/":
                     headers["Link"] = self._preload
+                    headers["Cache-Control"] = "no-store"  # a restored tab's events may be another version's
             await send(message)
 
         if scope["type"] == "lifespan":

@@ -36,11 +36,11 @@ class Records(Sequence[Record]):
     ) -> None:
         """format: "auto" or one of FORMATS. dataset: whose cells the items' pictures are. Raises DataError."""
         self.path, self.images, self.has_splits, self.uncaptioned = path, images, has_splits, tuple(uncaptioned)
-        self._dataset = dataset
-        self._file, self._lock, self._ends = tempfile.TemporaryFile(), threading.Lock(), array("q", [0])  # noqa: SIM115
+        self._dataset, self._lock, self._ends = dataset, threading.Lock(), array("q", [0])
         first: sources.Item | None = None  # the first record that fits, else that can be read, else of all
         worst = 3
         try:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
             for item in items:
                 if worst and (faults := _faults(item[1], format)) < worst:
                     first, worst = item, faults

@@ -139,7 +139,7 @@ class TrainingRun:
 
 
 class TrainingRuns:
-    """The runs in one folder. Safe for any number of threads, and for several servers over the same folder."""
+    """The runs in one folder. Safe for any number of threads, and for several servers of one machine over it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -29,7 +29,7 @@
   const { fetch } = window;
   window.fetch = async (...asked) => {
     const path = String(asked[0]?.url ?? asked[0]);
-    const [regular, joins] = [/\/(run\/predict|app_id)$/.test(path), path.includes("/queue/join")];
+    const [regular, joins] = [/\/(run\/predict|app_id)(\?|$)/.test(path), path.includes("/queue/join")];
     const late = regular && setTimeout(() => showServer(false), LATE_MS);
     if (path.includes("/queue/data")) trackStream(asked[0]);
     let response;
@@ -40,7 +40,7 @@
       if (regular) showServer(response?.status < 502); // a proxy may answer for it
       if (regular && response?.status === 401) location.reload(); // the server began anew, and knows no cookie of before
       if (joins && response && streams) missed = true; // maybe
-      if (joins && !response?.ok) window.chatPage.refused(); // an event ends without a result
+      if (joins && response && !response.ok) window.chatPage.refused(); // an event ends without a result
     }
   };
 
