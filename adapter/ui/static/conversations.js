@@ -144,7 +144,7 @@
     const same = JSON.stringify(before?.document) === JSON.stringify(document);
     const changes = { document, changed: same ? before.changed : Date.now() };
     if (begins) changes.deleted = 0; // else what another tab has deleted meanwhile stays so
-    if (begins && settings && id === shown.id) changes.settings = settings;
+    if (settings && id === shown.id) changes.settings = settings;
     change(id, changes, sent);
   };
   const isUnsavedLink = () => shown.unsaved?.source === "link";
