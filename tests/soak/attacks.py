@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import h11
 import httpx
 import torch
 from safetensors.torch import load_file, save_file
@@ -340,8 +341,7 @@ def uploads(attacker: Attacker) -> str:
         headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": str(10**8)}
         begun = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + b"y" * 100_000
         return checked(http.post("/gradio_api/upload", content=iter([begun]), headers=headers))
-    storm = [("files", (f"{i}.png", b"z" * 1000)) for i in range(300)]
-    return checked(http.post("/gradio_api/upload", files=storm))
+    return checked(http.post("/gradio_api/upload", files=[("files", (f"{i}.png", b"z")) for i in range(300)]))
 
 
 ATTACKS: tuple[Attack, ...] = (*(overflow, garbage, forged, leave, never_read, unread, pictures, login, uploads),)
@@ -356,5 +356,5 @@ def outcome(attack: Attack, attacker: Attacker) -> str:
         return status if status.isdecimal() else f"no answer: {str(said)[:60]}"
     except (httpx.TimeoutException, TimeoutError):
         return "timeout"
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, h11.ProtocolError, OSError, UnicodeError) as error:
         return f"({type(error).__name__})"
