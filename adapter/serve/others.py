@@ -10,7 +10,7 @@ from adapter.serve.settings import Others
 
 _LONGEST = 400  # characters of a first sentence; a longer one is cut
 # Full stops of all scripts; those of the second group end a sentence without a space behind them.
-_END = re.compile(r"(?:[.!?…؟۔।॥։።፧܀]+|(?:[。！？｡︒။។།]|(?<![\dA-Za-zＡ-ｚ])．)+)[\"'”’»›)\]）」』*_`]*")
+_END = re.compile(r"(?:[.!?…؟۔।॥։።፧܀]+|(?:[。！？｡︒။។།]|．(?![\dA-Za-zＡ-ｚ]))+)[\"'”’»›)\]）」』*_`]*")
 _UNSPACED = "。！？｡．︒။។།"
 _ABBREVIATION = re.compile(
     r"mrs?|ms|dr|prof|st|sr|jr|vs|approx|ca|cf|inc|ltd|co|mt|jan|feb|aug|sept?|oct|nov|dec|bzw|vgl|sra|dra"

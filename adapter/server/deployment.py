@@ -49,7 +49,7 @@ class Place:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of app.py, checked; ends the program with a sentence where they are wrong."""
     parser = argparse.ArgumentParser("app.py", description="Chat with a frozen LLaMA through swappable adapters.")
-    add, password = parser.add_argument, os.environ.get(AUTH_VARIABLE, "").strip() or None
+    add, secret = parser.add_argument, os.environ.get(AUTH_VARIABLE) or None  # blanks alone are refused below
     add("--host", help="address to listen on (default GRADIO_SERVER_NAME, or 127.0.0.1: this machine only)")
     add("--port", type=int, help=f"port (default: the first free one from GRADIO_SERVER_PORT or {FIRST_PORT})")
     add("--base", metavar="NAME", help="Hugging Face id, folder or GGUF file (default: the embedded one)")
@@ -66,7 +66,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     what = "others may ask, through a proxy on this machine for example; implied by --share and another --host"
     add("--public", action="store_true", help=what)
     what = f"ask for this name and password; {AUTH_VARIABLE} in the environment is not seen by other users"
-    add("--auth", metavar="USER:PASS", default=password, help=what)
+    add("--auth", metavar="USER:PASS", default=secret and (secret.strip() or secret), help=what)
     what = "whether visitors may train adapters and bring their own (default: if only this machine may ask)"
     add("--train", action=argparse.BooleanOptionalAction, help=what)
 

@@ -103,7 +103,7 @@ class TrainEvents:
         records, pairs, names, table = [], 0, [], [line.split("\t") for line in rows.split("\n")]
         if "\t" in rows:
             with suppress(csv.Error):  # a table's cells may hold lines
-                table = list(csv.reader(rows.splitlines(True), delimiter="\t", strict=True))
+                table = list(csv.reader([f"{line}\n" for line in rows.split("\n")], delimiter="\t", strict=True))
         for number, cells in enumerate([list(map(str.strip, cells)) for cells in table]):
             if not number and len(cells) > 1 and format_of(dict.fromkeys(map(str.lower, cells), "")):
                 names = [cell.lower() for cell in cells]

@@ -358,7 +358,7 @@
     kept: 0, // how often the server has sent one to be kept
     connect,
     begin: () => void begun.then(send),
-    // The server has refused an event, or it cannot be reached: maybe that of a conversation to be shown.
+    // The server has refused an event, maybe that of a conversation to be shown.
     refused: () => isOpening && !next && page.opened(before.id),
     // A conversation is shown, or could not be: then the page goes on with the one before, or with a new one.
     opened: (id, names, values) => {
