@@ -222,8 +222,7 @@ def recipe_text(recipe: RecipeFile) -> str:
     text: dict[str, Any] = {"data": parts[0] if len(parts) == 1 else parts}
     for config in (recipe, recipe.train):
         text |= {key: value for key, value in _settings(config).items() if key not in _NOT_WRITTEN}
-    vision = recipe.train.vision
-    if recipe.start_from is not None and vision is not None:  # the rest is the adapter's, and no settings
+    if recipe.start_from is not None and (vision := recipe.train.vision):  # the rest is the adapter's, no settings
         text["vision"] = {"looks": vision.looks, "beyond": vision.beyond}
     return yaml.safe_dump(text, sort_keys=False)
 

@@ -100,10 +100,11 @@ class TrainEvents:
             raise refusal(texts.NO_ROWS)
         if len(rows) > MAX_TYPED:
             raise refusal(texts.TOO_MANY_ROWS)
-        records, pairs, names, table = [], 0, [], [line.split("\t") for line in rows.split("\n")]
+        records, pairs, names, lines = [], 0, [], rows.rstrip("\r\n").split("\n")
+        table = [line.split("\t") for line in lines]
         if "\t" in rows:
             with suppress(csv.Error):  # a table's cells may hold lines
-                table = list(csv.reader([f"{line}\n" for line in rows.split("\n")], delimiter="\t", strict=True))
+                table = list(csv.reader([f"{line}\n" for line in lines], delimiter="\t", strict=True))
         for number, cells in enumerate([list(map(str.strip, cells)) for cells in table]):
             if not number and len(cells) > 1 and format_of(dict.fromkeys(map(str.lower, cells), "")):
                 names = [cell.lower() for cell in cells]
