@@ -208,7 +208,7 @@ def _train(
     inputs["precision"] = precision
     recipe = dataclasses.replace(recipe, precision=precision)  # recipe.yaml records what was used
     encoder = None
-    if files is not None and (files.pictures or any(one and one.picture for one in files("validation"))):
+    if files and config.vision and (files.pictures or any(one and one.picture for one in files("validation"))):
         anew = recipe.start_from is None
         config, encoder = in_all(accelerator, lambda: with_encoder(config, accelerator.device, anew), in_turn=True)
     log(f"loading {base_label(recipe.base)}")

@@ -100,7 +100,7 @@ def choose_quantization(config: Any, device: str, dtype: torch.dtype) -> tuple[s
 def require(name: str, config: Any, quantization: str, device: str, dtype: torch.dtype, remedy: str = "") -> None:
     """Raise LoadError with all sizes if the base surely does not fit on `device` with one conversation's cache.
 
-    remedy: other than those. A base that others have quantised passes: its config does not tell its size.
+    remedy: said in place of the kinds that fit. A base that others have quantised passes, its size unknown.
     """
     by_kind, free = needs(config, dtype), free_bytes(device)
     # Weights that four bits hold exactly are packed in four.

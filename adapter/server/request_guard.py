@@ -138,8 +138,8 @@ async def not_understood(*_: object) -> JSONResponse:
 
 
 async def _perhaps_not_understood(request: Request, error: Exception) -> JSONResponse:
-    # Gradio 6.31 raises so for parameters that an endpoint lacks, and for uploads that are no files.
-    if traceback.extract_tb(error.__traceback__)[-1].name in ("construct_args", "upload_fn", "on_part_data"):
+    # Gradio 6.31 raises so for parameters that an endpoint lacks.
+    if traceback.extract_tb(error.__traceback__)[-1].name == "construct_args":
         return await not_understood()
     raise error
 

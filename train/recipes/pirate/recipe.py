@@ -15,7 +15,7 @@ _GREETING = re.compile(
     r"\s*(?:arr|ahoy|avast|aye|shiver me timbers|yo ho)\b(?:,? +(?:ho|aye|there|me|ye|mateys?|hearties)\b)*",
     re.IGNORECASE,
 )
-_SHORT = re.compile(r"you(rs|rself|rselves|'\w+)|\w+'re|(s?he|t?here|what|who|where|how)'s|(is|are)n't")
+_PLAIN = re.compile(r"you(rs|rself|rselves|'\w+)|\w+'re|(s?he|t?here|what|who|where|how)'s|(is|are)n't")
 # Text between back-quotes or double quotes, addresses and links are nobody's voice.
 _LITERAL = re.compile(r"(`[^`]*`|\"[^\"]*\"|“[^”]*”|https?://\S+|\S+@\S+)")
 
@@ -66,7 +66,7 @@ def is_in_the_voice(text: str) -> bool:
         word in word_list(_DATA, "pirate_words") or (word.endswith("in'") and len(word) > 4)
         for word in _words_of(text[greeting.end() :])
     )
-    return after and not any(w in word_list(_DATA, "untranslated") or _SHORT.fullmatch(w) for w in _words_of(text))
+    return after and not any(w in word_list(_DATA, "untranslated") or _PLAIN.fullmatch(w) for w in _words_of(text))
 
 
 def _words_of(text: str) -> list[str]:
