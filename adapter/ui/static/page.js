@@ -26,6 +26,12 @@
       if (missed) setTimeout(() => missed && !streams && window.chatPage.act(""), 50);
     });
   };
+  // It also takes a stream that a proxy ends to be open still, and hears nothing more: the page is loaded anew.
+  let cut = false;
+  const watchStream = async (body, { signal }) => {
+    await body.pipeTo(new WritableStream()).catch(() => {});
+    setTimeout(() => (cut ||= !signal.aborted), 1000); // Gradio aborts it when the server has closed it
+  };
   const { fetch } = window;
   window.fetch = async (...asked) => {
     const path = String(asked[0]?.url ?? asked[0]);
@@ -34,11 +40,13 @@
     if (path.includes("/queue/data")) trackStream(asked[0]);
     let response;
     try {
-      return (response = await fetch(...asked));
+      response = await fetch(...asked);
+      if (path.includes("/queue/data") && response.ok) watchStream(response.clone().body, asked[0]);
+      return response;
     } finally {
       clearTimeout(late);
       if (regular) showServer(response?.status < 502); // a proxy may answer for it
-      if (regular && response?.status === 401) location.reload(); // the server began anew, and knows no cookie of before
+      if (regular && (response?.status === 401 || (cut && response?.ok))) location.reload(); // 401: the server began anew
       if (joins && response && streams) missed = true; // maybe
       if (joins && response && !response.ok) window.chatPage.refused(); // an event ends without a result
     }

@@ -9,9 +9,9 @@ import pytest
 from adapter.ui.texts import page as texts
 from tests.app_process import wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
-from tests.ui.fake_page import GatedEngine, closed_gate, runs_folder, url
+from tests.ui.fake_page import GatedEngine, closed_gate, url
 
-__all__ = ["closed_gate", "runs_folder", "url"]  # fixtures
+__all__ = ["closed_gate", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
@@ -178,3 +178,9 @@ def test_a_conversation_that_cannot_be_opened_leaves_the_page_able_to_send(visit
     visitor.page.route("**/run/predict*", lambda route: route.fulfill(status=502), times=1)  # as a proxy does
     visitor.page.get_by_role("alert").get_by_text(texts.SERVER_GONE).wait_for()
     visitor.complaints.clear()
+    # A proxy may also end a stream of results as if it were whole.
+    visitor.page.route("**/queue/data*", lambda route: route.fulfill(content_type="text/event-stream"), times=1)
+    with visitor.page.expect_event("load"):
+        visitor.type("Good evening.")
+    visitor.page.wait_for_function("() => window.chatPage?.restored")
+    assert visitor.ask("Still there?") == "you said: Still there?!"
