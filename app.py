@@ -100,8 +100,7 @@ def build_page(
                 with gr.Tab(texts.TRAIN, id="train"):
                     runs = runs or TrainingRuns(deployment.runs_folder())
                     train_tab(page, tabs, provider, runs, store, chat, base, public=public)
-        pickers = [*chat.pickers, *comparing]
-        refresh_periodically(provider, store, status, pickers, chat.chosen, chat.describe)
+        refresh_periodically(provider, store, status, [*chat.pickers, *comparing], chat.chosen, chat.describe)
         page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page
 
@@ -121,9 +120,9 @@ def make_loader(
         from adapter.serve.store import SHIPPED, AdapterStore
 
         runs = deployment.runs_folder()
-        adapters = AdapterStore(*arguments.adapters, runs, SHIPPED, incoming=runs)
-        store.bind(adapters)
         name = arguments.base or embedded.BASE
+        adapters = AdapterStore(*arguments.adapters, runs, *[SHIPPED] * store.shipped, incoming=runs)
+        store.bind(adapters)
         if name == embedded.BASE:
             report(f"Fetching and converting {name}, the first time only")
             embedded.base_folder()
@@ -134,7 +133,7 @@ def make_loader(
             try:
                 from adapter.cluster.engine import connect
             except ImportError as error:
-                needs = "--cluster needs Ray: pip install -e '.[cluster]' in the folder of this program."
+                needs = "--cluster needs Ray: .venv/bin/pip install -e '.[cluster]' in the folder of this program."
                 raise LoadError(needs, str(error)) from error
             return connect(arguments.cluster, name, *settings, adapters, arguments.keep_packed)
         report(f"Loading {base_label(name)}")
@@ -191,7 +190,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         os.environ["GRADIO_ROOT_PATH"] = path.rstrip("/")  # with a slash at its end Gradio would find no route
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", deployment.PROXIES_OF_A_SPACE)  # uvicorn reads it
-    store = AdapterCatalog()
+    store = AdapterCatalog(shipped=arguments.base in (None, embedded.BASE))
     limits, metrics = Limits(place.public), Metrics(store)
     provider = make_loader(arguments, place, store, limits, metrics)
     if place.zero_gpu:

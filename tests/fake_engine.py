@@ -33,6 +33,8 @@ class FakeCard:
 class FakeCatalog:
     """A catalog of a text adapter, "poet", and a visual one, "see"."""
 
+    shipped = True
+
     def __init__(self) -> None:
         self.cards = {name: FakeCard(name) for name in ("poet", "see")}
         see = self.cards["see"].config

@@ -27,14 +27,7 @@ from adapter.base import embedded, memory
 from adapter.base.decoder import adapt
 from adapter.base.disk_cache import MANIFEST, build_once, cache_dir, is_built
 from adapter.base.gguf_file import find_gguf, gguf_config, gguf_folder
-from adapter.base.hf_folder import (
-    SHARD_BYTES,
-    WEIGHT_FILES,
-    StoredMatrix,
-    stored_tensors,
-    tensor_files,
-    tensor_shapes,
-)
+from adapter.base.hf_folder import SHARD_BYTES, WEIGHTS, StoredMatrix, stored_tensors, tensor_files, tensor_shapes
 from adapter.base.packed.integer_product import compile_products
 from adapter.base.packed.quantize import REVISION, PackedEmbedding, PackedLinear, pack, quantize_linears
 from adapter.base.template import Message, default_template, encode_prompt
@@ -133,11 +126,12 @@ def load_base(
         raise LoadError(f"quantization must be one of {', '.join(embedded.QUANTIZATIONS)}, got {quantization!r}.")
     if (device := _usable_device(device)) == "cpu":
         torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
+    remedy = "" if dtype is None else "Choose a smaller precision, as bf16, nf4 or int8, or a smaller base"
     dtype = dtype or memory.half_precision(device)
     config, label = base_config(name_or_path), base_label(name_or_path)
     chosen, why = _chosen_quantization(quantization, config, device, dtype)
     log.info("Loading %s on %s as %s: %s", label, device, dtype if chosen == "none" else chosen, why)
-    memory.require(label, config, chosen, device, dtype)
+    memory.require(label, config, chosen, device, dtype, remedy)
     tokenizer = load_tokenizer(name_or_path)
     bits = {"packed-int4": 4, "packed-int8": 8}.get(chosen)
     model = None if bits is None else _load_packed(name_or_path, config, dtype, bits, keep_packed)
@@ -177,7 +171,7 @@ def _chosen_quantization(asked: str, config: LlamaConfig, device: str, dtype: to
     if getattr(config, "quantization_config", None):
         raise LoadError("This base is quantised already. Use it as it is, with quantisation 'auto'.")
     if device != "cpu":
-        raise LoadError("Packed weights are multiplied by processors only. Use nf4, or device 'cpu'.")
+        raise LoadError("Packed weights are multiplied by processors only. Use nf4, or CUDA_VISIBLE_DEVICES=''.")
     try:
         compile_products()
     except Exception as error:  # numba and LLVM raise nearly anything
@@ -195,7 +189,7 @@ def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int, 
     try:
         folder = beside = Path(_source(name))
         if not folder.is_dir():
-            folder = Path(snapshot_download(name, allow_patterns=[*WEIGHT_FILES, "generation_config.json"]))
+            folder = Path(snapshot_download(name, allow_patterns=[*WEIGHTS, "generation_config.json"]))
             beside = cache_dir() / name.replace("/", "--")  # the Hub's own cache is not ours to add to
         place, state = beside / f"packed-int{bits}", _packed_from(folder, dtype)
         config.tie_word_embeddings &= "lm_head.weight" not in tensor_files(folder)  # as transformers does
@@ -463,7 +457,7 @@ def _not_loaded(name: str, error: BaseException) -> LoadError:
     if os.path.exists(os.path.expanduser(name)):
         remedy = "Check that the folder holds config.json, the weights as safetensors and the tokenizer."
     elif isinstance(error.__cause__ or error, GatedRepoError):  # such as Meta's own
-        remedy = "It is gated: accept its terms on the Hub and run `hf auth login`, or give a folder."
+        remedy = "It is gated: accept its terms on the Hub and run `.venv/bin/hf auth login`, or give a folder."
     elif constants.is_offline_mode():
         remedy = "HF_HUB_OFFLINE is set: give a folder, unset it, or use " + embedded.BASE + "."
     else:

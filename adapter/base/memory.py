@@ -109,7 +109,8 @@ def require(name: str, config: Any, quantization: str, device: str, dtype: torch
         return
     offered = [k for k in KINDS if not (device.startswith("cuda") and k.startswith("packed"))]
     possible = [k for k in offered if by_kind[k].fits(free)]
-    sizes = ", ".join(f"{k} {_gigabytes(by_kind[k].bytes)}" for k in offered)
+    names = {k: "fp32" if (k, dtype.itemsize) == ("bf16", 4) else k for k in offered}
+    sizes = ", ".join(f"{names[k]} {_gigabytes(by_kind[k].bytes)}" for k in offered)
     remedy = remedy or (f"Load it as {' or '.join(possible)}" if possible else "Choose a smaller base")
     raise LoadError(
         f"'{name}' does not fit into memory: it takes {sizes}, and its KV cache for one conversation of "

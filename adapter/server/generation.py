@@ -132,9 +132,12 @@ class EngineProvider:
 
 
 class AdapterCatalog:
-    """The adapter store of a page that is up before the libraries that read adapters; empty until `bind`."""
+    """The adapter store of a page that is up before the libraries that read adapters; empty until `bind`.
+    shipped: whether the page's base is that of the shipped adapters.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, shipped: bool = True) -> None:
+        self.shipped = shipped
         self._store: AdapterStore | None = None
 
     def bind(self, store: AdapterStore) -> None:

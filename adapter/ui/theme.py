@@ -48,7 +48,7 @@ class ExampleCard:
         return f"{self.title}\n“{self.text}”"
 
 
-def examples() -> list[ExampleCard]:
+def examples(catalog: AdapterCatalog) -> list[ExampleCard]:
     """For the shipped adapters. Pictures are copied to the uploads, the only files that a message may name."""
     photograph, drawing = (write_upload(path.read_bytes()) for path in (PHOTOGRAPH, DRAWING))
     gr.set_static_paths([photograph, drawing])  # which are not deleted by age
@@ -58,7 +58,7 @@ def examples() -> list[ExampleCard]:
         ExampleCard(texts.EXAMPLE_DRAWING, texts.EXAMPLE_DRAWING_MESSAGE, "see", drawing),
         ExampleCard(texts.EXAMPLE_TUTOR, texts.EXAMPLE_TUTOR_MESSAGE, "tutor"),
     ]
-    return [card for card in cards if (SHIPPED / card.adapter).is_dir()]
+    return [card for card in cards if catalog.shipped and (SHIPPED / card.adapter).is_dir()]
 
 
 def films_html(adapters: Sequence[str]) -> str:
@@ -108,7 +108,7 @@ def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:
     a label is its name, which page.css shows. Before the catalog is opened these are the shipped adapters.
     """
     choices, own = [(texts.BASE_CARD, "")], []
-    shipped = sorted(folder.name for folder in SHIPPED.glob("*") if (folder / "config.json").is_file())
+    shipped = sorted(folder.name for folder in SHIPPED.glob("*/") if catalog.shipped)
     for name in catalog.names() or shipped:
         try:
             card = catalog.card(name)

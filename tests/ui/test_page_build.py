@@ -9,10 +9,12 @@ import pytest
 import app
 from adapter.errors import LoadError
 from adapter.serve.settings import PAGE_PENALTY
+from adapter.server.generation import AdapterCatalog
 from adapter.ui import theme
 from adapter.ui.toasts import refusal, toast
 from tests.app_process import ROOT
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
+from train.ui import texts as train_texts
 
 
 def test_errors_for_a_browser_have_no_detail_and_no_markup(toasts: list[str]) -> None:
@@ -30,6 +32,15 @@ def test_every_text_is_there() -> None:
             names = set(re.findall(rf"\b{alias or module}\.(\w+)", source)) if module != "read" else ()
             module = importlib.import_module(f"adapter.ui.texts.{module}") if names else None
             assert not [name for name in names if not hasattr(module, name)], file
+    for file in (ROOT / "train" / "ui").glob("*.py"):
+        names = re.findall(r"\btexts\.([A-Z]\w+)", file.read_text(encoding="utf-8"))
+        assert not [name for name in names if not hasattr(train_texts, name)], file
+
+
+def test_beside_another_base_the_page_begins_without_the_shipped_adapters() -> None:
+    first, other = (theme.picker_choices(AdapterCatalog(shipped)) for shipped in (True, False))
+    assert {theme.FIRST_ADAPTER} < {name for _, name in first} and [name for _, name in other] == [""]
+    assert theme.examples(AdapterCatalog()) and not theme.examples(AdapterCatalog(shipped=False))
 
 
 def test_a_model_card_loads_nothing_into_the_browser() -> None:

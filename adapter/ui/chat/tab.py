@@ -41,7 +41,7 @@ def chat_tab(
     page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog, uploads: bool = True, public: bool = False
 ) -> TabParts:
     """Lays the chat out. uploads: whether visitors may add adapters; public: then none is deleted."""
-    examples = theme.examples()
+    examples = theme.examples(catalog)
     js = "window.chatPage.connect({ open: data => trigger('open', data), act: data => trigger('act', data) })"
     link = hub_question() if uploads else None
     words = {name: html.escape(text) for name, text in vars(texts).items() if isinstance(text, str)}

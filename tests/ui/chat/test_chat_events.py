@@ -59,7 +59,7 @@ class Page:
             self.engine = engine or EchoEngine()
             with gr.Blocks():
                 self.store = ConversationStore(ReadyProvider(self.engine), FakeCatalog())  # type: ignore[arg-type]
-            self.events = ChatEvents(theme.examples(), self.store)
+            self.events = ChatEvents(theme.examples(self.store.catalog), self.store)
         else:
             self.engine, self.store, self.events = server.engine, server.store, server.events
         self.view: View = []
