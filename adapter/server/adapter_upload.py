@@ -70,7 +70,10 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
                 check_form(config.form)
             if config.vision is not None and config.vision.encoder not in _known_encoders(store):
                 seen = f"sees through the encoder '{sanitize(config.vision.encoder)}', which is not here"
-                raise BadInput(f"Adapter '{folder.name}' {seen}. Bring one that uses {embedded.ENCODER}.")
+                other = (
+                    f"Bring one that uses {embedded.ENCODER}, or add it on the server: python -m adapter convert."
+                )
+                raise BadInput(f"Adapter '{folder.name}' {seen}. {other}")
             with names_lock(into):
                 return _move_into_store(folder, into, store)
     except OSError as error:
@@ -78,18 +81,20 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
         raise LoadError(text, str(error)) from error
 
 
-def add_from_hub(name: str, store: AdapterStore, base: BaseFingerprint, token: str | bool) -> tuple[str, bool]:
-    """Adds the adapter of `owner/name[@revision]` under its name there. token: of who asks, or False. Raises
-    BadInput or LoadError and then has kept nothing.
+def add_from_hub(
+    place: str, name: str, store: AdapterStore, base: BaseFingerprint, token: str | bool
+) -> tuple[str, bool]:
+    """Adds the adapter of `owner/name[@revision]`, as `name` or its own. token: of who asks, or False.
+    Raises BadInput or LoadError and then has kept nothing.
     """
-    if (repository := hub.parse(name.strip())) is None:
+    if (repository := hub.parse(place.strip())) is None:
         raise BadInput("An adapter on the Hub is named as owner/name.")
     with tempfile.TemporaryDirectory(dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
         files = hub.download(*repository, (CONFIG, WEIGHTS, CARD), Path(folder), MAX_BYTES, token)
         if not files:
             raise BadInput(f"'{repository[0]}' holds no adapter of this program.")
         own_name = _to_name(repository[0].partition("/")[2])
-        return add_adapter(files, own_name[:MAX_NAME_LENGTH], store, base)
+        return add_adapter(files, name.strip() or own_name[:MAX_NAME_LENGTH], store, base)
 
 
 def _to_name(text: str) -> str:

@@ -61,13 +61,13 @@ class TokenBuckets:
         self._buckets: LRU[str, tuple[float, float]] = LRU(_MAX_ADDRESSES)  # tokens, and when that was
 
     def take(self, key: str, count: int = 1) -> float:
-        """Take `count` tokens and return 0; or take none, and return the seconds until there is one."""
+        """Take `count` tokens (below 0: give), and return 0; or the seconds until there is one, and take none."""
         with self._lock:
             now = self._clock()
             tokens, then = self._buckets.get(key) or (float(self.size), now)
             tokens = min(self.size, tokens + (now - then) * self._rate)
             wait = max(0.0, (1 - tokens) / self._rate)
-            self._buckets.put(key, (tokens - count * (not wait), now))
+            self._buckets.put(key, (tokens - count * (count < 0 or not wait), now))
             return wait
 
 

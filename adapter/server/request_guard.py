@@ -258,6 +258,8 @@ class RequestGuard:
 
         async def send_counting(message: Message) -> None:
             act, count = {400: "answer", 401: "login"}.get(message.get("status", 0), ""), 1
+            if rule.act == "login":  # a right password was no guess
+                act, count = "login" * (message.get("status") == 200), -1
             if rule.place == "file" and "headers" in message:
                 act, count = "kilobyte", int(Headers(raw=message["headers"]).get("content-length", 0)) // 1000
             if act:
@@ -278,7 +280,7 @@ class RequestGuard:
             receive = bounded(receive, await self._check_length(rule, scope, address), _WITHOUT_LENGTH)
         if rule.values:
             receive = counting_values(receive, count_values)
-        return receive, send_counting if rule.place == "file" or rule.rate == "program" else send
+        return receive, send_counting if {rule.place, rule.rate, rule.act} & {"file", "program", "login"} else send
 
     async def _check_length(self, rule: Rule, scope: Scope, address: str) -> int:
         """The body's length as the request states it, if it may be so long."""

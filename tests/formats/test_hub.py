@@ -31,12 +31,12 @@ def test_an_adapter_of_the_hub_becomes_one_of_the_pages(
     hub: FakeHub, tmp_path: Path, tiny_fingerprint: Any
 ) -> None:
     store = AdapterStore(tmp_path / "runs", incoming=tmp_path / "runs")
-    added = upload.add_from_hub(" some.body/my.poet@main ", store, tiny_fingerprint, token=False)
+    added = upload.add_from_hub(" some.body/my.poet@main ", "", store, tiny_fingerprint, token=False)
     assert added == ("my-poet", True) and store.card_text("my-poet") == "# poet"
     assert not any(hub.tokens), "without a login that is not the visitor's"
     assert not any("notes" in path or "recipe" in path for path in hub.paths)
     assert f"/some.body/my.poet/resolve/{COMMIT}/{WEIGHTS}" in hub.paths
-    upload.add_from_hub("some.body/my.poet", store, tiny_fingerprint, "hf_own")
+    assert upload.add_from_hub("some.body/my.poet", "bard", store, tiny_fingerprint, "hf_own")[0] == "bard"
     assert set(filter(None, hub.tokens)) == {"Bearer hf_own"}
 
 
@@ -66,7 +66,7 @@ def test_what_is_wrong_with_a_repository_is_said_and_nothing_is_kept(
     hub.down = attack == "down"
     name = {"unknown": "some.body/other", "no name": "../etc/passwd"}.get(attack, name)
     with pytest.raises(AdapterError, match=said) as refusal:
-        upload.add_from_hub(name, store, base, token=False)
+        upload.add_from_hub(name, "", store, base, token=False)
     assert str(tmp_path) not in str(refusal.value)
     assert not [path for place in ("runs", "uploads") for path in (tmp_path / place).rglob("*") if path.is_file()]
     fetched = [path for path in hub.paths if "resolve" in path]

@@ -258,7 +258,10 @@ def test_queries_that_gradio_fails_at_do_not_reach_it(tmp_path: Path) -> None:
     assert asked[0].text == "" and [one.status_code for one in asked] == [200, 200, 404]
 
 
-def test_signing_out_ends_nobody_elses_session(signed: Page) -> None:
+def test_right_passwords_are_no_guesses_and_signing_out_ends_nobody_elses_session(
+    signed: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signed.limits, "_rates", {**signed.limits._rates, "login": TokenBuckets(1, 3600)})
     form = {"data": {"username": "me", "password": "secret"}}
     mine, theirs = (dict(signed.ask("POST", "/login", **form).cookies) for _ in range(2))
     shown = [{"Cookie": "; ".join(f"{k}={v}" for k, v in cookies.items())} for cookies in (mine, theirs)]
@@ -266,3 +269,5 @@ def test_signing_out_ends_nobody_elses_session(signed: Page) -> None:
     assert signed.status("GET", "/logout%0A", shown[0]) == 404
     assert signed.status("GET", "/logout?all_session=true", shown[0]) == 302
     assert [signed.status("GET", "/config", headers) for headers in shown] == [401, 200]
+    wrong = {"data": {"username": "me", "password": "guess"}}
+    assert [signed.status("POST", "/login", **one) for one in (wrong, form)] == [400, 429]

@@ -67,8 +67,8 @@ def adapter_upload_panel(
             place = catalog.bound(), engine.base.fingerprint
             if getattr(event.target, "elem_id", "") in ("hub-fetch", "hub-link"):
                 images.count_upload()
-                wanted = sent_text(event, "repository") or field or ""
-                added, new = add_from_hub(wanted, *place, False if public else get_token() or False)
+                wanted, token = sent_text(event, "repository") or field or "", not public and get_token()
+                added, new = add_from_hub(wanted, wanted_name or "", *place, token or False)
             else:
                 files_sent = [Path(path) for path in paths or ()]
                 added, new = add_adapter(files_sent, wanted_name or "", *place)
