@@ -474,8 +474,9 @@ class Job:
 
 def say(text: str, file: Any = None) -> None:
     """Prints a line above the progress bar. Ignores OSError: the output may go to a file on a full disk."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # of a signal within another write
         tqdm.write(text.encode(errors="backslashreplace").decode(), file=file)  # a file's name need not be UTF-8
+        (file or sys.stdout).flush()  # a batch system's log is read while the run goes on
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from adapter.method.vision import VisualFeatures
 from adapter.serve import inspection, prompts
 from adapter.serve.engine import Engine
 from adapter.serve.forward import TorchForward
-from adapter.serve.inspection import MAX_TOKENS, MAX_WAITING, inspect_answer
+from adapter.serve.inspection import MAX_TOKENS, MAX_WAITING, _logits, inspect_answer
 from adapter.serve.request import GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.app_process import PATIENCE, wait_until
@@ -140,6 +140,9 @@ def test_law_with_all_gates_shut_the_engine_answers_as_the_frozen_base(engine, r
     assert all(answer == answers[0] for answer in answers[2:])
     assert answers[1] != answers[0]
     assert not found.influence.any()
+    if base == "packed_base":
+        [(logits, _)] = _logits(engine.base, [1, 2], [3], None)
+        assert not torch.equal(logits, logits.bfloat16().float()), "not rounded to its inputs' type"
 
 
 def test_the_engine_refuses_what_cannot_be_inspected(engine):

@@ -133,6 +133,12 @@ def test_a_full_disk_loses_a_save_but_not_the_run(arguments, tmp_path, small_fil
         train.job.say("The Train tab's messages are on that disk too.")
 
 
+def test_a_batch_systems_log_can_be_read_while_the_run_goes_on(tmp_path):
+    with open(tmp_path / "log", "w") as log, contextlib.redirect_stdout(log):
+        train.job.say("step 100")
+        assert (tmp_path / "log").read_text() == "step 100\n"
+
+
 @pytest.fixture
 def nodes(data, tiny_folder, tmp_path) -> list[Path]:
     """Two machines' disks: each has its copies of data and base, and nothing of the other's."""

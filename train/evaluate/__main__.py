@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         _evaluate(args, sys.argv[1:] if arguments is None else arguments)
-    except (AdapterError, OSError) as error:
+    except (AdapterError, OSError, torch.OutOfMemoryError) as error:
         print(f"error: {with_detail(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

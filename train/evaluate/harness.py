@@ -20,7 +20,7 @@ try:
     from lm_eval.tasks import TaskManager
 except ImportError as error:
     raise AdapterError(
-        "lm-eval is not installed here. Install it: pip install -e '.[evaluate]'.", str(error)
+        "lm-eval is not installed here. Install it: .venv/bin/pip install -e '.[evaluate]'.", str(error)
     ) from error
 
 

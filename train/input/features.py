@@ -104,7 +104,7 @@ class FeatureStore:
                 temporary.unlink(missing_ok=True)
             self._writes = False
             self._log(
-                "warning: features of pictures can no longer be kept on disk "
+                "warning: features of pictures can no longer be kept on disk, where LLAMA_ADAPTER_FEATURES says "
                 f"({error.strerror or first_line(error)}). Training goes on, and encodes them again when needed."
             )
 

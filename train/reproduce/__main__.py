@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
     """Does everything that the parsed arguments ask for and returns the report. given: the arguments as typed."""
     if not (find_spec("peft") and find_spec("scipy")):  # said now, and not after the first runs
-        raise AdapterError("peft or scipy is not installed here. Install both: pip install -e '.[train]'.")
+        raise AdapterError("peft or scipy is not installed. Install both: .venv/bin/pip install -e '.[train]'.")
     plan = QUICK if args.quick else FULL
     out: Path = args.out or Path("runs") / ("quick" if args.quick else "reproduce")
     layers = int(base_config(args.base).num_hidden_layers)

@@ -86,7 +86,7 @@ class Figures:
         """The Markdown of each table by name. Rows of runs that have not been performed are left out."""
         found = {}
         for name, spec in PLANS["tables"].items():
-            head, rows = [spec["first"]], []
+            head, rows = [spec.get("first", "")], []
             for title, measure in spec["columns"].items():
                 head += [f"{title} {s}" for s in self.plan.seeds] if measure == "each seed" else [title]
             for group, label in spec["rows"].items():
@@ -150,6 +150,9 @@ class Figures:
     def _measured(self, kind: str, of: Sequence[str], on: str, bound: float) -> tuple[str, bool | None]:
         """What was measured, for a person, and whether the claim holds; `plan.yaml` says what the kinds are."""
         runs = [self.runs(group) for group in of]
+        places = {(run["precision"], run["processor"]) for side in runs for run in side}
+        if kind in ("exact", "least") and len(places) > 1:
+            return "measured on several processors", None
         if kind == "points":
             right = [self._right(group, on) for group in of]
             if not right[0][0]:

@@ -162,7 +162,7 @@ class TrainEvents:
             check_name(plan.name, [*self.store.names(), *self.runs.taken()])
             own_folder = self.runs.folder != DEFAULT_FOLDER
             folder = Path(self.runs.folder.name) if self.public else self.runs.folder
-            command = plan.command(str(folder / plan.name) if own_folder else "")
+            command = plan.command(str(folder / plan.name) if own_folder else "", self.public)
         except AdapterError as error:
             return browser_text(error), self._start_button(None)
         return command, self._start_button(plan)

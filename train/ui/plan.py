@@ -83,11 +83,11 @@ class RunPlan:
         base = _assignments({"base": self.base}) if self.base != BASE else []
         return read_recipe(None, [*self.assignments(str(data)), *base])
 
-    def command(self, folder: str = "") -> str:
-        """The equivalent shell command. folder: of the run, unless it is the default one."""
+    def command(self, folder: str = "", public: bool = False) -> str:
+        """The equivalent shell command. folder: of the run, if not the default one; public: without paths."""
         arguments = self.assignments(self.shown)
         if self.base != BASE:
-            arguments += ["--base", Path(self.base).name if os.path.isabs(self.base) else self.base]
+            arguments += ["--base", Path(self.base).name if public and os.path.isabs(self.base) else self.base]
         if folder:
             arguments += ["--out", folder]
         return "python -m train " + " ".join(map(shlex.quote, arguments))

@@ -40,6 +40,8 @@ def test_the_command_makes_the_same_recipe_as_the_tab(plan: RunPlan, tmp_path: P
     (tmp_path / RECIPE).write_text(recipe_text(recipe))
     assert read_recipe(tmp_path / RECIPE, []) == recipe
     assert recipe.train.name == plan.name and recipe.train.description == plan.description
+    elsewhere = dataclasses.replace(plan, base="/srv/models/llama")
+    assert "--base /srv/models/llama" in elsewhere.command() and "--base llama" in elsewhere.command(public=True)
 
 
 def shown(progress: RunProgress, state: Any = "training", **settings: Any) -> str:
