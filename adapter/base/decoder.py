@@ -39,7 +39,8 @@ class DecoderLayer(LlamaDecoderLayer):
         cache: Any = None,
         prompt_kv: PromptKV | None = None,
         prompt_rows: Tensor | None = None,
-        **_: Any,
+        position_ids: Any = None,  # which these two say no more; what a later transformers renames raises
+        use_cache: Any = None,
     ) -> Tensor:
         """hidden_states: [B, T, hidden_size]; attention_mask: of SDPA, None for causal attention.
 
