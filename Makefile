@@ -44,10 +44,10 @@ check: dev ## lint, format check, types and the fast tests
 bench: dev ## measure speed and memory side by side with the alternatives
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.bench $(ARGS)
 
-soak: dev ## honest visitors and attackers for ten minutes: does anybody notice? (ARGS=60: an hour)
+soak: dev ## honest visitors and attackers for ten minutes: does anybody notice? (Linux; ARGS=60: an hour)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak $(ARGS)
 
-huge: dev ## load and serve a base of 7B shape in limited memory (14 GB of disk, 9 GB of memory)
+huge: dev ## load and serve a base of 7B shape in limited memory (Linux, 14 GB of disk, 9 GB of memory)
 	HF_HUB_OFFLINE=1 SEVEN_BILLION_LAYERS=32 $(BIN)/python -m pytest -s -o faulthandler_timeout=0 --timeout=0 tests/base/test_seven_billion.py $(ARGS)
 
 screenshots: dev chromium ## walk through the page as a newcomer, timed, and take the README's pictures

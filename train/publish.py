@@ -30,7 +30,7 @@ def check_repo(repo: str) -> None:
 def machine_token() -> str:
     """The Hub token of the user who runs this program. Raises AdapterError if there is none."""
     if (token := get_token()) is None:
-        raise AdapterError("Sending an adapter needs a login on the Hub: run `hf auth login`, or set HF_TOKEN.")
+        raise AdapterError("Sending an adapter needs a login: run `.venv/bin/hf auth login`, or set HF_TOKEN.")
     return token
 
 

@@ -28,7 +28,7 @@ def check_tracker(name: str) -> None:
     if name not in known:
         raise TrainError(f"There is no tracker '{name}'. Choose one of: {', '.join(known)}.")
     if name != _NONE and not filter_trackers(name, logging_dir="."):
-        raise TrainError(f"The tracker {name} is not installed here. Install it with: pip install {name}")
+        raise TrainError(f"The tracker {name} is not installed here. Install it: .venv/bin/pip install {name}")
 
 
 class MetricsWriter:

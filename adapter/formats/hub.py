@@ -84,7 +84,7 @@ def _too_large(repo: str, most: int) -> BadInput:
 def _not_fetched(repo: str, revision: str | None, error: Exception) -> LoadError:
     named = f"'{repo}'" if revision is None else f"'{repo}' at '{revision}'"
     if isinstance(error, GatedRepoError):
-        return LoadError(f"{named} is gated. Accept its terms on the Hub and run `hf auth login`.")
+        return LoadError(f"{named} is gated. Accept its terms on the Hub and run `.venv/bin/hf auth login`.")
     if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
         return LoadError(f"The Hub has no {named}. Check the name and the revision.")
     if constants.is_offline_mode():

@@ -58,8 +58,8 @@ class Client:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Ranges and defaults are those of Settings; raises BadInput. Applied in this order, as in transformers and
-    vLLM: biases, penalties (none where the answer has a form), temperature, top_k, top_p, min_p.
+    """Ranges and defaults are those of Settings; raises BadInput. Applied in this order, as in transformers (vLLM
+    has min_p before top_k): biases, penalties (none where there is a form), temperature, top_k, top_p, min_p.
     """
 
     temperature: float = _DEFAULTS.temperature  # 0 takes the likeliest token

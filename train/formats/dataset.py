@@ -12,7 +12,6 @@ from typing import Any
 
 from adapter.errors import first_line
 from train.formats import hf_datasets, parsers, scienceqa, sources
-from train.formats.hf_datasets import is_hf_dataset
 from train.formats.parsers import FORMATS, KNOWN
 from train.formats.record import DataError, EmbeddedPicture, Record
 
@@ -144,7 +143,7 @@ def open_records(
     if split is not None and not has_splits:
         sentence = f"'{path.name}' has no splits, so there is no '{split}'. Name the file that holds it."
         raise DataError(sentence, str(path))
-    if file in (None, path) and not with_text and is_hf_dataset(path):
+    if file in (None, path) and not with_text and hf_datasets.is_hf_dataset(path):
         dataset = hf_datasets.open_dataset(str(path), split, config)
         rows = hf_datasets.of_dataset(dataset, path.name)
         return Records(path, folder or home, format, rows, has_splits, without, dataset)

@@ -65,7 +65,7 @@ def open_dataset(path: str, split: str | None, config: str | None) -> Any:
     try:
         import datasets
     except ImportError as error:
-        sentence = f"Reading '{name}' takes the package datasets: pip install 'datasets>=4'."
+        sentence = f"Reading '{name}' takes the package datasets: .venv/bin/pip install 'datasets>=4.4'."
         raise DataError(sentence, str(error)) from error
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
