@@ -181,12 +181,6 @@ def server(request: Any, tiny_folder: Path, tiny_fingerprint: Any, tmp_path_fact
         yield found
 
 
-@pytest.fixture
-def adapters(real_page: AppProcess) -> Path:
-    """A second folder of adapters of `real_page`. A test takes away what it put there."""
-    return real_page.folder / "adapters"
-
-
 @pytest.fixture(scope="module")
 def url(real_page: AppProcess) -> str:
     """The address of the page that `visit` opens. A file that needs another page overrides this."""

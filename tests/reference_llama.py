@@ -77,40 +77,35 @@ def reference_logits(
     *,
     biases: Mapping[str, Tensor] = MappingProxyType({}),
     of_prompts: Mapping[str, Tensor] | None = None,
-    frequencies: Tensor = FREQUENCIES,
-    start: int = 0,
-    eps: float = 1e-6,
     seen: dict[int, Tensor] | None = None,
 ) -> Tensor:
-    """Logits [B, T, vocab_size] in fp64, of ids at the positions `start`, start + 1, ...
+    """Logits [B, T, vocab_size] in fp64.
 
     prompts: [K, hidden_size] or [B, K, hidden_size], gates (activated): [H], both by layer. of_prompts: the
     weights that project prompts, if others; biases: under the weights' names. seen: gets the softmax over the
     prompts by layer, [B, H, T, K].
     """
     weights = {name: values.double() for name, values in weights.items()}
-    head_dim, layers = 2 * len(frequencies), sum(name.endswith("attention.wq.weight") for name in weights)
-    heads = weights["layers.0.attention.wq.weight"].shape[0] // head_dim
 
     def norm(x: Tensor, name: str) -> Tensor:
-        return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weights[f"{name}.weight"]
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weights[f"{name}.weight"]
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ weights[f"{name}.weight"].T + biases.get(f"{name}.bias", 0)
 
     def by_head(x: Tensor) -> Tensor:  # [B, T, ...] -> [B, H, T, head_dim]
-        found = x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
-        return found.repeat_interleave(heads // found.shape[1], dim=1)
+        found = x.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2)
+        return found.repeat_interleave(HEADS // found.shape[1], dim=1)
 
     length = ids.shape[1]
-    angles = torch.outer(torch.arange(start, start + length, dtype=torch.float64), frequencies)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), FREQUENCIES)
     future = torch.full((length, length), -math.inf, dtype=torch.float64).triu(1)
     hidden = weights["tok_embeddings.weight"][ids]
-    for i in range(layers):
+    for i in range(LAYERS):
         attention, feed_forward = f"layers.{i}.attention", f"layers.{i}.feed_forward"
         x = norm(hidden, f"layers.{i}.attention_norm")
         query, key = (rotate(by_head(linear(x, f"{attention}.{name}")), angles) for name in ("wq", "wk"))
-        scores = query @ key.mT / math.sqrt(head_dim) + future
+        scores = query @ key.mT / math.sqrt(HEAD_DIM) + future
         out = scores.softmax(-1) @ by_head(linear(x, f"{attention}.wv"))
         if i in prompts:
             own = prompts[i].double().view(-1, *prompts[i].shape[-2:])  # no norm, no rotation
@@ -118,7 +113,7 @@ def reference_logits(
                 by_head(own @ (of_prompts or weights)[f"{attention}.{name}.weight"].double().T)
                 for name in ("wk", "wv")
             )
-            softmax = (query @ key.mT / math.sqrt(head_dim)).softmax(-1)
+            softmax = (query @ key.mT / math.sqrt(HEAD_DIM)).softmax(-1)
             out = out + gates[i].double().view(-1, 1, 1) * (softmax @ value)
             if seen is not None:
                 seen[i] = softmax

@@ -8,6 +8,7 @@ import hashlib
 import io
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -229,13 +230,11 @@ def _orientation(exif: bytes) -> int:
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is not None:
-        try:
+        with suppress(struct.error):  # a broken EXIF block is no reason to refuse the picture
             (offset,) = struct.unpack_from(f"{order}4xI", tiff)
             (count,) = struct.unpack_from(f"{order}H", tiff, offset)
             for entry in range(offset + 2, offset + 2 + 12 * count, 12):
                 tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
                 if tag == _ORIENTATION:
                     return value
-        except struct.error:
-            pass  # a broken EXIF block is no reason to refuse the picture
     return 1

@@ -46,14 +46,7 @@ from adapter.method.config import base_label
 from adapter.serve.engine import MAX_REQUESTS, queue_full
 from adapter.serve.form import NO_FORM
 from adapter.serve.inspection import CLOSED, Inspection
-from adapter.serve.request import (
-    MAX_SECONDS,
-    Answer,
-    EngineStatistics,
-    GenerationEvent,
-    GenerationRequest,
-    RemoteAnswer,
-)
+from adapter.serve.request import MAX_SECONDS, Answer, GenerationEvent, GenerationRequest, RemoteAnswer
 from adapter.serve.scheduler import MAX_ROWS, admit, in_turn
 from adapter.serve.store import AdapterStore
 
@@ -225,7 +218,7 @@ class RayEngine:
             raise found
         return found
 
-    def replicas(self) -> Mapping[str, EngineStatistics]:
+    def replicas(self) -> Mapping[str, Any]:
         """What each replica counts, by the number of its machine, which stays, and the end of its name."""
         return {
             f"machine {self._machines[replica.node_id]}/{name}": replica.routing_stats["statistics"]

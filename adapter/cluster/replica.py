@@ -199,7 +199,6 @@ def build(
             )
         }
     deployment = serve.deployment(
-        name="Replica",
         max_ongoing_requests=MAX_ROWS,  # one more overflows to another replica, or waits for one
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         # A replica that goes ends its answers first.

@@ -78,9 +78,7 @@ class Detokenizer:
         if starts:
             self.stopped, self._held_back = True, ""
             return text[: min(starts)]
-        overlaps = [
-            n for stop in self._stop for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])
-        ]
+        overlaps = [n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
         end = len(text) - max(overlaps, default=0)
         self._held_back = text[end:]
         return text[:end]

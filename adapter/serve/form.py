@@ -141,7 +141,6 @@ def _check_in_process(form: str) -> tuple[str, str]:
             [*_NICE, sys.executable, "-m", __name__],
             input=json.dumps(with_message(form, "Some words.")),
             capture_output=True,
-            text=True,
             encoding="utf-8",
             timeout=_WAIT_SECONDS,
             cwd=Path(__file__).parents[2],

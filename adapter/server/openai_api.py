@@ -104,8 +104,7 @@ class Api:
         # The body is read by hand: within a limit of bytes and seconds, and parsed in a thread.
         @self._routes.post(path)
         async def completions(request: Request) -> Response:
-            engine = self._engine()
-            completion = await self._begin(request, kind, engine)
+            completion = await self._begin(request, kind, self._engine())
             if not completion.body.stream:
                 events = await _until_disconnect(request, completion.events())
                 # Log-probabilities of sixteen long answers are 50 MB.

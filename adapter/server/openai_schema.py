@@ -295,7 +295,7 @@ class ChatCompletionRequest(_Completion):
         about = {"others": self.others, "form": self.form(), "top_logprobs": top}
         return [{"messages": messages, "image": image, **about}]
 
-    def choice(self, index: int, events: Sequence[GenerationEvent], base: Base) -> dict[str, Any]:
+    def choice(self, index: int, events: list[GenerationEvent], base: Base) -> dict[str, Any]:
         text = text_of(events)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if self.tool is not None:
@@ -303,9 +303,7 @@ class ChatCompletionRequest(_Completion):
         ended = self._finish_reason(events[-1])
         return {"index": index, "message": message, "logprobs": self._logprobs(events), "finish_reason": ended}
 
-    def chunks(
-        self, index: int, events: Sequence[GenerationEvent], base: Base, first: bool
-    ) -> list[dict[str, Any]]:
+    def chunks(self, index: int, events: list[GenerationEvent], base: Base, first: bool) -> list[dict[str, Any]]:
         """The next of a streamed answer. first: whether these are the first of its events."""
         deltas: list[tuple[dict[str, Any], Any, str | None]] = []
         if first:
@@ -388,14 +386,12 @@ class CompletionRequest(_Completion):
                 found.append({**about, "prompt_ids": tuple(prompt)})
         return found
 
-    def choice(self, index: int, events: Sequence[GenerationEvent], base: Base) -> dict[str, Any]:
+    def choice(self, index: int, events: list[GenerationEvent], base: Base) -> dict[str, Any]:
         """A whole answer, behind its prompt with `echo`."""
         [choice] = self.chunks(index, events, base, True)
         return choice
 
-    def chunks(
-        self, index: int, events: Sequence[GenerationEvent], base: Base, first: bool
-    ) -> list[dict[str, Any]]:
+    def chunks(self, index: int, events: list[GenerationEvent], base: Base, first: bool) -> list[dict[str, Any]]:
         text, ended = text_of(events) if self.max_tokens else "", None
         if events[-1].finish_reason is not None:
             ended = finish_reason(events[-1]) if self.max_tokens else "length"

@@ -47,7 +47,6 @@ def build_request(
     if settings.system:
         messages = (Message("system", settings.system), *messages)
     sampled = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"}
-    shared = {"strength", "stop", "others"}
     return GenerationRequest(
         messages=messages,
         adapter=settings.adapter or None,
@@ -58,7 +57,7 @@ def build_request(
         client=client,
         base_logprobs=xray,
         top_logprobs=CHOICES if xray else 0,
-        **settings.model_dump(include=shared),
+        **settings.model_dump(include={"strength", "stop", "others"}),
     )
 
 

@@ -118,18 +118,16 @@ class Conversations:
     def open(self, session: str | None, id: str, history: History) -> Conversation:
         """Shows a conversation in place of the page's: as the server has it, or else `history`."""
         with self._changed:
-            before = self._by_id.get(self.close(session))
+            old = self._by_id.get(self.close(session))
             shown = self._by_id.setdefault(id, Conversation(id, history))
             shown.left = time.monotonic() if session is None else None
             if session is not None:  # what a program sends without one is nobody's
                 self._shown[session] = id
             if len(self._shown) > 10 * MAX_SESSIONS:
                 self.close(next(iter(self._shown)))
-            if before is not None:
-                self._changed.wait_for(
-                    lambda: (c := before.change) is None or c.session != session, RELEASE_SECONDS
-                )
-        if before is not None and time.monotonic() - before.changed < TWICE_SECONDS:
+            if old is not None:
+                self._changed.wait_for(lambda: (c := old.change) is None or c.session != session, RELEASE_SECONDS)
+        if old is not None and time.monotonic() - old.changed < TWICE_SECONDS:
             time.sleep(TWICE_SECONDS)
         self._measure_and_evict(shown)
         return shown

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -178,10 +179,7 @@ def test_an_exception_in_one_row_ends_that_row(check_honest, monkeypatch, place,
 
 
 def test_an_answer_whose_kv_cannot_be_kept_is_given(check_honest, monkeypatch):
-    def no_memory(*_):
-        raise MemoryError
-
-    monkeypatch.setattr(PrefixCache, "add", no_memory)
+    monkeypatch.setattr(PrefixCache, "add", Mock(side_effect=MemoryError))
     check_honest()
 
 
@@ -213,12 +211,7 @@ def test_all_readers_wake_together(monkeypatch):
     "of, name, error", [(TorchForward, "__call__", RuntimeError), (Scheduler, "schedule", MemoryError)]
 )
 def test_an_engine_that_fails_for_ever_says_so_at_once(engine, monkeypatch, of, name, error):
-    calls = []
-
-    def fail(*_):
-        calls.append(None)
-        raise error("secret")
-
+    fail = Mock(side_effect=error)
     monkeypatch.setattr(of, name, fail)
     answers = []
     for request in (*HONEST, *HONEST):
@@ -231,7 +224,7 @@ def test_an_engine_that_fails_for_ever_says_so_at_once(engine, monkeypatch, of, 
         with pytest.raises(AdapterError, match="Try again|start it again"):
             list(engine.submit(HONEST[0]))
     engine._worker.join(PATIENCE)
-    assert not engine._worker.is_alive() and len(calls) <= 4 * MAX_FAILURES
+    assert not engine._worker.is_alive() and fail.call_count <= 4 * MAX_FAILURES
     for again in (lambda: engine.submit(HONEST[0]), lambda: engine.inspect(HONEST[1], [5])):
         with pytest.raises(EngineBroken, match="start it again"):
             again()
@@ -239,11 +232,8 @@ def test_an_engine_that_fails_for_ever_says_so_at_once(engine, monkeypatch, of, 
 
 
 def test_an_engine_that_has_lacked_memory_for_a_while_goes_on(engine, monkeypatch):
-    def lack(*_, **__):
-        raise torch.OutOfMemoryError("secret")
-
     with monkeypatch.context() as lacking:
-        lacking.setattr(TorchForward, "__call__", lack)
+        lacking.setattr(TorchForward, "__call__", Mock(side_effect=torch.OutOfMemoryError))
         for _ in range(2 * MAX_FAILURES):
             with pytest.raises(Busy, match="not enough memory"):
                 list(engine.submit(HONEST[0]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -277,10 +278,7 @@ def test_zip_bombs_and_too_many_files_are_refused(folder, refused, tmp_path):
 
 @pytest.mark.parametrize("place", ["shutil.copyfile", "os.rename"])
 def test_full_disk_is_reported(folder, refused, monkeypatch, place):
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left", "/srv")
-
-    monkeypatch.setattr(place, full)
+    monkeypatch.setattr(place, Mock(side_effect=OSError(28, "No space left", "/srv")))
     assert "make room" in refused(folder, kind=LoadError)
 
 

@@ -69,10 +69,7 @@ def test_a_fingerprint_names_no_folder(tiny_folder: Path) -> None:
 def test_the_trainer_says_sentences_to_the_page_and_all_to_its_log(
     error: Exception, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def fail(_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(train_main, "_run", fail)
+    monkeypatch.setattr(train_main, "_run", Mock(side_effect=error))
     assert train_main.main(["--for-page"])
     written = capsys.readouterr()
     assert written.out == shown and SECRET in written.err

@@ -27,9 +27,8 @@ from train.run_folder import RunFolder
 CONFIG = TrainConfig("echo", steps=2, batch_size=4, prompt_length=4, template="raw", eval_every=1000, held_out=8)
 
 
-def batch_of(rows, base, max_length=64):
-    tokeniser = Tokeniser(base.tokenizer, "raw", max_length)
-    return collate(tokeniser.rows(rows))
+def batch_of(rows, base):
+    return collate(Tokeniser(base.tokenizer, "raw", 64).rows(rows))
 
 
 def mean_loss(base, adapter, batches):
@@ -46,8 +45,6 @@ def test_after_two_steps_prompts_and_gates_moved_and_the_base_did_not(tiny_base,
     first, batch = new_adapter(CONFIG, tiny_base), batch_of(itertools.islice(examples("train"), 4), tiny_base)
     total_loss(tiny_base.model, first, batch).backward()
     assert first.gates.grad.abs().amin() > 0 and first.prompts.grad.abs().max() == 0, "gates are zero"
-    assert first.gates.abs().max() == 0
-    torch.manual_seed(CONFIG.seed)
     started = new_adapter(CONFIG, tiny_base)
     prompts = started.prompts.detach().clone()
     trained, _ = Job(CONFIG, tiny_base, examples, RunFolder(tmp_path / "echo"), started).run()

@@ -58,11 +58,6 @@ def closed_gate() -> Iterator[GatedEngine]:
     ENGINE.gate.set()
 
 
-@pytest.fixture(scope="module")
-def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
 @contextmanager
 def served(build: Callable[[], Any], uploads: Path) -> Iterator[str]:
     """The address of a page that this process builds and serves meanwhile, as app.py does."""
@@ -78,7 +73,8 @@ def served(build: Callable[[], Any], uploads: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def url(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    build = partial(app.build_page, ReadyProvider(ENGINE), CATALOG, runs=TrainingRuns(runs_folder))
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    runs = TrainingRuns(tmp_path_factory.mktemp("runs"))
+    build = partial(app.build_page, ReadyProvider(ENGINE), CATALOG, runs=runs)
     with served(build, tmp_path_factory.mktemp("uploads")) as address:
         yield address

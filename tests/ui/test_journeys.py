@@ -7,9 +7,9 @@ import pytest
 from adapter.errors import Busy
 from tests.app_process import wait_until
 from tests.browser import TWO_FRAMES, Visitor
-from tests.ui.fake_page import GatedEngine, closed_gate, runs_folder, url
+from tests.ui.fake_page import GatedEngine, closed_gate, url
 
-__all__ = ["closed_gate", "runs_folder", "url"]  # fixtures
+__all__ = ["closed_gate", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 

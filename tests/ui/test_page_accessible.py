@@ -1,24 +1,16 @@
 """The page for everybody, over a fake engine: axe-core's rules on every tab, the keyboard, motion, and a phone."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from tests.app_process import wait_until
 from tests.browser import Visitor, findings
-from tests.ui.fake_page import runs_folder, url
+from tests.ui.fake_page import url
 
-__all__ = ["runs_folder", "url"]  # fixtures
+__all__ = ["url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 pytest.importorskip("axe_playwright_python.sync_playwright")
-
-
-def open_all(page: Any) -> None:
-    """Every accordion of the tab that is shown."""
-    for button in page.locator("button.label-wrap:visible").all():
-        if "open" not in (button.get_attribute("class") or ""):
-            button.click()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
@@ -37,7 +29,9 @@ def test_no_serious_findings_and_no_scrolling_aside_on_any_tab(
     assert visitor.box.evaluate("e => e.clientHeight") < 60, "it has shrunk, though nothing may move"
     for tab in ("Chat", "Compare", "Train"):
         page.get_by_role("tab", name=tab).click()
-        open_all(page)
+        for button in page.locator("button.label-wrap:visible").all():
+            if "open" not in (button.get_attribute("class") or ""):
+                button.click()
         found[tab] = findings(page)
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width, tab
     page.get_by_role("tab", name="Compare").click()

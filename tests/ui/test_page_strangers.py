@@ -5,14 +5,13 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from adapter.serve.store import SHIPPED
 from adapter.server import transcript
 from adapter.ui.texts import page as texts
-from tests.app_process import wait_until
+from tests.app_process import AppProcess, wait_until
 from tests.browser import Visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -55,7 +54,8 @@ def test_an_adapters_name_is_text(visit: Callable[..., Visitor], url: str) -> No
     assert toast.locator(f":scope {MARKUP}, :scope a").count() == 0
 
 
-def test_a_card_is_text_and_tables(visit: Callable[..., Visitor], adapters: Path) -> None:
+def test_a_card_is_text_and_tables(visit: Callable[..., Visitor], real_page: AppProcess) -> None:
+    adapters = real_page.folder / "adapters"
     shutil.copytree(SHIPPED / "pirate", adapters / "guest")
     (adapters / "guest" / "README.md").write_text(CARD)
     try:

@@ -212,8 +212,8 @@ class TrainingRuns:
 
     # A visitor's actions.
 
-    def start(self, name: str, taken: list[str], prepare: Prepare) -> str:
-        """Starts a new run and returns its name. Raises AdapterError and leaves nothing if that fails.
+    def start(self, name: str, taken: list[str], prepare: Prepare) -> None:
+        """Starts a new run. Raises AdapterError and leaves nothing if that fails.
 
         prepare: writes the data into the folder it is given; returns the recipe, and a record without a process.
         """
@@ -236,7 +236,6 @@ class TrainingRuns:
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-            return name
 
     def resume(self, name: str) -> None:
         """Continues a run that was stopped, killed or failed from its last save, or anew if there is none."""

@@ -61,8 +61,6 @@ class ConversationStore:
 
     def __init__(self, provider: EngineProvider, catalog: AdapterCatalog) -> None:
         self.provider, self.catalog, self.conversations = provider, catalog, Conversations()
-        self.outputs: list[Any] = []
-        self.opened: list[Any] = []
         with gr.Accordion(texts.THIS_CONVERSATION, open=False, elem_id="this-conversation"):
             words = {"name": texts.EXPORT_NAME, "not-sent": texts.PICTURE_NOT_SENT}
             gr.HTML(f'<div class="actions" {theme.data_attributes(words)}>{_ACTIONS}</div>', padding=False)
@@ -75,8 +73,8 @@ class ConversationStore:
     ) -> Any:
         """Returns the event that opens a conversation. listed: the list, whose script sends it."""
         pickers = [settings[name] for name in PICKERS]
-        self.outputs = [*chat, box, self.id, self.to_browser, *pickers, corrections]
-        self.opened = [*self.outputs, *[settings[name] for name in OTHERS]]
+        self.outputs: list[Any] = [*chat, box, self.id, self.to_browser, *pickers, corrections]
+        self.opened: list[Any] = [*self.outputs, *[settings[name] for name in OTHERS]]
         together = {**QUEUED, **MODEL, "trigger_mode": "multiple"}
         listed.act(self.act, None, [self.to_browser, settings["others"]], **together)
         self.to_browser.change(None, self.to_browser, js="text => window.chatPage.receive(text)", **UNQUEUED)
@@ -117,8 +115,7 @@ class ConversationStore:
         if packed.dropped and not shown.dropped:
             toast(texts.not_kept_by_browser(packed.dropped))
         shown.dropped = packed.dropped
-        updates = self.show(shown, history)
-        return updates._replace(to_browser=json.dumps({"keep": kept}))
+        return self.show(shown, history)._replace(to_browser=json.dumps({"keep": kept}))
 
     def open(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         """Shows a conversation that the browser sends: from its storage, a file or a link, or an empty one."""

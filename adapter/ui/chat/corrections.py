@@ -19,7 +19,6 @@ Correction = dict[str, Any]
 FILE_NAME = "corrections.jsonl"
 MAX_CORRECTIONS = 200
 MAX_CHARACTERS = 1_500  # of one record: the trainer cuts at 512 tokens, and a cut would take the answer
-SHOWN_CHARACTERS = 90
 # Gradio encrypts with it what the browser keeps. A random one, its default, would lose that with each restart.
 BROWSER_SECRET = "llama-adapter"
 
@@ -75,7 +74,7 @@ def add_correction(known: object, history: Sequence[Entry], index: int, text: st
 def _show(known: object) -> tuple[Any, str]:
     rows, items = checked(known), ""
     for row in reversed(rows):
-        pair = [ellipsize(str(message.get("content", "")), SHOWN_CHARACTERS) for message in row["messages"][-2:]]
+        pair = [ellipsize(str(message.get("content", "")), 90) for message in row["messages"][-2:]]
         items += f"<li>{' '.join(f'<p>{html.escape(text)}</p>' for text in pair)}</li>"
     listed = f'<ol class="corrections" tabindex="0">{items}</ol>'
     summary = html.escape(texts.corrections(len(rows)))

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
 
 MAX_TOKENS = 512  # of an answer that are inspected
-CACHE_SIZE = 16
 Updates = tuple[str, str, str, str, str]  # of the message, the gates, the words, one word and the rewritten answer
 _GATES = TypeAdapter(tuple[tuple[StrictInt, StrictInt, float], ...])  # layer, head, factor
 
@@ -53,7 +52,7 @@ class InsideEvents:
 
     def __init__(self, provider: EngineProvider, conversations: Conversations) -> None:
         self.provider, self.conversations = provider, conversations
-        self._cache: LRU[str, InspectedAnswer] = LRU(CACHE_SIZE)
+        self._cache: LRU[str, InspectedAnswer] = LRU(16)
 
     def play(self, id: str, event: gr.EventData, request: gr.Request) -> Iterator[str]:
         """Writes the newest answer with the gates of the event."""

@@ -53,19 +53,15 @@ def run(forward, cache, ids, slots, starts, prompts, every=False):
     return forward(cache, ids, slots, starts, forward.stack([forward.prepare(kv) for kv in prompts]), every)
 
 
-@torch.no_grad()
-def whole_sequence(base, ids, prompts):
-    """Logits after each token by one pass of the model itself, without a cache."""
-    return base.model(input_ids=torch.tensor([ids]), use_cache=False, prompt_kv=prompts).logits[0]
-
-
 @pytest.mark.parametrize("cuts", [[90], [10, 54, 1, 1, 24]])
+@torch.no_grad()
 def test_chunked_prefill_equals_the_model(tiny_base, cuts, tiny_fingerprint):
     for kv in some_prompts(tiny_base, tiny_fingerprint):
         forward, cache, slot, logits = make_forward(tiny_base, 1), KVCache(tiny_base, 256), Slot(64, 128), []
         for start, size in zip([0, *itertools.accumulate(cuts)], cuts, strict=False):
             logits.append(run(forward, cache, [IDS[start : start + size]], [slot], [start], [kv], every=True))
-        assert_close(torch.cat(logits), whole_sequence(tiny_base, IDS, kv), atol=1e-3, rtol=1e-4)
+        whole = tiny_base.model(input_ids=torch.tensor([IDS]), use_cache=False, prompt_kv=kv).logits[0]
+        assert_close(torch.cat(logits), whole, atol=1e-3, rtol=1e-4)
         again = run(forward, cache, [IDS[80:]], [slot], [80], [kv])  # the last logits only, over what is there
         assert_close(again, logits[-1][-1:], atol=1e-3, rtol=0)
 

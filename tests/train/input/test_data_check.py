@@ -23,8 +23,8 @@ class CharacterTokeniser:
         return TokenisedRow(ids, [IGNORED] * len(prompt) + ids[len(prompt) :], example)
 
 
-def report_on(records, max_length: int) -> Report:
-    return make_report(records, CharacterTokeniser(), max_length)
+def report_on(records) -> Report:
+    return make_report(records, CharacterTokeniser(), 10)
 
 
 def records(folder: Path, *values):
@@ -39,9 +39,7 @@ def record(prompt: int, answer: int, **more) -> dict[str, str]:
 
 def test_truncated_records_and_empty_answers_are_counted(tmp_path):
     # One fits exactly, one loses part of its answer, one all of it, one ends within its prompt.
-    report = report_on(
-        records(tmp_path, record(8, 2), record(8, 5), record(10, 5), record(20, 1), record(3, 0)), 10
-    )
+    report = report_on(records(tmp_path, record(8, 2), record(8, 5), record(10, 5), record(20, 1), record(3, 0)))
     assert (report.truncated, report.answerless, report.supervised, report.empty_answers) == (3, 2, 4, 1)
     assert not report.clean and "1 records with an empty answer" in str(report)
     assert "4 supervised tokens, 3 records truncated, 2 of them lose their whole answer" in str(report)
@@ -49,7 +47,7 @@ def test_truncated_records_and_empty_answers_are_counted(tmp_path):
 
 def test_all_broken_records_are_counted_and_ten_named(tmp_path):
     broken = [{"instruction": "a"}, "{broken\n", "\n", "[]\n"] * 8
-    report = report_on(records(tmp_path, record(3, 2), *broken, record(3, 2)), 10)
+    report = report_on(records(tmp_path, record(3, 2), *broken, record(3, 2)))
     assert report.records == 26 and len(report.broken) == 24
     assert report.broken[0].startswith("data.jsonl, line 2: 'output' is missing")
     assert len(report.lengths) == 2 and not report.clean
@@ -64,7 +62,7 @@ def test_images_are_opened_once_each_and_faults_named(tmp_path):
     good, gone = "good.png", "gone.png"
     names = [good, gone, "text.png", good, "cut.png", gone, "folder.png", "x" * 300, "a\0b"]
     data = records(tmp_path, *(record(3, 2, image=name) for name in names), record(3, 2))
-    report = report_on(data, 10)
+    report = report_on(data)
     assert (report.images, len(report.missing), len(report.unreadable), report.repeated) == (7, 4, 2, 1)
     assert not report.clean and report.missing[0] == "gone.png (data.jsonl, line 2)"
     assert report.unreadable[0].startswith("text.png (data.jsonl, line 3): ")
@@ -73,6 +71,6 @@ def test_images_are_opened_once_each_and_faults_named(tmp_path):
 def test_a_file_name_that_is_no_utf8_is_told(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "caf\udce9.png")
     (tmp_path / "caf\udce9.txt").write_text("A cup.")
-    report = report_on(open_records(tmp_path), 10)
+    report = report_on(open_records(tmp_path))
     say(report.broken[0])
     assert "caf\\udce9.txt" in str(report) and str(report).encode()

@@ -56,10 +56,6 @@ def rows_of(*pictures: Path | None) -> list[TokenisedRow]:
     return [TokenisedRow([1, 2], [1, 2], Example(question, "x", picture=p, where=f"row {p}")) for p in pictures]
 
 
-def levels(rows: list[TokenisedRow]) -> list[torch.Tensor | None]:
-    return [None if row.example.features is None else row.example.features.levels for row in rows]
-
-
 @pytest.mark.parametrize("device, calls", [("cpu", [1] * 6), ("cuda", [6])])
 def test_a_picture_is_encoded_once_over_epochs_runs_and_copies(device, calls, picture, monkeypatch):
     """On a GPU together, on a CPU alone."""
@@ -69,8 +65,8 @@ def test_a_picture_is_encoded_once_over_epochs_runs_and_copies(device, calls, pi
         encoder = FakeEncoder(device)
         cache = FeatureCache.on_disk(encoder, VISION, SkippedExamples(), lambda _: None)
         for _ in range(2):
-            *got, none = levels(cache.with_features(rows_of(*paths, copy, None)))
-            assert [round(3 * float(g[0, 0])) for g in got] == [*range(0, 120, 20), 20] and none is None
+            *got, none = [row.example.features for row in cache.with_features(rows_of(*paths, copy, None))]
+            assert [round(3 * float(g.levels[0, 0])) for g in got] == [*range(0, 120, 20), 20] and none is None
         assert encoder.encoded == encoded
     other = VisionConfig("fake", feature_size=3, channels="BGR")
     FeatureCache.on_disk(encoder, other, SkippedExamples(), lambda _: None).with_features(rows_of(paths[0]))

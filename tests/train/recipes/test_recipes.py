@@ -33,9 +33,8 @@ def test_a_recipe_is_what_a_user_could_have_written(name, monkeypatch, tmp_path)
     monkeypatch.chdir(ROOT)
     assert project_recipe(name, ["lr=0.5"]) == read_recipe(RECIPES / name / "recipe.yaml", ["lr=0.5"])
     monkeypatch.chdir(tmp_path)  # by name, it is found from anywhere
-    data, start = project_recipe(name, []).data[0], project_recipe(name, []).start_from
+    data = project_recipe(name, []).data[0]
     assert data.path == str(RECIPES / name / "train.jsonl.gz") and str(ROOT) in data.validation
-    assert start in (None, str(SHIPPED / name))
     assert project_recipe(name, ["data=mine.jsonl"]).data[0].path == "mine.jsonl"
     with pytest.raises(ConfigError, match="did you mean 'lr'"):
         project_recipe(name, ["lrr=1"])

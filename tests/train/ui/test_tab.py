@@ -89,10 +89,6 @@ def test_chosen_data_fills_the_settings(tab: TrainEvents) -> None:
     assert "already" in problem and not start["interactive"]
 
 
-def signed_in(token: str) -> gr.OAuthToken:
-    return gr.OAuthToken(token, "", 0)
-
-
 @pytest.fixture
 def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that were stopped; none has a process."""
@@ -124,7 +120,7 @@ def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publis
         for pressed in (texts.STOP, texts.GO_ON):
             panel = public.stop_or_go_on(pressed, "mine", stranger, None, me)  # type: ignore[arg-type]
             assert not panel[stop]["visible"] and "Who am I?" not in panel[html] and "my.csv" not in panel[html]
-        assert public.publish("mine", stranger, "somebody/mine", signed_in("hf_stranger")) == ""  # type: ignore[arg-type]
+        assert public.publish("mine", stranger, "somebody/mine", gr.OAuthToken("hf_stranger", "", 0)) == ""
         assert toasts == [texts.NOT_YOURS] * 3 and not stopped
         toasts.clear()
     public.stop_or_go_on(texts.STOP, "mine", owner, None, me)
@@ -168,7 +164,7 @@ def test_only_its_own_visitor_publishes_with_a_machines_login(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("HF_TOKEN", "hf_of_this_machine")
     tab = events(tmp_path / "runs", tiny_folder, public)
-    plan, token = tab.choose_sample(next(iter(tab.samples)))[3], visitor and signed_in(visitor)
+    plan, token = tab.choose_sample(next(iter(tab.samples)))[3], visitor and gr.OAuthToken(visitor, "", 0)
     tab.start(owner := "mine alone", plan, event_request(), "mine", "", "Who am I?", 40, 0.004)
     wait_until(lambda: tab.runs.watched("mine"))
     save_adapter(random_adapter(tiny_fingerprint), tmp_path / "runs" / "mine", "# mine\n")

@@ -9,9 +9,9 @@ import pytest
 from adapter.ui.texts import page as texts
 from tests.app_process import wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
-from tests.ui.fake_page import runs_folder, url
+from tests.ui.fake_page import url
 
-__all__ = ["runs_folder", "url"]  # fixtures
+__all__ = ["url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 PASTE = """([data, text]) => {
     const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));

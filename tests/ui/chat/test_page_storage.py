@@ -13,9 +13,9 @@ from adapter.ui.chat import conversation_json
 from adapter.ui.texts import page as texts
 from tests.app_process import PATIENCE, wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
-from tests.ui.fake_page import GatedEngine, closed_gate, runs_folder, url
+from tests.ui.fake_page import GatedEngine, closed_gate, url
 
-__all__ = ["closed_gate", "runs_folder", "url"]  # fixtures
+__all__ = ["closed_gate", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 

@@ -11,9 +11,9 @@ import pytest
 from adapter.server import transcript
 from adapter.ui.chat.chatbot import WORD_JOINER
 from tests.browser import Visitor, findings
-from tests.ui.fake_page import runs_folder, url
+from tests.ui.fake_page import url
 
-__all__ = ["runs_folder", "url"]  # fixtures
+__all__ = ["url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 STRANGER = "http://stranger.example/x.png"
 ANSWER = rf"""Some **bold** words.

@@ -64,9 +64,8 @@ class Question:
 
     def answered_by(self, text: str) -> bool:
         """Whether the first word of the vocabulary in `text` that is not denied is an accepted one."""
-        text = (
-            text if self.kind == "group" else DENIED.sub("", text.removeprefix("No "))
-        )  # where "no" is an answer
+        if self.kind != "group":  # where "no" is an answer
+            text = DENIED.sub("", text.removeprefix("No "))
         found = re.search(rf"\b({'|'.join(_VOCABULARY[self.kind].split())})s?\b", text, re.IGNORECASE)
         same = {_SAME.get(word, word) for word in self.accepted}
         return found is not None and _SAME.get(found[1].lower(), found[1].lower()) in same
