@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S="5")  # no token is kept
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"
 pytest.importorskip("ray", reason="Ray has no wheel here: pip install '.[cluster]'")
 
 import psutil
