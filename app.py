@@ -54,6 +54,7 @@ from starlette.routing import BaseRoute, Mount
 
 from adapter.base import embedded
 from adapter.errors import LoadError
+from adapter.serve.settings import SHIPPED
 from adapter.server import deployment, openai_api
 from adapter.server.deployment import Place
 from adapter.server.generation import AdapterCatalog, EngineProvider, ServingEngine, import_libraries
@@ -117,11 +118,11 @@ def make_loader(
         from adapter.base.llama import load_base
         from adapter.method.config import base_label
         from adapter.serve.engine import Engine
-        from adapter.serve.store import SHIPPED, AdapterStore
+        from adapter.serve.store import AdapterStore
 
         runs = deployment.runs_folder()
         name = arguments.base or embedded.BASE
-        adapters = AdapterStore(*arguments.adapters, runs, *[SHIPPED] * store.shipped, incoming=runs)
+        adapters = AdapterStore(*arguments.adapters, runs, SHIPPED, incoming=runs)
         store.bind(adapters)
         if name == embedded.BASE:
             report(f"Fetching and converting {name}, the first time only")
@@ -190,7 +191,8 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         os.environ["GRADIO_ROOT_PATH"] = path.rstrip("/")  # with a slash at its end Gradio would find no route
     if place.space:
         os.environ.setdefault("FORWARDED_ALLOW_IPS", deployment.PROXIES_OF_A_SPACE)  # uvicorn reads it
-    store = AdapterCatalog(shipped=arguments.base in (None, embedded.BASE))
+    shipped = arguments.base in (None, embedded.BASE) or SHIPPED in map(Path.resolve, arguments.adapters)
+    store = AdapterCatalog(shipped)
     limits, metrics = Limits(place.public), Metrics(store)
     provider = make_loader(arguments, place, store, limits, metrics)
     if place.zero_gpu:

@@ -51,6 +51,6 @@ def printable(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for a detail, or two; its class name where it has no message."""
+    """The first line of an error's message (two if it ends in a colon); its class name where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

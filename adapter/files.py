@@ -28,7 +28,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def names_lock(folder: Path) -> FileLock:
-    """Held, by threads and processes, from the look at the names in `folder` until a new one is taken."""
+    """A lock between threads and processes: hold it while you look for a free name in `folder` and take it."""
     return FileLock(folder / ".starting")
 
 

@@ -25,6 +25,7 @@ class FakeCard:
     description: str = "what it does"
     bytes: int = 621_000
     own: bool = False
+    shipped: bool = False
     config: Any = field(
         default_factory=lambda: SimpleNamespace(base=FakeFingerprint(name="echo"), is_visual=False, vision=None)
     )

@@ -39,8 +39,7 @@ class DecoderLayer(LlamaDecoderLayer):
         cache: Any = None,
         prompt_kv: PromptKV | None = None,
         prompt_rows: Tensor | None = None,
-        position_ids: Any = None,  # which these two say no more; what a later transformers renames raises
-        use_cache: Any = None,
+        **_: Any,
     ) -> Tensor:
         """hidden_states: [B, T, hidden_size]; attention_mask: of SDPA, None for causal attention.
 
@@ -194,7 +193,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _GatedSiLU(torch.autograd.Function):
-    """Computes silu again in the backward pass, for a third of the memory."""
+    """Computes silu again in the backward pass, which saves a third of the memory."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def _build(folder: Path, fill: Callable[[Path, Path], None], made_from: str) -> 
 
 
 def is_built(folder: Path, made_from: str = "") -> bool:
-    """Whether `folder` is complete, undamaged and made from this source: `build_once` then builds nothing."""
+    """Whether `folder` is complete, undamaged by a sample, and of this source: `build_once` builds nothing."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         same = manifest.get("made_from", "") == made_from
@@ -84,7 +84,7 @@ def is_built(folder: Path, made_from: str = "") -> bool:
 
 def _sample(path: Path) -> dict[str, int | str]:
     """Size, and a SHA-256 of 64 blocks of 64 KiB spread over the file: milliseconds where all of it takes one
-    second, and still notices a file that was cut, emptied, overwritten or lost pages in a power cut."""
+    second, and notices a file that was cut, emptied or overwritten, not a few lost pages."""
     size, block = path.stat().st_size, 1 << 16
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -78,7 +78,7 @@ def _prepare(name: str, source: _Source, convert: Callable[[Path, Path], None]) 
         (result / "SOURCE.md").write_text(
             f"# {name}\n\nConverted from `{source.member}`\n(SHA-256 {source.sha256})\nof the Python package "
             f"{source.package} {source.version}, licensed under Apache-2.0.\n\n"
-            "Changed: quantised blocks are unpacked to bf16, tensors renamed, the container is safetensors.\n"
+            "Changed: tensors renamed, quantised blocks (if any) unpacked, the container is safetensors.\n"
             "This folder may be deleted: it is built again when it is needed.\n",
             encoding="utf-8",
         )

@@ -20,7 +20,7 @@ from adapter.base.disk_cache import build_once, cache_dir, is_built
 from adapter.base.hf_folder import meta_to_hf_rotary, tensor_shapes, write_configs, write_weights
 from adapter.errors import LoadError, first_line
 
-# Part of a conversion's identity: increase it when what is written changes.
+# Part of a conversion's identity: increase it, and `embedded._REVISION`, when what is written changes.
 _REVISION = 5
 _ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")  # of turns, whatever the header says
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -39,7 +39,7 @@ _REMEDY = "Get the file again, or use the model's Hugging Face repository."
 def find_gguf(name: str) -> Path | None:
     """The GGUF file at the path `name`; None for the embedded base, a Hugging Face folder and a name on the Hub.
 
-    Raises LoadError for any other file or folder, and for a path where nothing is.
+    Raises LoadError for another file, a folder in Meta's format, and a path where nothing is.
     """
     path = Path(os.path.expanduser(name))  # Path.expanduser raises if there is no such user
     is_gguf = path.suffix.lower() == ".gguf"

@@ -1,7 +1,7 @@
 """Image files of strangers -> small RGB images, each file decoded once.
 
-Metadata and further frames are cut out before Pillow sees the file, and its header is checked before it is
-decoded.
+Of PNG and JPEG, metadata and further frames are cut out before Pillow sees the file. The header of every file is
+checked before it is decoded.
 """
 
 import hashlib
@@ -150,7 +150,7 @@ def _too_large(kind: str, pixels: str) -> BadInput:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits, its own range spread over 0 to 255: scanners and cameras often use 12 of 16."""
+    """Grey of more than 8 bits, scaled to at most 255 by its maximum: scanners and cameras often use 12 of 16."""
     import numpy as np
 
     values = np.asarray(image).astype(np.float64)

@@ -119,14 +119,14 @@ def load_base(
     hold exactly stay so, others are rounded. "nf4" and "int8" are bitsandbytes; "none" keeps `dtype` (default
     bfloat16, on a GPU without it float16). "auto" chooses by the memory that is free. Weights are packed while
     they are read, one by one: the memory of the packed base is enough. keep_packed: write them to a folder beside
-    the base's files, or say why not; what such a folder holds of these files is always read instead of packed.
+    the base's files (a Hub base: in the cache). Where such a folder is of these files, it is always read.
     Raises LoadError with the remedy.
     """
     if quantization not in embedded.QUANTIZATIONS:
         raise LoadError(f"quantization must be one of {', '.join(embedded.QUANTIZATIONS)}, got {quantization!r}.")
     if (device := _usable_device(device)) == "cpu":
         torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
-    remedy = "" if dtype is None else "Choose a smaller precision, as bf16, nf4 or int8, or a smaller base"
+    remedy = "" if dtype is None else "Choose a smaller precision (the sizes are above) or base"
     dtype = dtype or memory.half_precision(device)
     config, label = base_config(name_or_path), base_label(name_or_path)
     chosen, why = _chosen_quantization(quantization, config, device, dtype)
@@ -144,7 +144,10 @@ def load_base(
     model.requires_grad_(False).eval()
     fingerprint = _fingerprint(config, tokenizer, model.model.norm.weight.detach(), name_or_path)
     if bits is not None:
-        chosen = quantize_linears(model, bits)
+        try:
+            chosen = quantize_linears(model, bits)
+        except ValueError as error:
+            raise _not_loaded(name_or_path, error) from error
     storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
     taken = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     return Base(model, tokenizer, fingerprint, chosen, taken)
@@ -351,7 +354,7 @@ def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:
 
 
 def base_config(name_or_path: str = embedded.BASE) -> LlamaConfig:
-    """The LlamaConfig of a base, read without loading or converting the base. Raises LoadError."""
+    """The LlamaConfig of a base, without loading it; the embedded one is fetched first. Raises LoadError."""
     if (gguf := find_gguf(name_or_path)) is not None:
         return gguf_config(gguf)
     return _as_llama(_load(AutoConfig, name_or_path), name_or_path)
@@ -454,7 +457,9 @@ def _load(cls: Any, name: str, **kwargs: Any) -> Any:
 
 
 def _not_loaded(name: str, error: BaseException) -> LoadError:
-    if os.path.exists(os.path.expanduser(name)):
+    if isinstance(error, torch.OutOfMemoryError):
+        remedy = "The GPU's memory is full: end other programs on it, or choose nf4 or a smaller base."
+    elif os.path.exists(os.path.expanduser(name)):
         remedy = "Check that the folder holds config.json, the weights as safetensors and the tokenizer."
     elif isinstance(error.__cause__ or error, GatedRepoError):  # such as Meta's own
         remedy = "It is gated: accept its terms on the Hub and run `.venv/bin/hf auth login`, or give a folder."

@@ -78,8 +78,8 @@ def half_precision(device: str) -> torch.dtype:
 def choose_quantization(config: Any, device: str, dtype: torch.dtype) -> tuple[str, str]:
     """What "auto" means for a base with this LlamaConfig: a quantization for `load_base`, and why.
 
-    More bits where there is room: on a CPU 8 or 4 of packed weights, on a GPU 16 or 4, for nf4 must be
-    unpacked for each product.
+    More bits where there is room: on a CPU 8 or 4 of packed weights, on a GPU 16 or 4: nf4 is slower, as
+    each product unpacks it.
     """
     kind = torch.device(device).type
     if kind not in ("cpu", "cuda"):

@@ -72,7 +72,7 @@ def connect(
 ) -> RayEngine:
     """Joins a cluster, deploys the replicas unless they are there, and waits until one answers.
 
-    Replicas that another version of the code runs are replaced, one after the other.
+    Replicas that a page deployed with other code are replaced one after the other; a Serve config's stay.
     address: "local" starts Ray on this machine, which ends with this process. Raises LoadError.
     """
 

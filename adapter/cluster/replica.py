@@ -161,7 +161,7 @@ class Replica:
             return error
 
     def record_routing_stats(self) -> dict[str, Any]:
-        """What the pages are told of this replica every second."""
+        """What the pages are told of this replica every second. Ends its process if the engine is broken."""
         if self._engine.failure is not None:
             os._exit(1)
         return {"statistics": self._engine.statistics()}

@@ -1,6 +1,7 @@
 """Conversion of adapters: other programs' into ours, and ours into official V1's, each with a model card.
 
-One module for each format. A conversion is exact or is refused with the reason. No base is loaded, and a folder is
+One module for each format. A conversion is exact or refused; what the source leaves open is
+assumed, with a note. No base is loaded, and a folder is
 written whole or not at all.
 """
 
@@ -35,7 +36,7 @@ CONVERTIBLE = (
     "or a file of an official V1 or V2 adapter"
 )
 _WEIGHT_FILES = ("*.pth", "*.pt", "*.bin", "*.safetensors", "*.adapter")
-# Tensor names that only the V2 family has: biases, scales, LoRA, images.
+# Tensor names that only the V2 family has: biases, LoRA, images.
 _OFFICIAL_V2 = re.compile(
     r"(llama\.)?layers\.\d+\.(attention|feed_forward)\.(w\w+\.bias|lora_\w+(\.weight)?|new_gate)"
     r"|llama\..+|(visual_query|visual_blocks|visual_proj|visual_proj_norm|clip_proj|clip_proj_norm|clip)\..+"
@@ -45,6 +46,7 @@ _PROJECTIONS = re.compile(r"layers\.\d+\.attention\.wq\.weight")
 _ASSUMED_OF_V2 = {
     "encoder": "the file does not name it; the release used OpenAI's CLIP ViT-L/14.",
     "channel order": "the file does not tell it; the release was trained on BGR pictures.",
+    "pictures": "to a question without one the release adds a grey picture's vectors, which is not done here.",
 }
 
 
@@ -160,10 +162,10 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
     if known is None and options.gate_activation is None:
         assumed["gate activation"] = (
             "the format's training code has tanh, its inference code the raw gate, and the file does not tell. "
-            "`--gate-activation` states it."
+            "`convert --gate-activation` states it."
         )
     if options.template is None and foreign.template is None:
-        assumed["template"] = "the format does not tell one. `--template` states it."
+        assumed["template"] = "the format does not tell one. `convert --template` states it."
     adapter_config = AdapterConfig(
         base=base,
         prompt_length=foreign.prompts.shape[1],
@@ -195,7 +197,7 @@ def _weight_file(path: Path, patterns: tuple[str, ...]) -> Path:
 
 
 def detect_format(tensors: Mapping[str, Tensor], extras: Mapping[str, Any]) -> tuple[str, str]:
-    """The FORMAT of a module here, or "" and why not. extras: what else the file holds."""
+    """(The FORMAT of a module here, ""), or ("", why there is none). extras: what else the file holds."""
     names, config = set(tensors), extras.get("config")
     # Norms without the projections beside them were trained, which only V2 does; a training checkpoint has both.
     trained_norms = any(map(_NORMS.fullmatch, names)) and not any(map(_PROJECTIONS.fullmatch, names))
@@ -215,7 +217,7 @@ def detect_format(tensors: Mapping[str, Tensor], extras: Mapping[str, Any]) -> t
 
 
 def _read_licence(path: Path) -> str:
-    """The licence in the front matter of a folder's README; empty if there is none. Beside a file any may lie."""
+    """The licence in the front matter of a folder's README; empty if there is none. A file has no README."""
     try:
         text = (path / CARD).read_text(encoding="utf-8")[:10_000]
     except (OSError, UnicodeDecodeError):

@@ -24,7 +24,7 @@ def parse(name: str) -> tuple[str, str | None] | None:
 
 
 def fetch(repo: str, revision: str | None = None) -> tuple[Path, str]:
-    """The folder of a repository in the local cache, and its commit. Raises LoadError, also when offline."""
+    """The folder of a repository in the local cache, and its commit; offline the cached one. Raises LoadError."""
     try:
         found = snapshot_download(repo, revision=revision, allow_patterns=_FILES, ignore_patterns=_SHARDS)
     except Exception as error:  # a proxy's or a connection's is of another library
@@ -86,7 +86,8 @@ def _not_fetched(repo: str, revision: str | None, error: Exception) -> LoadError
     if isinstance(error, GatedRepoError):
         return LoadError(f"{named} is gated. Accept its terms on the Hub and run `.venv/bin/hf auth login`.")
     if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
-        return LoadError(f"The Hub has no {named}. Check the name and the revision.")
+        login = "log in by `.venv/bin/hf auth login` if it is private, or give a folder that is here"
+        return LoadError(f"The Hub shows no {named}. Check the name and the revision, {login}.")
     if constants.is_offline_mode():
         return LoadError(
             f"{named} is not in the local cache and HF_HUB_OFFLINE is set. Unset it, or give a folder."

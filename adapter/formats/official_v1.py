@@ -70,7 +70,7 @@ def _insertion_layers(
             f"'{path.name}' does not tell how its {rows} prompts are shared out among layers. "
             f"State it with `convert --layers`, one of {choices} (the published 7B has 30)."
         )
-    return count, {"prompts": "in all layers down to the lowest whose gate is not zero. `--layers` states L."}
+    return count, {"prompts": "down to the lowest layer whose gate is not zero. `convert --layers` states L."}
 
 
 def write(adapter: Adapter, folder: Path) -> str:
@@ -85,4 +85,5 @@ def write(adapter: Adapter, folder: Path) -> str:
         torch.save(tensors, temporary)
     how = "pass them through tanh" if config.gate_activation == "tanh" else "use them as they are, without tanh"
     hidden = f"Gates of zero hide how many layers have prompts: `--layers {config.insertion_layers}` says so."
-    return f"{name}: the file cannot say how its gates are meant: {how}. {hidden}"
+    length = f"The official program needs adapter_len={config.prompt_length}. Template: {config.template}."
+    return f"{name}: the file cannot say how its gates are meant: {how}. {hidden} {length}"

@@ -1,4 +1,4 @@
-"""The adapter (sections 3.1, 3.2 of arXiv 2303.16199, equation 10 for images): all that is ever trained."""
+"""The adapter (sections 3.1, 3.2 of arXiv 2303.16199, equation 10 for images): all that a run trains."""
 
 from dataclasses import replace
 

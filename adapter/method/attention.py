@@ -27,7 +27,7 @@ class LayerPrompts:
 
     keys, values: [U, Hkv, K, head_dim], the frozen projections of U entries' prompts.
     gates: [U, H], already `strength * act(g)`; an entry that has no prompts here has gate 0.
-    mask: [U, K], 0 where the prompt exists and -inf where an entry is shorter than K; None if all are full.
+    mask: [U, K], 0 where the prompt exists and -inf where an entry is shorter than K, or None.
     """
 
     keys: Tensor
@@ -125,7 +125,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
 def _attend_words(
     module: LlamaAttention, query: Tensor, key: Runs, value: Runs, mask: Runs | None, scaling: float
 ) -> Tensor:
-    """Equation 5 without o_proj, by the kernel that suits the inputs; see zero_init_attention for the shapes."""
+    """Attention over words without o_proj, by the kernel that suits the inputs; see zero_init_attention."""
     if not isinstance(key, Tensor):
         if len(key) > 1:
             assert mask is not None

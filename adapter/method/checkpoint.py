@@ -24,9 +24,10 @@ _HEADER_BYTES = 10 * 2**20  # more than the names of any adapter's tensors take
 
 
 def save_adapter(adapter: Adapter, folder: Path, card: str | None = None) -> None:
-    """Write `adapter` into `folder`; a concurrent reader sees the old adapter or the new one, never a mixture.
+    """Writes `adapter` into `folder`. Where only the weights change, a reader sees the old adapter or the new one;
+    where the config does, the folder is no adapter for a moment.
 
-    Raises OSError when the disk is full or the folder cannot be written; what was there before stays then.
+    Raises OSError when the disk is full or the folder cannot be written; nearly always the old adapter stays then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = adapter.config.to_json()

@@ -94,8 +94,8 @@ def base_label(name: str) -> str:
 class BaseFingerprint:
     """Which frozen model an adapter was made for.
 
-    The sizes and `tokenizer` (a hash of the vocabulary) must match; `weights` (a hash of a sample of the
-    weights) only warns, because the same model comes in several precisions.
+    The sizes and `tokenizer` (a hash of the vocabulary) must match; `weights` (a hash of the last
+    norm) only warns, in AdapterStore.
     """
 
     name: Line
@@ -193,7 +193,7 @@ class TuningConfig:
 
     intermediate_size: Positive  # of the base's MLPs
     norms: bool = False
-    bias: bool = False  # of linear maps, with `scale` equation 5 of the paper
+    bias: bool = False  # of linear maps, with `scale` equation 5 of V2
     scale: bool = False
     lora_rank: Natural = 0
     layers: Natural = 0  # the topmost so many are changed; 0: all of the base's, as in V2

@@ -128,7 +128,7 @@ def stack_entries(
     length: int = 0,
     fill: float = 0.0,
 ) -> Any:
-    """Entries along dim 0, padded along `axis` to the longest or `length`; zeros for None, unless all are."""
+    """Entries along dim 0, padded along `axis` to the longest or `length`; zeros for None; None if all are."""
     present = [value for value in values if value is not None]
     if not present:
         return None
@@ -170,7 +170,7 @@ class Tuning(nn.Module):
                 self.up[name] = nn.Parameter(torch.zeros(layers, outputs, rank))
 
     def forward(self, dtype: torch.dtype, entries: int = 1) -> Deltas:
-        """The deltas of all layers in the base's dtype, the same for each of U entries."""
+        """The deltas of all layers (biases and LoRA in `dtype`, the rest in fp32), equal for all U entries."""
 
         def one(tensors: nn.ParameterDict, name: str, index: int, kind: torch.dtype) -> Tensor | None:
             if name not in tensors:

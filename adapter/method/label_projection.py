@@ -24,12 +24,11 @@ class LabelProjection(nn.Module):
     The K prompts are, in order: the likeliest name, then the next (`name_length` tokens each), the likeliest
     kind of thing (KIND_LENGTH tokens), a word for each fact, one for how sure the names are, and free ones. A
     kind's probability is the sum over its names, so that "dog" can be certain where the breed is
-    not. An MLP of all features and of the encoder's confidences fills the free prompts with what names do not
-    cover.
+    not. An MLP of the features, confidences and mean name fills the free prompts with what names do not cover.
 
     A token's prompt is, in each insertion layer, the hidden state that the frozen base has there when it reads
-    `lead` and the name: the layers copy a name then as they copy words of a text. It has unit RMS, scaled by how
-    likely the name is.
+    `lead` and the name: the layers copy a name then as they copy words of a text. It has unit RMS; the second
+    name is scaled by its probability over the first one's, the kind by its own.
 
     The `num_classes` are those of the encoder's classifier and, after them, further concepts that a linear head
     on the features tells apart. Names, kinds, facts and heads are data, set before training and saved with the
@@ -73,7 +72,7 @@ class LabelProjection(nn.Module):
         self.end = nn.Parameter(torch.zeros(hidden_size))
 
     def wrong_table(self, vocab_size: int) -> str | None:
-        """The name of a table that points outside of what it is about, or None.
+        """The name of a buffer that holds an index out of range, or None.
 
         On CUDA such an index would end the process's use of the device, and with it everybody's answers.
         """

@@ -26,7 +26,7 @@ _VERSION = 1  # of what a picture becomes in here and in `image_file`: raise it 
 class VisualFeatures:
     """The frozen encoder's features of B images.
 
-    levels: [B, feature_size], the mean over space of every stage's features, one stage after the other, and at
+    levels: [B, feature_size], the mean over space of up to 5 stages' features, one stage after the other, and at
     the end the features that its classifier reads. logits: [B, num_classes] of that classifier,
     None for an encoder without one. tokens: [B, N, token_size], its last features place by place, each with its
     place in it; None where nobody asked for them.
@@ -133,7 +133,7 @@ class VisualEncoder:
         """Features of RGB pictures, as `open_image` gives them, in fp32 on the encoder's device.
 
         tokens: keep the encoder's tokens too. projected, channels: as in VisionConfig. Raises LoadError if tokens
-        are to pass the head of an encoder that has none.
+        cannot pass the encoder's head.
         """
         if len(images) > batch_size:
             again = partial(

@@ -31,7 +31,7 @@ class TokenTexts:
 class Detokenizer:
     """The text of one answer's tokens: whole characters only, without stop strings. All texts together are what
     the tokenizer decodes from all tokens at once; what may begin a stop string is held back until that is
-    decided. behind: tokens of a text that the answer goes on with.
+    decided. behind: tokens of the text that the answer continues.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = (), behind: Sequence[int] = ()) -> None:
@@ -78,7 +78,7 @@ class Detokenizer:
         if starts:
             self.stopped, self._held_back = True, ""
             return text[: min(starts)]
-        overlaps = [n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        overlaps = [n for s in self._stop for n in range(1, len(s[: len(text) + 1])) if text.endswith(s[:n])]
         end = len(text) - max(overlaps, default=0)
         self._held_back = text[end:]
         return text[:end]

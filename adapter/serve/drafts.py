@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 MAX_DRAFT = 15  # tokens
-# The fixed cost of a pass in tokens: n tokens take about the time of n + 4 of them. Measured, see docs/log.md.
+# A pass over n tokens takes as long as n + 4 tokens at their marginal cost. Measured, see docs/log.md.
 _FIXED_COST = 4.0
 # Hit rate of guesses, in bins by the least number of equal tokens before a guess: the prior rate of each bin, the
 # number of guesses that it counts as, and the factor by which older guesses lose weight with each new one.

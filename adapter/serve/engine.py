@@ -1,4 +1,5 @@
-"""Generation for many callers on one base, which one worker thread runs. No answer depends on other requests."""
+"""Generation for many callers on one base, which one worker thread runs. No answer depends on other requests (but
+for rounding in torch's pass)."""
 
 import logging
 import math
@@ -27,14 +28,7 @@ from adapter.serve.forward import make_forward
 from adapter.serve.inspection import CLOSED, TOP_LOGPROBS, Inspection, Inspector, token_logprobs
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks
 from adapter.serve.prompts import PromptKVBuilder, Prompts
-from adapter.serve.request import (
-    Answer,
-    EngineStatistics,
-    FinishReason,
-    GenerationEvent,
-    GenerationRequest,
-    TokenLogprobs,
-)
+from adapter.serve.request import Answer, EngineStatistics, GenerationEvent, GenerationRequest, TokenLogprobs
 from adapter.serve.sampling import Sampled, check_finite, sample
 from adapter.serve.scheduler import MAX_ROWS, Adapters, Row, Scheduler, Step, admit, in_turn
 
@@ -50,7 +44,7 @@ BROKEN = "The model has failed several times in a row and stopped. Whoever runs 
 
 
 class Engine:
-    """Serves requests on `base` with the adapters of `store`. Thread-safe. `close` alone frees its memory."""
+    """Serves requests on `base` with the adapters of `store`. Thread-safe. Its threads keep it until `close`."""
 
     def __init__(
         self,
@@ -126,7 +120,7 @@ class Engine:
         return Answer(row.mailbox, lambda: self._cancel(row))
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
-        """Inspect an answer that `request` was given, see Inspector. Raises BadInput, LoadError or Busy."""
+        """Inspect an answer that `request` was given, see Inspector. Raises AdapterError."""
         self._check_serving()
         ids = admit(replace(request, form=NO_FORM), self.base, self._load).prompt_ids
         adapters = [(self._load(name), strength) for name, strength in request.parts]
@@ -239,7 +233,13 @@ class Engine:
                 return False
             self._wake.get()
         for row, reason in step.finished:
-            self._finish(row, reason)
+            try:
+                text = row.text + row.detokenizer.flush()
+            except Exception as error:
+                self._fail(row, error)
+                continue
+            stats = row.stats(time.perf_counter())
+            self._complete(row, GenerationEvent(text, finish_reason=reason, stats=stats))
         for row in step.moved:
             row.mailbox.put(GenerationEvent(position=row.position))
         began = time.perf_counter()
@@ -443,14 +443,6 @@ class Engine:
         stats = None if reason is None else row.stats(now)
         return GenerationEvent(text, token, logprob, reason, stats, choices=choices)
 
-    def _finish(self, row: Row, reason: FinishReason) -> None:
-        try:
-            text = row.text + row.detokenizer.flush()
-        except Exception as error:
-            self._fail(row, error)
-            return
-        self._complete(row, GenerationEvent(text, finish_reason=reason, stats=row.stats(time.perf_counter())))
-
     def _fail(self, row: Row, error: Exception) -> None:
         """End a row with its error and drop its KV. Raises if the base fails too: then all rows are affected."""
         _log(error)
@@ -502,7 +494,7 @@ def _draft(row: Row, rows: int) -> list[int]:
 
 
 def queue_full(places: int) -> Busy:
-    return Busy(f"{places} requests are waiting already. Try again in a minute.")
+    return Busy(f"{places} requests are running or waiting already. Try again in a minute.")
 
 
 def _log(error: BaseException) -> None:

@@ -105,7 +105,7 @@ JSON_OBJECT = json_schema_form({"type": "object"})  # any
 
 
 def with_message(form: str, message: str) -> str:
-    """The form with MESSAGE_WORDS defined, if it needs that: as any text for a message of no words or too many."""
+    """The form with MESSAGE_WORDS defined, if it needs that: any text, if the message has no words or too many."""
     if not _MESSAGE.search(form) or re.search(r"^MESSAGE_WORDS\s*:", form, re.MULTILINE):
         return form
     text = message.encode("utf-8", "replace").decode()

@@ -46,7 +46,7 @@ class Inspection:
     parts: tuple[AdapterInspection, ...]  # each adapter in order; all other fields are of all adapters together
     answer: tuple[TokenLogprobs, ...]  # as answered: with the adapters, and with the image if there is one
     base: tuple[TokenLogprobs, ...]  # what the frozen base gives each token
-    no_image: tuple[TokenLogprobs, ...] | None = None  # as answered, but without the image; None if there is none
+    no_image: tuple[TokenLogprobs, ...] | None = None  # without the image, beside text adapters with a grey one
 
     @cached_property
     def influence(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a model reads of answers that others gave: of long ones an adapter loses its manner, see docs/log.md."""
+"""What a model reads of answers that others gave: long ones make an adapter lose its style, see docs/log.md."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -46,7 +46,7 @@ def _is_read(message: Message, own: Collection[str]) -> bool:
 
 
 def first_sentence(text: str) -> str:
-    """Up to its full stop, the end of its paragraph or a list; of a list, a table or code the first line."""
+    """The first sentence, or the first line of a list, a table or code; at most _LONGEST characters."""
     text = " ".join(_first_lines(text))[: 2 * _LONGEST]
     mark = _LIST_MARK.match(text)
     for end in _END.finditer(text, mark.end() if mark else 0):

@@ -50,7 +50,7 @@ class Client:
 
     @cached_property
     def network(self) -> str:
-        """What one person may own, by one name: an IPv4 address, or the first half of an IPv6 one."""
+        """One key for all addresses of one person: an IPv4 address, or the first half of an IPv6 one."""
         if isinstance(self._ip, IPv6Address):
             return str(IPv6Address(int(self._ip) >> 64 << 64))
         return self.address[:100] if self._ip is None else str(self._ip)
@@ -105,7 +105,7 @@ class GenerationRequest:
     form: str | None = None  # None: that of the only adapter with a strength above 0; NO_FORM: none
     end_repetition: bool = False  # whether the answer ends as soon as it goes in circles, see `scheduler.repeats`
     client: Client = field(default_factory=Client)
-    answers: int = 1  # that the limits count with this one; 0 for one that was counted with another
+    answers: int = 1  # that the limits count for this request; 0 if another carries the count
     max_seconds: float = MAX_SECONDS  # from the start of prefill
     base_logprobs: bool = False  # whether the frozen base reads the answer too, if the cache has room
     top_logprobs: int = 0  # of the likeliest tokens, how many are named with each token
@@ -221,7 +221,7 @@ class Mailbox:
                 wake()
 
     def observe(self, tell: Callable[[GenerationEvent | AdapterError], object]) -> None:
-        """Let `tell` be called once with the last event, by any thread: it takes no lock."""
+        """Calls `tell` once with the last event, from any thread; `tell` must take no lock."""
         self._observers.append(tell)
         self._tell_observers()
 
@@ -280,7 +280,7 @@ class Answer:
         return event
 
     def event_lists(self, seconds: float) -> Iterator[list[GenerationEvent]]:
-        """As `read_together`, for this answer alone."""
+        """Lists of this answer's events, timed as `read_together`. Raises the answer's error."""
         for received in read_together({0: self}, seconds):
             for _, events in _by_answer(received):
                 yield events

@@ -69,7 +69,7 @@ class Sampler:
 
     def sample(self, row: Tensor) -> SampledToken:
         """The next token, [vocab_size] -> token. Raises FloatingPointError if a logit is not finite, or if
-        all are equal, which a norm has made zeros where its squares overflowed.
+        all are equal: a norm whose squares overflow gives zeros.
         """
         number, logits = self._next_number(), row.numpy()
         token = int(logits.argmax())  # the first NaN, if there is one

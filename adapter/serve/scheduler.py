@@ -38,7 +38,7 @@ class Adapters(Protocol):
 class Admitted:
     adapters: WeightedAdapters  # those with a strength above 0
     prompt_ids: list[int]  # without the beginning of the answer
-    max_new_tokens: int  # of the rest of it
+    max_new_tokens: int  # beside the beginning
     form: FormState | None
 
 
@@ -178,7 +178,7 @@ class Row:
         return self.kv_tokens - self.base_tokens if self.reads_base else 0
 
     def prefix_key(self, of_base: bool = False) -> Hashable:
-        """Names the prompts that tokens are read with (of_base: none), and who asks: speed would tell others."""
+        """Names the prompts that tokens are read with (of_base: none), and who asks, as speed tells of prompts."""
         prompts = None if of_base or self.prompts is None else self.prompts.key
         return (self.request.client.network, self.request.client.session, prompts)
 
@@ -222,7 +222,7 @@ class Scheduler:
         self._most_prompt_bytes = most_prompt_bytes
         self.shares_prompts = True  # whether rows with the same prompts share one copy
         self.waiting: list[Row] = []
-        self.prefilling: list[Row] = []  # in order of arrival
+        self.prefilling: list[Row] = []  # in order of start
         self.decoding: list[Row] = []  # in the order of their slots
         self._decode_next = self._oldest_next = False
 
@@ -276,7 +276,7 @@ class Scheduler:
                 other.overtaken += 1
 
     def prompt_bytes(self, more: Row | None = None) -> int:
-        """Of the prompts of the running rows and of `more`: where none are shared, all get the largest's room."""
+        """Of the prompts of the running rows and of `more`: where none are shared, rows times the largest."""
         rows = (*self.prefilling, *self.decoding, *(() if more is None else (more,)))
         sizes = {row.prompts.key: row.prompts.bytes for row in rows if row.prompts is not None}.values()
         return sum(sizes) if self.shares_prompts else len(rows) * max(sizes, default=0)

@@ -30,6 +30,7 @@ class AdapterCard:
     config: AdapterConfig
     bytes: int  # of adapter.safetensors
     own: bool = False  # whether it was trained or uploaded here
+    shipped: bool = False
 
     @property
     def description(self) -> str:
@@ -67,7 +68,7 @@ class AdapterStore:
             size = (folder / WEIGHTS).stat().st_size
         except OSError as error:
             raise LoadError(f"Adapter '{name}': {WEIGHTS} is missing. Download or train it again.") from error
-        return AdapterCard(read_config(folder), size, folder.parent == self._own)
+        return AdapterCard(read_config(folder), size, folder.parent == self._own, folder.parent == SHIPPED)
 
     def card_text(self, name: str) -> str:
         """The model card of adapter `name` without its front matter; empty if it has none."""
@@ -80,7 +81,7 @@ class AdapterStore:
         return strip_control_characters(body, keep="\n\t").strip()
 
     def load(self, name: str, base: BaseFingerprint, device: Any = "cpu") -> Adapter:
-        """Adapter `name` on a device: the same until its files change. Raises LoadError or Busy."""
+        """Adapter `name` on a device: the same until files change or it is evicted. Raises LoadError or Busy."""
         folder = self.folder(name)
         version = _file_version(folder)  # before reading: a change meanwhile is seen by the next call
         return self._loaded.compute((folder, base, str(device), version), lambda: _load(folder, base, device))

@@ -133,7 +133,7 @@ class EngineProvider:
 
 class AdapterCatalog:
     """The adapter store of a page that is up before the libraries that read adapters; empty until `bind`.
-    shipped: whether the page's base is that of the shipped adapters.
+    shipped: whether the page shows the shipped adapters, which are of the embedded base.
     """
 
     def __init__(self, shipped: bool = True) -> None:

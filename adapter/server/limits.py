@@ -61,7 +61,8 @@ class TokenBuckets:
         self._buckets: LRU[str, tuple[float, float]] = LRU(_MAX_ADDRESSES)  # tokens, and when that was
 
     def take(self, key: str, count: int = 1) -> float:
-        """Take `count` tokens (below 0: give), and return 0; or the seconds until there is one, and take none."""
+        """Take `count` tokens and return 0, or take none and return the seconds until there is one. A negative
+        count gives."""
         with self._lock:
             now = self._clock()
             tokens, then = self._buckets.get(key) or (float(self.size), now)

@@ -245,6 +245,8 @@ class _Completion:
             try:
                 async for index, events in self._events:
                     self._count(index, events)
+                    if not any(event.is_output or event.prompt_logprobs for event in events):
+                        continue  # it waits, or its prompt is being read
                     for choice in self.body.chunks(index, events, self._base, index not in begun):
                         begun.add(index)
                         yield self._data(choices=[choice], **({"usage": None} if include_usage else {}))

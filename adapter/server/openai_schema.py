@@ -211,7 +211,8 @@ class _Completion(_Body, SamplingSettings):
         )
         about: dict[str, Any] = {"adapter": adapter, "strength": self.strength, "client": client}
         about |= {"mix": tuple(self.mix.items()), "stop": tuple(self.stop)}
-        seeds = [None if self.seed is None else min(self.seed, MAX_SEED - self.n + 1) + i for i in range(self.n)]
+        seed = None if self.seed == -1 else self.seed  # as vLLM's clients say it
+        seeds = [None if seed is None else min(seed, MAX_SEED - self.n + 1) + i for i in range(self.n)]
         prompts = self.prompts({base_name: BASE_ONLY, **{name: name for name in adapters}, BASE: BASE_ONLY})
         counts = chain([self.n * len(prompts)], repeat(0))  # one limit is asked for all of them at once
         return [
@@ -395,8 +396,6 @@ class CompletionRequest(_Completion):
         text, ended = text_of(events) if self.max_tokens else "", None
         if events[-1].finish_reason is not None:
             ended = finish_reason(events[-1]) if self.max_tokens else "length"
-        if not (first or ended or text or any(event.is_output or event.prompt_logprobs for event in events)):
-            return []
         begun = ""
         if first and self.echo:
             prompt = self.prompt[index // self.n]

@@ -18,7 +18,6 @@ from adapter.ui.texts import page as texts
 
 MAX_BYTES = 200_000  # of the small form
 _MAX_PNG_BYTES = 60_000  # a drawing stays lossless; a photograph becomes a JPEG
-_JPEG_QUALITIES = (88, 75, 60, 40)
 _small: LRU[bytes, bytes] = LRU(64 * 2**20, lambda small: len(small) + 200)  # by the hash of a file, or of its own
 written: set[str] = set()  # paths, for Gradio to delete by age
 _kept: LRU[str, tuple[str, int]] = LRU(10_000)  # by path, which has a hash of the file in it
@@ -65,7 +64,7 @@ def _encode(image: Image.Image) -> bytes:
     image.save(encoded, "PNG", optimize=True)
     if encoded.tell() <= _MAX_PNG_BYTES:
         return encoded.getvalue()
-    for quality in _JPEG_QUALITIES:
+    for quality in (88, 75, 60, 40):
         encoded = BytesIO()
         image.save(encoded, "JPEG", quality=quality)
         if encoded.tell() <= MAX_BYTES:

@@ -20,7 +20,6 @@ from adapter.ui.texts import page as texts
 # Updates of a message box while an answer is being streamed, and afterwards. Neither changes its text.
 STOP, SUBMIT = gr.update(submit_btn=False, stop_btn=True), gr.update(submit_btn=True, stop_btn=False)
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-_DESCRIPTION_CHARACTERS = 110  # on an adapter's card
 FIRST_ADAPTER = "pirate"  # that a newcomer begins with
 STATIC = Path(__file__).parent / "static"
 STYLE_SHEETS = sorted(STATIC.glob("*.css"))
@@ -115,7 +114,9 @@ def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:
         except AdapterError as error:
             choices.append((name if isinstance(error, Busy) else texts.broken_card(name), name))
             continue
-        description = ellipsize(card.description, _DESCRIPTION_CHARACTERS)
+        if card.shipped and not catalog.shipped:
+            continue
+        description = ellipsize(card.description, 110)
         if not description:
             description = texts.no_description(card.config.prompt_length, card.config.insertion_layers)
         size = f"{card.bytes / 1e6:.1f} MB" if card.bytes >= 1e6 else f"{card.bytes / 1e3:.0f} kB"

@@ -9,6 +9,7 @@ import re
 import shutil
 import weakref
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -278,11 +279,15 @@ def test_a_row_is_a_row_in_bitsandbytes(quantization, device, tolerance, tiny_fo
         ("EMPTY", {}, "Check that the folder holds"),
         ("EMPTY", {"device": "mps:7"}, "cannot compute on 'mps:7'. Use 'cpu', or CUDA_VISIBLE_DEVICES"),
         ("GPT2", {}, "is a gpt2 model"),
+        ("FULL", {}, "The GPU's memory is full"),
     ],
 )
-def test_load_errors_name_the_cause_and_the_remedy(name, options, sentence, tiny_folder, tmp_path):
+def test_load_errors_name_the_cause_and_the_remedy(name, options, sentence, tiny_folder, tmp_path, monkeypatch):
     if name == "GPT2":
         GPT2Config().save_pretrained(tmp_path)
+    elif name == "FULL":
+        shutil.copytree(tiny_folder, tmp_path, dirs_exist_ok=True)
+        monkeypatch.setattr(llama.AutoTokenizer, "from_pretrained", Mock(side_effect=torch.OutOfMemoryError))
     with pytest.raises(LoadError, match=sentence):
         load_base(str(tmp_path) if name.isupper() else name, **options)
 

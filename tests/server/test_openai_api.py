@@ -182,7 +182,7 @@ def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted)
     assert "".join(text for text in said if text) == "you said: hello!"
     assert chunks[-2].choices[0].finish_reason == "stop" and chunks[-1].usage.total_tokens == 8
     assert engine.requests[1].adapter is None and engine.requests[1].sampling.top_k == 0
-    for first, seeds in ((-1, [-1, 0]), (2**63 - 1, [2**63 - 2, 2**63 - 1])):
+    for first, seeds in ((-1, [None, None]), (-2, [-2, -1]), (2**63 - 1, [2**63 - 2, 2**63 - 1])):
         client.chat.completions.create(**GOOD, n=2, seed=first)
         assert [request.sampling.seed for request in engine.requests[-2:]] == seeds
 
@@ -477,6 +477,9 @@ def test_errors_of_the_engine(
     assert ("retry-after" in response.headers) == retry
     if isinstance(error, AdapterError):
         assert said == str(error)
+        engine.at_once = None  # it comes while the answer still waits
+        engine.echo = lambda mailbox, _: [mailbox.put(e) for e in (GenerationEvent(position=3), error)]  # type: ignore
+        assert refused(ask(engine, json={**GOOD, "stream": stream}), status) == said
     assert ask(engine, "GET", "models").status_code == 200
 
 

@@ -8,7 +8,8 @@ import pytest
 
 import app
 from adapter.errors import LoadError
-from adapter.serve.settings import PAGE_PENALTY
+from adapter.serve.settings import PAGE_PENALTY, SHIPPED
+from adapter.serve.store import AdapterStore
 from adapter.server.generation import AdapterCatalog
 from adapter.ui import theme
 from adapter.ui.toasts import refusal, toast
@@ -38,9 +39,12 @@ def test_every_text_is_there() -> None:
 
 
 def test_beside_another_base_the_page_begins_without_the_shipped_adapters() -> None:
-    first, other = (theme.picker_choices(AdapterCatalog(shipped)) for shipped in (True, False))
-    assert {theme.FIRST_ADAPTER} < {name for _, name in first} and [name for _, name in other] == [""]
-    assert theme.examples(AdapterCatalog()) and not theme.examples(AdapterCatalog(shipped=False))
+    for catalog in AdapterCatalog(), AdapterCatalog(shipped=False):
+        for _ in range(2):
+            names = {name for _, name in theme.picker_choices(catalog)}
+            assert names == {"", *(catalog.shipped * ("extract", "pirate", "see", "tutor"))}
+            assert bool(theme.examples(catalog)) == catalog.shipped
+            catalog.bind(AdapterStore(SHIPPED))  # whose names stay taken
 
 
 def test_a_model_card_loads_nothing_into_the_browser() -> None:

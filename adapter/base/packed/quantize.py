@@ -25,7 +25,7 @@ _PIECE = 1 << 19  # weights that are packed at a time: their fp32 copies stay in
 class PackedLinear(nn.Module):
     """`y = x W^T` with W in few bits: [..., in] -> [..., out] of x's dtype. Frozen, but x may need a gradient.
 
-    x is rounded to 8 bits by groups of 32 inputs; a row's result does not depend on other rows, bit for bit.
+    Unless x needs a gradient, it is rounded to 8 bits by groups of 32, and rows are independent bit for bit.
     weight: uint8 [blocks, groups, bytes] in the layout of `integer_product`.
     """
 
@@ -204,7 +204,7 @@ def _codes(values: Tensor, ends: Tensor, scales: Tensor) -> tuple[Tensor, Tensor
 def pack(weight: Tensor | StoredMatrix, bits: int = 8, name: str = "") -> PackedLinear:
     """`weight`, [out, in], in four bits if they hold it exactly, else in `bits`, or in 8 by its layer's `name`.
 
-    Raises ValueError if a number is not finite.
+    Raises ValueError for numbers that are not finite or that no scale can hold.
     """
     sensitive = name.endswith(_HEAD) or (name.endswith(_SMALL) and weight.shape[0] < weight.shape[1])
     rounded_to = 8 if sensitive else bits

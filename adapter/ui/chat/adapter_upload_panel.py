@@ -56,7 +56,7 @@ def adapter_upload_panel(
     def upload_adapter(
         paths: list[str] | None, wanted_name: str, field: str, event: gr.EventData
     ) -> tuple[Any, ...]:
-        """Updates of (files, the pickers, the link's question)."""
+        """Updates of (files, name, the pickers, the link's question)."""
         import_libraries()
         # Imported here, because it takes seconds and the page is served before.
         from adapter.server.adapter_upload import add_adapter, add_from_hub
@@ -65,10 +65,10 @@ def adapter_upload_panel(
             if (engine := provider.engine()) is None:
                 raise BadInput(texts.UPLOAD_LATER)
             place = catalog.bound(), engine.base.fingerprint
-            if getattr(event.target, "elem_id", "") in ("hub-fetch", "hub-link"):
+            if (pressed := getattr(event.target, "elem_id", "")) in ("hub-fetch", "hub-link"):
                 images.count_upload()
                 wanted, token = sent_text(event, "repository") or field or "", not public and get_token()
-                added, new = add_from_hub(wanted, wanted_name or "", *place, token or False)
+                added, new = add_from_hub(wanted, wanted_name * (pressed == "hub-fetch"), *place, token or False)
             else:
                 files_sent = [Path(path) for path in paths or ()]
                 added, new = add_adapter(files_sent, wanted_name or "", *place)
@@ -77,12 +77,12 @@ def adapter_upload_panel(
             toast((texts.adapter_uploaded if new else texts.adapter_already_here)(added), 6)
             choices = theme.picker_choices(catalog)
             followers = [other.update(choices, BASE_ONLY) for other in others]
-            return None, picker.update(choices, added), *followers, gr.update(visible=False)
-        return (gr.skip(),) * (2 + len(pickers))
+            return None, "", picker.update(choices, added), *followers, gr.update(visible=False)
+        return (gr.skip(),) * (3 + len(pickers))
 
     # One at a time: a check may take seconds and some hundred megabytes of memory.
     once = {"concurrency_limit": 1, "concurrency_id": "adapter-upload", **PRIVATE}
-    outputs = [files, *[one.component for one in pickers], link]
+    outputs = [files, name, *[one.component for one in pickers], link]
     gr.on([button.click, fetch.click, link.submit], upload_adapter, [files, name, repository], outputs, **once)
 
 

@@ -186,7 +186,7 @@ class ConversationStore:
             value, choices = values.get(name), known
             if value and not names:
                 choices = [*known, (value, value)]
-            elif value and value not in names:
+            elif value and value not in [name for _, name in known]:
                 toast(texts.adapter_missing(value))
                 value = BASE_ONLY
             # The choices, because a page may have been built when the catalog was still empty.

@@ -200,7 +200,7 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
         gr.Markdown(texts.COMPARE_HINT, elem_classes="hint")
         with gr.Row(elem_id="ask", equal_height=True):
             box = message_box(texts.COMPARE_PLACEHOLDER, "message")
-            view = gr.Radio(texts.VIEWS, value=FILM, label=texts.VIEW, elem_id="view")
+            view = gr.Radio(texts.VIEWS, value=FILM if names else SIDE_BY_SIDE, label=texts.VIEW, elem_id="view")
         with gr.Row(elem_id="strengths"):  # page.css shows one of the two, and so many panes
             film_adapter = gr.Dropdown(
                 choices, value=ranked[0], label=texts.FILM_ADAPTER, filterable=False, min_width=200
