@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from adapter.errors import BadInput, first_line
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".jfif", ".heic", ".avif", ".gif", ".bmp")  # all are told of
 TABLES = (".json", ".jsonl", ".tsv", ".csv")
 _ENTRY = re.compile(b"PK\x01\x02")  # begins each entry of a zip's central directory
 _MAX_NAME, _MAX_DEPTH = 200, 10  # characters; folders that a file is in

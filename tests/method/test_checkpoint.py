@@ -20,12 +20,6 @@ def saved(tmp_path, tiny_fingerprint):
     return adapter, tmp_path / "poet"
 
 
-def change(folder, edit):
-    tensors = load_file(folder / WEIGHTS)
-    edit(tensors)
-    save_file(tensors, folder / WEIGHTS)
-
-
 def test_save_then_load_is_the_identity(saved):
     adapter, folder = saved
     loaded = load_adapter(folder)
@@ -49,7 +43,9 @@ def test_save_then_load_is_the_identity(saved):
 )
 def test_wrong_weights_are_refused_by_name(saved, edit, words):
     _, folder = saved
-    change(folder, edit)
+    tensors = load_file(folder / WEIGHTS)
+    edit(tensors)
+    save_file(tensors, folder / WEIGHTS)
     with pytest.raises(LoadError, match=words) as caught:
         load_adapter(folder)
     assert "poet" in str(caught.value) and "again" in str(caught.value)

@@ -112,10 +112,8 @@ def test_in_a_mix_with_a_text_adapter_only_what_the_picture_changes_is_left(tiny
 
     vision = VisionConfig(encoder="any", feature_size=3, hidden=5)
     tuning = TuningConfig(64, norms=True, lora_rank=2)
-    see, voice = (
-        random_adapter(tiny_fingerprint, vision=vision, tuning=tuning),
-        random_adapter(tiny_fingerprint, 2),
-    )
+    see = random_adapter(tiny_fingerprint, vision=vision, tuning=tuning)
+    voice = random_adapter(tiny_fingerprint, 2)
     for parameter in see.projection.parameters():
         torch.nn.init.normal_(parameter)
     builder, image = PromptKVBuilder(tiny_base, {"any": Encoder()}), Image.new("RGB", (9, 9), "red")
@@ -131,9 +129,7 @@ def test_in_a_mix_with_a_text_adapter_only_what_the_picture_changes_is_left(tiny
         (alone,), whole = terms([(see, 0.5)])
         assert torch.equal(shown.keys, alone.keys)
         blind, alone_blind = (terms([(see, 0.5), *more], None)[0][0] for more in ([(voice, strength)], []))
-        torch.testing.assert_close(
-            blind.gates, (1 - taken) * alone_blind.gates
-        )  # without a picture it changes nothing
+        torch.testing.assert_close(blind.gates, (1 - taken) * alone_blind.gates)  # blind, it changes nothing
         assert torch.equal(text.gates, terms([(voice, strength)])[0][0].gates)
         assert torch.equal(off.keys, blank.keys) and not torch.equal(off.keys, shown.keys)
         torch.testing.assert_close(off.gates, blank.gates * -0.5 * taken)

@@ -5,7 +5,6 @@ import math
 import random
 import time
 from contextlib import closing
-from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -193,7 +192,7 @@ def test_rows_on_cuda_get_what_each_gets_alone_and_on_a_cpu(engine):
         for i in range(9)
     ]
     on_cpu = [token_ids(engine.submit(request)) for request in requests]
-    base = replace(engine.base, model=deepcopy(engine.base.model).cuda())
+    base = replace(engine.base, model=copy.deepcopy(engine.base.model).cuda())
     with closing(Engine(base, engine.store)) as on_cuda:
         alone = [token_ids(on_cuda.submit(request)) for request in requests]
         together = [token_ids(answer) for answer in [on_cuda.submit(request) for request in requests]]

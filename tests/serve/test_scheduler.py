@@ -138,11 +138,7 @@ def test_rows_start_while_there_is_room_for_their_prompts_and_the_largest_alone(
     "tokens, rows, started",
     [
         (16 * 1024, [("198.51.100.7", 100)] * 20 + [("203.0.113.9", 100)], 12 + 1),  # rows
-        (
-            1024,
-            [("198.51.100.7", 400)] * 2 + [("203.0.113.9", 300)],
-            1 + 1,
-        ),  # cache: both large ones would take all
+        (1024, [("198.51.100.7", 400)] * 2 + [("203.0.113.9", 300)], 1 + 1),  # cache: both large ones take all
         # Nobody of its network passes the row of 600, which waits until 300 have ended.
         (1024, [("198.51.100.7", n) for n in (300, 600, 100)] + [("203.0.113.9", 100)], 1 + 1),
         (16 * 1024, [("127.0.0.1", 100)] * 20, 16),  # who is alone on the machine has all of it

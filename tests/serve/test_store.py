@@ -26,9 +26,8 @@ def test_adapters_come_and_go(tmp_path, tiny_fingerprint, tiny_base):
     assert store.load("poet", tiny_base.fingerprint) is loaded
     store._loaded.limit = loaded.nbytes + 1
     save_adapter(random_adapter(tiny_fingerprint), tmp_path / "other")
-    assert (
-        store.load("other", tiny_base.fingerprint) and store.load("poet", tiny_base.fingerprint) is not loaded
-    )  # kept by their bytes
+    store.load("other", tiny_base.fingerprint)
+    assert store.load("poet", tiny_base.fingerprint) is not loaded, "kept by their bytes"
     for name in ("poet", "other"):
         shutil.rmtree(tmp_path / name)
     assert store.names() == []

@@ -74,7 +74,6 @@ class Connection:
         transport = httpx.HTTPTransport(local_address=address)
         self.http = httpx.Client(base_url=url, transport=transport, timeout=PATIENCE)
         self.session = secrets.token_hex(6)
-        self.address = address
         self._uploads: dict[Path, str] = {}
         self._config: dict[str, Any] = {}
         if signed_in:

@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -64,10 +65,7 @@ def test_a_tracker_gets_the_settings_and_the_figures_of_metrics(run, notebook, t
 
 
 def test_a_tracker_that_fails_ends_no_run(run, notebook, monkeypatch, tmp_path, capsys):
-    def fail(self, *_: Any, **__: Any) -> None:
-        raise RuntimeError("no network")
-
-    monkeypatch.setattr(Notebook, "log", fail)
+    monkeypatch.setattr(Notebook, "log", Mock(side_effect=RuntimeError("no network")))
     assert run("tracker=notebook") == 0
     assert (tmp_path / "out" / CARD).exists()
     printed = capsys.readouterr()

@@ -131,6 +131,7 @@ class _Turn(Shape):
     role: Role
     content: Text | list[_Block]
     weight: _Weight = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None  # they would be learnt as saying nothing
 
 
 class _Chat(_Pictured):
@@ -180,7 +181,7 @@ def parse(format: str, value: dict[str, Any], where: str, images: Path, index: i
         columns = caption_columns(value) or ("image", "caption")
         row = check(_two_columns(columns[0], _Named, columns[1], Filled), value, where)
         image, caption = _path(getattr(row, columns[0]), images), getattr(row, columns[1]).strip()
-        asked = REQUESTS[index % len(REQUESTS)]
+        asked = REQUESTS[(index + index // len(REQUESTS)) % len(REQUESTS)]  # each kind of file meets each
         return Record((Message("user", asked), Message("assistant", caption)), image, where)
     fields = _FIELDS["pairs"]
     first, second = max(fields, key=lambda names: sum(name in value for name in names))
@@ -218,7 +219,7 @@ def _of_chat(value: dict[str, Any], where: str, images: Path) -> Record:
 
 
 def _path(name: str | EmbeddedPicture, images: Path) -> Picture:
-    return images / name if isinstance(name, str) else name
+    return images / name.replace("\\", "/") if isinstance(name, str) else name  # also as Windows writes it
 
 
 def _named(value: Any, images: Path) -> Iterable[Picture]:

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adapter.errors import first_line
-from train.formats.parsers import KNOWN, format_of
+from train.formats.parsers import KNOWN
 from train.formats.record import DataError, Shape, check, json_type
 
 Item = tuple[str, Any]
 TABLES = (".tsv", ".csv")
 # The files that list the pictures of a folder, the first that is there.
 CAPTION_FILES = ("captions.tsv", "captions.csv", "metadata.jsonl", "metadata.csv")
-_PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".jfif", ".heic", ".avif", ".gif", ".bmp"}  # all are told of
 _RECORDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "config.json"}
 # As on the Hugging Face Hub: a word in the name of a file or of its folder says which split it belongs to.
@@ -36,7 +36,9 @@ _SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-_COCO = re.compile(r'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
+_COCO = re.compile(  # a list of images holds objects there, and names in a record
+    r'\s*\{\s*"(?:info"\s*:\s*\{|type"\s*:\s*"captions"|(?:licenses|images|annotations|categories)"\s*:\s*\[\s*[{\]])'
+)
 _CHUNK = 2**18
 _LONGEST = 2**28  # of a record; a longer one is a whole file without line ends
 _MEND = (
@@ -92,8 +94,11 @@ def of_pictures(folder: Path, pictures: list[str]) -> Iterator[Item]:
     """Pictures with the first line of the text beside each."""
     for name in pictures:
         text = Path(name).with_suffix(".txt")
-        with opened(folder / text) as file:
-            yield f"{text.as_posix()}, line 1", {"image": name, "caption": _text(file.readline())}
+        try:
+            with opened(folder / text) as file:
+                yield f"{text.as_posix()}, line 1", {"image": name, "caption": _text(file.readline())}
+        except DataError as error:
+            yield f"{text.as_posix()}, line 1", error
 
 
 def of_shards(folder: Path, split: str | None) -> Iterator[Item]:
@@ -250,13 +255,12 @@ class _Coco(Shape):
 def _table(path: Path) -> Iterator[Item]:
     """Each row as an object, by the names in the first line."""
     with opened(path) as file:
-        lines: Iterator[str] = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="\n")
+        lines: Iterator[str] = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
         first, blank = next(lines, ""), 0
         while first.isspace():
             first, blank = next(lines, ""), blank + 1
-        names = dict.fromkeys(cell.strip('" \r\n').lower() for cell in first.split(";"))
         # Spreadsheets write semicolons where a comma is the decimal point.
-        tab, separator = "\t" in first, ";" if ";" in first and format_of(names) else ","
+        tab, separator = "\t" in first, ";" if first.count(";") > first.count(",") else ","
         separator = "\t" if tab else separator
         remedy = (
             f"Separate the cells by one {_NAMES[separator]}; put a cell that holds one, a quote or a new line in "

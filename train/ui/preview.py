@@ -132,7 +132,7 @@ def make_preview(data: TrainingData, base: str) -> tuple[str, str]:
     few = f"<p>{html.escape(texts.few_records(usable))}</p>" if usable < FEW_RECORDS else ""
     head = texts.records(report.records, texts.PICTURES if data.pictures else texts.TEXTS, data.name)
     cards = "".join(map(_record_html, itertools.islice(readable(data.records), _SHOWN_RECORDS)))
-    is_open = "" if report.clean and not report.truncated + report.with_control else "open"
+    is_open = "" if report.clean and not report.truncated + report.with_control + report.empty_answers else "open"
     return (
         f'<div class="data-preview"><p class="head">{html.escape(head)}</p>{few}'
         f"<details {is_open}><summary>{texts.CHECKED}</summary>"

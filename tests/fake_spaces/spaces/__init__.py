@@ -77,12 +77,8 @@ def _error(text):
 
 class _Worker:
     def __init__(self, task):
-        self.task, self.jobs, self.results, self.stop = (
-            task,
-            _fork.SimpleQueue(),
-            _fork.SimpleQueue(),
-            _fork.Event(),
-        )
+        self.task, self.stop = task, _fork.Event()
+        self.jobs, self.results = _fork.SimpleQueue(), _fork.SimpleQueue()
         arguments = task, self.jobs, self.results, self.stop, _server_sockets()
         self.process = _fork.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()

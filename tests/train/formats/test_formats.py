@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.formats.dataset import FORMATS, DataError, open_records
+from train.formats.parsers import REQUESTS
 from train.formats.scienceqa import columns, problems, question_text
 
 USER = {"role": "user", "content": "What is it?"}
@@ -147,6 +148,7 @@ def test_a_cell_that_is_too_long_for_csv_makes_no_records_of_its_lines(tmp_path)
     [
         ("pairs.tsv", "\ufeffid\tImage\tCaption\r\n1\ta.jpg\tA cat, asleep.\r\n\r\n2\tsub/b.jpg\tA dog.\r\n"),
         ("pairs.csv", 'image, caption\na.jpg, "A cat, asleep."\nsub/b.jpg, A dog.\n'),
+        ("pairs.csv", "image;caption\ra.jpg;A cat, asleep.\rsub\\b.jpg;A dog.\r"),  # of an old Mac, and of Windows
         ("metadata.jsonl", '{"path": "a.jpg", "text": "A cat, asleep."}\n{"path": "sub/b.jpg", "text": "A dog."}'),
     ],
 )  # fmt: skip
@@ -160,18 +162,22 @@ def test_lists_of_captions(tmp_path, name, text):
 
 def test_a_folder_with_captions_beside_the_images(tmp_path):
     copies = (".tmp/b.jpg", ".tmp/b.txt", "__MACOSX/._b.jpg", "__MACOSX/._b.txt", "._b.jpg", "._b.txt")
-    for name in ("b.jpg", "sub/a.PNG", "uncaptioned.png", "drawing.svg", *copies):
+    for name in ("b.jpg", "sub/a.PNG", "uncaptioned.HEIC", "drawing.svg", "wide.jpg", *copies):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfA dog.\r\nde.utf-8=Ein Hund.\n")
     (tmp_path / "sub/a.txt").write_text("Ein Käfer.", encoding="utf-8")
     (tmp_path / "drawing.txt").write_text("not a picture that can be opened")
     (tmp_path / "notes.txt").write_text("of nothing")
+    (tmp_path / "wide.txt").write_text("A cup.", encoding="utf-16")
     records = open_records(tmp_path)
     assert records.format == "captions"
-    assert pairs(records) == [(f"{tmp_path}/b.jpg", "A dog."), (f"{tmp_path}/sub/a.PNG", "Ein Käfer.")]
+    with pytest.raises(DataError, match="wide.txt"):
+        records[2]
+    found = [records[0], records[1]]
+    assert pairs(found) == [(f"{tmp_path}/b.jpg", "A dog."), (f"{tmp_path}/sub/a.PNG", "Ein Käfer.")]
     assert records[1].where == "sub/a.txt, line 1"
-    assert records.uncaptioned == ("uncaptioned.png",)
+    assert records.uncaptioned == ("uncaptioned.HEIC",)
 
 
 def test_a_file_has_no_splits_and_no_configurations(tmp_path):
@@ -189,6 +195,12 @@ def test_captions_of_coco(tmp_path):
     (tmp_path / "val").mkdir()
     records = open_records(path, images=tmp_path / "val")
     assert records.format == "captions" and len(records) == 7
+    lines = tmp_path / "lines.json"
+    lines.write_text(json.dumps({"images": ["9.jpg"], "messages": [USER, BOT]}) + "\n")
+    assert open_records(lines).format == "chat", "whose images are names"
+    many = open_records(jsonl(tmp_path, *[{"image": "9.jpg", "caption": "A"}] * 36))
+    for period in (2, 3, 6):  # of files: the wording tells nothing of the picture
+        assert {many[i].messages[0].text for i in range(0, 36, period)} == {*REQUESTS}
     found = [records[i] for i in (0, 1, 2, 4)]
     assert pairs(found) == [(f"{tmp_path}/val/{n}.jpg", f"Nr {i}.") for n, i in ((7, 0), (9, 1), (7, 2), (9, 4))]
     assert len({r.messages[0].text for r in found[:3]}) == 3 and found[0].where.endswith("annotation 100")

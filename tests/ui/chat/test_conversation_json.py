@@ -5,6 +5,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import gradio as gr
 import pytest
@@ -58,12 +59,8 @@ def test_pictures_of_a_conversation_count_as_uploads_once(monkeypatch: pytest.Mo
     conversation_json.read(text)
     assert not counted, "it is there"
     path.unlink()
-
-    def refuse(size: int) -> None:
-        raise RateLimited("60 uploads an hour.", 1.0)
-
     with monkeypatch.context() as patch, pytest.raises(RateLimited):
-        patch.setattr(images, "count_upload", refuse)
+        patch.setattr(images, "count_upload", Mock(side_effect=RateLimited("60 uploads an hour.", 1.0)))
         conversation_json.read(text)
     assert not path.exists()
     conversation_json.read(text)
