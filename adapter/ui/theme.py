@@ -141,7 +141,7 @@ def data_attributes(values: Mapping[str, str]) -> str:
 def status_html(state: str, text: str, attributes: str = "") -> str:
     """The header's line about the model, or the server; text: without paths of this machine."""
     text = html.escape(text)
-    return f'<div class="status {state}" title="{text}" {attributes}><i></i><span>{text}</span></div>'
+    return f'<div class="status {state}" tabindex="0" title="{text}" {attributes}><i></i><span>{text}</span></div>'
 
 
 def ellipsize(text: str, limit: int) -> str:

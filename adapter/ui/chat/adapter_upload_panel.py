@@ -53,9 +53,7 @@ def adapter_upload_panel(
         repository = gr.Textbox(label=texts.HUB, placeholder=texts.HUB_HINT, max_lines=1, max_length=200)
         fetch = gr.Button(texts.HUB_BUTTON, variant="secondary", elem_id="hub-fetch")
 
-    def upload_adapter(
-        paths: list[str] | None, wanted_name: str, field: str, event: gr.EventData
-    ) -> tuple[Any, ...]:
+    def upload_adapter(paths: list[str] | None, own_name: str, field: str, event: gr.EventData) -> tuple[Any, ...]:
         """Updates of (files, name, the pickers, the link's question)."""
         import_libraries()
         # Imported here, because it takes seconds and the page is served before.
@@ -68,10 +66,10 @@ def adapter_upload_panel(
             if (pressed := getattr(event.target, "elem_id", "")) in ("hub-fetch", "hub-link"):
                 images.count_upload()
                 wanted, token = sent_text(event, "repository") or field or "", not public and get_token()
-                added, new = add_from_hub(wanted, wanted_name * (pressed == "hub-fetch"), *place, token or False)
+                added, new = add_from_hub(wanted, own_name * (pressed == "hub-fetch"), *place, token or False)
             else:
                 files_sent = [Path(path) for path in paths or ()]
-                added, new = add_adapter(files_sent, wanted_name or "", *place)
+                added, new = add_adapter(files_sent, own_name or "", *place)
                 for path in files_sent:  # another adapter is another upload, of which the server takes so many
                     path.unlink(missing_ok=True)
             toast((texts.adapter_uploaded if new else texts.adapter_already_here)(added), 6)

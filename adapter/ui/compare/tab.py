@@ -202,9 +202,7 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
             box = message_box(texts.COMPARE_PLACEHOLDER, "message")
             view = gr.Radio(texts.VIEWS, value=FILM if names else SIDE_BY_SIDE, label=texts.VIEW, elem_id="view")
         with gr.Row(elem_id="strengths"):  # page.css shows one of the two, and so many panes
-            film_adapter = gr.Dropdown(
-                choices, value=ranked[0], label=texts.FILM_ADAPTER, filterable=False, min_width=200
-            )
+            film = gr.Dropdown(choices, value=ranked[0], label=texts.FILM_ADAPTER, filterable=False, min_width=200)
             shown = {"label": texts.SHOWN_STRENGTH, "info": texts.STRENGTH_INFO, "elem_id": "film-strength"}
             gr.Slider(*STRENGTHS[::4], 1.0, step=0.5, buttons=[], interactive=True, scale=4, **shown)
         with gr.Column(elem_id="side-by-side"):
@@ -214,7 +212,7 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
                 panes = [_lay_out_pane(i + 1, choices, first[i]) for i in range(MAX_PANES)]
         answers = gr.HTML(elem_id="answers", js_on_load=_SHOW_JS)
         with gr.Accordion(texts.SAMPLING, open=False):
-            inputs = {"film_adapter": film_adapter, **sampling_inputs()}
+            inputs = {"film_adapter": film, **sampling_inputs()}
     for i, pane in enumerate(panes):
         inputs |= {f"{part}_{i}": component for part, component in pane.items()}
     pickers = [pane["adapter"] for pane in panes]
@@ -227,6 +225,6 @@ def compare_tab(provider: EngineProvider, catalog: AdapterCatalog, tabs: gr.Tabs
     events = CompareEvents(provider, catalog, chat.store.conversations)
     more = {"show_progress": "hidden", "trigger_mode": "multiple", **MODEL, **PRIVATE}
     box.submit(events.send, [box, view, count], [box, answers], inputs_kwargs=inputs, **more)
-    chat.chat.option_select(events.film_of_chat, chat.store.id, [tabs, view, film_adapter, box, answers], **more)
+    chat.chat.option_select(events.film_of_chat, chat.store.id, [tabs, view, film, box, answers], **more)
     box.stop(events.stop, None, box, **UNQUEUED)
-    return [Picker(part, texts.FROZEN_BASE) for part in (*pickers, film_adapter)]
+    return [Picker(part, texts.FROZEN_BASE) for part in (*pickers, film)]

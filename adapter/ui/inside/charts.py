@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from adapter.serve.inspection import Inspection
 
-_READOUT = '<output class="readout" aria-live="polite"></output>'
+_READOUT = '<output class="readout" aria-live="off"></output>'  # the cell's title is spoken
 
 
 def message_html(text: str) -> str:

@@ -118,7 +118,7 @@
     if (edits && (key === "Escape" || (key === "Enter" && !event.shiftKey))) {
       const buttons = target.closest(".message-row").nextElementSibling;
       buttons.querySelectorAll("button")[key === "Enter" ? 0 : 1]?.click(); // their names are of the browser's language
-      if (key === "Escape") requestAnimationFrame(() => buttons.querySelector("button:last-of-type")?.focus());
+      requestAnimationFrame(() => buttons.querySelector("button:last-of-type")?.focus());
     } else if (key === "Escape") {
       if (find("dialog[open], :popover-open") || target.closest?.("[role=listbox], [aria-expanded=true]:not(.label-wrap)")) return;
       if (!drawer || (target !== document.body && !target.closest?.("#more"))) return all(".box .stop-button").find(visible)?.click();
@@ -142,12 +142,13 @@
     const ended = answering;
     answering = all(".box").find((one) => visible(one.querySelector(".stop-button"))) ?? null;
     if (answering && !ended) showEnd();
+    if (ended?.matches("#box") && !answering) find("#said").textContent = all("#chat [data-testid=bot]:not(:has(.aside))").at(-1)?.textContent;
     const field = find("#box textarea");
     if (!field?.value) typed = ""; // it was sent
     else if (!answering && !field.value.endsWith(typed.trim())) write(field, `${field.value}\n\n${typed}`);
     if (answering || !visible(ended) || !matchMedia("(hover: hover)").matches || find("#chat .edit-textarea") || String(getSelection())) return;
     const focused = document.activeElement;
-    if (!focused || focused === document.body || ended.contains(focused) || focused.closest("#chat") || !visible(focused))
+    if (!focused || focused === document.body || ended.contains(focused) || focused.closest("#chat :is(.message-buttons, .options)") || !visible(focused))
       ended.querySelector("textarea")?.focus({ preventScroll: true });
   };
   // Accessibility that Gradio lacks (6.31): its list of examples has no items, its message box and pictures have
@@ -164,11 +165,11 @@
     for (const list of all("#answers details, #corrections details")) if (opened.get(list)) list.open = true;
     const { film, filmName, before, after, message = "", picture = "", correct = "" } = find("#head h1")?.dataset ?? {};
     const icons = { [film]: filmName, "‹": before, "›": after };
-    for (const option of all("#chat .option"))
-      if (icons[option.textContent.trim()]) option.ariaLabel = option.title = icons[option.textContent.trim()];
+    for (const option of all("#chat .option")) option.ariaLabel = option.title = icons[option.textContent.trim()] ?? "";
     setAttribute(":is(.box textarea, #chat .edit-textarea):not([aria-label])", "aria-label", message);
     setAttribute(":is(#chat .examples, .thumbnail-wrapper):is([role=list], [role=listitem])", "role", "group");
-    setAttribute("#answers:not([aria-live])", "aria-live", "polite");
+    setAttribute(":is(#answers, .toast-wrap):not([aria-live])", "aria-live", "polite");
+    setAttribute("#chat .bubble-wrap:not([aria-live=off])", "aria-live", "off"); // Gradio writes all of it anew with each word
     setAttribute("#chat .image-container button:not([aria-label])", "aria-label", picture);
     setAttribute(":is(#about .prose, #chat pre):not([tabindex])", "tabindex", "0");
     for (const [name, value] of [["tabindex", "0"], ["role", "button"]]) setAttribute(`#chat .divider:not([${name}])`, name, value);
@@ -180,6 +181,7 @@
     all('#chat [data-testid][aria-label*="<"]').forEach((message) => message.removeAttribute("aria-label")); // markup
     for (const radio of all("fieldset input[type=radio]")) {
       const group = (radio.closest("fieldset").dataset.group ||= `group-${++groups}`);
+      radio.closest("fieldset").ariaLabel ??= radio.closest("fieldset").querySelector("[data-testid=block-info]")?.textContent ?? "";
       if (radio.name !== group) radio.name = group; // an equal one would be a change too, without end
     }
     for (const button of all(".gr-accordion > .label-wrap")) {
