@@ -288,7 +288,7 @@ class Job:
         self.since = time.perf_counter()
 
     def _step_inputs(self, batches: Batches, stopping: Callable[[], bool]) -> Iterator[_StepInput]:
-        """Endless; changes nothing but `batches`, so that it can run ahead of the steps in a thread."""
+        """Endless; changes only `batches`, `feature_cache` and `skipped`, so that a thread can run ahead."""
         config = self.config
         if self.base.device.type == "cuda":
             torch.cuda.set_device(self.base.device)  # each thread has its own

@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from adapter.errors import AdapterError, first_line
 from adapter.method.config import CARD, CONFIG, WEIGHTS
 
-# Of a run's folder nothing else leaves this machine: not state.pt, the data, logs or the recipe.
+# Nothing else of a run leaves this machine but the watched question and its answers, in the card.
 PUBLISHED = (CONFIG, WEIGHTS, CARD)
 
 

@@ -45,7 +45,7 @@ def run_identity(config: TrainConfig, base: BaseFingerprint | None, inputs: Mapp
 
 
 class RunFolder:
-    """One run's folder. Every file is written atomically; failures are TrainErrors that name a remedy."""
+    """One run's folder. State and adapter are written atomically; failures are TrainErrors that name a remedy."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,7 +63,7 @@ class RunFolder:
             except Timeout as error:
                 used = f"{name} is in use by another run. Give this one its own with --out."
                 raise TrainError(used, str(self.path)) from error
-            for cut_off in self.path.glob(f".*.{8 * '[0-9a-f]'}"):  # by a kill while it was saved
+            for cut_off in self.path.glob(f".[!rw]*.{8 * '[0-9a-f]'}"):  # by a kill; run.json is the page's
                 cut_off.unlink(missing_ok=True)
         if not resume and state.exists():
             unfinished = f"{name} holds an unfinished run. Go on with it by --resume, or give another --out."

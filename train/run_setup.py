@@ -28,7 +28,7 @@ _PATTERNS = ("looks", "beyond")  # of `vision`, of questions: also free
 
 
 def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callable[[str], None]) -> RecipeFile:
-    """The recipe with what follows from preset, `start_from` and base, each told to `log`. Raises ConfigError."""
+    """The recipe with what follows from preset, `start_from` and base. Raises ConfigError, LoadError."""
     if recipe.preset is not None:
         log(describe_preset(recipe.preset))
     recipe = _with_start(recipe)

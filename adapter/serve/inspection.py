@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -100,7 +101,7 @@ class Inspector:
         if not self._places.acquire(blocking=False):
             raise Busy(f"{MAX_WAITING} answers are being looked into already. Try again in a minute.")
         try:
-            with self._building:
+            with self._building if request.image is not None else nullcontext():  # for which an encoder may load
                 whole = prompts(request.image)
                 reads = any(strength and not adapter.config.is_visual for adapter, strength in adapters)
                 no_image = None if request.image is None else prompts(GREY if reads else None)

@@ -25,7 +25,7 @@ RATES = {
     "request": (6000, 60, "requests a minute"),  # of a page: a hundred files when it opens, and every second after
     "program": (600, 60, "requests a minute"),  # to /v1
     "kilobyte": (300_000, 60, "kB of files a minute"),  # Gradio compresses each anew: 20 to 40 ms a MB
-    "session": (360, 60, "new pages a minute"),  # thrice for each: its making, its place in Gradio, its heartbeat
+    "session": (360, 60, "new pages a minute"),  # thrice for each: page, first event, heartbeat
     # Of JSON, whose making and checking lasts 1 to 4 s a million, while nothing else is served.
     "value": (1_000_000, 60, "values a minute"),
     "login": (20, 60, "tries a minute"),
@@ -135,7 +135,7 @@ class Limits:
         return lambda: slots.release(key)
 
     def event(self, address: str, open_events: Iterable[str]) -> None:
-        """Count an event of a page that begins. open_events: the addresses of those that wait or run."""
+        """Raises RateLimited where an address has too many events open. open_events: the addresses of all."""
         key = self.key(address)
         if key is not None and sum(self.key(other) == key for other in open_events) >= EVENTS_AT_ONCE:
             what = "actions of your address are under way already. Wait for some of them to end."

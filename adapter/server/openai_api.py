@@ -66,7 +66,7 @@ def shows_key(request: Request, key: bytes) -> bool:
 
 class Api:
     """An ASGI application for /v1. Checks the key and the number of open requests before it reads a body. Each is
-    submitted in a thread of its own: it waits for no other's picture or grammar, and blocks no event loop.
+    submitted in a thread of its own: slow pictures and grammars block neither the event loop nor others' texts.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The bodies of OpenAI's completions as pydantic models, the engine's requests that they ask for, and the answers.
 
 Fields that are not declared here are ignored, as other servers do. A declared one that would change the answer but
-cannot be had is refused by name.
+cannot be had is refused by name, but for `tools` with `auto`.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)]
 
 
 class _Completion(_Body, SamplingSettings):
-    """What both kinds have. `top_k`, `min_p` and the first penalty are vLLM's; `strength` and `mix` are ours."""
+    """Of both kinds. `top_k`, `min_p` and `repetition_penalty` are vLLM's; `strength` and `mix` are ours."""
 
     model: str = Field(description="base, or the name of an adapter")
     stream: StrictBool = False
@@ -286,7 +286,7 @@ class ChatCompletionRequest(_Completion):
             raise ApiError(400, str(error), field) from error
 
     def prompts(self, models: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The conversation, with its form and its newest picture."""
+        """The conversation, with its form and its newest picture. Empties `messages`: to be called once."""
         messages, picture = _conversation(self.messages, models)
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")

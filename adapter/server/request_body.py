@@ -55,7 +55,7 @@ def bounded(receive: Receive, most: int, too_long: str) -> Receive:
 
 
 def counting_values(receive: Receive, count_all: Callable[[int], None]) -> Receive:
-    """Counts a JSON body's values, also in texts, before it is parsed. count_all: gets their number; may raise."""
+    """Counts a JSON body's commas and brackets before it is parsed. count_all: gets their number; may raise."""
     count = 0
 
     async def receive_counting() -> Message:
@@ -73,7 +73,7 @@ def counting_values(receive: Receive, count_all: Callable[[int], None]) -> Recei
 
 
 def is_full(folder: Path, more: int) -> bool:
-    """Whether `more` bytes do not fit into the folder of uploads: a quarter of its disk, which may be memory."""
+    """Whether `more` bytes do not fit into the folder of uploads: 4 GiB or a quarter of its disk (or memory)."""
     total, count, most = 0, 0, min(FOLDER_BYTES, shutil.disk_usage(folder).total // 4)
     for root, _, names in os.walk(folder):
         for name in names:

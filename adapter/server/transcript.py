@@ -29,7 +29,7 @@ PICTURE_NOT_KEPT = "The picture of this message is not kept any more."
 MESSAGE_NOT_KEPT = "A message that stood here cannot be read any more."
 _MAX_TEXT = 100_000  # characters
 _MAX_LINE = 500
-_MAX_RECORD = 200_000  # of an answer that fits with its variants, whichever of them is shown
+_MAX_RECORD = 200_000  # characters; twice what an answer's may have
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,20};base64,([A-Za-z0-9+/]+={0,2})")
 
 
@@ -51,7 +51,7 @@ _large_texts = threading.BoundedSemaphore(2)
 
 @dataclass(frozen=True)
 class Dropped:
-    """What exceeded the limits: whole messages and pictures, the oldest, and the ends of long texts."""
+    """What exceeded the limits: the oldest messages and pictures, and ends of long texts; records do not count."""
 
     messages: int = 0
     pictures: int = 0

@@ -20,7 +20,7 @@ from adapter.ui.texts import page as texts
 # Buttons below the newest answer. Their values begin with a space: adapters' names do not.
 PREVIOUS, NEXT, CONTINUE, FILM = " previous", " next", " continue", " film"
 
-MAX_HISTORY = 2_000_000  # characters, where a base reads some ten thousand tokens
+MAX_HISTORY = 2_000_000  # characters, far more than a base reads
 
 
 class Variant(NamedTuple):

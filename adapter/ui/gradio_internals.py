@@ -1,4 +1,4 @@
-"""Every private name of Gradio's Python that the page depends on, but for the routes in server/request_guard.py.
+"""The private names of Gradio's Python that the page depends on; others: app.py and server/request_guard.py.
 requirements.txt bounds Gradio's version because of these, and of the class names in static/.
 """
 
@@ -140,7 +140,7 @@ def set_current_request(request: Request, blocks: gr.Blocks) -> None:
 
 
 class _RecentlyUsed(LRUCache[str, Any]):
-    """Gradio's cache forgets what was added first, even if it is in use."""
+    """A cache whose look-ups count as use; Gradio's forgets what was added first."""
 
     def __getitem__(self, key: str) -> Any:
         value = super().__getitem__(key)
@@ -173,7 +173,7 @@ class _Results(asyncio.Queue[Any]):
 
 
 class _PendingMessages(_RecentlyUsed):
-    """Gradio deletes a session's messages with each of its streams that is cut. Here they go with the session."""
+    """Messages that outlive a stream that is cut, with which Gradio deletes them: they go with the session."""
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key not in self and len(self) >= self.max_size:
@@ -246,7 +246,7 @@ class _Written(set[str]):
 
 
 class _Signals(_RecentlyUsed):
-    """The beginnings of uploads, by the names that clients give these or ask for."""
+    """Events that fire when an upload begins, by the name that a client gives it or asks for."""
 
     def __missing__(self, name: str) -> asyncio.Event:
         self[name] = event = asyncio.Event()
@@ -254,9 +254,9 @@ class _Signals(_RecentlyUsed):
 
 
 def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
-    """Bound what clients ask of sessions and the queue. most: sessions that are kept. By itself Gradio makes one
-    for every name that clients invent, keeps a part of it for ever, and cuts the answers of the oldest. What is
-    too much raises RateLimited, which RequestGuard answers.
+    """Patches Gradio in this process: bounds sessions, queue and uploads, and closes CORS. most: sessions that are
+    kept. By itself Gradio makes one for every name that clients invent, keeps a part of it for ever, and cuts the
+    answers of the oldest. What is too much raises RateLimited, which RequestGuard answers.
     """
     state_holder.SessionState, parser = _Session, route_utils.GradioMultiPartParser
     # Each of up to a thousand files would stay open until the last has come, and in memory what is no file.

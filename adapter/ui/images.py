@@ -34,13 +34,13 @@ def open_upload(path: str) -> Image.Image:
 
 def shrink(data: bytes) -> bytes:
     """The picture file in its small form, whose own small form is itself. Raises BadPicture."""
-    key = hashlib.sha256(data).digest()
-    if (small := _small.get(key)) is None:
-        image = _open(data)
-        bare = without_metadata(data)
-        small = bare if bare is not None and _is_small(bare, image) else _encode(image)
-        _small.put(key, small)
-        _small.put(hashlib.sha256(small).digest(), small)
+
+    def make() -> bytes:  # by one thread: Pillow keeps what it saves with on the image, which all share
+        image, bare = _open(data), without_metadata(data)
+        return bare if bare is not None and _is_small(bare, image) else _encode(image)
+
+    small = _small.compute(hashlib.sha256(data).digest(), make)
+    _small.put(hashlib.sha256(small).digest(), small)
     return small
 
 
@@ -102,7 +102,7 @@ def write_upload(data: bytes, counts: bool = False) -> str:
 
 
 def storage_entry(path: str) -> tuple[str, int] | None:
-    """The key under which the browser's storage keeps an upload, and its bytes; None if it cannot be read."""
+    """The key under which the browser's storage keeps an upload, and its length; None if it cannot be read."""
     if (found := _kept.get(path)) is None:
         with suppress(BadInput):
             small = shrink(read_upload(path))

@@ -86,6 +86,6 @@ def _cell(value: Any, level: int) -> str:
 
 
 def escape(text: str) -> str:
-    """Half of a pair of surrogates, which no text in UTF-8 has, becomes U+FFFD."""
+    """Escapes what HTML or Markdown would read. Half of a surrogate pair becomes U+FFFD."""
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", text)

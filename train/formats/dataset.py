@@ -115,7 +115,7 @@ def open_records(
 
     format: one of FORMATS, or "auto". images: the folder that image paths are relative to, else the file's own.
     split: of ScienceQA, shards or a data set, by default train. config: of a data set that has several.
-    Raises DataError if there are no records or the format is unknown; not for broken records or missing images.
+    Raises DataError without records, for an unknown format and a broken JSON array; not for a broken record.
     """
     folder = None if images is None else Path(images)
     if folder and not os.path.isdir(folder):

@@ -46,7 +46,7 @@ def picture_source(picture: Picture) -> Path | bytes:
 
 
 def picture_key(picture: Picture) -> str:
-    """Equal for equal pictures: the path of a file behind all links, or a digest of the content."""
+    """Equal for one picture: the path of its file behind all links (a copy has another), or a digest of bytes."""
     if not isinstance(picture, Path):
         return _digest(picture)
     folder, name = os.path.split(os.path.abspath(picture))

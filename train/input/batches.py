@@ -31,7 +31,7 @@ _LENGTH_MULTIPLE = 16  # tokens: steps on a CPU are 5 to 14 % faster (docs/log.m
 
 @dataclass(frozen=True)
 class Batch:
-    """input_ids, labels: [B, T], right-padded to T, a multiple of 16; labels are -100 but in the answer.
+    """input_ids, labels: [B, T], right-padded to T, a multiple of 16; labels are -100 where there is no loss.
 
     features: of the batch's images, in row order. rows: [B] index among [no image, image 0, ...]; None if all rows
     have an image or none has.

@@ -42,7 +42,7 @@ class KeepRows:
     def draw(self, step: int, batch: Sequence[TokenisedRow], count: int) -> list[TokenisedRow]:
         """`count` rows for a step; every second one is shown a picture of the batch, if that has any.
 
-        A row is a part of a text, no longer than the longest row of the batch, so that rows cost their share.
+        A row is a part of a text, at most as long as the batch's longest row or 64 tokens: rows cost their share.
         """
         rng = random.Random(f"{self._seed} {step} keep")
         examples = [row.example for row in batch]

@@ -1,4 +1,4 @@
-"""Which records are learnt and which are held out, so that no picture and no conversation is on both sides.
+"""Which records are learnt and which are held out, so that no picture file and no conversation is on both sides.
 
 Holds two hashes and no text of each record, and opens no picture that is a file.
 """
@@ -108,7 +108,7 @@ class FileExamples:
         return ShuffledExamples(self.parts, self._config.seed, self._skipped, self._config.history)
 
     def with_steps(self, config: TrainConfig) -> TrainConfig:
-        """The configuration with its epochs converted to steps: in each of them, every record comes once."""
+        """The configuration with epochs converted to steps: in each a record comes as often as its weight says."""
         if config.steps:
             return config
         whole, stream = int(config.epochs), self._train()

@@ -1,7 +1,7 @@
 """What the sets of all recipes share: their files, earlier turns by the other adapters, and messages off the task.
 
-The sets in `sealed/` were written before the recipes; they are measured once at the end. The recipes bring the rules
-by which an answer is right.
+Each set in `sealed/` was written before anything was trained for it; `ledger.json` keeps every scoring. The recipes
+bring the rules by which an answer is right.
 """
 
 import re

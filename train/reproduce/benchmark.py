@@ -47,7 +47,7 @@ class Benchmark:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with whatever a result depends on here."""
+        """Changes with the problems and whether they have pictures, not with what these show."""
         lines = [f"{p.id} {prompt(p)} {p.letter} {bool(p.image)}" for part in self.splits.values() for p in part]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 

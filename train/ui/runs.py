@@ -169,7 +169,7 @@ class TrainingRuns:
         return next((name for name in self.names() if self._process(name) is not None), None)
 
     def get(self, name: str) -> TrainingRun | None:
-        """The run called `name`; None if there is none or its files cannot be read."""
+        """The run called `name`; None if there is none that can be read. Deletes a finished run's data."""
         if (record := self.record(name)) is None:
             return None
         folder = self.folder / name

@@ -70,8 +70,9 @@ def adapter_upload_panel(
             else:
                 files_sent = [Path(path) for path in paths or ()]
                 added, new = add_adapter(files_sent, own_name or "", *place)
-                for path in files_sent:  # another adapter is another upload, of which the server takes so many
-                    path.unlink(missing_ok=True)
+                for path in files_sent:  # an added adapter counts no longer as an upload
+                    if path.suffix != ".json":  # equal files of all visitors are one
+                        path.unlink(missing_ok=True)
             toast((texts.adapter_uploaded if new else texts.adapter_already_here)(added), 6)
             choices = theme.picker_choices(catalog)
             followers = [other.update(choices, BASE_ONLY) for other in others]

@@ -1,4 +1,4 @@
-"""A Chatbot that renders Markdown but no HTML, pictures or diagrams. Nothing of it comes back from a browser.
+"""A Chatbot that renders Markdown but no HTML, pictures or diagrams. It is an output only; edits come as events.
 Gradio's Chatbot renders all of these: text that looks like a tag would vanish, and a picture's address would make
 the browser request it. An invisible character (WORD_JOINER) after each character that begins such markup prevents
 that. It is removed from an edit, and by page.js from what is copied. LaTeX is rendered in answers only.

@@ -83,7 +83,7 @@ def to_history(parts: Iterable[TranscriptMessage]) -> History:
 
 
 def read(text: str, stored: bool = False) -> tuple[History, dict[str, Any], Dropped]:
-    """The history, the panel's values and what was left out. Raises BadInput; what is `stored` reads as empty."""
+    """The history, the panel's values and what was left out. Raises BadInput; `stored`: it is empty instead."""
     try:
         found = transcript.read(text, BROWSER if stored else FILE)
     except BadInput:

@@ -54,7 +54,7 @@ def checked(known: object) -> list[Correction]:
 
 def add_correction(known: object, history: Sequence[Entry], index: int, text: str) -> list[Correction]:
     """The corrections with that of the answer at `index`, in place of one of the same, with the newest exchanges
-    before it that a record has room for, not learnt. Raises BadInput for an answer about a picture.
+    before it that a record has room for, not learnt. Raises BadInput where a picture came before.
     """
     before = conversation.to_messages(history[:index])
     if conversation.picture_index(history[:index]) >= 0:

@@ -40,7 +40,7 @@ class TabParts(NamedTuple):
 def chat_tab(
     page: gr.Blocks, provider: EngineProvider, catalog: AdapterCatalog, uploads: bool = True, public: bool = False
 ) -> TabParts:
-    """Lays the chat out. uploads: whether visitors may add adapters; public: then none is deleted."""
+    """Lays the chat out. uploads: whether visitors may add adapters; public: nobody may delete one."""
     examples = theme.examples(catalog)
     js = "window.chatPage.connect({ open: data => trigger('open', data), act: data => trigger('act', data) })"
     link = hub_question() if uploads else None

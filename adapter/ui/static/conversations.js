@@ -4,7 +4,7 @@
 
 (() => {
   const [SETTINGS, CURRENT] = ["llama-adapter:settings", "llama-adapter:conversation"];
-  const UNDO_MS = 3_600_000; // after which a deleted conversation is gone from the browser
+  const UNDO_MS = 3_600_000; // after which the next page that is loaded removes a deleted conversation
   const LINK = "#chat=";
   const EMPTY = { format: "llama-adapter conversation", version: 2 };
   const [MAX_LINK, MAX_FILE] = [8_000, 6_000_000]; // mail and messengers may cut longer ones; what a request has room for

@@ -1,5 +1,5 @@
-/* X-ray of the answers: colours words in the bubbles by influence. Gradio runs this once, with `element`, `props` and
-   `watch`. The value has a text for each answer, a line a token (answer_stream.py). Nothing of it becomes HTML. */
+/* X-ray of the answers: colours words in the bubbles by influence. Gradio runs this once, with `element`, `props`,
+   `trigger` and `watch`. The value has a text for each answer, a line a token (answer_stream.py). Nothing of it becomes HTML. */
 
 const BOUNDS = [0.5, 1.5, 3, 5]; // nats, from which a word has the next darker shade
 const paint = {}, newHighlight = () => new (window.Highlight ?? Set)(); // a browser without them shows cards only

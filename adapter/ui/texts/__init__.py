@@ -1,4 +1,4 @@
-"""All English texts of the page: YAML files, and functions that choose words. A translation is another folder."""
+"""The English texts of the page but for the Train tab's: YAML files, and functions that choose words."""
 
 from pathlib import Path
 from typing import Any

@@ -2,6 +2,7 @@
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,13 @@ def test_no_path_leads_out_of_the_uploads(path: str, uploads: Path) -> None:
     stored = transcript.to_document([{"role": "user", "picture": path}])
     lost = from_browser(stored, {path: path})
     assert conversation.latest_picture([*conversation.user_turn("what?", "older.png"), *lost]) is None
+
+
+def test_a_picture_that_many_send_at_once_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.effect_noise((800, 600), 90).convert("RGB"))
+    monkeypatch.setattr(images, "_encode", encode := Mock(wraps=images._encode))
+    with ThreadPoolExecutor(4) as visitors:
+        assert len(set(visitors.map(images.shrink, [data] * 4))) == 1 and encode.call_count == 1
 
 
 @pytest.mark.parametrize(("form", "orientation"), [("PNG", 1), ("JPEG", 6)])

@@ -1,8 +1,8 @@
 """Recipe of the `see` adapter: one sentence that says what a picture shows, and answers to simple questions about it.
 
-Nobody's photographs are trained on. Some of the examples are class features, drawn around the encoder's own weight
+No whole photograph is trained on, only cut-outs among the stamps. Some of the examples are class features, drawn around the encoder's own weight
 vector of a class, with the sentence that the encoder's posterior allows; the others are captioned drawings. Questions
-are in `see.yaml`, names and kinds in the tables beside it; `photos.tsv` is the benchmark of photographs.
+are in `see.yaml`, names and kinds in the tables beside it; `photos.tsv` is the development set of photographs.
 """
 
 import hashlib
@@ -193,7 +193,7 @@ class _Made:
     # Examples.
 
     def examples(self, split: str) -> Iterator[Example]:
-        """Endless for "train"; for "validation" every second held-out drawing, and as many class features."""
+        """Endless for "train"; for "validation" 60 held-out drawings, drawn evenly, and as many class features."""
         rng = random.Random(f"{split} 0")
         generator = torch.Generator().manual_seed(rng.randrange(2**32))
         if split != "train":

@@ -1,7 +1,7 @@
 """What the `see` recipe measures: photographs named, captions chosen, simple questions answered, doubts told.
 
-The sealed pictures were chosen before its training and are measured at the end, by the same functions as the
-development sets.
+The sealed pictures were chosen before its training. They are measured by the same functions as the development
+sets, only when `--score` asks for it.
 """
 
 import random
