@@ -215,10 +215,11 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
         socket.create_server((place.host, place.port or 0), family=family).close()
         if direct != "*":  # Gradio asks the page that it has started once, which no proxy reaches
-            os.environ["no_proxy"] = ",".join(filter(None, (direct, "localhost", place.host)))
+            beside = filter(None, (direct, "localhost", place.host))
+            os.environ["no_proxy"] = ",".join(beside) if place.share else "*"
         url = launch(page, place, most, own, [door])
-        if not direct:  # on macOS the variable would hide the proxies of the system's settings
-            os.environ.pop("no_proxy", None)
+        os.environ.pop("no_proxy", None)  # on macOS it would hide the proxies of the system's settings
+        os.environ.update({"no_proxy": direct} if direct else {})
     except (OSError, UnicodeError):  # Gradio's words are about its own parameters
         where = place.host if place.port is None else f"{place.host}:{place.port}"
         print(

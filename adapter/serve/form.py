@@ -52,7 +52,6 @@ _LIMITS = LLParserLimits(  # of the work that a form may be, at once and at each
     max_grammar_size=50_000,
     verbose_errors=False,
 )
-_MAX_COMPILED = 16  # forms of one base that are kept
 _vocabularies: LRU[Any, _Vocabulary] = LRU(2)  # by tokenizer
 # What is wrong with the forms that were checked last, as a sentence and its detail; "" where nothing is.
 _checked: LRU[str, tuple[str, str]] = LRU(256)
@@ -177,7 +176,7 @@ class _Vocabulary:
         # SentencePiece begins a text with a space that its decoder takes away again.
         first = backend.encode("{", add_special_tokens=False).ids
         self._begins_with_space = self._tokenizer.decode_bytes(first).startswith(b" ")
-        self._compiled: LRU[str, LLMatcher] = LRU(_MAX_COMPILED)
+        self._compiled: LRU[str, LLMatcher] = LRU(16)
 
     def matcher(self, form: str, message: str) -> LLMatcher:
         """At the beginning of an answer. Raises BadInput for a form that cannot be used."""

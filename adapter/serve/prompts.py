@@ -18,9 +18,6 @@ from adapter.method.attention import PromptKV
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from adapter.serve.request import GateFactors
 
-_MAX_ENCODERS = 4
-_MAX_FEATURES = 32  # pictures
-_MAX_BYTES = 2**28  # of prompt keys and values
 GREY = Image.new("RGB", (224, 224), (128, 128, 128))
 
 
@@ -48,13 +45,13 @@ class PromptKVBuilder:
     """Builds the prompts of rows on one base. Thread-safe; an image is encoded once for all requests with it."""
 
     def __init__(
-        self, base: Base, encoders: Mapping[str, VisualEncoder] | None = None, max_bytes: int = _MAX_BYTES
+        self, base: Base, encoders: Mapping[str, VisualEncoder] | None = None, max_bytes: int = 2**28
     ) -> None:
         """encoders: image encoders that are loaded already, by name. max_bytes: of prompts that are kept."""
         self._base = base
         self._loaded_encoders = encoders or {}
-        self._encoders: LRU[str, VisualEncoder] = LRU(_MAX_ENCODERS)
-        self._features: LRU[Hashable, VisualFeatures] = LRU(_MAX_FEATURES)
+        self._encoders: LRU[str, VisualEncoder] = LRU(4)
+        self._features: LRU[Hashable, VisualFeatures] = LRU(32)  # pictures
         self.cache: LRU[Hashable, PromptKV] = LRU(max_bytes, _prompt_bytes)
 
     @torch.inference_mode()

@@ -35,7 +35,7 @@ class AdapterCard:
     @property
     def description(self) -> str:
         """One line for a list, without control characters: a stranger may have written it."""
-        text = strip_control_characters(" ".join(self.config.description.split()))
+        text = strip_control_characters(" ".join(self.config.description[: 4 * _MAX_DESCRIPTION].split()))
         return text if len(text) <= _MAX_DESCRIPTION else text[: _MAX_DESCRIPTION - 1] + "…"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from adapter.errors import BadInput, first_line
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".jfif", ".heic", ".avif", ".gif", ".bmp")  # all are told of
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".jfif", ".heic", ".avif", ".gif")  # all are told of
 TABLES = (".json", ".jsonl", ".tsv", ".csv")
 _ENTRY = re.compile(b"PK\x01\x02")  # begins each entry of a zip's central directory
 _MAX_NAME, _MAX_DEPTH = 200, 10  # characters; folders that a file is in
@@ -47,7 +47,7 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits = ArchiveLimits())
                 with opened.open(info) as source, open(folder / place, "xb") as target:
                     shutil.copyfileobj(source, target)
     except OSError as error:  # a file in place of a folder, a name that the disk cannot store, a full disk
-        raise BadInput(f"A file of the zip cannot be written. {_REMEDY}", first_line(error)) from error
+        raise BadInput(f"A file of the zip cannot be written: is the disk full? {_REMEDY}", str(error)) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         # The last three: an encryption unknown to Python; a password; an empty file or broken fields.
         raise BadInput(f"The zip cannot be read. {_REMEDY}", first_line(error)) from error

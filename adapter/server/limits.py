@@ -15,7 +15,6 @@ UPLOADS_PER_HOUR = 60
 VALUES_AT_ONCE = 200_000  # of JSON, in one request
 EVENTS_AT_ONCE = 30  # of pages, that wait or run; the page runs 64 that need the model, and 64 may wait
 UNREAD_BYTES = 64 * 2**20  # of results that nobody has fetched; an export has up to 20 MB
-_MAX_ADDRESSES = 10_000
 # What one address may do: how often, within how many seconds, and in words.
 RATES = {
     "answer": (ANSWERS_PER_MINUTE, 60, "answers a minute"),
@@ -58,7 +57,7 @@ class TokenBuckets:
     def __init__(self, size: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.size, self._rate, self._clock = size, size / seconds, clock
         self._lock = threading.Lock()
-        self._buckets: LRU[str, tuple[float, float]] = LRU(_MAX_ADDRESSES)  # tokens, and when that was
+        self._buckets: LRU[str, tuple[float, float]] = LRU(10_000)  # tokens, and when that was
 
     def take(self, key: str, count: int = 1) -> float:
         """Take `count` tokens and return 0, or take none and return the seconds until there is one. A negative

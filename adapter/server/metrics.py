@@ -41,7 +41,6 @@ _ENGINE = (
     (GaugeMetricFamily, "cache_tokens", "Tokens of the KV cache that running rows hold", "cache_tokens"),
     (GaugeMetricFamily, "cache_capacity_tokens", "Tokens that the KV cache has room for", "cache_capacity"),
 )
-_FIRST_TOKEN_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 def routes(provider: EngineProvider, metrics: Metrics, auth: str | None) -> list[Route]:
@@ -93,7 +92,7 @@ class Metrics:
         self._first_token = Histogram(
             "llama_adapter_time_to_first_token_seconds",
             "From a request to the first token of its answer: the queue, then reading the prompt",
-            buckets=_FIRST_TOKEN_SECONDS,
+            buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
             registry=self._registry,
         )
 

@@ -42,7 +42,6 @@ MAX_BODY = 32 * 2**20  # a picture of the largest size as base64, and words
 MAX_OPEN = 48  # requests at once, for each engine, whose other places are left to the page
 BODIES_BYTES = 128 * 2**20  # of all bodies in memory, half of one network, without the first WORDS_BYTES of each
 WORDS_BYTES = 2**18
-RETRY_SECONDS = 5
 CHUNK_SECONDS = 0.05  # between two chunks of a stream: of a fast answer each has several tokens
 _REFUSALS: dict[type[AdapterError], tuple[int, str | None]] = {
     ContextOverflow: (400, "context_length_exceeded"),
@@ -329,7 +328,7 @@ def error_response(error: Exception) -> Response:
     status, body = _public(error)
     headers = dict(getattr(error, "headers", None) or {})
     if status in (429, 503) and body["error"]["code"] != "model_failed":
-        headers["Retry-After"] = str(getattr(error, "retry_after", RETRY_SECONDS))
+        headers["Retry-After"] = str(getattr(error, "retry_after", 5))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return _json(body, status, headers)

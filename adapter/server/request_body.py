@@ -62,7 +62,7 @@ def counting_values(receive: Receive, count_all: Callable[[int], None]) -> Recei
         nonlocal count
         message = await receive()
         if message["type"] == "http.request":
-            count += sum(map(message.get("body", b"").count, b"[{,"))
+            count += sum(map(message.get("body", b"").count, (b"[", b"{", b",", b"\\u00")))  # also escaped
             if count > VALUES_AT_ONCE:
                 raise RequestRefused(413, f"A request may have {VALUES_AT_ONCE:,} values. {SEND_LESS}")
             if not message.get("more_body", False):

@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 START_SECONDS, TOKENS_PER_SECOND, MAX_SECONDS = 15, 15, 60
 INSPECTION_SECONDS = 20
 _MARGIN_SECONDS = 4  # between the end of the answer and that of its worker
-_CLOSING_SECONDS = 3.0
 _TAKEN_AWAY = "The GPU was taken away before the answer was complete. Ask again, or for fewer max tokens."
 # The title of an error of the worker; all others of `spaces` are about getting a GPU.
 _WORKER_ERROR = "ZeroGPU worker error"
@@ -111,7 +110,7 @@ class ZeroGpuEngine:
             pending.end(Busy(CLOSED))
         for worker in multiprocessing.active_children():
             worker.kill()
-        deadline = time.monotonic() + _CLOSING_SECONDS
+        deadline = time.monotonic() + 3.0
         while self._open and time.monotonic() < deadline:
             time.sleep(0.02)
 

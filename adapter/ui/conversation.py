@@ -247,7 +247,8 @@ def buttons(history: Sequence[Entry]) -> tuple[tuple[str, str], ...]:
     """(label, value) of the buttons below the last message."""
     if (record := last_record(history)) is None:
         return history[-1].options if history else ()
-    found = [(texts.CONTINUE, CONTINUE)] if record.cut else []
+    has_room = not record.context_length or record.context_tokens < record.context_length
+    found = [(texts.CONTINUE, CONTINUE)] if record.cut and has_room else []
     if count := len(record.before) + len(record.after):
         place = f"{len(record.before) + 1}/{count + 1}"
         found = [("‹", PREVIOUS), (place, NEXT), ("›", NEXT), *found]

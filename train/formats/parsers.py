@@ -5,6 +5,7 @@ Each parser turns one object, of JSON or a row of a table, into a Record or rais
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -43,7 +44,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
 # Columns of captions, the first that is there.
 _IMAGE_COLUMNS = ("image", "path", "url", "file_name", "filename")
 _CAPTION_COLUMNS = ("caption", "captions", "text")
-# The user turn of an image. Several, so that the adapter learns from the image and not from the wording.
+# The user turn of an image. Several, in an order that no pattern of files follows: the wording tells nothing.
 REQUESTS = (
     "Describe the picture.",
     "What is in this picture?",
@@ -181,7 +182,7 @@ def parse(format: str, value: dict[str, Any], where: str, images: Path, index: i
         columns = caption_columns(value) or ("image", "caption")
         row = check(_two_columns(columns[0], _Named, columns[1], Filled), value, where)
         image, caption = _path(getattr(row, columns[0]), images), getattr(row, columns[1]).strip()
-        asked = REQUESTS[(index + index // len(REQUESTS)) % len(REQUESTS)]  # each kind of file meets each
+        asked = random.Random(index // len(REQUESTS)).sample(REQUESTS, len(REQUESTS))[index % len(REQUESTS)]
         return Record((Message("user", asked), Message("assistant", caption)), image, where)
     fields = _FIELDS["pairs"]
     first, second = max(fields, key=lambda names: sum(name in value for name in names))

@@ -37,7 +37,7 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _COCO = re.compile(  # a list of images holds objects there, and names in a record
-    r'\s*\{\s*"(?:info"\s*:\s*\{|type"\s*:\s*"captions"|(?:licenses|images|annotations|categories)"\s*:\s*\[\s*[{\]])'
+    r'\s*\{\s*"(?:info"\s*:|type"\s*:\s*"captions"|(?:licenses|images|annotations|categories)"\s*:\s*\[\s*[{\]])'
 )
 _CHUNK = 2**18
 _LONGEST = 2**28  # of a record; a longer one is a whole file without line ends
@@ -255,7 +255,8 @@ class _Coco(Shape):
 def _table(path: Path) -> Iterator[Item]:
     """Each row as an object, by the names in the first line."""
     with opened(path) as file:
-        lines: Iterator[str] = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
+        old_mac = b"\n" not in file.peek(8192)[:8192]  # type: ignore[attr-defined]
+        lines: Iterator[str] = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="" if old_mac else "\n")
         first, blank = next(lines, ""), 0
         while first.isspace():
             first, blank = next(lines, ""), blank + 1
@@ -302,7 +303,7 @@ def _table(path: Path) -> Iterator[Item]:
                 continue
             if not columns:
                 columns = tuple(cell.strip().lower() for cell in cells)
-                if twice := {name for name in columns if name and columns.count(name) > 1}:
+                if twice := {a for a, b in itertools.pairwise(sorted(filter(None, columns))) if a == b}:
                     raise DataError(f"{where}: several columns are called '{min(twice)}'. Rename one.")
                 continue
             if len(cells) == len(columns):

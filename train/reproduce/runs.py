@@ -187,7 +187,7 @@ class Study:
     def _train_adapter(self, run: Run, base: Base) -> tuple[Adapter, dict[str, Any]]:
         """The trained adapter, and what its training took."""
         folder, vision, benchmark = self.out / "runs" / self.results_path(run).stem, None, self.benchmark
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped, or that had other settings
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
         seen = [benchmark.features[p.id].levels for p in benchmark.splits["train"] if p.image and run.pictures]
         if run.pictures:
             if not seen:

@@ -159,7 +159,7 @@ class TrainEvents:
             return texts.NO_COMMAND, self._start_button(None)
         try:
             plan = plan.with_settings(*values)
-            check_name(plan.name, [*self.store.names(), *self.runs.taken()])
+            check_name(plan.name, {*self.store.names(), *self.runs.taken()} - {self.runs.running()})
             own_folder = self.runs.folder != DEFAULT_FOLDER
             folder = Path(self.runs.folder.name) if self.public else self.runs.folder
             command = plan.command(str(folder / plan.name) if own_folder else "", self.public)
@@ -187,7 +187,7 @@ class TrainEvents:
                 images.count_upload(sum(file.stat().st_size for file in folder.rglob("*")))  # kept if it stops
                 return recipe, RunRecord(question=planned.question, picture=picture, owner=secret)
 
-            self.runs.start(planned.name, self.store.names(), prepare)
+            self.runs.start(self.own(planned.name, owner), self.store.names(), prepare)
         return self.panel(None, owner, plan, request, *values)
 
     def stop_or_go_on(
@@ -321,7 +321,8 @@ class TrainEvents:
         message, record = None, run.record
         is_empty = not (box and ((box.get("text") or "").strip() or box.get("files")))
         if is_empty and record.question and self._may_change(record, owner):
-            files = [record.picture] if record.picture and os.path.isfile(record.picture) else []
+            there = record.picture and os.path.isfile(record.picture)
+            files = [images.write_upload(Path(record.picture).read_bytes())] if there else []
             message = {"text": record.question, "files": files}
         settings = {"adapter": run.name, "mix": BASE_ONLY}
         # The pickers before the tab: of two updates within one frame Gradio's page drops the first (6.31).

@@ -61,6 +61,8 @@ def open_data(file: Path, folder: Path) -> TrainingData:
     elif suffix == ".zip":
         unpack(file, folder)
         path = _data_in_zip(folder)
+    elif suffix not in TABLES:
+        raise BadInput(f"'{file.name}' is none of {', '.join(TABLES)} or .zip. {_NO_LIMIT}")
     else:
         path = folder / file.name
         shutil.copyfile(file, path)

@@ -222,6 +222,8 @@ class TrainingRuns:
         with self._exclusive():
             name = check_name(name, [*taken, *self.taken()])
             folder = self.folder / name
+            for other in self.names():
+                self.get(other)  # which deletes the data of one that is finished
             check_room(self.folder, more=0)
             if shutil.disk_usage(self.folder).free < _MIN_FREE_BYTES:
                 raise BadInput(f"Less than {_MIN_FREE_BYTES // 2**20} MB are free on the disk of the server.")

@@ -124,7 +124,7 @@ def _data(handlers: TrainEvents) -> Parts:
     }
     with gr.Accordion(texts.TYPE_ROWS, open=False, elem_id="train-rows"):
         parts["rows"] = gr.Textbox(
-            label=texts.ROWS, placeholder=texts.ROWS_HINT, lines=8, max_lines=8, max_length=MAX_TYPED
+            label=texts.ROWS, placeholder=texts.ROWS_HINT, lines=8, max_lines=8, max_length=MAX_TYPED + 1
         )
         parts["use_rows"] = gr.Button(texts.USE_ROWS, size="sm")
     parts["preview"] = gr.HTML(notice_html(texts.NO_DATA), elem_id="train-preview")

@@ -33,5 +33,5 @@ def step_line(step: int, steps: int, seconds_left: float | None) -> str:
 
 def stopped_with_server(ended: bool) -> str:
     """Printed in the terminal when the server stops. ended: whether the trainer has; if not, it still saves."""
-    state = "saved" if ended else "and is still being saved"
-    return f"The training stops too, {state}: the Train tab goes on with it the next time."
+    state = "" if ended else ", and is still being saved"
+    return f"The training stops too{state}: the Train tab goes on from its last save, if there is one."

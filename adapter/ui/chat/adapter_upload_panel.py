@@ -65,8 +65,9 @@ def adapter_upload_panel(
             place = catalog.bound(), engine.base.fingerprint
             if (pressed := getattr(event.target, "elem_id", "")) in ("hub-fetch", "hub-link"):
                 images.count_upload()
-                wanted, token = sent_text(event, "repository") or field or "", not public and get_token()
-                added, new = add_from_hub(wanted, own_name * (pressed == "hub-fetch"), *place, token or False)
+                wanted = sent_text(event, "repository") or field or ""
+                named = "" if pressed == "hub-link" else own_name or ""
+                added, new = add_from_hub(wanted, named, *place, (not public and get_token()) or False)
             else:
                 files_sent = [Path(path) for path in paths or ()]
                 added, new = add_adapter(files_sent, own_name or "", *place)

@@ -72,6 +72,7 @@ def to_history(parts: Iterable[TranscriptMessage]) -> History:
         try:
             return Entry("user", picture=images.write_upload(images.shrink(picture), counts=True))
         except (BadInput, OSError):
+            images.count_upload(len(picture))  # it was decoded
             return Entry("page", PICTURE_NOT_KEPT)
 
     return [

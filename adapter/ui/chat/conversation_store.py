@@ -25,8 +25,6 @@ from adapter.ui.toasts import errors_as_toasts, toast
 
 PICKERS = {"adapter": None, "mix": texts.NO_MIX}  # the settings that are chosen from adapters, as Picker.none
 OTHERS = tuple(name for name in PANEL if name not in PICKERS)
-MAX_ID = 100
-BEFORE_TOKENS = 160  # of what the frozen base answers, for a link
 # Texts that the browser may have said on the page.
 NOTES = {
     *("STORAGE_FULL", "ONE_PICTURE", "NO_PICTURE", "NOTHING_TO_EXPORT", "KEPT_APART"),
@@ -130,7 +128,7 @@ class ConversationStore:
                 toast(texts.not_imported(dropped))
             if source == "link":
                 toast(texts.LINK_OPENED)
-            shown = self.conversations.open(request.session_hash, id[:MAX_ID], history)
+            shown = self.conversations.open(request.session_hash, id[:100], history)
             packed = conversation_json.pack(history)
             shown.kept, shown.dropped = set() if source else set(packed.paths), packed.dropped
             # A link's is kept when it goes on; what the server has may be newer than what the browser had kept.
@@ -164,26 +162,22 @@ class ConversationStore:
         record = last.record if last.role == "assistant" and not last.pending else None
         if record is None or engine is None or not record.settings.adapter:
             return ""
-        plain = {"adapter": BASE_ONLY, "mix": BASE_ONLY, "max_tokens": BEFORE_TOKENS}
+        plain = {"adapter": BASE_ONLY, "mix": BASE_ONLY, "max_tokens": 160}
         settings, asked = record.settings.replace(**plain), conversation.to_messages(history[:-1])
         text = whole_answer(engine, build_request(asked, settings, None, client))
         said = texts.at_strength_0(" ".join(text.split()))
         return "" if any(entry.text == said for entry in history) else said  # a link's has it already
 
-    def begin(
-        self, settings: dict[str, Any], message: dict[str, Any] | None, request: gr.Request
-    ) -> tuple[Any, ...]:
-        """Shows a new conversation with these settings, and a message in its box. Updates of `opened`."""
+    def begin(self, panel: dict[str, Any], message: dict[str, Any] | None, request: gr.Request) -> tuple[Any, ...]:
+        """Shows a new conversation with these values, and a message in its box. Updates of `opened`."""
         shown = self.conversations.open(request.session_hash, secrets.token_urlsafe(12), [])
-        return self._opened(shown, self.keep(shown), settings, **({} if message is None else {"value": message}))
+        return self._opened(shown, self.keep(shown), panel, **({} if message is None else {"value": message}))
 
-    def _opened(
-        self, shown: Conversation, updates: Updates, values: dict[str, Any], **box: Any
-    ) -> tuple[Any, ...]:
+    def _opened(self, shown: Conversation, updates: Updates, panel: dict[str, Any], **box: Any) -> tuple[Any, ...]:
         """Updates that show a conversation and its settings; an adapter that does not exist becomes the base."""
         pickers, known, names = {}, theme.picker_choices(self.catalog), self.catalog.names()
         for name, none in PICKERS.items():
-            value, choices = values.get(name), known
+            value, choices = panel.get(name), known
             if value and not names:
                 choices = [*known, (value, value)]
             elif value and value not in [name for _, name in known]:
@@ -192,7 +186,7 @@ class ConversationStore:
             # The choices, because a page may have been built when the catalog was still empty.
             pickers[name] = Picker(None, none).update(choices, value)
         updates = updates._replace(box={**theme.SUBMIT, **box}, id=shown.id, **pickers)
-        return *updates, *[values.get(name, gr.skip()) for name in OTHERS]
+        return *updates, *[panel.get(name, gr.skip()) for name in OTHERS]
 
 
 def sent_text(event: gr.EventData, name: str) -> str:

@@ -142,7 +142,7 @@
     const ended = answering;
     answering = all(".box").find((one) => visible(one.querySelector(".stop-button"))) ?? null;
     if (answering && !ended) showEnd();
-    if (ended?.matches("#box") && !answering) find("#said").textContent = all("#chat [data-testid=bot]:not(:has(.aside))").at(-1)?.textContent;
+    if (ended?.matches("#box") && !answering) find("#said").textContent = all("#chat [data-testid=bot]:not(:has(.stats, .divider))").at(-1)?.textContent;
     const field = find("#box textarea");
     if (!field?.value) typed = ""; // it was sent
     else if (!answering && !field.value.endsWith(typed.trim())) write(field, `${field.value}\n\n${typed}`);

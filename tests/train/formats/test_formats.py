@@ -198,9 +198,9 @@ def test_captions_of_coco(tmp_path):
     lines = tmp_path / "lines.json"
     lines.write_text(json.dumps({"images": ["9.jpg"], "messages": [USER, BOT]}) + "\n")
     assert open_records(lines).format == "chat", "whose images are names"
-    many = open_records(jsonl(tmp_path, *[{"image": "9.jpg", "caption": "A"}] * 36))
-    for period in (2, 3, 6):  # of files: the wording tells nothing of the picture
-        assert {many[i].messages[0].text for i in range(0, 36, period)} == {*REQUESTS}
+    many = open_records(jsonl(tmp_path, *[{"image": "9.jpg", "caption": "A"}] * 240))
+    for period in (2, 3, 6, 8):  # of files: the wording tells nothing of the picture
+        assert {many[i].messages[0].text for i in range(0, 240, period)} == {*REQUESTS}
     found = [records[i] for i in (0, 1, 2, 4)]
     assert pairs(found) == [(f"{tmp_path}/val/{n}.jpg", f"Nr {i}.") for n, i in ((7, 0), (9, 1), (7, 2), (9, 4))]
     assert len({r.messages[0].text for r in found[:3]}) == 3 and found[0].where.endswith("annotation 100")
