@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from adapter.base.llama import AdaptedLlama, Base
     from adapter.method.config import BaseFingerprint
 
+for name in [n for n in os.environ if n.startswith(("LLAMA_ADAPTER_", "GRADIO_SERVER_", "GRADIO_ROOT_"))]:
+    if not name.endswith(("_CACHE", "_RUNS", "_FEATURES")):
+        del os.environ[name]  # of whoever develops
 # A script that starts the tests in the background leaves SIGINT ignored, and programs inherit that: Ctrl-C, which
 # some tests send, would do nothing.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
 
 FOLDERS = [f"{folder}{os.sep}" for folder in (ROOT, tempfile.gettempdir(), Path.home()) if folder != Path("/")]
 

@@ -13,7 +13,6 @@ pytestmark = pytest.mark.skipif(
     not frozen_linear.is_supported({torch.float32}), reason="oneDNN's products are not built in here"
 )
 
-
 has_bf16 = pytest.mark.skipif(
     not frozen_linear.is_supported({torch.bfloat16}), reason="oneDNN has no bf16 products for this processor"
 )

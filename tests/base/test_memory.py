@@ -63,7 +63,7 @@ def test_free_memory_decides_what_auto_loads(monkeypatch):
         assert found == chosen and f"{(other.bytes + 4 * other.cache) / 1e9:.1f} GB" in why
 
 
-def test_control_groups_bound_the_memory(tmp_path):
+def test_control_groups_bound_the_memory(tmp_path, monkeypatch):
     root, own = tmp_path / "cgroup", tmp_path / "self"
     for folder, limit, high in (("user", "max", 6 * GIGA), ("user/job", 4 * GIGA, "max")):
         (root / folder).mkdir(parents=True)
@@ -75,3 +75,5 @@ def test_control_groups_bound_the_memory(tmp_path):
     own.write_text("0::/user/job\n5:cpu,memory:/docker\n")
     assert list(memory._group_limits(root=root, own=own)) == [(4 * GIGA, GIGA), (6 * GIGA, GIGA)]
     assert list(memory._group_limits(root=root, own=tmp_path / "none")) == []
+    monkeypatch.setattr(memory, "_group_limits", lambda: [(5, 3), (9, 3)])
+    assert memory.free_bytes("cpu") == 2

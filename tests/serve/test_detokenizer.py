@@ -15,7 +15,6 @@ from adapter.serve.scheduler import Admitted, Row
 
 WORDS = ["▁", "a", "▁a", "▁b", "�"]
 
-
 SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 
 

@@ -34,7 +34,6 @@ pytestmark = pytest.mark.slow
 SECRET = "s3cret"
 PLACES = f"/srv/{SECRET} folder/key.txt", rf"C:\Users\{SECRET}\key.txt", f"<img src={SECRET}>\x1b[2J\n{SECRET}"
 
-
 ERRORS: list[BaseException] = [
     OSError(28, f"No space left on {SECRET}", PLACES[0]),
     FileNotFoundError(2, "No such file", PLACES[1]),

@@ -272,7 +272,7 @@ def test_words_do_not_wait_for_pictures_and_forms(
         async with asgi_client(page_with(ReadyProvider(engine), FakeCatalog())) as client:
             post = partial(client.post, "/v1/chat/completions")
             held = [asyncio.create_task(post(json=body)) for body in many]
-            await asyncio.to_thread(lambda: [begun.acquire() for _ in range(at_once)])
+            await asyncio.to_thread(lambda: [begun.acquire(timeout=PATIENCE) for _ in range(at_once)])
             words = [asyncio.create_task(each) for each in (client.get("/v1/models"), post(json=GOOD))]
             came, _ = await asyncio.wait(words, timeout=PATIENCE)
             done.set()

@@ -7,20 +7,21 @@ from contextlib import closing
 import pytest
 
 from tests.app_process import AppProcess
+from tests.soak import siege
 from tests.soak.people import Answer, Connection, Question, questions
-from tests.soak.siege import ANSWER_TOKENS, GROWTH_FILES, GROWTH_MB, PICTURE, TEXT, VISUAL, Figures, Report
+from tests.soak.siege import ANSWER_TOKENS, PICTURE, TEXT, VISUAL, Figures, Report
 
 
 def test_the_verdict_counts_everything_that_must_not_be() -> None:
     figures = Figures(500.0, 20, 20, 0.0)
     good = {"attacks": {"flood": Counter({"429": 1})}, "figures": {"warm": figures, "end": figures}}
     assert Report(answers=5, **good).problems == []
-    larger = Figures(501.0 + GROWTH_MB, 20, 21 + GROWTH_FILES, 0.0)
+    larger = Figures(501.0 + siege.GROWTH_MB, 21 + siege.GROWTH_THREADS, 21 + siege.GROWTH_FILES, 0.0)
     for changes, count in (
         ({"differing": ["x"]}, 1),
         ({"unanswered": ["x"], "broken": ["y"]}, 2),
         ({"died": "it ended with -11"}, 1),
-        ({"figures": {"warm": figures, "end": larger}}, 2),
+        ({"figures": {"warm": figures, "end": larger}}, 3),
         ({"attacks": {"flood": Counter()}}, 1),
         ({"attacks": {"flood": Counter({"soak: KeyError": 1})}}, 1),
     ):

@@ -19,7 +19,6 @@ from tests.untrusted_json import ALMOST_TRANSCRIPT, ANY_JSON, files_touched
 PICTURE = "data:image/png;base64," + base64.b64encode(b"bytes of a picture").decode()
 MANY = settings(deadline=None, max_examples=100)
 
-
 RIGHT: dict[str, Any] = {"format": transcript.FORMAT, "version": 2, "messages": []}
 
 

@@ -3,6 +3,7 @@
 import importlib
 import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -76,7 +77,10 @@ def test_endpoints_for_programs() -> None:
     assert all(parameter["parameter_has_default"] for parameter in parameters[1:])
 
 
-def test_a_taken_port_is_one_line_and_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_port_is_one_line_and_exit_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
