@@ -122,7 +122,7 @@ def seven_billion_config(layers: int = 32) -> LlamaConfig:
 
 
 def write_random_base(folder: Path, config: LlamaConfig) -> None:
-    """Writes a base of random numbers in bfloat16, in files of 2 GB, with a tokenizer of characters."""
+    """Writes a base of random numbers in bfloat16, in files of 0.5 GB, with a tokenizer of characters."""
     write_configs(folder, config, character_tokenizer())
     torch.manual_seed(0)
     # One block of numbers again and again: drawing seven billion takes longer than all the rest. Its length is

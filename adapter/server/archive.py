@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from adapter.errors import BadInput, first_line
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".jfif", ".heic", ".avif", ".gif")  # all are told of
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".jfif", ".heic", ".avif", ".gif", ".bmp")  # all are told of
 TABLES = (".json", ".jsonl", ".tsv", ".csv")
 _ENTRY = re.compile(b"PK\x01\x02")  # begins each entry of a zip's central directory
 _MAX_NAME, _MAX_DEPTH = 200, 10  # characters; folders that a file is in
@@ -71,7 +71,7 @@ def _select(infos: list[zipfile.ZipInfo], limits: ArchiveLimits) -> list[tuple[z
         if info.file_size > limits.file_bytes or total > limits.total_bytes:
             most = f"{limits.file_bytes // 2**20} MB a file, {limits.total_bytes // 2**20} MB in all"
             raise BadInput(f"'{place.name}' in the zip is too large: {most} are the limit. Split it.")
-        if info.file_size > _SMALL and info.file_size > _RATIO * max(info.compress_size, 1):
+        if info.file_size > max(_SMALL, _RATIO * info.compress_size) and place.suffix.lower() != ".bmp":
             raise BadInput(f"'{place.name}' in the zip unpacks to far more than it is packed in. {_REMEDY}")
         wanted.append((info, place))
     if not wanted:

@@ -188,8 +188,8 @@ class _PendingMessages(_RecentlyUsed):
         UNREAD_BYTES, the longest idle first. Their streams then end, and their events at the next message.
         """
         unread = sorted((r.fetched, key, r.size, r.network) for key, r in list(self.items()) if r.size)
-        most = UNREAD_BYTES // max(1, len({of for *_, of in unread}) // 16)  # a GB in all
-        excess = sum(size for *_, size, other in unread if other == network) - most
+        share = max(UNREAD_BYTES * 3 // 8, 16 * UNREAD_BYTES // max(1, len({of for *_, of in unread})))  # of a GB
+        excess = sum(size for *_, size, other in unread if other == network) - min(UNREAD_BYTES, share)
         for fetched, key, size, other in unread:
             beyond = other == network is not None and excess > 0
             if beyond or fetched < time.monotonic() - UNREAD_SECONDS:

@@ -37,7 +37,7 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _COCO = re.compile(  # a list of images holds objects there, and names in a record
-    r'\s*\{\s*"(?:info"\s*:|type"\s*:\s*"captions"|(?:licenses|images|annotations|categories)"\s*:\s*\[\s*[{\]])'
+    r'\s*\{\s*"(?:info"\s*:\s*(?:[{\[]|null|"")|type"\s*:\s*"captions"|(?:licenses|images|annotations|categories)"\s*:\s*\[\s*[{\]])'
 )
 _CHUNK = 2**18
 _LONGEST = 2**28  # of a record; a longer one is a whole file without line ends
@@ -255,7 +255,7 @@ class _Coco(Shape):
 def _table(path: Path) -> Iterator[Item]:
     """Each row as an object, by the names in the first line."""
     with opened(path) as file:
-        old_mac = b"\n" not in file.peek(8192)[:8192]  # type: ignore[attr-defined]
+        old_mac = re.match(rb"\s*[^\r\n]+\r(?![\r\n])", file.peek(8192))  # type: ignore[attr-defined]
         lines: Iterator[str] = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="" if old_mac else "\n")
         first, blank = next(lines, ""), 0
         while first.isspace():

@@ -146,7 +146,8 @@ class TrainEvents:
             return _without_data(browser_text(readable(error, "a preview of training data")), before, "error")
         question = chosen.question if chosen.picture or not data.pictures else ""
         plan = replace(chosen, pictures=data.pictures, template=template, base=self.base, question=question)
-        plan = replace(plan, name=free_name(chosen.name, [*self.store.names(), *self.runs.taken()]))
+        taken = [*self.store.names(), *self.runs.taken(), *(self.runs.names() if self.public else ())]
+        plan = replace(plan, name=free_name(chosen.name, taken))
         default = plan.recipe(Path("x")).train
         settings = *_typed(before, plan), default.steps, default.lr
         return shown, plan, *settings, *self.describe(plan, *settings)

@@ -62,7 +62,7 @@ def open_data(file: Path, folder: Path) -> TrainingData:
         unpack(file, folder)
         path = _data_in_zip(folder)
     elif suffix not in TABLES:
-        raise BadInput(f"'{file.name}' is none of {', '.join(TABLES)} or .zip. {_NO_LIMIT}")
+        raise BadInput(f"'{file.name}' is none of {', '.join(TABLES)} or .zip. Save it as one of them.")
     else:
         path = folder / file.name
         shutil.copyfile(file, path)

@@ -24,6 +24,7 @@ from adapter.base.llama import load_base
 from adapter.method.checkpoint import save_adapter
 from adapter.serve.engine import Engine
 from adapter.serve.store import SHIPPED, AdapterStore
+from adapter.server.generation import AdapterCatalog
 from adapter.ui.chat.chatbot import WORD_JOINER
 from adapter.ui.texts import page as page_texts
 from tests.app_process import PATIENCE, wait_until
@@ -59,11 +60,12 @@ def url(folder: Path, tiny_folder: Path) -> Iterator[str]:
     base = load_base(str(endless_base(tiny_folder, folder / "base")), quantization="none")
     save_adapter(random_adapter(base.fingerprint), folder / "trained")
     runs = TrainingRuns(folder / "runs")
-    store = AdapterStore(runs.folder, SHIPPED)  # as the program: what is shipped is there from the beginning
+    store, catalog = AdapterStore(runs.folder, SHIPPED), AdapterCatalog()
+    catalog.bind(store)  # as the program: what is shipped is there from the beginning
     with pytest.MonkeyPatch.context() as patch, closing(Engine(base, store)) as engine:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(events, "LEAST", 2)  # corrections
-        build = partial(app.build_page, ReadyProvider(engine), store, runs=runs, base=str(folder / "base"))
+        build = partial(app.build_page, ReadyProvider(engine), catalog, runs=runs, base=str(folder / "base"))
         (folder / "uploads").mkdir()
         with served(build, folder / "uploads") as address:
             yield address
