@@ -31,7 +31,7 @@ from adapter.serve.engine import Engine
 from adapter.serve.form import NO_FORM, json_schema_form
 from adapter.serve.inspection import format_table
 from adapter.serve.request import GenerationEvent, GenerationRequest, SamplingParams
-from adapter.serve.settings import Others, Settings
+from adapter.serve.settings import SAMPLING, Others, Settings
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import transcript
 from adapter.server.deployment import add_adapters, add_quantization
@@ -107,7 +107,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--image", type=Path, metavar="FILE")
     help = "multiply a gate by 0 (shut) to 2, or all of a layer (LAYER=FACTOR); repeatable"
     add("--gate", type=gate_factor, action="append", default=[], metavar="LAYER,HEAD=FACTOR", help=help)
-    for name in ("strength", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
+    for name in ("strength", *SAMPLING[:-1]):  # seed has no default
         default, about = fields[name].default, fields[name].description
         add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=about)
     add("--max-new-tokens", type=int, default=defaults.max_tokens)
@@ -233,7 +233,7 @@ def _request(args: argparse.Namespace, store: AdapterStore) -> GenerationRequest
             image = picture
     if args.system:
         messages = (Message("system", args.system), *messages)
-    sampling = ("temperature", "top_p", "max_new_tokens", "seed", "top_k", "min_p", "repetition_penalty")
+    sampling = (*SAMPLING, "max_new_tokens")
     return GenerationRequest(
         messages=messages,
         adapter=args.adapter,

@@ -17,7 +17,7 @@ from PIL import Image
 
 from adapter.base.template import Message
 from adapter.errors import AdapterError, BadInput
-from adapter.serve.settings import MAX_STRENGTH, Others, Settings
+from adapter.serve.settings import MAX_STRENGTH, SAMPLING, Others, Settings
 
 _DEFAULTS = Settings()
 MAX_SECONDS = 600.0
@@ -75,8 +75,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, number from -100 to 100), added to the logits
 
     def __post_init__(self) -> None:
-        names = {"temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty"}
-        given = {"max_tokens": self.max_new_tokens, **{name: getattr(self, name) for name in names}}
+        given = {"max_tokens": self.max_new_tokens, **{name: getattr(self, name) for name in SAMPLING}}
         for name, value in Settings.checked(given).model_dump(include=set(given)).items():  # 16.0 is 16 now
             object.__setattr__(self, "max_new_tokens" if name == "max_tokens" else name, value)
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from adapter.errors import BadInput
 
 PAGE_PENALTY = 1.1  # repetition penalty where a person chats; measured, see docs/log.md
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")  # by which tokens are drawn
 BASE_ONLY = ""  # the value of `adapter` and `mix` for "no adapter"
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "adapters"  # that come with the program
 MAX_STRENGTH = 2.0

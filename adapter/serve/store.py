@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapter.base.memory import free_bytes
 from adapter.errors import BadInput, LoadError
 from adapter.lru import LRU
 from adapter.method.adapter import Adapter
@@ -19,7 +20,9 @@ from adapter.serve.settings import SHIPPED
 log = logging.getLogger(__name__)
 
 _MAX_CARD, _MAX_DESCRIPTION = 50_000, 300  # characters
-_LOADED_BYTES = 2 * 2**30  # of adapters in memory; a row keeps its own alive after it was evicted here
+_LOADED_BYTES = (
+    2 * 2**30
+)  # of adapters in memory, and an eighth of it; a row keeps its own alive after it was evicted here
 FileVersion = tuple[tuple[int, ...], ...]
 
 
@@ -48,7 +51,8 @@ class AdapterStore:
         self.incoming = incoming or self.folders[0]
         self._own = incoming
         self._loaded: LRU[tuple[Path, BaseFingerprint, str, FileVersion], Adapter]
-        self._loaded = LRU(_LOADED_BYTES, lambda adapter: min(adapter.nbytes, _LOADED_BYTES))
+        limit = min(_LOADED_BYTES, free_bytes("cpu") // 8)
+        self._loaded = LRU(limit, lambda adapter: min(adapter.nbytes, limit))
 
     def names(self) -> list[str]:
         return sorted({name for folder in self.folders for name in _list_names(folder)})

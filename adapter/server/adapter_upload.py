@@ -33,7 +33,6 @@ ZIP_LIMITS = ArchiveLimits(
 )
 FOLDER_ADAPTERS, FOLDER_BYTES = 500, 8 * 2**30  # of the store's folder for new ones, in which runs lie too
 _FILES = {CONFIG: 100_000, WEIGHTS: MAX_BYTES, CARD: 200_000}  # of an adapter, and the bytes that each may have
-_STALE_SECONDS = 3600
 DELETED, DELETED_SECONDS = ".deleted", 86_400  # a folder beside the adapters, and how long it keeps one at least
 _RUN_LOCK = ".lock"  # of a training run, see train/run_folder.py
 _NEEDED = f"Give a zip of its folder, or {CONFIG} and {WEIGHTS} together."
@@ -51,7 +50,7 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
         into.mkdir(parents=True, exist_ok=True)
         for stale in into.glob(".incoming-*"):  # left by a server that was killed
             with contextlib.suppress(OSError):
-                if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
+                if time.time() - stale.stat().st_mtime > 3600:
                     shutil.rmtree(stale, ignore_errors=True)
         # Hidden beside the adapters: stores do not see it, and a rename from it is atomic.
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=into, ignore_cleanup_errors=True) as staging:

@@ -20,7 +20,6 @@ from adapter.server.limits import ANSWERS_AT_ONCE, ANSWERS_PER_MINUTE, UPLOADS_P
 FIRST_PORT = 7860
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 AUTH_VARIABLE = "LLAMA_ADAPTER_AUTH"
-TRAIN_VARIABLE = "LLAMA_ADAPTER_TRAIN"
 RUNS_VARIABLE = "LLAMA_ADAPTER_RUNS"
 FRAMES_VARIABLE = "LLAMA_ADAPTER_FRAMES"
 # Visitors of a Space come through proxies of its own network, which alone are believed about addresses.
@@ -131,7 +130,7 @@ def find_place(arguments: argparse.Namespace, environment: Mapping[str, str] = o
     # Not for strangers by default: training takes the machine for minutes, and an upload is their file.
     training = arguments.train
     if training is None:
-        variable = environment.get(TRAIN_VARIABLE, "").strip().lower()
+        variable = environment.get("LLAMA_ADAPTER_TRAIN", "").strip().lower()
         training = variable in ("1", "true", "yes", "on") if variable else not public
     return Place(
         host=host,

@@ -47,6 +47,7 @@ from adapter.serve.settings import (
     BASE_ONLY,
     MAX_SEED,
     MAX_STOPS,
+    SAMPLING,
     MaxTokens,
     Number,
     Others,
@@ -203,9 +204,8 @@ class _Completion(_Body, SamplingSettings):
             if name not in adapters:
                 there = ", ".join(sorted(adapters)) or "none"
                 raise ApiError(400, f"There is no adapter '{name[:100]}' to mix in. Choose from: {there}.", "mix")
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         sampling = SamplingParams(
-            **{name: getattr(self, name) for name in (*names, "presence_penalty", "frequency_penalty")},
+            **{name: getattr(self, name) for name in (*SAMPLING, "presence_penalty", "frequency_penalty")},
             max_new_tokens=getattr(self, "max_completion_tokens", None) or max(1, self.max_tokens),
             logit_bias=tuple((int(token), bias) for token, bias in self.logit_bias.items()),
         )

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
 from adapter.serve.request import Client, GenerationEvent, GenerationRequest, SamplingParams, TokenLogprobs
-from adapter.serve.settings import MAX_TOKENS, Settings
+from adapter.serve.settings import MAX_TOKENS, SAMPLING, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, ServingEngine
 from adapter.ui import conversation
 from adapter.ui.conversation import AnswerRecord, Entry, History, Variant
@@ -46,12 +46,11 @@ def build_request(
         raise BadInput(texts.mixed_with_itself(settings.mix))
     if settings.system:
         messages = (Message("system", settings.system), *messages)
-    sampled = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"}
     return GenerationRequest(
         messages=messages,
         adapter=settings.adapter or None,
         image=image,
-        sampling=SamplingParams(max_new_tokens=settings.max_tokens, **settings.model_dump(include=sampled)),
+        sampling=SamplingParams(max_new_tokens=settings.max_tokens, **settings.model_dump(include={*SAMPLING})),
         mix=((settings.mix, settings.mix_strength),) if settings.mix else (),
         end_repetition=True,
         client=client,
