@@ -20,9 +20,7 @@ from adapter.serve.settings import SHIPPED
 log = logging.getLogger(__name__)
 
 _MAX_CARD, _MAX_DESCRIPTION = 50_000, 300  # characters
-_LOADED_BYTES = (
-    2 * 2**30
-)  # of adapters in memory, and an eighth of it; a row keeps its own alive after it was evicted here
+_LOADED_BYTES = 2 * 2**30  # of adapters in memory, or an eighth of what is free before the base is loaded
 FileVersion = tuple[tuple[int, ...], ...]
 
 
@@ -51,7 +49,7 @@ class AdapterStore:
         self.incoming = incoming or self.folders[0]
         self._own = incoming
         self._loaded: LRU[tuple[Path, BaseFingerprint, str, FileVersion], Adapter]
-        limit = min(_LOADED_BYTES, free_bytes("cpu") // 8)
+        limit = min(_LOADED_BYTES, max(free_bytes("cpu") // 8, 2**28))
         self._loaded = LRU(limit, lambda adapter: min(adapter.nbytes, limit))
 
     def names(self) -> list[str]:

@@ -70,7 +70,7 @@ def _select(infos: list[zipfile.ZipInfo], limits: ArchiveLimits) -> list[tuple[z
         total += info.file_size
         if info.file_size > limits.file_bytes or total > limits.total_bytes:
             most = f"{limits.file_bytes // 2**20} MB a file, {limits.total_bytes // 2**20} MB in all"
-            raise BadInput(f"'{place.name}' in the zip is too large: {most} are the limit. Split it.")
+            raise BadInput(f"'{place.name}' in the zip is too large: {most} are the limit. Split it, or use JPEG.")
         if info.file_size > max(_SMALL, _RATIO * info.compress_size) and place.suffix.lower() != ".bmp":
             raise BadInput(f"'{place.name}' in the zip unpacks to far more than it is packed in. {_REMEDY}")
         wanted.append((info, place))

@@ -185,10 +185,10 @@ class _PendingMessages(_RecentlyUsed):
 
     def drop_unread(self, network: str | None) -> None:
         """Drop the unread messages of sessions that fetched none for UNREAD_SECONDS, and of the network's beyond
-        UNREAD_BYTES, the longest idle first. Their streams then end, and their events at the next message.
+        its share of them, the longest idle first. Their streams then end, and their events at the next message.
         """
         unread = sorted((r.fetched, key, r.size, r.network) for key, r in list(self.items()) if r.size)
-        share = max(UNREAD_BYTES * 3 // 8, 16 * UNREAD_BYTES // max(1, len({of for *_, of in unread})))  # of a GB
+        share = max(UNREAD_BYTES * 3 // 8, 16 * UNREAD_BYTES // max(1, len({of for *_, of in unread})))
         excess = sum(size for *_, size, other in unread if other == network) - min(UNREAD_BYTES, share)
         for fetched, key, size, other in unread:
             beyond = other == network is not None and excess > 0

@@ -255,7 +255,7 @@ class _Coco(Shape):
 def _table(path: Path) -> Iterator[Item]:
     """Each row as an object, by the names in the first line."""
     with opened(path) as file:
-        old_mac = re.match(rb"\s*[^\r\n]+\r(?![\r\n])", file.peek(8192))  # type: ignore[attr-defined]
+        old_mac = re.match(rb"\s*[^\r\n]+\r(?!\r*\n)", file.peek(8192))  # type: ignore[attr-defined]
         lines: Iterator[str] = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="" if old_mac else "\n")
         first, blank = next(lines, ""), 0
         while first.isspace():

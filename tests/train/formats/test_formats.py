@@ -148,7 +148,7 @@ def test_a_cell_that_is_too_long_for_csv_makes_no_records_of_its_lines(tmp_path)
     [
         ("pairs.tsv", "\ufeffid\tImage\tCaption\r\n1\ta.jpg\tA cat, asleep.\r\n\r\n2\tsub/b.jpg\tA dog.\r\n"),
         ("pairs.csv", 'image, caption\na.jpg, "A cat, asleep."\nsub/b.jpg, A dog.\n'),
-        ("pairs.csv", 'image;caption;of\ra.jpg;A cat, asleep.;"x\ny"\rsub\\b.jpg;A dog.;z\r'),  # of an old Mac
+        ("pairs.csv", 'image;caption;of\r\ra.jpg;A cat, asleep.;"x\ny"\rsub\\b.jpg;A dog.;z\r'),  # of an old Mac
         ("metadata.jsonl", '{"path": "a.jpg", "text": "A cat, asleep."}\n{"path": "sub/b.jpg", "text": "A dog."}'),
     ],
 )  # fmt: skip
