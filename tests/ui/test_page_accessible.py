@@ -28,7 +28,8 @@ def test_no_serious_findings_and_no_scrolling_aside_on_any_tab(
     visitor.ask("Say " + "averyverylongword" * 12)
     assert visitor.box.evaluate("e => e.clientHeight") < 60, "it has shrunk, though nothing may move"
     said = page.locator("#said[aria-live=polite]")  # once, where the log would be read anew with each word
-    assert said.inner_text() == visitor.answers()[-1] and page.locator(".bubble-wrap[aria-live=off]").count() == 1
+    wait_until(lambda: said.inner_text() == visitor.answers()[-1])
+    assert page.locator(".bubble-wrap[aria-live=off]").count() == 1
     for tab in ("Chat", "Compare", "Train"):
         page.get_by_role("tab", name=tab).click()
         for button in page.locator("button.label-wrap:visible").all():

@@ -142,7 +142,8 @@
     const ended = answering;
     answering = all(".box").find((one) => visible(one.querySelector(".stop-button"))) ?? null;
     if (answering && !ended) showEnd();
-    if (ended?.matches("#box") && !answering) find("#said").textContent = all("#chat [data-testid=bot]:not(:has(.stats, .divider))").at(-1)?.textContent;
+    const newest = !answering && all("#chat [data-testid=bot]:not(:has(.stats, .divider))").at(-1)?.textContent;
+    if (newest && find("#said").textContent !== newest) find("#said").textContent = newest; // an answer may take no frame
     const field = find("#box textarea");
     if (!field?.value) typed = ""; // it was sent
     else if (!answering && !field.value.endsWith(typed.trim())) write(field, `${field.value}\n\n${typed}`);
