@@ -25,7 +25,6 @@ class FakeCard:
     description: str = "what it does"
     bytes: int = 621_000
     own: bool = False
-    shipped: bool = False
     config: Any = field(
         default_factory=lambda: SimpleNamespace(base=FakeFingerprint(name="echo"), is_visual=False, vision=None)
     )
@@ -43,6 +42,8 @@ class FakeCatalog:
 
     def names(self) -> list[str]:
         return sorted(self.cards)
+
+    taken = names
 
     def card(self, name: str) -> FakeCard:
         if name not in self.cards:

@@ -92,6 +92,11 @@ class Base:
         """The largest number of tokens of a prompt and its answer together."""
         return int(self.model.config.max_position_embeddings)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[P, hidden_size] -> [P, vocab_size] in fp32. A packed head rounds to its input's type."""
+        packed = self.quantization.startswith("packed")
+        return self.model.lm_head(hidden.float() if packed else hidden).float()
+
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids of the tokens that end an answer."""

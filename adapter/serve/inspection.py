@@ -189,7 +189,7 @@ def _logits(
     output = base.model.model(input_ids=tokens[:, :-1], use_cache=False, prompt_kv=prompt_kv)
     hidden = output.last_hidden_state[0, -length:]  # [T, hidden_size]
     for states, chosen in zip(hidden.split(_LOGITS_CHUNK), tokens[0, -length:].split(_LOGITS_CHUNK), strict=True):
-        logits = base.model.lm_head(states.float() if base.quantization.startswith("packed") else states).float()
+        logits = base.logits(states)
         check_finite(logits)
         yield logits, chosen
 

@@ -31,7 +31,6 @@ class AdapterCard:
     config: AdapterConfig
     bytes: int  # of adapter.safetensors
     own: bool = False  # whether it was trained or uploaded here
-    shipped: bool = False
 
     @property
     def description(self) -> str:
@@ -52,8 +51,10 @@ class AdapterStore:
         limit = min(_LOADED_BYTES, max(free_bytes("cpu") // 8, 2**28))
         self._loaded = LRU(limit, lambda adapter: min(adapter.nbytes, limit))
 
-    def names(self) -> list[str]:
-        return sorted({name for folder in self.folders for name in _list_names(folder)})
+    def names(self, shipped: bool = True) -> list[str]:
+        """Those of the shipped adapters too, unless `shipped` is False."""
+        folders = [folder for folder in self.folders if shipped or folder != SHIPPED]
+        return sorted({name for folder in folders for name in _list_names(folder)})
 
     def folder(self, name: str) -> Path:
         """The folder of adapter `name`. Raises LoadError for an unknown name."""
@@ -70,7 +71,7 @@ class AdapterStore:
             size = (folder / WEIGHTS).stat().st_size
         except OSError as error:
             raise LoadError(f"Adapter '{name}': {WEIGHTS} is missing. Download or train it again.") from error
-        return AdapterCard(read_config(folder), size, folder.parent == self._own, folder.parent == SHIPPED)
+        return AdapterCard(read_config(folder), size, folder.parent == self._own)
 
     def card_text(self, name: str) -> str:
         """The model card of adapter `name` without its front matter; empty if it has none."""

@@ -69,9 +69,7 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
                 check_form(config.form)
             if config.vision is not None and config.vision.encoder not in _known_encoders(store):
                 seen = f"sees through the encoder '{sanitize(config.vision.encoder)}', which is not here"
-                other = (
-                    f"Bring one that uses {embedded.ENCODER}, or add it on the server: python -m adapter convert."
-                )
+                other = f"Bring one that uses {embedded.ENCODER}, or add it there: python -m adapter convert."
                 raise BadInput(f"Adapter '{folder.name}' {seen}. {other}")
             with names_lock(into):
                 return _move_into_store(folder, into, store)

@@ -20,7 +20,6 @@ from adapter.server.limits import ANSWERS_AT_ONCE, ANSWERS_PER_MINUTE, UPLOADS_P
 FIRST_PORT = 7860
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 AUTH_VARIABLE = "LLAMA_ADAPTER_AUTH"
-RUNS_VARIABLE = "LLAMA_ADAPTER_RUNS"
 FRAMES_VARIABLE = "LLAMA_ADAPTER_FRAMES"
 # Visitors of a Space come through proxies of its own network, which alone are believed about addresses.
 PROXIES_OF_A_SPACE = "127.0.0.1,::1,10.0.0.0/8,100.64.0.0/10,172.16.0.0/12,192.168.0.0/16,fc00::/7"
@@ -171,7 +170,7 @@ def allow_open_files() -> None:
 
 def runs_folder() -> Path:
     """The folder of adapters that are trained or uploaded here. May not exist yet."""
-    return Path(os.environ.get(RUNS_VARIABLE) or Path(__file__).parents[2] / "runs").expanduser().absolute()
+    return Path(os.environ.get("LLAMA_ADAPTER_RUNS") or Path(__file__).parents[2] / "runs").expanduser().absolute()
 
 
 @contextlib.contextmanager

@@ -150,6 +150,11 @@ class AdapterCatalog:
         return self._store
 
     def names(self) -> list[str]:
+        """Of the adapters that the page shows."""
+        return [] if self._store is None else self._store.names(self.shipped)
+
+    def taken(self) -> list[str]:
+        """Names of adapters, also of those that the page does not show: no new one may have them."""
         return [] if self._store is None else self._store.names()
 
     def card(self, name: str) -> AdapterCard:

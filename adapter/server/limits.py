@@ -60,8 +60,7 @@ class TokenBuckets:
         self._buckets: LRU[str, tuple[float, float]] = LRU(10_000)  # tokens, and when that was
 
     def take(self, key: str, count: int = 1) -> float:
-        """Take `count` tokens and return 0, or take none and return the seconds until there is one. A negative
-        count gives."""
+        """Take `count` tokens (give, below 0) and return 0; or take none: the seconds until there is one."""
         with self._lock:
             now = self._clock()
             tokens, then = self._buckets.get(key) or (float(self.size), now)

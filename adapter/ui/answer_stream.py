@@ -143,8 +143,7 @@ def offer_of(catalog: AdapterCatalog, history: History, settings: Settings) -> E
     visual = []
     for name in catalog.names():
         with suppress(LoadError):  # of a card that cannot be read
-            card = catalog.card(name)
-            visual += [name] * (card.config.is_visual and card.shipped <= catalog.shipped)
+            visual += [name] if catalog.card(name).config.is_visual else []
     choices = [(texts.use_for_picture(name), USE + name) for name in visual[:3]]
     text = texts.reads_text_only(settings.adapter or None, bool(visual))
     return Entry("page", text, options=(*choices, (texts.WITHOUT_PICTURE, TEXT_ONLY)))

@@ -114,8 +114,6 @@ def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:
         except AdapterError as error:
             choices.append((name if isinstance(error, Busy) else texts.broken_card(name), name))
             continue
-        if card.shipped and not catalog.shipped:
-            continue
         description = ellipsize(card.description, 110)
         if not description:
             description = texts.no_description(card.config.prompt_length, card.config.insertion_layers)

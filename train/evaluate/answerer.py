@@ -219,9 +219,7 @@ class Answerer:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """hidden: [P, hidden_size]. Returns [P, vocab_size] in fp32."""
-        if self.base.quantization.startswith("packed"):  # its product is in fp32, then rounded as its input is
-            hidden = hidden.float()
-        logits = self.base.model.lm_head(hidden).float()
+        logits = self.base.logits(hidden)
         try:
             check_finite(logits)
         except FloatingPointError as error:

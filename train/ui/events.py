@@ -146,7 +146,7 @@ class TrainEvents:
             return _without_data(browser_text(readable(error, "a preview of training data")), before, "error")
         question = chosen.question if chosen.picture or not data.pictures else ""
         plan = replace(chosen, pictures=data.pictures, template=template, base=self.base, question=question)
-        taken = [*self.store.names(), *self.runs.taken(), *(self.runs.names() if self.public else ())]
+        taken = [*self.store.taken(), *self.runs.taken(), *(self.runs.names() if self.public else ())]
         plan = replace(plan, name=free_name(chosen.name, taken))
         default = plan.recipe(Path("x")).train
         settings = *_typed(before, plan), default.steps, default.lr
@@ -160,7 +160,7 @@ class TrainEvents:
             return texts.NO_COMMAND, self._start_button(None)
         try:
             plan = plan.with_settings(*values)
-            check_name(plan.name, {*self.store.names(), *self.runs.taken()} - {self.runs.running()})
+            check_name(plan.name, {*self.store.taken(), *self.runs.taken()} - {self.runs.running()})
             own_folder = self.runs.folder != DEFAULT_FOLDER
             folder = Path(self.runs.folder.name) if self.public else self.runs.folder
             command = plan.command(str(folder / plan.name) if own_folder else "", self.public)
@@ -188,7 +188,7 @@ class TrainEvents:
                 images.count_upload(sum(file.stat().st_size for file in folder.rglob("*")))  # kept if it stops
                 return recipe, RunRecord(question=planned.question, picture=picture, owner=secret)
 
-            self.runs.start(self.own(planned.name, owner), self.store.names(), prepare)
+            self.runs.start(self.own(planned.name, owner), self.store.taken(), prepare)
         return self.panel(None, owner, plan, request, *values)
 
     def stop_or_go_on(

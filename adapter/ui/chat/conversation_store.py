@@ -178,9 +178,9 @@ class ConversationStore:
         pickers, known, names = {}, theme.picker_choices(self.catalog), self.catalog.names()
         for name, none in PICKERS.items():
             value, choices = panel.get(name), known
-            if value and not names:
+            if value and not self.catalog.taken():
                 choices = [*known, (value, value)]
-            elif value and value not in [name for _, name in known]:
+            elif value and value not in names:
                 toast(texts.adapter_missing(value))
                 value = BASE_ONLY
             # The choices, because a page may have been built when the catalog was still empty.

@@ -92,8 +92,7 @@ class CompareEvents:
         # A question that follows others is not put into the box: asked there alone, it would be another.
         alone = {"text": answered.messages[0].text, "files": [picture] if picture else []}
         message = alone if len(answered.messages) == 1 else None
-        names = [name for _, name in theme.picker_choices(self.catalog)]
-        adapter = settings.adapter if settings.adapter in names else skip
+        adapter = settings.adapter if settings.adapter in self.catalog.names() else skip
         yield gr.Tabs(selected="compare"), FILM, adapter, gr.update(value=message) if message else skip, skip
         for update in self._compare(
             lambda: Question(frames_of(settings), answered.messages, picture, film=True), request, message

@@ -35,13 +35,13 @@
   const { fetch } = window;
   window.fetch = async (...asked) => {
     const path = String(asked[0]?.url ?? asked[0]);
-    const [regular, joins] = [/\/(run\/predict|app_id)(\?|$)/.test(path), path.includes("/queue/join")];
+    const [regular, joins, streamed] = [/\/(run\/predict|app_id)(\?|$)/, /\/queue\/join/, /\/queue\/data/].map((one) => one.test(path));
     const late = regular && setTimeout(() => showServer(false), LATE_MS);
-    if (path.includes("/queue/data")) trackStream(asked[0]);
+    if (streamed) trackStream(asked[0]);
     let response;
     try {
       response = await fetch(...asked);
-      if (path.includes("/queue/data") && response.ok) watchStream(response.clone().body, asked[0]);
+      if (streamed && response.ok) watchStream(response.clone().body, asked[0]);
       return response;
     } finally {
       clearTimeout(late);
