@@ -5,19 +5,20 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
-# An environment whose interpreter is gone is made anew.
-$(shell test -L $(BIN)/python && ! test -e $(BIN)/python && rm -f $(BIN)/python* $(VENV)/.runtime $(VENV)/.dev)
+# An environment whose interpreter is gone, or is another version than its packages are for, is made anew.
+$(shell { test -L $(BIN)/python && ! test -e $(BIN)/python || test -e $(VENV)/.runtime && ! $(BIN)/python -c 'import pip'; } \
+	2>/dev/null && rm -f $(BIN)/python* $(VENV)/.runtime $(VENV)/.dev)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export GRADIO_ANALYTICS_ENABLED = False
 export HF_HUB_DISABLE_TELEMETRY = 1
 # uv installs the same packages in less than half of the time. It does not read pip's settings: where there are
-# others than these three, pip installs.
+# others than these three, or where it fails, pip installs, by way of this folder: /tmp may be small.
 INSTALL = install() { \
 	if command -v uv >/dev/null && ! $(BIN)/python -m pip config list | grep -Evq '^:env:.(index-url|find-links|disable-pip-version-check)='; then \
 		uv pip install --quiet --python $(BIN)/python $${PIP_INDEX_URL:+--index-url "$$PIP_INDEX_URL"} \
-			$${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} "$$@"; \
-	else $(BIN)/python -m pip install --quiet "$$@"; fi; }; install
+			$${PIP_FIND_LINKS:+--find-links "$$PIP_FIND_LINKS"} "$$@" && return; fi; \
+	TMPDIR="$$PWD/$(VENV)" $(BIN)/python -m pip install --quiet "$$@"; }; install
 # Tests start the program many times, and Python need not compile it each time.
 unexport PYTHONDONTWRITEBYTECODE
 # A busy neighbour costs a program whose threads spin while they wait far more than one whose threads sleep.
@@ -66,7 +67,7 @@ clean: ## delete the environment and caches in this folder
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name one: make PYTHON=/path/to/python"; exit 1; }
 	@"$(PYTHON)" -m venv "$(VENV)" || { rm -f "$@"; \
-		echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv, or python3.11-venv for python3.11"; exit 1; }
+		echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv, or python3.11-venv for python3.11. Without root: uv venv $(VENV)"; exit 1; }
 
 $(VENV)/.runtime: requirements.txt | $(BIN)/python
 	@$(INSTALL) -r requirements.txt
@@ -78,7 +79,7 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.runtime
 
 # The browser tests drive Debian's Chromium; without it they skip and say so.
 chromium:
-	@command -v chromium >/dev/null || command -v google-chrome >/dev/null && exit 0; \
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ]; then as_root=; elif sudo -n true 2>/dev/null; then as_root=sudo; else \
 		echo "No chromium and no right to install it: the browser tests will be skipped."; exit 0; fi; \
 	command -v apt-get >/dev/null && ! grep -qx ID=ubuntu /etc/os-release || { \

@@ -100,7 +100,7 @@ def build_page(
             if training:
                 with gr.Tab(texts.TRAIN, id="train"):
                     runs = runs or TrainingRuns(deployment.runs_folder())
-                    train_tab(page, tabs, provider, runs, store, chat, base, public=public)
+                    train_tab(page, tabs, runs, chat, base, public)
         refresh_periodically(provider, store, status, [*chat.pickers, *comparing], chat.chosen, chat.describe)
         page.queue(max_size=QUEUE_SIZE, api_open=False)
     return page

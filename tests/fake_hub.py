@@ -16,7 +16,8 @@ COMMIT = "c" * 40
 class FakeHub:
     """files: by repository and name. sizes: what the Hub says of files, if not the truth. tokens: of requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.files: dict[str, dict[str, bytes]] = {}
         self.sizes: dict[str, int] = {}
         self.tokens: list[str | None] = []
@@ -56,13 +57,10 @@ class FakeHub:
         ]
         return json.dumps({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": listed}).encode()
 
-    url = ""
-
 
 @contextmanager
 def fake_hub() -> Iterator[FakeHub]:
     """Meanwhile huggingface_hub asks the stand-in in this process."""
-    hub = FakeHub()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -84,8 +82,8 @@ def fake_hub() -> Iterator[FakeHub]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub = FakeHub(f"http://127.0.0.1:{server.server_address[1]}")
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     address = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     changes = {"ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": address, "HF_HUB_OFFLINE": False}
     try:

@@ -32,8 +32,8 @@ NAMES = {
 }
 
 
-def meta_weights(model: AdaptedLlama) -> dict[str, Tensor]:
-    """The model's weights under Meta's names, rows as Hugging Face orders them, fp64."""
+def meta_weights(model: AdaptedLlama, in_pairs: bool = False) -> dict[str, Tensor]:
+    """The model's weights under Meta's names, fp64, rows as Hugging Face orders them; in pairs: as Meta does."""
     state = {name: t.double() for name, t in model.state_dict().items()}
     found = {
         "tok_embeddings.weight": state["model.embed_tokens.weight"],
@@ -42,17 +42,11 @@ def meta_weights(model: AdaptedLlama) -> dict[str, Tensor]:
     }
     for i in range(LAYERS):
         for meta, hf in NAMES.items():
-            found[f"layers.{i}.{meta}.weight"] = state[f"model.layers.{i}.{hf}.weight"]
+            weight = state[f"model.layers.{i}.{hf}.weight"]
+            if in_pairs and meta in ("attention.wq", "attention.wk"):  # [H * head_dim, hidden]: halves to pairs
+                weight = weight.view(-1, 2, HEAD_DIM // 2, HIDDEN).transpose(1, 2).reshape(weight.shape)
+            found[f"layers.{i}.{meta}.weight"] = weight
     return found
-
-
-def to_meta_order(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's order of the rows of wq and wk turned into Meta's: halves of a head become pairs."""
-
-    def pairs(weight: Tensor) -> Tensor:  # [H * head_dim, hidden]
-        return weight.view(-1, 2, HEAD_DIM // 2, HIDDEN).transpose(1, 2).reshape(weight.shape)
-
-    return {n: pairs(w) if n.endswith(("wq.weight", "wk.weight")) else w for n, w in weights.items()}
 
 
 def rotate_pairs(x: Tensor, angles: Tensor) -> Tensor:

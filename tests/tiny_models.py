@@ -18,28 +18,15 @@ from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import AdapterConfig, BaseFingerprint
 
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 97,
-}
-_DEFAULTS = {
-    **TINY,
-    "intermediate_size": 64,
-    "max_position_embeddings": 128,
-    "attn_implementation": "sdpa",
-    "eos_token_id": None,
-    "bos_token_id": None,
-    "pad_token_id": 0,
-}
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+TINY = {"hidden_size": 32, "num_hidden_layers": 4, **_HEADS, "vocab_size": 97}
+_LIMITS = {"intermediate_size": 64, "max_position_embeddings": 128, "attn_implementation": "sdpa"}
+_TOKENS = {"eos_token_id": None, "bos_token_id": None, "pad_token_id": 0}
 FIRST_SPECIAL_TOKEN = 95  # <pad>, then <end>
 
 
 def tiny_config(kind: Any = LlamaConfig, **changes: Any) -> Any:
-    return kind(**{**_DEFAULTS, **changes})
+    return kind(**{**TINY, **_LIMITS, **_TOKENS, **changes})
 
 
 FINGERPRINT = BaseFingerprint(name="tiny", **TINY)  # type: ignore[arg-type]
@@ -71,12 +58,15 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def random_adapter(fingerprint: BaseFingerprint, seed: int = 0, gate: float = 0.5, **config) -> Adapter:
-    """An adapter with random prompts, and gates between gate / 2 and gate."""
+def random_adapter(fingerprint: BaseFingerprint, seed=0, gate=0.5, spread=None, **config) -> Adapter:
+    """With random prompts, and gates between gate / 2 and gate. spread: standard deviation of all the rest."""
     torch.manual_seed(seed)
     config = {"prompt_length": 5, "insertion_layers": 3, **config}
     adapter = Adapter(AdapterConfig(base=fingerprint, **config))
     torch.nn.init.uniform_(adapter.gates, gate / 2, gate)
+    for name, parameter in adapter.named_parameters():
+        if spread is not None and name not in ("prompts", "gates"):
+            torch.nn.init.normal_(parameter, std=spread)
     return adapter.requires_grad_(False).eval()
 
 
@@ -106,19 +96,9 @@ def endless_base(tiny_folder: Path, folder: Path) -> Path:
 
 def seven_billion_config(layers: int = 32) -> LlamaConfig:
     """The shape of LLaMA-7B, or of some of its layers."""
-    return LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        vocab_size=32000,
-        max_position_embeddings=2048,
-        dtype=torch.bfloat16,
-        architectures=["LlamaForCausalLM"],
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000, "max_position_embeddings": 2048}
+    kind = {"dtype": torch.bfloat16, "architectures": ["LlamaForCausalLM"]}
+    return LlamaConfig(num_hidden_layers=layers, num_attention_heads=32, **sizes, **kind, **_TOKENS)
 
 
 def write_random_base(folder: Path, config: LlamaConfig) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -232,13 +233,16 @@ def _train(
             served = load_base(recipe.base, device=device)
             scores = _measure(config.name, project.told, project.development, served, adapter)
             own = project_recipe(name, [])
-            if (own.train.name, own.data) == (config.name, recipe.data):  # not a user's name or data
+            given = [(one.data, one.base, one.start_from) for one in (own, recipe)]
+            if own.train.name == config.name and given[0] == given[1]:  # nothing of a user's
                 data, command = project.data, args.words
         on = f"{precision} on {describe_device(base.device)}"
         card = write_card(adapter, config, data, outcome, on, scores, command, start_from)
         save_adapter(adapter, folder.path, card)
         if math.isfinite(outcome.loss):
             say(f"held-out loss {outcome.loss:.3f}")
+        if args.for_page:  # a visitor's, who may have left
+            shutil.rmtree(folder.path / "data", ignore_errors=True)
 
     Job(
         config, base, examples, folder, adapter, feature_cache, skipped, args.resume, accelerator, inputs, finish

@@ -39,7 +39,7 @@ def new_adapter(config: TrainConfig, base: Base) -> Adapter:
     return adapter
 
 
-def trainable_parameters(adapter: Adapter, learn: str) -> list[torch.nn.Parameter]:
+def trainable_parameters(adapter: Adapter, learn: str) -> list[nn.Parameter]:
     """The parameters that `learn` (see TrainConfig) selects; freezes the adapter's others. Raises ConfigError."""
     if learn == "tuning" and adapter.tuning is None:
         raise ConfigError("learn: tuning finds no tuning to learn: set one, such as tuning: {norms: true}.")
@@ -133,9 +133,7 @@ def evaluate(model: AdaptedLlama, adapter: Adapter, held_out: Iterable[Batch]) -
     return total, count
 
 
-def make_optimizer(
-    adapter: Adapter, learnt: Sequence[torch.nn.Parameter], config: TrainConfig
-) -> torch.optim.AdamW:
+def make_optimizer(adapter: Adapter, learnt: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with a rate of its own for the gates, which do not decay, and for the tuning."""
     tuning = set() if adapter.tuning is None else set(map(id, adapter.tuning.parameters()))
     groups: dict[str, dict[str, Any]] = {

@@ -82,15 +82,12 @@ class Decoder(LlamaModel):
     ) -> BaseModelOutputWithPast:
         """As the parent's; prompt_kv, prompt_rows: see PromptKV."""
         output = super().forward(*args, prompt_kv=prompt_kv, prompt_rows=prompt_rows, **kwargs)
-        output.last_hidden_state = _final_delta(output.last_hidden_state, prompt_kv, prompt_rows)
+        output.last_hidden_state = final_delta(output.last_hidden_state, prompt_kv, prompt_rows)
         return output
 
-    def final_norm(self, hidden: Tensor, prompt_kv: PromptKV | None) -> Tensor:
-        """The norm before the head, with its delta, for callers that run the layers themselves."""
-        return _final_delta(self.norm(hidden), prompt_kv)
 
-
-def _final_delta(hidden: Tensor, prompt_kv: PromptKV | None, rows: Tensor | None = None) -> Tensor:
+def final_delta(hidden: Tensor, prompt_kv: PromptKV | None, rows: Tensor | None = None) -> Tensor:
+    """The output of the norm before the head, with its delta. rows: `prompt_rows`."""
     if prompt_kv is None or prompt_kv.deltas is None:
         return hidden
     return prompt_kv.deltas.norm(-1, FINAL_NORM, hidden, rows)

@@ -64,7 +64,9 @@ _ENCODER_SOURCE = _Source(
 
 def base_folder() -> Path:
     """Folder of the embedded base in Hugging Face's format, fetched and converted once. Raises LoadError."""
-    return _prepare(BASE, _BASE_SOURCE, _convert_base)
+    from adapter.base.gguf_file import GgufBase  # imports torch
+
+    return _prepare(BASE, _BASE_SOURCE, lambda file, folder: GgufBase(file).convert(folder))
 
 
 def encoder_weights() -> Path:
@@ -135,12 +137,6 @@ def _download(source: _Source, scratch: Path) -> Path:
         f"the cache folder, or {source.alternative}.",
         f"{(errors or lines)[-1]}; the cache folder is {cache_dir()}",
     )
-
-
-def _convert_base(file: Path, folder: Path) -> None:
-    from adapter.base.gguf_file import GgufBase  # imports torch
-
-    GgufBase(file).convert(folder)
 
 
 def _convert_encoder(file: Path, folder: Path) -> None:

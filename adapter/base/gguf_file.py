@@ -246,10 +246,8 @@ class GgufBase:
             tokenizer = self._converted_tokenizer(kind, cut)
         except Exception as error:  # a foreign vocabulary can make the conversion raise anything
             raise self._refusal(f"has a tokenizer that cannot be converted. {_REMEDY}") from error
-        if len(tokenizer) > self.config.vocab_size:
-            raise self._refusal(
-                f"has {len(tokenizer)} tokens and embeddings for {self.config.vocab_size}. {_REMEDY}"
-            )
+        if (size := len(tokenizer)) > self.config.vocab_size:
+            raise self._refusal(f"has {size} tokens and embeddings for {self.config.vocab_size}. {_REMEDY}")
         return tokenizer
 
     def _converted_tokenizer(self, kind: str, cut: str | None) -> Any:

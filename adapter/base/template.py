@@ -73,12 +73,8 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "
         raise BadInput("This base has no chat template. Use template 'alpaca' or 'raw' with it.")
     turns = [{"role": m.role, "content": m.full_text} for m in messages]
     try:
-        text = tokenizer.apply_chat_template(
-            turns,
-            chat_template=_ONE_DAY + tokenizer.get_chat_template(),
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        own = _ONE_DAY + tokenizer.get_chat_template()
+        text = tokenizer.apply_chat_template(turns, chat_template=own, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # by its own word: some take no system turn, others no two turns of one role
         what = "refuses a conversation with these turns. Leave the system message out, and let user and assistant"
         what = f"{what} take turns." if type(error) is TemplateError else "is faulty. Mend its chat_template."

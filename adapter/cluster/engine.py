@@ -17,7 +17,7 @@ import uuid
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count, takewhile
 from typing import Any
@@ -111,7 +111,7 @@ def connect(
     return RayEngine(handle, served, store, starter)
 
 
-def _join(address: str, starter: ThreadPoolExecutor) -> None:
+def _join(address: str, starter: Executor) -> None:
     """Connects this process to Ray and Ray Serve, which are started at the address "local"."""
     if (place := re.fullmatch(r"(.+):(\d+)", address)) is not None:
         # Ray itself would try for minutes.
@@ -149,7 +149,7 @@ def _share(local: bool, replicas: int) -> tuple[float, float]:
     return (cores / replicas if cores < replicas else cores // replicas), 0
 
 
-def _leave(starter: ThreadPoolExecutor) -> None:
+def _leave(starter: Executor) -> None:
     """Ends the connection, and with it a cluster that this process started."""
     ray.shutdown()
     starter.shutdown()
@@ -158,9 +158,7 @@ def _leave(starter: ThreadPoolExecutor) -> None:
 class RayEngine:
     """An engine whose answers are computed by replicas. Thread-safe."""
 
-    def __init__(
-        self, handle: DeploymentHandle, base: Base, store: AdapterStore, starter: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, handle: DeploymentHandle, base: Base, store: AdapterStore, starter: Executor) -> None:
         """starter: has the thread that has started Ray, and is shut down by `close`."""
         self.base, self.store = base, store
         self._handle, self._starter = handle, starter

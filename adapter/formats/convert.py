@@ -69,7 +69,7 @@ class Source:
     name: str  # file or folder, or repository@commit
     format: str
     assumed: Mapping[str, str] = field(default_factory=dict)  # row of the model card -> why it is assumed
-    licence: str = ""
+    licence: dict[str, str] = field(default_factory=dict)
 
 
 def open_source(source: str, options: Options = Options()) -> Source:
@@ -216,15 +216,16 @@ def detect_format(tensors: Mapping[str, Tensor], extras: Mapping[str, Any]) -> t
     return "", f"is no adapter that is known here. What can be converted: {CONVERTIBLE}."
 
 
-def _read_licence(path: Path) -> str:
-    """The licence in the front matter of a folder's README; empty if there is none. A file has no README."""
+def _read_licence(path: Path) -> dict[str, str]:
+    """What the front matter of a folder's README says of the licence, if there is any. A file has no README."""
     try:
         text = (path / CARD).read_text(encoding="utf-8")[:10_000]
-    except (OSError, UnicodeDecodeError):
-        return ""
-    head = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
-    match = re.search(r"^license: *['\"]?([\w.+-]+)['\"]? *$", head.group(1), re.MULTILINE) if head else None
-    return match.group(1) if match else ""
+        head = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
+        said: Any = yaml.safe_load(head.group(1)) if head else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    keys = ("license", "license_name", "license_link") if isinstance(said, dict) else ()
+    return {key: said[key] for key in keys if isinstance(said.get(key), str)}
 
 
 def convert(source: str, to: Path, options: Options = Options()) -> tuple[Adapter, list[str]]:
@@ -293,16 +294,15 @@ def model_card(name: str, adapter: Adapter, source: Source, written_as: str = OU
     if config.tuning is not None:
         rows["changes of the base"] = config.tuning.kinds
     rows["parameters"] = f"{adapter.num_parameters:,}"
-    rows["licence"] = source.licence or "unknown: the source states none"
+    rows["licence"] = ", ".join(source.licence.values()) or "unknown: the source states none"
     marks = dict.fromkeys(source.assumed, " (assumed, see below)")
     table = "\n".join(f"| {row} | {value}{marks.get(row, '')} |" for row, value in rows.items())
     notes = [f"Assumed {row}: {why}" for row, why in source.assumed.items()] + [note] * bool(note)
     to_know = "".join(f"- {text}\n" for text in notes)
-    licence = f"license: {source.licence}\n" if source.licence else ""
     kind = "image" if config.is_visual else "text"
-    of_base = yaml.safe_dump({"base_model": base.name}, allow_unicode=True)
+    head = yaml.safe_dump({**source.licence, "base_model": base.name}, allow_unicode=True, sort_keys=False)
     return (
-        f"---\n{licence}{of_base}tags: [llama-adapter, {kind}]\n---\n\n"
+        f"---\n{head}tags: [llama-adapter, {kind}]\n---\n\n"
         f"# {name}\n\n{config.description}\n\n| | |\n| --- | --- |\n{table}\n"
         + (f"\n## To know\n\n{to_know}" if to_know else "")
     )

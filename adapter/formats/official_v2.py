@@ -37,7 +37,6 @@ _KINDS = {
         r"(visual_query|clip_proj|clip_proj_norm|visual_blocks\.\d+\.\S+|visual_proj|visual_proj_norm)\b.*"
     ),
 }
-_VISUAL_HEADS = 16  # of the visual blocks; their shapes do not tell it
 _HF_NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 _Found = dict[str, list[tuple[re.Match[str], Tensor]]]  # by kind
 
@@ -48,12 +47,12 @@ def read(
     base: BaseFingerprint,
     intermediate_size: int,
     norm_of: Callable[[str], Tensor],
-    heads: int = _VISUAL_HEADS,
+    heads: int = 16,  # of the visual blocks; their shapes do not tell it
 ) -> Adapter:
     """The same function as one of our adapters on `base`.
 
     intermediate_size: of the base's MLPs. norm_of: returns a norm's weight in the base by its name in Hugging
-    Face's model; a trained norm is stored as its ratio to it. heads: of the visual blocks. Raises LoadError.
+    Face's model; a trained norm is stored as its ratio to it. Raises LoadError.
     """
     named = {name.removeprefix("llama."): tensor for name, tensor in tensors.items()}
     if len(named) != len(tensors):

@@ -122,28 +122,24 @@ def _add(left: LinearDelta, right: LinearDelta) -> LinearDelta:
 
 
 def stack_entries(
-    values: Sequence[Tensor | None],
-    sizes: Sequence[int],
-    axis: int | None = None,
-    length: int = 0,
-    fill: float = 0.0,
+    parts: Sequence[Tensor | None], sizes: Sequence[int], axis: int | None = None, length: int = 0, fill: float = 0
 ) -> Any:
     """Entries along dim 0, padded along `axis` to the longest or `length`; zeros for None; None if all are."""
-    present = [value for value in values if value is not None]
+    present = [part for part in parts if part is not None]
     if not present:
         return None
     shape = list(present[0].shape)
     if axis is not None:
-        shape[axis] = max(length, *(value.shape[axis] for value in present))
-    parts = []
-    for value, size in zip(values, sizes, strict=True):
-        if value is None:
-            value = present[0].new_zeros(size, *shape[1:])
-        elif axis is not None and value.shape[axis] < shape[axis]:
-            missing = [0, 0] * (value.ndim - 1 - axis) + [0, shape[axis] - value.shape[axis]]
-            value = F.pad(value, missing, value=fill)
-        parts.append(value)
-    return torch.cat(parts)
+        shape[axis] = max(length, *(part.shape[axis] for part in present))
+    padded = []
+    for part, size in zip(parts, sizes, strict=True):
+        if part is None:
+            part = present[0].new_zeros(size, *shape[1:])
+        elif axis is not None and part.shape[axis] < shape[axis]:
+            missing = [0, 0] * (part.ndim - 1 - axis) + [0, shape[axis] - part.shape[axis]]
+            part = F.pad(part, missing, value=fill)
+        padded.append(part)
+    return torch.cat(padded)
 
 
 class Tuning(nn.Module):
@@ -178,13 +174,9 @@ class Tuning(nn.Module):
             value = tensors[name][index].to(kind)
             return value.expand(entries, *value.shape)
 
+        terms = ((self.bias, dtype), (self.scale, torch.float32), (self.down, dtype), (self.up, dtype))
         linears = {
-            (layer, name): LinearDelta(
-                one(self.bias, name, index, dtype),
-                one(self.scale, name, index, torch.float32),
-                one(self.down, name, index, dtype),
-                one(self.up, name, index, dtype),
-            )
+            (layer, name): LinearDelta(*(one(tensors, name, index, kind) for tensors, kind in terms))
             for index, layer in enumerate(self._layers)
             for name in {**self.bias, **self.scale, **self.down}
         }

@@ -15,7 +15,6 @@ from adapter.method.vision import VisualFeatures
 
 CONCEPT_RANK = 96
 LEAD_LENGTH = 4  # tokens before a name in the text that its hidden states are of
-_CONFIDENCES = 4
 
 
 class LabelProjection(nn.Module):
@@ -67,7 +66,7 @@ class LabelProjection(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float16))
         self.register_buffer("certainty_bounds", torch.zeros(2))
         self.norm = nn.LayerNorm(vision.feature_size)
-        inputs = vision.feature_size + hidden_size + _CONFIDENCES
+        inputs = vision.feature_size + hidden_size + 4  # confidences
         self.mlp = zero_mlp(inputs, vision.hidden, self.free * hidden_size)
         self.end = nn.Parameter(torch.zeros(hidden_size))
 

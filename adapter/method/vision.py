@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -136,11 +135,9 @@ class VisualEncoder:
         cannot pass the encoder's head.
         """
         if len(images) > batch_size:
-            again = partial(
-                self.encode, batch_size=batch_size, tokens=tokens, projected=projected, channels=channels
-            )
+            options: dict[str, Any] = {"tokens": tokens, "projected": projected, "channels": channels}
             chunks = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
-            return VisualFeatures.cat([*map(again, chunks)])
+            return VisualFeatures.cat([self.encode(chunk, batch_size, **options) for chunk in chunks])
         pixels = torch.stack([torch.from_numpy(np.array(self._resize_and_crop(image))) for image in images])
         if channels == "BGR":
             pixels = pixels.flip(3)  # and not mean and std: releases trained on BGR took it for RGB

@@ -20,14 +20,13 @@ from adapter.base.llama import Base
 from adapter.base.threads import set_threads
 from adapter.errors import AdapterError, Busy, EngineBroken
 from adapter.method.adapter import Adapter
-from adapter.method.vision import VisualEncoder
 from adapter.serve.detokenizer import TokenTexts
 from adapter.serve.drafts import MAX_DRAFT, Drafter
 from adapter.serve.form import NO_FORM
 from adapter.serve.forward import make_forward
 from adapter.serve.inspection import CLOSED, TOP_LOGPROBS, Inspection, Inspector, token_logprobs
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks
-from adapter.serve.prompts import PromptKVBuilder, Prompts
+from adapter.serve.prompts import Encoders, PromptKVBuilder, Prompts
 from adapter.serve.request import Answer, EngineStatistics, GenerationEvent, GenerationRequest, TokenLogprobs
 from adapter.serve.sampling import Sampled, check_finite, sample
 from adapter.serve.scheduler import MAX_ROWS, Adapters, Row, Scheduler, Step, admit, in_turn
@@ -47,11 +46,7 @@ class Engine:
     """Serves requests on `base` with the adapters of `store`. Thread-safe. Its threads keep it until `close`."""
 
     def __init__(
-        self,
-        base: Base,
-        store: Adapters,
-        encoders: Mapping[str, VisualEncoder] | None = None,
-        cache_bytes: int | None = None,
+        self, base: Base, store: Adapters, encoders: Encoders | None = None, cache_bytes: int | None = None
     ) -> None:
         """encoders: image encoders that are loaded already, by name. cache_bytes: of the KV caches; the default
         follows from the memory that is free now. Raises BadInput if it is too small.

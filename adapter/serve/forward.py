@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapter.base.decoder import final_delta
 from adapter.base.llama import Base
 from adapter.base.memory import to_device
 from adapter.errors import first_line
@@ -18,7 +19,6 @@ log = logging.getLogger(__name__)
 
 # Prompts are padded and masked to a multiple of this, for the same reason as adapter.serve.kv_cache.BLOCK.
 _PROMPT_MULTIPLE = 16
-_NO_PROMPTS = PromptKV({})
 
 
 class TorchForward:
@@ -40,7 +40,7 @@ class TorchForward:
         """What `prepare` made of the rows in order, for the call. Raises if they do not fit together."""
         if all(p is None for p in prepared):
             return None
-        return PromptKV.stack([p or _NO_PROMPTS for p in prepared], _PROMPT_MULTIPLE)
+        return PromptKV.stack([p or PromptKV({}) for p in prepared], _PROMPT_MULTIPLE)
 
     @torch.inference_mode()
     def __call__(
@@ -76,7 +76,7 @@ class TorchForward:
         rotation = model.rotary_emb(hidden, positions.view(shape))
         for layer in model.layers:
             hidden = layer.forward(hidden, masks, rotation, step, prompts)
-        hidden = model.final_norm(hidden, prompts).view(count, -1)
+        hidden = final_delta(model.norm(hidden), prompts).view(count, -1)
         return self._base.model.lm_head(hidden if every else hidden[-rows:]).float()
 
     def close(self) -> None:

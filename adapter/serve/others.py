@@ -12,6 +12,7 @@ _LONGEST = 400  # characters of a first sentence; a longer one is cut
 # Full stops of all scripts; those of the second group end a sentence without a space behind them.
 _END = re.compile(r"(?:[.!?…؟۔।॥։።፧܀]+|(?:[。！？｡︒။។།]|．(?![\dA-Za-zＡ-ｚ]))+)[\"'”’»›)\]）」』*_`]*")
 _UNSPACED = "。！？｡．︒။។།"
+_LOOP = re.compile(r"(\b[^\W\d].{2,80}?)\1{2,}")  # a piece three times over, which a reading model copies
 _ABBREVIATION = re.compile(
     r"mrs?|ms|dr|prof|st|sr|jr|vs|approx|ca|cf|inc|ltd|co|mt|jan|feb|aug|sept?|oct|nov|dec|bzw|vgl|sra|dra"
 )
@@ -46,8 +47,8 @@ def _is_read(message: Message, own: Collection[str]) -> bool:
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence, or the first line of a list, a table or code; at most _LONGEST characters."""
-    text = " ".join(_first_lines(text))[: 2 * _LONGEST]
+    """The first sentence or the first line of a list, table or code; at most _LONGEST characters, no loops."""
+    text = _LOOP.sub(r"\1", " ".join(_first_lines(text))[: 2 * _LONGEST])
     mark = _LIST_MARK.match(text)
     for end in _END.finditer(text, mark.end() if mark else 0):
         if text[0] not in "{[" and _ends_sentence(text, end):

@@ -18,6 +18,7 @@ from adapter.method.attention import PromptKV
 from adapter.method.vision import VisualEncoder, VisualFeatures
 from adapter.serve.request import GateFactors
 
+Encoders = Mapping[str, VisualEncoder]  # by name
 GREY = Image.new("RGB", (224, 224), (128, 128, 128))
 
 
@@ -44,9 +45,7 @@ class Prompts:
 class PromptKVBuilder:
     """Builds the prompts of rows on one base. Thread-safe; an image is encoded once for all requests with it."""
 
-    def __init__(
-        self, base: Base, encoders: Mapping[str, VisualEncoder] | None = None, max_bytes: int = 2**28
-    ) -> None:
+    def __init__(self, base: Base, encoders: Encoders | None = None, max_bytes: int = 2**28) -> None:
         """encoders: image encoders that are loaded already, by name. max_bytes: of prompts that are kept."""
         self._base = base
         self._loaded_encoders = encoders or {}

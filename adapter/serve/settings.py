@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from adapter.errors import BadInput
 
@@ -38,7 +38,7 @@ _SLIDERS: dict[str, dict[str, float]] = {
     "temperature": {"step": 0.05},
     "top_p": {"step": 0.05, "minimum": 0.05},
     "max_tokens": {"step": 16, "minimum": 16, "maximum": 1024},
-    "mix_strength": {"step": 0.05, "value": 1.1},
+    "mix_strength": {"step": 0.05},
     "top_k": {"step": 1, "maximum": 100},
     "min_p": {"step": 0.01},
     "repetition_penalty": {"step": 0.01, "value": PAGE_PENALTY},
@@ -96,10 +96,8 @@ System = Annotated[str, BeforeValidator(_to_name), Field(max_length=MAX_SYSTEM)]
 Others = Literal["first sentence", "all", "nothing"]
 
 
-class SamplingSettings(BaseModel):
+class SamplingSettings(BaseModel, frozen=True, extra="ignore"):
     """What the page and the API have in common. A title begins the sentence about a wrong value."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     strength: Strength = Field(1.0, title="Strength", description=f"Up to {MAX_STRENGTH:g}; 1 is as trained")
     temperature: Temperature = Field(
@@ -125,7 +123,7 @@ class Settings(SamplingSettings):
 
     adapter: Name = Field(BASE_ONLY, title="Adapter", description="Name of an adapter; none is the frozen base")
     mix: Name = Field(BASE_ONLY, title="Second adapter", description="Another adapter, added to the first")
-    mix_strength: Strength = Field(1.0, title="Second strength", description="Strength of the second adapter")
+    mix_strength: Strength = Field(1.1, title="Second strength", description="Strength of the second adapter")
     stop: Stops = Field((), description=f"Texts that end the answer before them, one a line, {MAX_STOPS} at most")
     system: System = Field("", description="System prompt, in place of the base's own")
     others: Others = Field(

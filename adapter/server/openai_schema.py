@@ -18,16 +18,7 @@ from itertools import accumulate, chain, repeat
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from PIL import Image
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, ValidationError, model_validator
 
 from adapter.base.image_file import open_image
 from adapter.base.template import Message, Role
@@ -85,13 +76,13 @@ def _from_text(form: Callable[[str], Any]) -> BeforeValidator:
     return BeforeValidator(lambda value: form(value) if isinstance(value, str) else value)
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
+class _Body(BaseModel, extra="ignore", frozen=True):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, data: Any) -> Any:
-        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        return {k: v for k, v in data.items() if v is not None and (k, v) != ("top_k", -1)}  # off, for vLLM
 
 
 class _OfType(_Body):
@@ -186,11 +177,6 @@ class _Completion(_Body, SamplingSettings):
     logit_bias: dict[TokenId, Bias] = Field({}, max_length=MAX_BIASES)
     stop: Annotated[list[Stop], Field(max_length=MAX_STOPS), _from_text(lambda stop: [stop])] = []
     mix: dict[str, Strength] = Field({}, max_length=MAX_MIX, description="further adapters with their strengths")
-
-    @field_validator("top_k", mode="before")
-    @classmethod
-    def _off(cls, value: Any) -> Any:
-        return 0 if value == -1 else value  # as vLLM's clients say it
 
     def to_requests(self, adapters: Collection[str], base: Base, client: Client) -> list[GenerationRequest]:
         """The engine's requests: for each prompt its choices. adapters: the names that there are. Raises
@@ -361,9 +347,7 @@ class CompletionRequest(_Completion):
     logprobs: TopLogprobs | None = None
     best_of: Literal[1] = 1
     suffix: Literal[""] = ""
-    response_format: Annotated[
-        None, BeforeValidator(lambda value: None if value == {"type": "text"} else value)
-    ] = None
+    response_format: Annotated[None, BeforeValidator(lambda it: None if it == {"type": "text"} else it)] = None
     grammar: None = None
     form_field: ClassVar = None
 

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from adapter.base.template import Message, Role, encodable
 from adapter.errors import BadInput
@@ -204,10 +204,9 @@ def _displayable(text: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_displayable)]
 
 
-class _Message(BaseModel):
+class _Message(BaseModel, strict=True):
     """A message of a file. picture: of a message of the user, in place of a text."""
 
-    model_config = ConfigDict(strict=True)
     role: Literal["user", "assistant", "page"]  # page: a remark of the page, which no model reads
     text: Text | None = None
     picture: str | None = None
@@ -215,10 +214,9 @@ class _Message(BaseModel):
     record: dict[Any, Any] | None = None
 
 
-class _Document(BaseModel):
+class _Document(BaseModel, strict=True):
     """A file but for its messages, each of which is read by itself."""
 
-    model_config = ConfigDict(strict=True)
     format: Literal["llama-adapter conversation"]
     version: Literal[2]
     messages: list[Any]

@@ -203,17 +203,11 @@ def stream(
             # Of a cut answer max_tokens is its length: these settings write it again, unless a word was chosen.
             longest = settings.max_tokens if event.finish_reason == "stop" else 1
             used = settings.replace(max_tokens=min(max(longest, len(progress.token_ids)), MAX_TOKENS))
-            record = AnswerRecord(used)
+            ids, cut = tuple(progress.token_ids), event.finish_reason in (None, "length", "time", "cancelled")
+            record = AnswerRecord(used, ids, image is not None, cut, before=turn.variants)
             if event.stats is not None:
-                record = AnswerRecord(
-                    used,
-                    tuple(progress.token_ids),
-                    image is not None,
-                    event.finish_reason in ("length", "time", "cancelled"),
-                    event.stats.prompt_tokens + event.stats.new_tokens,
-                    engine.base.context_length,
-                    turn.variants,
-                ).fitted()
+                tokens = event.stats.prompt_tokens + event.stats.new_tokens
+                record = replace(record, context_tokens=tokens, context_length=engine.base.context_length).fitted()
             if text.strip():
                 about, lines = progress.stats_line(), "\n".join(progress.xray)
                 yield [*history, Entry("assistant", text, None, about, record, lines, writing)]

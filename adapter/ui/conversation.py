@@ -41,9 +41,8 @@ _Variants = Annotated[tuple[Variant, ...], Field(max_length=_MAX_VARIANTS)]
 @dataclass(frozen=True)
 class AnswerRecord:
     """How an answer was generated. settings: with the seed that was used; picture: whether the adapter saw one.
-    token_ids: none in a link, and while the answer is still written. cut: whether it ended before the model ended
-    it. context_tokens: up to its end, of context_length that the base reads; 0 where that is unknown. before,
-    after: its variants.
+    token_ids: none in a link. cut: whether it ended before the model ended it. context_tokens: up to its end, of
+    context_length that the base reads; 0 where that is unknown. before, after: its variants.
     """
 
     settings: Settings
@@ -61,8 +60,11 @@ class AnswerRecord:
 
     def fitted(self) -> AnswerRecord:
         """Without its oldest variants as far as a file has no room for them."""
-        too_long = len(json.dumps(self.to_dict())) > _MAX_CHARACTERS or len(self.before) >= _MAX_VARIANTS
-        return replace(self, before=self.before[1:]).fitted() if self.before and too_long else self
+        if self.before and (
+            len(json.dumps(self.to_dict())) > _MAX_CHARACTERS or len(self.before) >= _MAX_VARIANTS
+        ):
+            return replace(self, before=self.before[1:]).fitted()
+        return self
 
 
 _RECORD = TypeAdapter(AnswerRecord)
@@ -208,8 +210,6 @@ def ended(history: History) -> History:
     *before, last = history
     if last.role == "assistant":
         return [*before, replace(last, about=f"{last.about} · {texts.CUT_OFF}", pending=False)]
-    if before and before[-1].role == "assistant":  # from which it was to go on
-        return before
     return [*before, Entry("page", texts.CUT_OFF_BEFORE_TEXT)]
 
 

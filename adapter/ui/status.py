@@ -74,6 +74,8 @@ def refresh_periodically(
             return *updates, *[gr.skip()] * len(pickers)
         names = [value for _, value in now if value]
         values = [value if value in names else BASE_ONLY for value in selected]
+        if known[1] not in (BASE_ONLY, *names):  # deleted: what was mixed into it does not answer alone
+            values[1] = BASE_ONLY
         changed = [
             picker.update(now, None if value == (old or BASE_ONLY) else value)
             for picker, value, old in zip(pickers, values, selected, strict=True)

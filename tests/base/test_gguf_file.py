@@ -15,7 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from adapter.base.llama import base_config, load_base, load_tokenizer
 from adapter.errors import LoadError, with_detail
 from tests import tiny_models
-from tests.base.test_resolve import loaded
+from tests.base.test_resolve import LLAMA3_ROPE, loaded
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "in", "house", "2024", "naïve", "café"]
 
@@ -171,14 +171,7 @@ def test_q4_k_stays_in_four_bits_exactly_and_finer_formats_get_eight(tmp_path, p
 
 
 def test_llama_31_rope_scaling_is_recovered_from_its_factors(tmp_path, pieces):
-    scaling = {
-        "rope_type": "llama3",
-        "rope_theta": 500000.0,
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
+    scaling = {**LLAMA3_ROPE, "factor": 32.0, "original_max_position_embeddings": 8192}
     model = random_llama(rope_parameters=dict(scaling), head_dim=64, max_position_embeddings=131072)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](model.config, device="cpu")
     plain = 500000.0 ** (-torch.arange(0, 64, 2) / 64)

@@ -14,19 +14,16 @@ LLAMA_7B = LlamaConfig(intermediate_size=11008, dtype=torch.bfloat16)
 GIGA = 10**9
 
 
-@pytest.mark.parametrize(
-    ("quantization", "kind"),
-    [("none", "bf16"), ("nf4", "nf4"), ("packed-int8", "packed-int8"), ("packed-int4", "packed-int4")],
-)
+@pytest.mark.parametrize("quantization", ["none", "nf4", "packed-int8", "packed-int4"])
 @pytest.mark.parametrize("biases", [(), ("attention_bias",), ("attention_bias", "mlp_bias")])
-def test_the_computed_need_is_the_memory_of_the_loaded_base(quantization, kind, biases, tmp_path):
+def test_the_computed_need_is_the_memory_of_the_loaded_base(quantization, biases, tmp_path):
     sizes = {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 3, "num_attention_heads": 4}
     sizes |= dict.fromkeys(biases, True)
     config = LlamaConfig(**sizes, vocab_size=500, dtype=torch.bfloat16, eos_token_id=None, bos_token_id=None)
     write_random_base(tmp_path, config)
     base = load_base(str(tmp_path), quantization, device="cpu")
     # bitsandbytes keeps its scales outside of what torch counts.
-    assert needs(config)[kind].bytes == pytest.approx(base.memory_bytes, rel=0.12)
+    assert needs(config)[quantization.replace("none", "bf16")].bytes == pytest.approx(base.memory_bytes, rel=0.12)
 
 
 def test_a_base_must_leave_room_for_one_conversation():

@@ -32,28 +32,22 @@ def loaded(folder):
     return load_base(str(folder), quantization="none", device="cpu", dtype=torch.float32)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"tie_word_embeddings": True}, {"rope_parameters": LLAMA3_ROPE}, {"attention_bias": True, "head_dim": 16}],
-)
+@pytest.mark.parametrize("kind, changes", [
+    (LlamaForCausalLM, {"tie_word_embeddings": True}),
+    (LlamaForCausalLM, {"rope_parameters": LLAMA3_ROPE}),
+    (LlamaForCausalLM, {"attention_bias": True, "head_dim": 16}),
+    (MistralForCausalLM, {"head_dim": 16, "sliding_window": None}),
+    (MistralForCausalLM, {"head_dim": 16, "sliding_window": 128}),  # the whole context
+])  # fmt: skip
 @torch.no_grad()
-def test_llamas_give_transformers_logits_bit_for_bit(changes, tmp_path):
-    model = saved(LlamaForCausalLM, tmp_path, **changes)
-    base = loaded(tmp_path)
-    ids = torch.arange(90)[None]
-    assert torch.equal(base.model(input_ids=ids).logits, model(input_ids=ids).logits)
-    tied = base.model.lm_head.weight is base.model.model.embed_tokens.weight
-    assert tied == bool(changes.get("tie_word_embeddings"))
-
-
-@pytest.mark.parametrize("window", [None, 128])
-@torch.no_grad()
-def test_a_mistral_without_a_window_is_a_llama(window, tmp_path):
-    model = saved(MistralForCausalLM, tmp_path, head_dim=16, sliding_window=window)
+def test_llamas_and_mistrals_without_a_window_give_transformers_logits_bit_for_bit(kind, changes, tmp_path):
+    model = saved(kind, tmp_path, **changes)
     base = loaded(tmp_path)
     assert isinstance(base.model, AdaptedLlama)
     ids = torch.arange(90)[None]
     assert torch.equal(base.model(input_ids=ids).logits, model(input_ids=ids).logits)
+    tied = base.model.lm_head.weight is base.model.model.embed_tokens.weight
+    assert tied == bool(changes.get("tie_word_embeddings"))
 
 
 def test_a_mistral_with_a_window_is_refused(tmp_path):

@@ -207,9 +207,9 @@ def _floor(supervised: int, dtype: torch.dtype) -> Callable[[], None]:
 
 
 def mixed_turn(method: str, precision: str) -> Measure:
-    """All ROWS rows once where they are grouped by length; else PEER_STEPS random batches of them.
+    """As many rows as ROWS where they are grouped by length; else PEER_STEPS random batches of them.
 
-    Peers train by transformers' Trainer: with its sampler that groups by length, or in random order, its default.
+    Peers train by transformers' Trainer: in the order of lengths, which pads least, or a random one, its default.
     """
     tokenizer = load_tokenizer()
     examples = _examples(tokenizer)
@@ -247,7 +247,7 @@ def _trainer_turn(model: Any, method: str, tokenizer: Any, rows: list[dict[str, 
             output_dir=tempfile.gettempdir(),  # into which nothing is written
             per_device_train_batch_size=BATCH,
             num_train_epochs=1,
-            train_sampling_strategy="group_by_length" if method == GROUPED else "random",
+            train_sampling_strategy="sequential" if method == GROUPED else "random",
             learning_rate=1e-4,
             use_cpu=True,
             report_to=[],
@@ -262,9 +262,9 @@ def _trainer_turn(model: Any, method: str, tokenizer: Any, rows: list[dict[str, 
 
     def measure(number: int) -> tuple[float, int]:
         # The longest rows first, so that peak memory is that of an epoch's worst batch.
-        count = {GROUPED: ROWS // BATCH, PADDED: PEER_STEPS // 3}.get(method, PEER_STEPS)
-        chosen = rows[-BATCH:] if number < 0 else random.Random(number).sample(rows, count * BATCH)
-        trainer.train_dataset = chosen
+        count = PEER_STEPS // 3 if method == PADDED else PEER_STEPS
+        chosen = rows if method == GROUPED else random.Random(number).sample(rows, count * BATCH)
+        trainer.train_dataset = chosen = rows[-BATCH:] if number < 0 else chosen
         return timed(trainer.train), sum(len(row["input_ids"]) for row in chosen)
 
     return measure

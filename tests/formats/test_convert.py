@@ -28,7 +28,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def ours(tmp_path, tiny_folder) -> Path:
     """One of our adapters for the tiny base, as `train` would write it."""
     adapter = random_adapter(base_fingerprint(str(tiny_folder)), template="raw", description="Rhymes.")
-    save_adapter(adapter, tmp_path / "poet", "---\nlicense: cc-by-4.0\n---\n\n# poet\n")
+    head = "---\nlicense: other  # as it says\nlicense_link: https://example.org\n---\n\n# poet\n"
+    save_adapter(adapter, tmp_path / "poet", head)
     return tmp_path / "poet"
 
 
@@ -58,7 +59,8 @@ def test_ours_is_copied_with_its_licence(ours, tmp_path):
     one, two = load_adapter(ours), load_adapter(tmp_path / "to")
     assert one.config == two.config
     assert torch.equal(one.prompts, two.prompts) and torch.equal(one.gates, two.gates)
-    assert (tmp_path / "to" / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
+    head = "---\nlicense: other\nlicense_link: https://example.org\nbase_model: "
+    assert (tmp_path / "to" / "README.md").read_text().startswith(head)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +103,6 @@ def saved(content, compression=zipfile.ZIP_STORED) -> bytes:
     return packed.getvalue() if compression else stored.getvalue()
 
 
-HALF = "damaged or only half a download"
-
-
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -114,7 +113,7 @@ HALF = "damaged or only half a download"
         (saved({"base_model.model.layers.0.q_proj.lora_A.weight": torch.ones(2)}), "is a LoRA"),
         # The V2 family is recognised by tensors that only it has.
         (saved({"model": V1, "config": {"w_bias": True, "w_lora": False}}), "cannot be shared out"),
-        (saved(V1)[:-20], HALF),
+        (saved(V1)[:-20], "damaged or only half a download"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
     ],
     ids=range(8),
@@ -153,14 +152,12 @@ def test_the_command_converts_and_notes_what_it_assumed(tiny_folder, tmp_path, c
     assert main(["--adapters", str(tmp_path), "show", "v1"]) == 0
 
 
-GENERATE = ["generate", "--temperature", "0", "--max-new-tokens", "8", "--quantization", "none", "--device", "cpu"]
-
-
 def test_adapters_of_both_formats_answer_from_the_hub(ours, tiny_folder, tmp_path, monkeypatch, capsys):
     snapshot = tmp_path / "hub" / "snapshots" / COMMIT
     download = Mock(return_value=str(snapshot))
     monkeypatch.setattr(hub, "snapshot_download", download)
-    common = [*GENERATE, "--base", str(tiny_folder), "--raw", "hello"]
+    common = ["generate", "--temperature", "0", "--max-new-tokens", "8", "--quantization", "none"]
+    common += ["--device", "cpu", "--base", str(tiny_folder), "--raw", "hello"]
     assert main(["--adapters", str(ours.parent), *common, "--adapter", "poet"]) == 0
     expected = capsys.readouterr().out
     shutil.copytree(ours, snapshot)

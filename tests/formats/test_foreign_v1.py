@@ -20,7 +20,6 @@ from tests.reference_llama import (
     reference_logits,
     rotate_pairs,
     stepwise_logits,
-    to_meta_order,
 )
 from tests.tiny_models import random_adapter
 
@@ -44,7 +43,7 @@ def reference(model, tensors, layers, activation):
     act = torch.tanh if activation == "tanh" else torch.clone
     gates = {i: act(tensors[f"layers.{i}.attention.gate"].double()).flatten() for i in range(first, LAYERS)}
     by_layer = {i: prompts[i - first] for i in range(first, LAYERS)}
-    return reference_logits(to_meta_order(meta_weights(model)), IDS, by_layer, gates, rotate_pairs)
+    return reference_logits(meta_weights(model, in_pairs=True), IDS, by_layer, gates, rotate_pairs)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "identity"])
@@ -89,7 +88,7 @@ def test_a_full_training_checkpoint_is_read(small, tmp_path):
     tensors = random_v1(length=6, layers=2)
     tensors["layers.2.attention.gate"].zero_()  # alone, the gates would mean one layer of 12 prompts
     whole = {
-        "model": {**{n: t.half() for n, t in to_meta_order(meta_weights(model)).items()}, **tensors},
+        "model": {**{n: t.half() for n, t in meta_weights(model, in_pairs=True).items()}, **tensors},
         "optimizer": {"state": {0: {"step": torch.ones(1)}}, "param_groups": [{"lr": 1e-3}]},
         "epoch": 4,
         "args": argparse.Namespace(adapter_layer=2, adapter_len=6, lr=None),

@@ -12,16 +12,7 @@ from adapter.formats.convert import Options, convert
 from adapter.formats.official_v2 import read
 from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.method.vision import VisualFeatures
-from tests.reference_llama import (
-    HEADS,
-    HIDDEN,
-    IDS,
-    LAYERS,
-    meta_weights,
-    reference_logits,
-    rotate_pairs,
-    to_meta_order,
-)
+from tests.reference_llama import HEADS, HIDDEN, IDS, LAYERS, meta_weights, reference_logits, rotate_pairs
 from tests.tiny_models import random_llama, save_base
 
 K, L, RANK, TOKENS, WIDTH = 3, 3, 2, 12, 16
@@ -33,7 +24,7 @@ def multi_head(tiny_fingerprint):
     """A tiny LLaMA with a key head for every head, as the released 7B; its weights in Meta's order."""
     model = random_llama(seed=3, random_norms=True, num_key_value_heads=HEADS).double()
     base = dataclasses.replace(tiny_fingerprint, num_key_value_heads=HEADS)
-    return model, base, to_meta_order(meta_weights(model))
+    return model, base, meta_weights(model, in_pairs=True)
 
 
 def random_v2(weights, lora: bool, images: bool, seed: int = 0) -> dict[str, torch.Tensor]:

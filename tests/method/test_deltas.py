@@ -6,9 +6,8 @@ import dataclasses
 import pytest
 import torch
 
-from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
-from adapter.method.config import AdapterConfig, TuningConfig
+from adapter.method.config import TuningConfig
 from adapter.method.deltas import LINEARS, NORMS
 from tests.tiny_models import random_adapter
 
@@ -16,15 +15,8 @@ ALL = TuningConfig(intermediate_size=64, norms=True, bias=True, scale=True, lora
 IDS = torch.tensor([[i * 7 % 95 for i in range(20)], [i * 5 % 95 for i in range(20)]])
 
 
-def tuned_adapter(fingerprint, seed=0, tuning=ALL, size=0.2, **config) -> Adapter:
-    torch.manual_seed(seed)
-    adapter = Adapter(
-        AdapterConfig(base=fingerprint, prompt_length=4, insertion_layers=3, tuning=tuning, **config)
-    )
-    torch.nn.init.uniform_(adapter.gates, 0.2, 0.5)
-    for parameter in adapter.tuning.parameters():
-        torch.nn.init.normal_(parameter, std=size)
-    return adapter.requires_grad_(False).eval()
+def tuned_adapter(fingerprint, seed=0, tuning=ALL, size=0.2):
+    return random_adapter(fingerprint, seed, spread=size, prompt_length=4, tuning=tuning)
 
 
 def logits(model, ids=IDS, kv=None, rows=None):
@@ -35,13 +27,11 @@ def logits(model, ids=IDS, kv=None, rows=None):
 def merged(model, adapter, strength=1.0):
     """The base with the adapter's changes written into a copy of its weights."""
     model, tuning = copy.deepcopy(model), adapter.tuning
-    names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj", "gate": "gate_proj", "up": "up_proj"}
-    names["down"] = "down_proj"
     with torch.no_grad():
         layers = model.model.layers[-adapter.config.tuning.layers :]
         for i, layer in enumerate(layers):
             for name in LINEARS:
-                linear = getattr(layer.self_attn if name in "qkvo" else layer.mlp, names[name])
+                linear = getattr(layer.self_attn if name in "qkvo" else layer.mlp, f"{name}_proj")
                 scale = 1 + strength * (tuning.scale[name][i] if name in tuning.scale else torch.zeros(()))
                 if name in tuning.up:
                     linear.weight += strength * tuning.up[name][i] @ tuning.down[name][i]

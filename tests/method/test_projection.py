@@ -48,9 +48,7 @@ def spell(projection):
 
 
 def visual_adapter(fingerprint, vision):
-    adapter = random_adapter(fingerprint, vision=vision, prompt_length=LENGTH, prompt_norm=True)
-    for p in adapter.projection.parameters():
-        torch.nn.init.normal_(p, std=0.3)
+    adapter = random_adapter(fingerprint, spread=0.3, vision=vision, prompt_length=LENGTH, prompt_norm=True)
     if vision.projection == "label":
         spell(adapter.projection)
     return adapter

@@ -112,10 +112,8 @@ def test_in_a_mix_with_a_text_adapter_only_what_the_picture_changes_is_left(tiny
 
     vision = VisionConfig(encoder="any", feature_size=3, hidden=5)
     tuning = TuningConfig(64, norms=True, lora_rank=2)
-    see = random_adapter(tiny_fingerprint, vision=vision, tuning=tuning)
+    see = random_adapter(tiny_fingerprint, spread=1.0, vision=vision, tuning=tuning)
     voice = random_adapter(tiny_fingerprint, 2)
-    for parameter in see.projection.parameters():
-        torch.nn.init.normal_(parameter)
     builder, image = PromptKVBuilder(tiny_base, {"any": Encoder()}), Image.new("RGB", (9, 9), "red")
 
     def terms(adapters, shown=image):

@@ -37,12 +37,13 @@ def engine(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
     """With text adapters of different layers and lengths, and a visual one."""
     save_adapter(random_adapter(tiny_fingerprint, 1), tmp_path / "one")
     save_adapter(random_adapter(tiny_fingerprint, 2, prompt_length=3, insertion_layers=2), tmp_path / "two")
-    visual, features = visual_adapter(tiny_fingerprint)
-    save_adapter(visual, tmp_path / "see")
+    vision = VisionConfig(encoder="any", feature_size=6, hidden=5)
+    save_adapter(random_adapter(tiny_fingerprint, spread=0.3, vision=vision), tmp_path / "see")
+    features = torch.randn(1, 6)
 
     def encode(images, **_):
         encoder.images.append(images)
-        return VisualFeatures(features.levels + torch.arange(6.0) * images[0].convert("L").getpixel((0, 0)) / 50)
+        return VisualFeatures(features + torch.arange(6.0) * images[0].convert("L").getpixel((0, 0)) / 50)
 
     encoder = SimpleNamespace(images=[], encode=encode)
     monkeypatch.setattr(prompts, "load_encoder", lambda *_: encoder)
@@ -65,14 +66,6 @@ def answer_logprobs(base, prompt_ids, ids, kv=None):
     tokens = torch.tensor([[*prompt_ids, *ids]])
     logits = base.model(input_ids=tokens[:, :-1], use_cache=False, prompt_kv=kv).logits[0, -len(ids) :]
     return logits.log_softmax(-1).gather(1, tokens[0, -len(ids) :, None])[:, 0]
-
-
-def visual_adapter(fingerprint):
-    """A visual adapter with a random projection, and features of an image for it."""
-    adapter = random_adapter(fingerprint, vision=VisionConfig(encoder="any", feature_size=6, hidden=5))
-    for parameter in adapter.projection.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return adapter, VisualFeatures(torch.randn(1, 6))
 
 
 def test_weights_follow_the_equations(tiny_base, tiny_fingerprint, prompt_ids):

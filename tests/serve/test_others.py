@@ -28,8 +28,9 @@ from tests.tiny_models import random_adapter
         ('{"name": "J. Doe. Jr", "n": [1. , 2]}', '{"name": "J. Doe. Jr", "n": [1. , 2]}'),
         ("太陽は１．５億km先です。とても熱い。", "太陽は１．５億km先です。"),
         ("सूर्य एक तारा है। वह गर्म है।", "सूर्य एक तारा है।"),
-        ("word " * 400, "word " * 79 + "word…"),
-        ("あ" * 2000, "あ" * 400 + "…"),
+        (" ".join(map(str, range(400))), " ".join(map(str, range(127))) + "…"),
+        ("".join(map(chr, range(0x4E00, 0x5000))), "".join(map(chr, range(0x4E00, 0x4F90))) + "…"),
+        ("Ao dia, " * 90, "Ao dia, Ao dia,"),
         (" \n", ""),
     ],
 )

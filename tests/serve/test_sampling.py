@@ -18,7 +18,6 @@ from transformers.generation.logits_process import (
 from adapter.serve.sampling import Sampler, SamplingParams, sample
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0])
-HIGHEST = 1 - 2.0**-24  # of the random numbers
 
 
 def sample_rows(logits, params, numbers, **sampler):
@@ -149,7 +148,7 @@ def test_the_lowest_temperatures_and_top_p_take_the_most_likely_token():
         equal = torch.tensor([0.0, 2.0, 1.0, 2.0]) * scale
         assert [token_of(equal, params, number) for number in (0.2, 0.4, 0.6, 0.8)] == [1, 1, 3, 3]
         for top_p in (lowest, 0.0):
-            assert token_of(LOGITS, SamplingParams(temperature=1.0, top_p=top_p), HIGHEST) == 1
+            assert token_of(LOGITS, SamplingParams(temperature=1.0, top_p=top_p), 1 - 2.0**-24) == 1  # the highest
 
 
 def without_drafts(logits, sampler):

@@ -12,14 +12,12 @@ from adapter.serve.kv_cache import BLOCK, SlotAllocator
 from adapter.serve.request import Client, GenerationRequest
 from adapter.serve.scheduler import Admitted, Row, Scheduler, in_turn, repeats
 
-END = 9  # the stop id
-
 
 @pytest.fixture
 def make_row(tiny_base):
     def make(max_new_tokens: int = 100, prompt_tokens: int = 3, **request) -> Row:
         tokens = [1, 2, 3] * (prompt_tokens // 3)
-        base = SimpleNamespace(tokenizer=tiny_base.tokenizer, stop_ids=frozenset([END]))
+        base = SimpleNamespace(tokenizer=tiny_base.tokenizer, stop_ids=frozenset([9]))
         return Row(GenerationRequest(**request), Admitted([], tokens, max_new_tokens, None), base)
 
     return make

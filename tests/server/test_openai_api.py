@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import re
-import sysconfig
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,6 +21,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from skimage.data import coffee
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -43,11 +43,9 @@ from tests.fake_engine import FakeCatalog, ReadyProvider
 from tests.server.asgi import asgi_client, limit, send
 from tests.untrusted_json import ANY_JSON
 
-COFFEE = Path(sysconfig.get_path("purelib")) / "skimage/data/coffee.png"
 HELLO = [{"role": "user", "content": "hello"}]
 GOOD = {"model": "base", "messages": HELLO}
 OF_ELSEWHERE = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "http://127.0.0.1:9/a"}}}
-STATS = GenerationStats(5, 3, 0.0, 0.0, 0.1, cached_tokens=2)
 
 
 class Scripted:
@@ -77,7 +75,7 @@ class Scripted:
         mailbox.put(GenerationEvent(position=0))
         mailbox.put(GenerationEvent("you said: ", 7, -0.1))
         mailbox.put(GenerationEvent(said, 7, -0.1))
-        mailbox.put(GenerationEvent("!", 7, -0.1, "stop", STATS))
+        mailbox.put(GenerationEvent("!", 7, -0.1, "stop", GenerationStats(5, 3, 0.0, 0.0, 0.1, cached_tokens=2)))
 
 
 @pytest.fixture(scope="module")
@@ -453,9 +451,6 @@ def test_fuzz_bodies(body: bytes) -> None:
 # Who may ask, and when.
 
 
-BROKEN = EngineBroken("It has stopped.")
-
-
 @pytest.mark.parametrize(
     ("error", "status", "code", "retry"),
     [
@@ -463,7 +458,7 @@ BROKEN = EngineBroken("It has stopped.")
         (ContextOverflow("9 tokens."), 400, "context_length_exceeded", False),  # by which LangChain shortens
         (LoadError("Adapter 'poet' is broken.", "/home/secret"), 500, None, False),
         (RuntimeError("secret /home/me/x.py"), 500, None, False),
-        (BROKEN, 503, "model_failed", False),  # no client asks again by itself
+        (EngineBroken("It has stopped."), 503, "model_failed", False),  # no client asks again by itself
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -518,7 +513,7 @@ def test_programs_in_the_documents_run(
     openai: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every Python example of README.md and docs/api.md runs as it stands there but for the port."""
-    Image.open(COFFEE).convert("RGB").save(tmp_path / "photo.jpg")
+    Image.fromarray(coffee()).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     client = openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=30)
     assert len(client.models.list().data) > 1  # the model is there

@@ -165,12 +165,7 @@ class Connection:
         data = self.defaults("send")
         labels = {c["id"]: c["props"].get("label") for c in self.config["components"]}
         inputs = [labels[number] for number in self.event("send")["inputs"]]
-        messages = [
-            {"role": role, "text": text}
-            for turn in said
-            for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]
-        document = {"format": FORMAT, "version": VERSION, "messages": messages}
+        document = {"format": FORMAT, "version": VERSION, "messages": as_messages(said, "text")}
         opened = {"id": secrets.token_hex(6), "text": json.dumps(document)}
         self.fire("open", [], event_data=opened)
         data[:2] = [{"text": text, "files": list(files)}, opened["id"]]
@@ -233,6 +228,12 @@ class Connection:
         raise NoAnswer(f"The stream ended after {text!r}.")
 
 
+def as_messages(said: Any, key: str) -> list[dict[str, str]]:
+    """Turns, (question, answer), with a text under `key`."""
+    roles = ("user", "assistant")
+    return [{"role": role, key: text} for turn in said for role, text in zip(roles, turn, strict=True)]
+
+
 def completion(question: Question) -> dict[str, Any]:
     """The question as a body of /v1/chat/completions."""
     settings = dict(question.settings)
@@ -241,12 +242,7 @@ def completion(question: Question) -> dict[str, Any]:
     content: Any = question.text
     if question.picture is not None:
         content = [{"type": "text", "text": question.text}, image_part(question.picture.read_bytes())]
-    said = [
-        {"role": role, "content": text}
-        for turn in question.said
-        for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
-    messages = [*said, {"role": "user", "content": content}]
+    messages = [*as_messages(question.said, "content"), {"role": "user", "content": content}]
     return {"model": question.adapter or "base", "messages": messages, **settings}
 
 

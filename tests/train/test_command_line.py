@@ -88,8 +88,10 @@ def test_a_run_on_files_ends_in_an_adapter(run, tmp_path, tiny_base):
     assert "Trained on rows drawn from 57 records of `rows.json`" in card and "## Scores" not in card
     weights = (tmp_path / "out" / "adapter.safetensors").read_bytes()
     words = [f"--config={tmp_path / 'out' / 'recipe.yaml'}", f"--out={tmp_path / 'again'}", "--device=cpu"]
-    assert main(words) == 0  # the recipe that the run wrote is the run's
+    (tmp_path / "again" / "data").mkdir(parents=True)
+    assert main([*words, "--for-page"]) == 0  # the recipe that the run wrote is the run's
     assert (tmp_path / "again" / "adapter.safetensors").read_bytes() == weights
+    assert not (tmp_path / "again" / "data").exists(), "whoever started it on the page may have left"
 
 
 @pytest.mark.parametrize("precision", ["nf4", "int8"])

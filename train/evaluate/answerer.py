@@ -152,12 +152,8 @@ class Answerer:
                 targets = torch.tensor(labels[i][1:], device=hidden.device)
                 scored = targets != IGNORED
                 states, targets = hidden[row, : len(targets)][scored], targets[scored]
-                pieces = [
-                    _scores(self._logits(part), wanted)
-                    for part, wanted in zip(
-                        states.split(_HEAD_POSITIONS), targets.split(_HEAD_POSITIONS), strict=True
-                    )
-                ]
+                pairs = zip(states.split(_HEAD_POSITIONS), targets.split(_HEAD_POSITIONS), strict=True)
+                pieces = [_scores(self._logits(part), wanted) for part, wanted in pairs]
                 if pieces:
                     results[i] = TokenScores(*map(torch.cat, zip(*pieces, strict=True)))
         return results

@@ -1,5 +1,6 @@
 """Training data in any known format: each source is read once into an unnamed file, and records from there."""
 
+import itertools
 import os
 import pickle
 import tempfile
@@ -110,11 +111,13 @@ def open_records(
     images: Path | str | None = None,
     split: str | None = None,
     config: str | None = None,
+    most: int | None = None,
 ) -> Records:
     """Reads a file or folder of records, or a data set of the Hugging Face Hub (`hf:user/name`).
 
     format: one of FORMATS, or "auto". images: the folder that image paths are relative to, else the file's own.
     split: of ScienceQA, shards or a data set, by default train. config: of a data set that has several.
+    most: of the records of files or pictures with captions, the first so many.
     Raises DataError without records, for an unknown format and a broken JSON array; not for a broken record.
     """
     folder = None if images is None else Path(images)
@@ -153,4 +156,4 @@ def open_records(
         items = sources.of_file(file)
     else:
         items = sources.of_pictures(path, with_text) if with_text else sources.of_shards(path, split)
-    return Records(path, folder or home, format, items, has_splits, without)
+    return Records(path, folder or home, format, itertools.islice(items, most), has_splits, without)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from adapter.base.template import Message
 from adapter.errors import AdapterError
@@ -83,10 +83,8 @@ class Record:
 # Objects of JSON.
 
 
-class Shape(BaseModel):
+class Shape(BaseModel, strict=True, extra="ignore", frozen=True):
     """What an object holds. Other keys are ignored."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
 def _encodable(text: str) -> str:

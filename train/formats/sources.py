@@ -66,8 +66,8 @@ def of_file(path: Path) -> Iterator[Item]:
             coco = check(_Coco, read_json(path), path.name)
             names = {str(image.id): image.file_name for image in coco.images}
             for item in coco.annotations:
-                value = {"image": names.get(str(item.image_id)), "caption": item.caption}
-                yield f"{path.name}, annotation {item.id!r}", value
+                value = {"image": names.get(str(item.get("image_id"))), "caption": item.get("caption")}
+                yield f"{path.name}, annotation {item.get('id')!r}", value
         else:
             yield from _lines(path.name, file)
 
@@ -238,15 +238,9 @@ class _CocoImage(Shape):
     file_name: Any
 
 
-class _CocoAnnotation(Shape):
-    id: Any = None
-    image_id: Any = None
-    caption: Any = None
-
-
 class _Coco(Shape):
     images: list[_CocoImage]
-    annotations: list[_CocoAnnotation]
+    annotations: list[dict[Any, Any]]
 
 
 # Tables.

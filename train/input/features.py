@@ -147,11 +147,7 @@ class FeatureCache:
     """
 
     def __init__(
-        self,
-        encoder: VisualEncoder,
-        vision: VisionConfig,
-        skipped: SkippedExamples,
-        store: FeatureStore | None = None,
+        self, encoder: VisualEncoder, vision: VisionConfig, skipped: SkippedExamples, store: FeatureStore | None
     ) -> None:
         self._encoder, self._encoding, self._skipped, self._store = encoder, vision.encoding, skipped, store
         self._memory: LRU[bytes, VisualFeatures] = LRU(

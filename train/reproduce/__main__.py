@@ -60,12 +60,13 @@ def reproduce(args: argparse.Namespace, given: Sequence[str]) -> str:
     results = study.finished(runs)
     if not results:
         raise AdapterError(f"No run of '{out.name}' is finished. Leave out --report to perform them.", str(out))
+    data = f"The problems are ScienceQA's, from {args.scienceqa}." if args.scienceqa else PLANS["drawn"]
     return write_report(
         Figures(results, benchmark.splits["test"], plan, layers),
         out,
-        command=shlex.join(["python", "-m", "train.reproduce", *given]),
+        command=shlex.join([".venv/bin/python", "-m", "train.reproduce", *given]),
         base=args.base,
-        data=f"The problems are ScienceQA's, from {args.scienceqa}." if args.scienceqa else PLANS["drawn"],
+        data=f"{'This is a trial of a few steps: its figures mean nothing. ' * args.quick}{data}",
         sizes={split: len(part) for split, part in benchmark.splits.items()},
         missing=[run.name for run in runs if run.name not in results],
     )

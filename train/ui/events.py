@@ -28,8 +28,8 @@ from adapter.files import atomic_write
 from adapter.method.config import check_name
 from adapter.serve.form import UNSPACED
 from adapter.serve.request import Client
-from adapter.serve.settings import BASE_ONLY, Settings
-from adapter.server.generation import AdapterCatalog, EngineProvider, browser_text, client_of
+from adapter.serve.settings import BASE_ONLY, PAGE_PENALTY, Settings
+from adapter.server.generation import browser_text, client_of
 from adapter.ui import images
 from adapter.ui.answer_stream import build_request, whole_answer
 from adapter.ui.chat.conversation_store import ConversationStore
@@ -63,17 +63,9 @@ class TrainEvents:
     Space whose visitors can sign in with their account of the Hub.
     """
 
-    def __init__(
-        self,
-        runs: TrainingRuns,
-        store: AdapterCatalog,
-        provider: EngineProvider,
-        conversations: ConversationStore,
-        base: str,
-        public: bool = False,
-    ) -> None:
-        self.runs, self.store, self.provider, self.public = runs, store, provider, public
-        self.conversations = conversations
+    def __init__(self, runs: TrainingRuns, conversations: ConversationStore, base: str, public: bool) -> None:
+        self.runs, self.conversations = runs, conversations
+        self.store, self.provider, self.public = conversations.catalog, conversations.provider, public
         installed = all(importlib.util.find_spec(name) for name in ("authlib", "itsdangerous"))
         self.sign_in = bool(os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID")) and installed
         # The trainer runs in another working directory than the server.
@@ -231,7 +223,7 @@ class TrainEvents:
             gr.update(
                 value=texts.STOP if run.alive else texts.GO_ON,
                 visible=own and run.state != "ended",
-                interactive=run.state != "stopping",
+                interactive=run.state != "stopping" and running in (None, run.name),
             ),
             gr.update(
                 value=texts.CHAT_WITH if done else texts.TRY,
@@ -278,7 +270,10 @@ class TrainEvents:
         try:
             if (engine := self.provider.engine()) is None:
                 return
-            settings = Settings().replace(adapter=run.name if step else "", temperature=0.0, max_tokens=MAX_TOKENS)
+            name = run.name if step else BASE_ONLY
+            settings = Settings(
+                adapter=name, temperature=0, max_tokens=MAX_TOKENS, repetition_penalty=PAGE_PENALTY
+            )
             image = open_image(Path(run.record.picture)) if step and run.record.picture else None
             request = build_request((Message("user", run.record.question),), settings, image, client)
             self.runs.add_watched(run.name, WatchedAnswer(step, whole_answer(engine, request).strip()))

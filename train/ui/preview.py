@@ -66,11 +66,9 @@ def open_data(file: Path, folder: Path) -> TrainingData:
     else:
         path = folder / file.name
         shutil.copyfile(file, path)
-    records = open_records(path)
+    records = open_records(path, most=MAX_RECORDS + 1)
     if len(records) > MAX_RECORDS:
-        raise BadInput(
-            f"'{file.name}' has {len(records):,} records; {MAX_RECORDS:,} are the limit here. {_NO_LIMIT}"
-        )
+        raise BadInput(f"'{file.name}' has more than {MAX_RECORDS:,} records, the limit here. {_NO_LIMIT}")
     pictures = sum(_is_pictured(record, folder.resolve()) for record in readable(records)) > 0  # each is checked
     if pictures and path != file and suffix != ".zip":
         raise BadInput(

@@ -222,15 +222,13 @@ class TrainingRuns:
         with self._exclusive():
             name = check_name(name, [*taken, *self.taken()])
             folder = self.folder / name
-            for other in self.names():
-                self.get(other)  # which deletes the data of one that is finished
             check_room(self.folder, more=0)
             if shutil.disk_usage(self.folder).free < _MIN_FREE_BYTES:
                 raise BadInput(f"Less than {_MIN_FREE_BYTES // 2**20} MB are free on the disk of the server.")
             if folder.exists():
                 shutil.rmtree(folder)
             try:
-                (folder / DATA).mkdir(parents=True)
+                (folder / DATA).mkdir(0o700, parents=True)
                 recipe, record = prepare(folder / DATA)
                 recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, name=name))
                 (folder / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")

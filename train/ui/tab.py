@@ -5,9 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from adapter.base.embedded import BASE
 from adapter.method.config import MAX_NAME_LENGTH
-from adapter.server.generation import AdapterCatalog, EngineProvider
 from adapter.ui.chat.tab import TabParts
 from adapter.ui.status import NEWEST, PRIVATE, QUEUED, UNQUEUED
 from adapter.ui.texts import page as page_texts
@@ -29,21 +27,12 @@ _OWNER = """() => {
 Parts = dict[str, Any]  # components by name
 
 
-def train_tab(
-    page: gr.Blocks,
-    tabs: gr.Tabs,
-    provider: EngineProvider,
-    runs: TrainingRuns,
-    store: AdapterCatalog,
-    chat: TabParts,
-    base: str = BASE,
-    public: bool = False,
-) -> None:
+def train_tab(page: gr.Blocks, tabs: gr.Tabs, runs: TrainingRuns, chat: TabParts, base: str, public: bool) -> None:
     """Lays the tab out inside the current Blocks and connects it.
 
     chat: the other tab, to which a button below a run switches. public: as TrainEvents has it.
     """
-    handlers = TrainEvents(runs, store, provider, chat.store, base, public)
+    handlers = TrainEvents(runs, chat.store, base, public)
     owner = gr.Textbox(visible=False)
     page.load(None, None, owner, js=_OWNER, **UNQUEUED)
     with chat.corrections.panel:
@@ -60,7 +49,7 @@ def train_tab(
                 command = gr.Textbox(texts.NO_COMMAND, label=texts.COMMAND, lines=2, max_lines=8, **shown)
             with _step(3, texts.RUN):
                 start = gr.Button(texts.START, variant="primary", interactive=False, elem_id="train-start")
-                run = _run(handlers, owner)
+                run = {**_run(handlers, owner), "command": command, "start": start}
     prepared = [data["sample"], data["upload"], data["preview"], planned, *settings, command, start]
     event = {"show_progress": "minimal", "show_progress_on": data["preview"], **PREVIEW, **PRIVATE}
     before = [planned, *settings]
@@ -73,38 +62,27 @@ def train_tab(
     gr.on([page.load, known.change], handlers.count_corrections, known, teach, **NEWEST)
     changes = [component.change for component in settings]
     gr.on(changes, handlers.describe, before, [command, start], **NEWEST)
-    _connect_run(handlers, run, command, start, [owner, planned], settings, tabs, chat)
+    _connect_run(handlers, run, [owner, planned, *settings], tabs, chat)
 
 
-def _connect_run(
-    handlers: TrainEvents,
-    run: Parts,
-    command: gr.Textbox,
-    start: gr.Button,
-    states: list[Any],
-    settings: list[Any],
-    tabs: gr.Tabs,
-    chat: TabParts,
-) -> None:
-    """states: the visitor's secret and the plan."""
+def _connect_run(handlers: TrainEvents, run: Parts, given: list[Any], tabs: gr.Tabs, chat: TabParts) -> None:
+    """given: the visitor's secret, the plan and the settings."""
     timer, name = gr.Timer(SLOW_TICK, active=False), run["which"]
-    inputs, shown = [name, *states, *settings], [*run.values(), command, start, timer]
+    inputs, shown = [name, *given], [*run.values(), timer]
     event = {"show_progress_on": run["html"], **PREVIEW, **PRIVATE, "trigger_mode": "once"}
-    start.click(handlers.start, [*states, *settings], shown, **event)
+    run["start"].click(handlers.start, given, shown, **event)
     run["stop"].click(handlers.stop_or_go_on, [run["stop"], *inputs], shown, **QUEUED)
     gr.on([timer.tick, name.input], handlers.panel, inputs, shown, **NEWEST)
 
-    def select_tab(
-        event: gr.SelectData, owner: str, planned: Any, request: gr.Request, *values: Any
-    ) -> tuple[Any, ...]:
+    def select(event: gr.SelectData, owner: str, plan: Any, request: gr.Request, *values: Any) -> tuple[Any, ...]:
         """Stops the timer while another tab is open."""
         if event.value != page_texts.TRAIN:
             return *[gr.skip()] * (len(shown) - 1), gr.Timer(active=False)
-        return *handlers.panel(None, owner, planned, request, *values)[:-1], gr.Timer(TICK, active=True)
+        return *handlers.panel(None, owner, plan, request, *values)[:-1], gr.Timer(TICK, active=True)
 
-    tabs.select(select_tab, [*states, *settings], shown, trigger_mode="multiple", **UNQUEUED)
+    tabs.select(select, given, shown, trigger_mode="multiple", **UNQUEUED)
     opened = [tabs, timer, *chat.store.opened]
-    run["chat"].click(handlers.chat_with, [name, states[0], chat.message_box], opened, **QUEUED)
+    run["chat"].click(handlers.chat_with, [name, given[0], chat.message_box], opened, **QUEUED)
 
 
 def _step(number: int, title: str) -> gr.Column:

@@ -71,7 +71,7 @@ def _by_halves(b, steps, dot):
     return b.shuffle_vector(*sums, ir.Constant(INTS, list(range(BLOCK))))
 
 
-def _dot_vnni(b, steps, xs, ints, octets):
+def _dot_vnni(b, steps, xs, bits, ints=INTS, octets=_OCTETS):
     dot = function(b, f"llvm.x86.avx512.vpdpbusd.{32 * ints.count}", ints, ints, octets, octets)
     sums = constant(ints, 0)
     for q, x in zip(steps, xs, strict=True):
@@ -79,12 +79,8 @@ def _dot_vnni(b, steps, xs, ints, octets):
     return sums
 
 
-def _dot_avx512(b, steps, xs, bits):
-    return _dot_vnni(b, steps, xs, INTS, _OCTETS)
-
-
 def _dot_avxvnni(b, steps, xs, bits):
-    return _by_halves(b, steps, lambda half: _dot_vnni(b, half, xs, _EIGHT_INTS, _EIGHT_OCTETS))
+    return _by_halves(b, steps, lambda half: _dot_vnni(b, half, xs, bits, _EIGHT_INTS, _EIGHT_OCTETS))
 
 
 def _dot_avx2(b, steps, xs, bits):
@@ -123,7 +119,7 @@ def _dot_generic(b, steps, xs, bits):
 
 # By the features that a processor needs for them, the fastest first.
 DOTS: dict[frozenset[str], Dot] = {
-    frozenset({"avx512vnni", "avx512f"}): _dot_avx512,
+    frozenset({"avx512vnni", "avx512f"}): _dot_vnni,
     frozenset({"avxvnni"}): _dot_avxvnni,
     frozenset({"avx2", "fma"}): _dot_avx2,
     frozenset(): _dot_generic,

@@ -9,9 +9,9 @@ from huggingface_hub import get_token
 
 from adapter.errors import BadInput
 from adapter.serve.settings import BASE_ONLY
-from adapter.server.generation import AdapterCatalog, EngineProvider, import_libraries
+from adapter.server.generation import AdapterCatalog, import_libraries
 from adapter.ui import images, theme
-from adapter.ui.chat.conversation_store import sent_text
+from adapter.ui.chat.conversation_store import ConversationStore, sent_text
 from adapter.ui.status import PRIVATE, QUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts, toast
@@ -40,11 +40,9 @@ def hub_question() -> gr.HTML:
     return gr.HTML(html, js_on_load=_LINK_JS, elem_id="hub-link")
 
 
-def adapter_upload_panel(
-    provider: EngineProvider, catalog: AdapterCatalog, pickers: Sequence[Picker], link: gr.HTML, public: bool
-) -> None:
+def adapter_upload_panel(store: ConversationStore, pickers: Sequence[Picker], link: gr.HTML, public: bool) -> None:
     """What is added is selected in the first picker. public: then nothing is fetched with this machine's login."""
-    picker, *others = pickers
+    provider, catalog, (picker, *others) = store.provider, store.catalog, pickers
     with gr.Accordion(texts.UPLOAD, open=False, elem_id="adapter-upload"):
         gr.Markdown(texts.UPLOAD_HINT, elem_classes="hint")
         files = gr.File(label=texts.UPLOAD_FILES, file_count="multiple", file_types=_FILE_TYPES, height=140)

@@ -24,7 +24,6 @@ from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts, toast
 
 PICKERS = {"adapter": None, "mix": texts.NO_MIX}  # the settings that are chosen from adapters, as Picker.none
-OTHERS = tuple(name for name in PANEL if name not in PICKERS)
 # Texts that the browser may have said on the page.
 NOTES = {
     *("STORAGE_FULL", "ONE_PICTURE", "NO_PICTURE", "NOTHING_TO_EXPORT", "KEPT_APART"),
@@ -49,7 +48,12 @@ class Updates(NamedTuple):
     to_browser: Any = gr.skip()
     adapter: Any = gr.skip()
     mix: Any = gr.skip()
+    strength: Any = gr.skip()
+    others: Any = gr.skip()
     corrections: Any = gr.skip()
+
+
+OTHERS = tuple(name for name in PANEL if name not in Updates._fields)
 
 
 class ConversationStore:
@@ -70,8 +74,8 @@ class ConversationStore:
         self, listed: gr.HTML, chat: Sequence[Any], box: Any, settings: dict[str, Any], corrections: Any
     ) -> Any:
         """Returns the event that opens a conversation. listed: the list, whose script sends it."""
-        pickers = [settings[name] for name in PICKERS]
-        self.outputs: list[Any] = [*chat, box, self.id, self.to_browser, *pickers, corrections]
+        switched = [settings[name] for name in Updates._fields if name in settings and name != "xray"]
+        self.outputs: list[Any] = [*chat, box, self.id, self.to_browser, *switched, corrections]
         self.opened: list[Any] = [*self.outputs, *[settings[name] for name in OTHERS]]
         together = {**QUEUED, **MODEL, "trigger_mode": "multiple"}
         listed.act(self.act, None, [self.to_browser, settings["others"]], **together)
@@ -182,10 +186,11 @@ class ConversationStore:
                 choices = [*known, (value, value)]
             elif value and value not in names:
                 toast(texts.adapter_missing(value))
-                value = BASE_ONLY
+                panel, value = {**panel, "mix": BASE_ONLY}, BASE_ONLY  # which does not answer alone
             # The choices, because a page may have been built when the catalog was still empty.
             pickers[name] = Picker(None, none).update(choices, value)
-        updates = updates._replace(box={**theme.SUBMIT, **box}, id=shown.id, **pickers)
+        kept = {name: panel[name] for name in ("strength", "others") if name in panel}
+        updates = updates._replace(box={**theme.SUBMIT, **box}, id=shown.id, **pickers, **kept)
         return *updates, *[panel.get(name, gr.skip()) for name in OTHERS]
 
 

@@ -19,7 +19,7 @@ from adapter.server.generation import AdapterCatalog, EngineProvider, check_leng
 from adapter.ui import conversation, theme
 from adapter.ui.answer_stream import TEXT_ONLY, USE, Turn, build_request, offer_of, stream, uses_picture, xray_line
 from adapter.ui.chat.chatbot import entry_at, unescape_markup
-from adapter.ui.chat.conversation_store import ConversationStore, Updates
+from adapter.ui.chat.conversation_store import PICKERS, ConversationStore, Updates
 from adapter.ui.chat.corrections import add_correction
 from adapter.ui.conversation import Entry, History
 from adapter.ui.gradio_internals import sent
@@ -45,9 +45,10 @@ class Changed(NamedTuple):
 
 Asked = Turn | Changed | None
 Ask = Callable[[Conversation], Asked]  # of what is shown. Raises BadInput
+Box = dict[str, Any] | None  # what a message box holds
 
 
-def read_message(message: dict[str, Any] | None) -> tuple[str, str | None] | None:
+def read_message(message: Box) -> tuple[str, str | None] | None:
     """The text and the picture's path in a message box; None, after a toast, if it is empty. Raises BadInput."""
     message = message or {}
     text, files = (message.get("text") or "").strip(), message.get("files") or []
@@ -68,13 +69,7 @@ class ChatEvents:
         self.provider, self.catalog, self.conversations = store.provider, store.catalog, store.conversations
 
     def send(
-        self,
-        message: dict[str, Any] | None,
-        id: str,
-        known: object,
-        event: gr.EventData,
-        request: gr.Request,
-        **settings: Any,
+        self, message: Box, id: str, known: object, event: gr.EventData, request: gr.Request, **settings: Any
     ) -> Iterator[Updates]:
         """Answers the message in the box, or what the event's data say was pressed. known: the corrections."""
         data = sent(event)
@@ -131,7 +126,7 @@ class ChatEvents:
             return
         yield _NO_CHANGE
 
-    def undo(self, draft: dict[str, Any] | None, id: str, event: gr.EventData, request: gr.Request) -> Updates:
+    def undo(self, draft: Box, id: str, event: gr.EventData, request: gr.Request) -> Updates:
         """Moves the last turn back into the message box, before what is written there."""
 
         def ask(shown: Conversation) -> Asked:
@@ -184,8 +179,8 @@ class ChatEvents:
         ask: Ask,
         id: str,
         request: gr.Request,
-        settings: dict[str, Any],
-        message: dict[str, Any] | None = None,
+        panel: dict[str, Any],
+        message: Box = None,
         edits: bool = False,
     ) -> Iterator[Updates]:
         """Answers a question; on failure shows the error and what was before. message: for the box then."""
@@ -196,9 +191,9 @@ class ChatEvents:
                 with errors_as_toasts("a message"):
                     asked = ask(shown)
                 if isinstance(asked, Turn):
-                    change.updates, change.shown = self._answer(asked, change, request, settings), asked.waiting
+                    change.updates, change.shown = self._answer(asked, change, request, panel), asked.waiting
                     change.keeps = len(asked.history) <= len(shown.history)
-                    yield from self._read(asked, change, settings, message)
+                    yield from self._read(asked, change, panel, message)
                     return
                 change.ended = True
                 if asked is None:  # an edit is in the browser's chat already
@@ -217,11 +212,9 @@ class ChatEvents:
             again = json.dumps({"open": secrets.token_hex(4)})  # only a text that differs is a change
             yield Updates(box=box, to_browser=again)
 
-    def _read(
-        self, turn: Turn, change: Change, settings: dict[str, Any], message: dict[str, Any] | None = None
-    ) -> Iterator[Updates]:
+    def _read(self, turn: Turn, change: Change, panel: dict[str, Any], message: Box = None) -> Iterator[Updates]:
         """Shows an answer to its end, or until another page goes on with it. message: for the box, if it fails."""
-        shown, session, switched = change.conversation, change.session, dict[str, str]()
+        shown, session, switched = change.conversation, change.session, dict[str, Any]()
         end: dict[str, Any] = {"box": theme.SUBMIT}
         emptied = {} if turn.message is None else {"value": {"text": "", "files": []}}
         box, due = {**theme.STOP, **emptied}, 0.0
@@ -248,7 +241,7 @@ class ChatEvents:
             stays = change.result is shown.history  # as it does after Stop before an edit's first word
             shown.history = change.result
         if errors or stays:
-            end = self._restored(message, switched, settings, errors)
+            end = self._restored(message, switched, panel, errors)
         if change.unread or not self.conversations.shows(session, shown.id):
             yield _NO_CHANGE
         else:
@@ -257,7 +250,7 @@ class ChatEvents:
 
     def _answer(
         self, turn: Turn, change: Change, request: gr.Request, panel: dict[str, Any]
-    ) -> Generator[History | dict[str, str], None, None]:
+    ) -> Generator[History | dict[str, Any], None, None]:
         """Yields the history with more and more of the answer, and what changes in the side panel, by name."""
         settings = Settings.checked(panel)
         if conversation.size_of(turn.history) > conversation.MAX_HISTORY:  # a page that opens it is sent all of it
@@ -274,10 +267,12 @@ class ChatEvents:
             small = conversation.user_turn(last.text, picture)
             turn = replace(turn, history=[*turn.history[: last.start], *small])
         if turn.switch_to in self.catalog.names():  # which are known now
-            switched = {"adapter": turn.switch_to}
-            if turn.switch_to != settings.adapter and settings.mix:
-                toast(texts.not_taken_along(settings.mix), 6)
-                switched["mix"] = BASE_ONLY
+            switched: dict[str, Any] = {"adapter": turn.switch_to}
+            if turn.switch_to != settings.adapter:  # what was set for the one before does not follow
+                others = Settings().others if settings.others == "all" else settings.others
+                switched |= {"mix": BASE_ONLY, "strength": Settings().strength, "others": others}
+                if settings.mix:
+                    toast(texts.not_taken_along(settings.mix), 6)
             settings = settings.replace(**switched)
             yield switched
         if turn.offers and (offer := offer_of(self.catalog, turn.history, settings)):
@@ -293,15 +288,16 @@ class ChatEvents:
                 time.sleep(FRAME_SECONDS)
 
     def _restored(
-        self, message: dict[str, Any] | None, switched: dict[str, str], settings: dict[str, Any], errors: list[Any]
+        self, message: Box, switched: dict[str, Any], panel: dict[str, Any], errors: list[Any]
     ) -> dict[str, Any]:
         """Puts the message of a turn that came to nothing back, and what it has changed in the side panel."""
         value = {} if message is None else {"value": message}
         if message is not None and errors and isinstance(errors[0], BadPicture):  # the text alone can be sent
             value = {"value": {**message, "files": []}}
         names = self.catalog.names()
-        before = {name: settings[name] if settings.get(name) in names else BASE_ONLY for name in switched}
-        return {"box": {**theme.SUBMIT, **value}, **before}
+        before = {name: panel.get(name, gr.skip()) for name in switched}
+        missing = {name: BASE_ONLY for name in PICKERS if name in before and before[name] not in names}
+        return {"box": {**theme.SUBMIT, **value}, **before, **missing}
 
 
 def _is_last_question(shown: Conversation, row: object) -> bool:

@@ -68,7 +68,7 @@ def chat_tab(
                         pickers.append(Picker(settings["mix"], texts.NO_MIX))
                         store = ConversationStore(provider, catalog)
                         if link is not None:
-                            adapter_upload_panel(provider, catalog, pickers, link, public)
+                            adapter_upload_panel(store, pickers, link, public)
                 settings["xray"], drawing = _about_line()
                 box = message_box(texts.PLACEHOLDER, "box")
                 context = gr.HTML(elem_id="context", padding=False)

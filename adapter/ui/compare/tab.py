@@ -1,5 +1,6 @@
 """The compare tab: one message answered by one adapter at five strengths, or by several adapters side by side."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import pairwise
@@ -19,7 +20,7 @@ from adapter.ui.chat.tab import TabParts, message_box, sampling_inputs
 from adapter.ui.comparison import Pane, answer_together, mark
 from adapter.ui.images import BadPicture, open_upload
 from adapter.ui.session import Conversations, Forgotten
-from adapter.ui.status import MODEL, NEWEST, PRIVATE, UNQUEUED, Picker
+from adapter.ui.status import FRAME_SECONDS, MODEL, NEWEST, PRIVATE, UNQUEUED, Picker
 from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts
 
@@ -53,7 +54,8 @@ def frames_of(settings: Settings) -> list[Pane]:
     if not settings.adapter:
         raise BadInput(texts.FILM_NEEDS_ADAPTER)
     if settings.mix and not settings.strength:  # the second one alone has answered
-        settings = settings.replace(adapter=settings.mix, mix=BASE_ONLY)
+        first = {"adapter": settings.mix, "strength": settings.mix_strength}
+        settings = settings.replace(**first, mix=settings.adapter, mix_strength=0.0)
     second = settings.mix_strength / (settings.strength or 1)  # a mix gets stronger as a whole
     return [Pane(settings.replace(strength=s, mix_strength=min(2.0, s * second))) for s in STRENGTHS]
 
@@ -92,12 +94,16 @@ class CompareEvents:
         # A question that follows others is not put into the box: asked there alone, it would be another.
         alone = {"text": answered.messages[0].text, "files": [picture] if picture else []}
         message = alone if len(answered.messages) == 1 else None
+        asked = {"value": message} if message else {}
         adapter = settings.adapter if settings.adapter in self.catalog.names() else skip
-        yield gr.Tabs(selected="compare"), FILM, adapter, gr.update(value=message) if message else skip, skip
-        for update in self._compare(
+        yield gr.Tabs(selected="compare"), skip, skip, skip, skip
+        time.sleep(FRAME_SECONDS)
+        updates = self._compare(
             lambda: Question(frames_of(settings), answered.messages, picture, film=True), request, message
-        ):
-            yield skip, skip, skip, *update
+        )
+        for number, (box, shown) in enumerate(updates):
+            begins = not number and box == theme.STOP  # or another comparison is running, whose question stays
+            yield skip, *((FILM, adapter, {**box, **asked}) if begins else (skip, skip, box)), shown
 
     def _compare(
         self, read: Callable[[], Question | None], request: gr.Request, message: dict[str, Any] | None

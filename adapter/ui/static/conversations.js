@@ -209,6 +209,8 @@
     if (next) {
       attempt(() => own.setItem(CURRENT, next.id)); // a page that is loaded may show a link, or another tab's
       [before, shown, next] = [shown, next, null];
+      // Gradio keeps an edit that is open, by the number of its row.
+      if (before.id !== shown.id) find("#chat .edit-textarea")?.closest(".message-row").nextElementSibling.querySelectorAll("button")[1]?.click();
     }
     const { id, unsaved } = shown;
     await soon(writing);

@@ -92,10 +92,10 @@ watch('value', prepare);
 prepare();
 
 /* The open panel asks for the charts of the newest answer once that is whole. */
-let seen = '';
+let seen = null;
 const look = () => {
-  if (!document.querySelector('#inside > .label-wrap.open')) return (seen = ''); // opened again, it asks again
-  if (document.querySelector('#box .stop-button')) return (seen = ''); // an equal text may be another answer's
+  if (!document.querySelector('#inside > .label-wrap.open')) return (seen = null); // opened again, it asks again
+  if (document.querySelector('#box .stop-button')) return (seen = null); // an equal text may be another answer's
   const shown = [...document.querySelectorAll('#chat .message')].map(row => row.textContent).join('\n');
   if (shown !== seen) trigger('look', {});
   seen = shown;

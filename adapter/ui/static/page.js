@@ -251,18 +251,20 @@
   addEventListener("storage", ({ key, oldValue, newValue }) => (isBehind ||= key?.endsWith(":corrections") && oldValue?.length !== newValue?.length));
   addEventListener("click", (event) => isBehind && event.target.closest?.('#teach button, #chat [title="Say it like this"]') && [event.stopImmediatePropagation(), location.reload()], true);
 
-  // An unsent message outlives a reload of its tab, which Gradio does when a server is back and a phone to hidden ones.
-  const DRAFT = "llama-adapter:draft";
-  let restored = false;
-  const restoreDraft = () => {
-    const [field, text] = [find("#box textarea"), sessionStorage.getItem(DRAFT)];
-    if (restored || !field) return;
-    restored = true;
-    if (!text || field.value) return;
-    write(field, text);
-    field.focus();
+  // Unsent words outlive a reload of their tab, which Gradio does when a server is back and a phone to hidden ones.
+  const DRAFT = "llama-adapter:draft ";
+  const restored = new Set();
+  const restoreDrafts = () => {
+    for (const name of ["#box textarea", "#ask textarea", "#train-rows textarea"]) {
+      const [field, text] = [find(name), sessionStorage.getItem(DRAFT + name)];
+      if (restored.has(name) || !field) continue;
+      restored.add(name);
+      if (!text || field.value) continue;
+      write(field, text);
+      if (field.closest("#box")) field.focus();
+    }
   };
-  addEventListener("visibilitychange", () => restored && sessionStorage.setItem(DRAFT, find("#box textarea")?.value ?? ""));
+  addEventListener("visibilitychange", () => [...restored].filter(find).forEach((name) => sessionStorage.setItem(DRAFT + name, find(name).value)));
 
   // What the rows of the chat hold, for the style sheets: by :has() the browser would look through all of them at each
   // word of an answer.
@@ -276,7 +278,7 @@
   };
 
   let due = false;
-  const onChange = () => [restoreFocus, fixAccessibility, watchSize, restoreDraft, describe, showFilm].forEach((act) => act());
+  const onChange = () => [restoreFocus, fixAccessibility, watchSize, restoreDrafts, describe, showFilm].forEach((act) => act());
   addEventListener("DOMContentLoaded", onChange);
   const attributeFilter = ["aria-selected", "name", "class", "data-testid"];
   const observer = new MutationObserver((changes) => {

@@ -42,9 +42,8 @@ def forward(base):
 def some_prompts(base, tiny_fingerprint):
     """None, prompts of two lengths, V2's, and a mix."""
     adapters = [random_adapter(tiny_fingerprint, seed, prompt_length=3 + 4 * seed) for seed in range(2)]
-    tuned = random_adapter(tiny_fingerprint, 3, tuning=TuningConfig(lora_rank=2, intermediate_size=64))
-    for parameter in tuned.tuning.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
+    tuning = TuningConfig(lora_rank=2, intermediate_size=64)
+    tuned = random_adapter(tiny_fingerprint, 3, spread=0.05, tuning=tuning)
     entries = [adapter(base.model) for adapter in (*adapters, tuned)]
     return [None, *entries, PromptKV.mixed(entries[:2]).scaled(0.5)]
 
@@ -117,9 +116,7 @@ def test_a_zero_gate_and_a_strength_of_zero_leave_the_base_bit_for_bit(compiled,
     want = run(compiled, cache, [IDS], [slot], [0], [None], every=True)
     tuning = TuningConfig(lora_rank=2, intermediate_size=64)
     untrained = random_adapter(tiny_fingerprint, gate=0, tuning=tuning)(packed_base.model)
-    trained = random_adapter(tiny_fingerprint, tuning=tuning)
-    for parameter in trained.tuning.parameters():
-        torch.nn.init.normal_(parameter)
+    trained = random_adapter(tiny_fingerprint, spread=1.0, tuning=tuning)
     for kv in (untrained, trained(packed_base.model).scaled(0)):
         assert torch.equal(run(compiled, cache, [IDS], [slot], [0], [kv], every=True), want)
 
@@ -210,9 +207,7 @@ def test_each_compiled_layer_equals_the_equations_with_the_same_roundings(sizes,
     quantize_linears(model)
     base = Base(model, tiny_base.tokenizer, replace(tiny_base.fingerprint, **sizes), "packed-int8", 0)
     tuning = TuningConfig(lora_rank=2, intermediate_size=64, norms=True, bias=True, scale=True)
-    tuned = random_adapter(base.fingerprint, 3, tuning=tuning, insertion_layers=4)
-    for parameter in tuned.tuning.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+    tuned = random_adapter(base.fingerprint, 3, spread=0.1, tuning=tuning, insertion_layers=4)
     long = random_adapter(base.fingerprint, 1, prompt_length=70, insertion_layers=4)
     kv = PromptKV.mixed([long(model), tuned(model)])
     ids = [i * 11 % 95 for i in range(150)]

@@ -72,27 +72,12 @@ class FakeEncoder:
         return VisualFeatures(torch.cat([means, means], dim=1))
 
 
-def visual(fingerprint, **config):
-    adapter = random_adapter(fingerprint, 2, gate=2.0, vision=VISION, **config)
-    for parameter in adapter.projection.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return adapter
+ADAPTERS = {"none": None, "text": {"seed": 1}, "visual tuning": {"seed": 2, "vision": VISION, "tuning": TUNING}}
 
 
-ADAPTERS = {
-    "none": lambda fingerprint: None,
-    "text": lambda fingerprint: random_adapter(fingerprint, 1, gate=2.0),
-    "visual tuning": lambda fingerprint: visual(fingerprint, tuning=TUNING),
-}
-
-
-@pytest.fixture(params=list(ADAPTERS))
+@pytest.fixture(params=ADAPTERS.values(), ids=list(ADAPTERS))
 def adapter(request, tiny_fingerprint):
-    made = ADAPTERS[request.param](tiny_fingerprint)
-    if made is not None and made.tuning is not None:
-        for parameter in made.tuning.parameters():
-            torch.nn.init.normal_(parameter, mean=float(parameter.mean()), std=0.1)
-    return made
+    return request.param and random_adapter(tiny_fingerprint, gate=2.0, spread=0.3, **request.param)
 
 
 def values(measured):

@@ -91,7 +91,7 @@ def test_features_have_the_same_bits_in_any_batch_and_from_anywhere(tmp_path):
     torch.manual_seed(0)
     encoder = VisualEncoder("x", timm.create_model("mobilenetv3_small_100"))
     vision = VisionConfig("x", projection="queries", token_size=encoder.token_size)
-    alone = FeatureCache(encoder, vision, SkippedExamples())
+    alone = FeatureCache(encoder, vision, SkippedExamples(), None)
     expected = [alone.with_features(rows_of(path))[0].example.features for path in paths]
 
     def check(cache: FeatureCache) -> None:
@@ -111,7 +111,7 @@ def test_rows_whose_picture_cannot_be_read_are_left_out_and_counted(picture, tmp
     (tmp_path / "bad.png").write_text("no picture")
     logged: list[str] = []
     skipped = SkippedExamples(logged.append)
-    cache = FeatureCache(FakeEncoder(), VISION, skipped)  # type: ignore[arg-type]
+    cache = FeatureCache(FakeEncoder(), VISION, skipped, None)  # type: ignore[arg-type]
     paths = [tmp_path / "bad.png", picture(10), tmp_path / "none.png", None]
     for _ in range(2):
         assert [row.example.picture for row in cache.with_features(rows_of(*paths))] == [paths[1], None]

@@ -59,6 +59,7 @@ LONG_LINE = (json.dumps({"instruction": "x" * 600, "output": "y" * 600}) + "\n")
     "name, content, message",
     [
         ("a.csv", b"image,caption\ncat.png,a cat\ndog.png,a dog", "names pictures that did not come with it"),
+        ("a.json", b"[" + b'{"input": "a", "output": "b"}, ' * 20_001 + b"never read", "more than 20,000 records"),
         ("a.jsonl", LONG_LINE * 5, "5 records truncated, 5 of them lose their whole answer"),
     ],
 )

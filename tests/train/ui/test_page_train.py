@@ -204,6 +204,11 @@ def test_uploads_and_typed_rows_are_previewed_on_a_phone(
     assert not page.locator("dialog[open]").count()
     pasted = page.locator("#train-rows textarea").input_value() + "\n".join(f"Say {i}.\t{i}!" for i in (1, 2, 3))
     page.locator("#train-rows textarea").fill(pasted)
+    page.reload()
+    TrainTab(tab.visitor)
+    page.locator("#train-rows button.label-wrap").click()
+    page.evaluate(TWO_FRAMES)
+    assert page.locator("#train-rows textarea").input_value() == pasted
     page.get_by_role("button", name=texts.USE_ROWS).click()
     page.locator("#train-preview .records").wait_for()
     text = tab.preview.inner_text()

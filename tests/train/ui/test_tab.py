@@ -22,9 +22,10 @@ from train.ui.runs import RunRecord, TrainingRuns, WatchedAnswer
 
 
 def events(runs: Path, base: Path | str, public: bool = False) -> TrainEvents:
-    catalog: Any = FakeCatalog()
-    conversations: Any = None  # of the chat, which is not opened here
-    return TrainEvents(TrainingRuns(runs), catalog, ReadyProvider(EchoEngine()), conversations, str(base), public)
+    chat: Any = SimpleNamespace(
+        catalog=FakeCatalog(), provider=ReadyProvider(EchoEngine())
+    )  # it is not opened here
+    return TrainEvents(TrainingRuns(runs), chat, str(base), public)
 
 
 @pytest.fixture(autouse=True)

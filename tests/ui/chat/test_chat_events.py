@@ -103,8 +103,8 @@ class Page:
             self.id = updates.id
         if updates.box != gr.skip():
             self.box = updates.box
-        for name in ("adapter", "mix"):
-            if isinstance(value := getattr(updates, name), str):
+        for name in ("adapter", "mix", "strength", "others"):
+            if isinstance(value := getattr(updates, name), str | float):
                 self.panel[name] = value
         sent = json.loads(updates.to_browser) if isinstance(updates.to_browser, str) else {}
         if "keep" in sent:
@@ -128,9 +128,9 @@ class Page:
     def edit(self, text: str, index: int = 0, **settings: Any) -> Page:
         return self.do("send", event(index=index, value=text, previous_value=""), **settings)
 
-    def send_until_words(self, text: str = "one", **settings: Any) -> Iterator[Updates]:
+    def send_until_words(self, text: str = "one", act: str = "send", **settings: Any) -> Iterator[Updates]:
         """Applies the updates until a part of the answer is there; returns the rest of them."""
-        answering = self.act("send", text, **settings)
+        answering = self.act(act, text, **settings)
         for updates in answering:
             self.apply(updates)
             if conversation.is_streaming(self.chat) and "you said: " in self.words():
@@ -208,6 +208,10 @@ def test_a_retry_keeps_the_former_answers_to_page_through() -> None:
     assert page.buttons() == before
     page.send("and?")
     assert page.shown[1] == "you said: hello!" and page.buttons() == {}
+    page.send_until_words(act="retry")
+    page.store.conversations.__init__()  # type: ignore[misc]  # the server has forgotten it
+    page.open(page.id)
+    assert list(page.buttons()) == ["‹", "2/2", "›", "Continue"]
 
 
 def test_a_cut_answer_goes_on_with_its_own_settings(toasts: list[str]) -> None:
@@ -287,12 +291,14 @@ def test_a_picture_for_a_text_adapter_leads_to_an_offer_and_nothing_mixed_follow
     offered = page.chat
     assert not page.engine.requests and "reads text only" in page.shown[-1]
     assert [value for _, value in page.view[-1].buttons] == [USE + "see", TEXT_ONLY]
-    for choice, kept in ((TEXT_ONLY, ("poet", (("bard", 1.0),))), (USE + "see", ("see", ()))):
+    for choice, kept in ((TEXT_ONLY, ("poet", (("bard", 1.1),))), (USE + "see", ("see", ()))):
         page.store.conversations.shown("me", page.id).history = offered
-        page.choose(choice, adapter="poet", mix="bard")
+        page.choose(choice, adapter="poet", mix="bard", strength=1.7, others="all")
         asked = page.engine.requests[-1]
         assert (asked.adapter, asked.mix, asked.image is not None) == (*kept, choice != TEXT_ONLY)
-    assert page.panel == {"adapter": "see", "mix": ""} and "“bard” is no longer mixed in" in toasts[0]
+        assert asked.strength == (1.7 if choice == TEXT_ONLY else 1.0)
+    switched = {"adapter": "see", "mix": "", "strength": 1.0, "others": "first sentence"}
+    assert page.panel == switched and "“bard” is no longer mixed in" in toasts[0]
 
 
 def test_a_model_is_told_who_gave_the_earlier_answers() -> None:

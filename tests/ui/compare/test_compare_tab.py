@@ -12,10 +12,13 @@ from PIL import Image
 
 from adapter.errors import Busy, LoadError
 from adapter.serve.request import Client
+from adapter.serve.settings import Settings
 from adapter.server.limits import ANSWERS_PER_MINUTE, Limits
 from adapter.server.metrics import CountedEngine, Metrics
+from adapter.ui import conversation
 from adapter.ui.compare.tab import FILM, MAX_PANES, SIDE_BY_SIDE, CompareEvents
 from adapter.ui.comparison import mark_differences
+from adapter.ui.conversation import AnswerRecord, Entry, user_turn
 from adapter.ui.session import Conversations
 from adapter.ui.texts import page as texts
 from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider, event_request
@@ -140,7 +143,14 @@ def test_one_comparison_at_a_time_and_stop_ends_the_one_that_is_written(toasts: 
     next(first)
     assert list(compare(tab, *TWO)) == [(gr.skip(),) * 2]
     assert "still being written" in toasts[0]
+    record = AnswerRecord(Settings(adapter="poet", seed=1), (7,))
+    tab.conversations.open("me", "id", [*user_turn("why?"), Entry("assistant", "So.", record=record)])
+    asked = {"index": 0, "value": conversation.FILM}
+    begun, *refused = tab.film_of_chat("id", gr.SelectData(None, asked), REQUEST)
+    assert begun[1:] == (gr.skip(),) * 4 and refused == [(gr.skip(),) * 5], "the other one's words stay"
     list(first)
+    begun, accepted, *_ = tab.film_of_chat("id", gr.SelectData(None, asked), REQUEST)
+    assert accepted[1:3] == (FILM, "poet") and accepted[3]["value"] == {"text": "why?", "files": []}
     assert tab.stop(REQUEST)["submit_btn"] is True, "it has ended, or the server was restarted"
     second = compare(tab, *TWO)
     next(second)

@@ -59,10 +59,8 @@ def engine(tiny_base, tiny_fingerprint, tmp_path, monkeypatch):
     save_adapter(random_adapter(tiny_fingerprint, 1), tmp_path / "adapters" / "one")
     other = random_adapter(tiny_fingerprint, 2, prompt_length=3, insertion_layers=2)
     save_adapter(other, tmp_path / "adapters" / "two")
-    sees = random_adapter(tiny_fingerprint, vision=VisionConfig(encoder="any", feature_size=6, hidden=5))
-    for parameter in sees.projection.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    save_adapter(sees, tmp_path / "adapters" / "see")
+    vision = VisionConfig(encoder="any", feature_size=6, hidden=5)
+    save_adapter(random_adapter(tiny_fingerprint, spread=0.3, vision=vision), tmp_path / "adapters" / "see")
     encoder = SimpleNamespace(encode=lambda images, **_: VisualFeatures(torch.ones(1, 6)))
     monkeypatch.setattr("adapter.serve.prompts.load_encoder", lambda *_: encoder)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
@@ -141,7 +139,7 @@ def test_the_charts_have_the_numbers_of_the_inspection(engine, picture) -> None:
     message, gates, answer, _, rewritten = last_updates(panel, history)
     (inspection,), (request,) = engine.inspections, engine.requests
     assert message == rewritten == "" and "picture made each word" in answer
-    assert request.image is not None and request.parts == (("see", 0.8), ("two", 1.0))
+    assert request.image is not None and request.parts == (("see", 0.8), ("two", 1.1))
     maps = cells(gates)
     assert [len(rows) for rows in maps] == [3, 2]
     for rows, part in zip(maps, inspection.parts, strict=True):

@@ -68,9 +68,7 @@ def is_named(words: Collection[str], text: str) -> bool:
     """
     first = DENIED.sub("", re.split(r"(?<=[.!?])\s", text)[0])
     said = _FURTHER.sub("", first)
-    return " or " not in first and any(
-        re.search(rf"\b{re.escape(word)}(e?s)?\b", said, re.IGNORECASE) for word in words
-    )
+    return " or " not in first and any(re.search(rf"\b{re.escape(word)}(e?s)?\b", said, re.I) for word in words)
 
 
 def drawing_sentence(name: str) -> str:
@@ -181,18 +179,14 @@ class ConceptHeads:
     """
 
     def __init__(
-        self,
-        rows: Tensor,
-        drawings: VisualFeatures,
-        targets: Tensor,
-        class_features: ClassFeatures,
-        projection: LabelProjection,
+        self, drawings: VisualFeatures, targets: Tensor, class_features: ClassFeatures, projection: LabelProjection
     ) -> None:
         """Fits the head and writes it into the projection, which has names and a gate already.
 
-        rows: of the vocabulary. targets: [B] rows of names, -1 for drawings not to learn from.
+        targets: [B] rows of names, -1 for drawings not to learn from.
         """
-        self._rows, self._targets, self._class_features = rows, targets, class_features
+        self._targets, self._class_features = targets, class_features
+        self._rows = projection.name_of.long()
         assert drawings.logits is not None
         self._logits = drawings.logits
         levels, pooled = drawings.levels, class_features.pooled

@@ -25,7 +25,6 @@ _STAMPS = "usr/share/tuxpaint/stamps"
 _EMOJI_FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 # The other styles are names in @iconify-json/NAME. These are icons in black.
 _BLACK = ("game-icons", "lucide-lab", "temaki")
-UNSEEN_STYLE = "fxemoji"  # held out as a whole
 _EMOJI_SIZE = 109  # the only size that this bitmap font has
 _ICON_SIZE, _SEALED_SIZE = 192, 512  # of SVG drawings, in pixels
 _SIZE = 256  # of the pictures that are made of drawings
@@ -120,9 +119,7 @@ def _icons(style: str) -> Any:
 def _unpacked(path: str) -> Path:
     found = find_unpacked(path)
     if not found.exists():
-        raise AdapterError(
-            f"Drawings are missing: {path}. Fetch them with `python -m train.recipes.see.pictures drawings`."
-        )
+        raise AdapterError(f"Drawings are missing: {path}. Fetch them with `make pictures ARGS=drawings`.")
     return found
 
 

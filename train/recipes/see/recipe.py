@@ -154,7 +154,7 @@ class _Made:
         views, _ = self._views
         names = [drawing.concept.text for drawing in self._train]
         targets = torch.tensor([self._row_of.get(name, -1) for name in names]).repeat(_VIEWS)
-        heads = ConceptHeads(self._vocabulary.rows, views, targets, self._class_features, projection)
+        heads = ConceptHeads(views, targets, self._class_features, projection)
         unknown = []
         for keys in ([drawing.style for drawing in self._train], names):
             number = {key: i % concepts.FOLDS for i, key in enumerate(sorted(set(keys)))}

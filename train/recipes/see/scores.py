@@ -19,25 +19,17 @@ from torch import Tensor
 from adapter.base.encoder import load_encoder
 from adapter.base.image_file import open_image
 from adapter.errors import AdapterError
-from adapter.method.vision import VisualFeatures
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, mean
 from train.input.examples import with_unseen_history
 from train.recipes.sealed_sets import after_others, conversation_of, off_task_scores, percent, read_yaml, some
 from train.recipes.see.concepts import DENIED, FOLDER, class_names, drawing_sentence, hedged, is_named, kinds
-from train.recipes.see.drawings import (
-    COLOURS,
-    UNSEEN_STYLE,
-    Drawing,
-    colour_shares,
-    drawings,
-    plain,
-    sealed_drawings,
-)
+from train.recipes.see.drawings import COLOURS, Drawing, colour_shares, drawings, plain, sealed_drawings
 from train.recipes.see.pictures import Photo, development_photos, missing, sealed, sealed_photos
 
 MEDIA = ("drawing", "photograph")
 LEAST_SHARE = 0.5  # of a colour that a thing is said to have
+_UNSEEN_STYLE = "fxemoji"  # held out as a whole
 _QUESTION = conversation_of("What is in this picture?")
 _CHOICES = 10  # captions to choose from
 _SCORED = 120  # drawings or questions of each development set, at most
@@ -130,14 +122,13 @@ def development(answerer: Answerer) -> dict[str, Figure]:
     """Scores on held-out drawings by likelihood, on photographs by accepted words, and on simple questions."""
     known, held_out = training_names(), drawings(held_out=True)
     photos = [photo for photo in development_photos() if photo.file.is_file()]
-    seen = [drawing for drawing in held_out if drawing.name in known and drawing.style == UNSEEN_STYLE]
+    seen = [drawing for drawing in held_out if drawing.name in known and drawing.style == _UNSEEN_STYLE]
     unseen = [drawing for drawing in held_out if drawing.name not in known]
     figures: dict[str, Figure] = {}
     for where, candidates in {"known names in an unseen style": seen, "names that were no answer": unseen}.items():
         rng = random.Random(7)
         chosen = rng.sample(candidates, _SCORED)
-        features = load_encoder().encode([*map(plain, chosen)])
-        losses, gains = _caption_losses(answerer, chosen, features, candidates, rng)
+        losses, gains = _caption_losses(answerer, chosen, candidates, rng)
         figures |= {
             **percent(f"right caption of {_CHOICES}, {where}", _is_first(gains)),
             f"caption loss, {where}": mean(losses[:, 0].tolist(), seed=0),
@@ -157,8 +148,7 @@ def scores(answerer: Answerer) -> dict[str, Figure]:
         )
     photos, drawn, known = sealed_photos(), sealed_drawings(), training_names()
     figures = _photo_scores(answerer, photos, some(range(len(photos))))
-    features = load_encoder().encode([*map(plain, drawn)])
-    _, gains = _caption_losses(answerer, drawn, features, drawn, random.Random(16))
+    _, gains = _caption_losses(answerer, drawn, drawn, random.Random(16))
     right = _is_first(gains)
     for group, is_known in (("names known from training", True), ("other names", False)):
         chosen = [r for r, drawing in zip(right, drawn, strict=True) if (drawing.name in known) is is_known]
@@ -203,15 +193,12 @@ def shows(photo: Photo, text: str, photos: Sequence[Photo]) -> bool:
 
 
 def _caption_losses(
-    answerer: Answerer,
-    shown: Sequence[Drawing],
-    features: VisualFeatures,
-    pool: Sequence[Drawing],
-    rng: random.Random,
+    answerer: Answerer, shown: Sequence[Drawing], pool: Sequence[Drawing], rng: random.Random
 ) -> tuple[Tensor, Tensor]:
     """Two tensors [N, _CHOICES], the drawing's own caption first, then others from `pool`: losses in nats a token;
     and how much lower they are than without a picture, as common names are likely whatever is shown.
     """
+    features = load_encoder().encode([*map(plain, shown)])
     names = [*dict.fromkeys(drawing.name for drawing in pool)]
     captions: list[str] = []
     for drawing in shown:
