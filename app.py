@@ -21,7 +21,7 @@ from adapter.base.threads import share_arenas, sleep_when_idle
 
 if __name__ == "__main__":
     # Until the base is loaded: the collector would look through the growing modules again and again, which was a
-    # quarter of the time to the first answer. make_loader switches it on again.
+    # quarter of the time to the first answer. make_provider switches it on again.
     gc.disable()
 
 # Read by Gradio and the hub's client when they are imported: nothing here phones home.
@@ -106,10 +106,10 @@ def build_page(
     return page
 
 
-def make_loader(
+def make_provider(
     arguments: argparse.Namespace, place: Place, store: AdapterCatalog, limits: Limits, metrics: Metrics
 ) -> EngineProvider:
-    """A loader that binds `store` first, so that the picker fills early, and then loads the base."""
+    """A provider that binds `store` first, so that the picker fills early, and then loads the base."""
 
     def load(report: Callable[[str], None]) -> ServingEngine:
         report("Starting")
@@ -146,7 +146,7 @@ def make_loader(
         base = load_base(name, arguments.quantization, keep_packed=arguments.keep_packed)
         return Engine(base, adapters, cache_bytes=arguments.cache_bytes)
 
-    def load_lean(report: Callable[[str], None]) -> ServingEngine:
+    def load_counted(report: Callable[[str], None]) -> ServingEngine:
         try:
             return cast(ServingEngine, CountedEngine(load(report), limits, metrics))
         finally:
@@ -154,7 +154,7 @@ def make_loader(
                 gc.freeze()  # what is loaded stays: no later collection looks through it and holds up a token
                 gc.enable()
 
-    return EngineProvider(load_lean)
+    return EngineProvider(load_counted)
 
 
 def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middleware: list[Middleware]) -> str:
@@ -194,7 +194,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     shipped = arguments.base in (None, embedded.BASE) or SHIPPED in map(Path.resolve, arguments.adapters)
     store = AdapterCatalog(shipped)
     limits, metrics = Limits(place.public), Metrics(store)
-    provider = make_loader(arguments, place, store, limits, metrics)
+    provider = make_provider(arguments, place, store, limits, metrics)
     if place.zero_gpu:
         provider.load_here()  # spaces keeps what is on the GPU before the launch for its workers
     most = ADAPTER_BYTES if place.training else UPLOAD_BYTES
@@ -207,7 +207,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
             gradio_internals.set_current_request(request, page)
 
     api = openai_api.Api(provider, store, place.auth, prepare)
-    own = [Mount("/v1", api), *routes(provider, metrics, place.auth)]
+    own_routes = [Mount("/v1", api), *routes(provider, metrics, place.auth)]
     frames, preload = place.frames, preload_links()
     door = Middleware(RequestGuard, limits=limits, uploads=uploads, most=most, frames=frames, preload=preload)
     try:
@@ -217,7 +217,7 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         if direct != "*":  # Gradio asks the page that it has started once, which no proxy reaches
             beside = filter(None, (direct, "localhost", place.host))
             os.environ["no_proxy"] = ",".join(beside) if place.share else "*"
-        url = launch(page, place, most, own, [door])
+        url = launch(page, place, most, own_routes, [door])
         os.environ.pop("no_proxy", None)  # on macOS it would hide the proxies of the system's settings
         os.environ.update({"no_proxy": direct} if direct else {})
     except (OSError, UnicodeError):  # Gradio's words are about its own parameters
@@ -244,13 +244,13 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
         close(page, provider, runs, uploads)
 
 
-def close(page: gr.Blocks, loader: EngineProvider, runs: TrainingRuns, uploads: Path) -> None:
+def close(page: gr.Blocks, provider: EngineProvider, runs: TrainingRuns, uploads: Path) -> None:
     """Close everything before the interpreter exits: a thread inside torch would then abort the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(130))  # the second signal
     with ThreadPoolExecutor(1) as pool:  # a run is saved while answers end
         ended = pool.submit(runs.close)
-        idle = loader.close()
+        idle = provider.close()
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it complains of connections that are cut
         gradio_internals.close_page(page)
     if (saved := ended.result()) is not None:

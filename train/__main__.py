@@ -233,8 +233,8 @@ def _train(
             served = load_base(recipe.base, device=device)
             scores = _measure(config.name, project.told, project.development, served, adapter)
             own = project_recipe(name, [])
-            given = [(one.data, one.base, one.start_from) for one in (own, recipe)]
-            if own.train.name == config.name and given[0] == given[1]:  # nothing of a user's
+            # Not a user's name, data or adapter.
+            if (own.train.name, own.data, own.start_from) == (config.name, recipe.data, recipe.start_from):
                 data, command = project.data, args.words
         on = f"{precision} on {describe_device(base.device)}"
         card = write_card(adapter, config, data, outcome, on, scores, command, start_from)

@@ -42,7 +42,7 @@ from train.run_folder import STATE, RunFolder, TrainError, run_identity
 from train.tracker import MetricsWriter
 
 _KEEP_WEIGHT = 2.0  # of a row's divergence, beside a row's loss; docs/log.md has the trials
-_MOST_UNLEARNT = 50  # steps in a row whose rows were all passed over, after which a run fails
+_MOST_EMPTY_STEPS = 50  # steps in a row whose rows were all passed over, after which a run fails
 _MOST_NOT_FINITE = 10  # steps in a row with a gradient that is not finite, after which a run fails
 
 
@@ -95,7 +95,7 @@ class _StepInput(NamedTuple):
 class Job:
     """A run that trains `adapter` in place. Only the first process reads and writes its `folder`.
 
-    examples("train") is endless, examples("validation") finite. inputs: as in `run_identity`. finish: called in
+    examples("train") is endless, examples("validation") finite. inputs: as in `run_identity`. on_finish: called in
     the first process with the adapter and the outcome; until it returns, the run can be resumed.
     """
 
@@ -109,7 +109,7 @@ class Job:
     resume: bool = False
     accelerator: Accelerator = None
     inputs: Mapping[str, str] = field(default_factory=dict)
-    finish: Callable[[Adapter, Outcome], None] = lambda *_: None
+    on_finish: Callable[[Adapter, Outcome], None] = lambda *_: None
 
     def __post_init__(self) -> None:
         config, base = self.config, self.base
@@ -127,8 +127,8 @@ class Job:
         )
         self.scaler.scale(torch.zeros((), device=base.device))  # or it has no scale in a process without rows
         self.since = 0.0  # when the current step began, its waiting for rows included
-        self.unlearnt = 0  # steps since the last one that had something to learn
-        self.counted = time.perf_counter(), time.process_time()  # up to when wall_seconds and the other are
+        self.empty_steps = 0  # steps since the last one that had something to learn
+        self.counted = time.perf_counter(), time.process_time()  # the clocks at the last call of _count_time
         self.keep: KeepRows | None = None
         self.metrics: MetricsWriter | None = None  # of the main process
 
@@ -281,9 +281,9 @@ class Job:
         numbered = bool(config.checkpoint_every) and step % config.checkpoint_every == 0
         if numbered:
             self._try_to_save(lambda: self.folder.save_adapter(self.result, step), required=False)
-        # The state knows every adapter that the folder had: a run that goes on otherwise may find none better.
-        saved = (step % config.eval_every == 0 or last) and self._evaluate_and_save(held_out, last)
-        if saved or step % (config.save_every or config.eval_every) == 0 or numbered or last or stop:
+        # The state is saved with each new best adapter: an older state would not know the one in the folder.
+        new_best = (step % config.eval_every == 0 or last) and self._evaluate_and_save(held_out, last)
+        if new_best or step % (config.save_every or config.eval_every) == 0 or numbered or last or stop:
             self._save(required=stop or last)
         self.since = time.perf_counter()
 
@@ -299,14 +299,14 @@ class Job:
                 keep_rows = self.keep.draw(step, rows, math.ceil(config.keep * config.batch_size))
             # Gradients are divided by the supervised tokens of all processes: of `rows` with readable pictures.
             weight = _KEEP_WEIGHT * config.keep * num_supervised(rows) / max(num_supervised(keep_rows), 1)
-            own, own_keep = (self._batches(self._own_share(r), stopping) for r in (rows, keep_rows))
+            own, own_keep = (self._micro_batches(self._own_share(r), stopping) for r in (rows, keep_rows))
             yield _StepInput(own, own_keep, weight, batches.position)
 
     def _own_share(self, items: list[Any]) -> list[Any]:
         """This process's items, of those that all processes have alike."""
         return items[self.accelerator.process_index :: self.accelerator.num_processes]
 
-    def _batches(self, rows: list[TokenisedRow], stopping: Callable[[], bool]) -> list[Batch]:
+    def _micro_batches(self, rows: list[TokenisedRow], stopping: Callable[[], bool]) -> list[Batch]:
         """The rows of this process, with the features of their pictures, in `accumulate` pieces."""
         if self.feature_cache is not None:
             rows = self.feature_cache.with_features(rows, stopping)
@@ -365,9 +365,9 @@ class Job:
                 raise TrainError(f"{text} {remedy}", f"the last save is in {self.folder.path}")
         else:
             progress.not_finite = 0
-            self.unlearnt = 0 if supervised else self.unlearnt + 1
-            if self.unlearnt == _MOST_UNLEARNT:
-                text = f"Nothing was learnt in {self.unlearnt} steps in a row: every row was passed over."
+            self.empty_steps = 0 if supervised else self.empty_steps + 1
+            if self.empty_steps == _MOST_EMPTY_STEPS:
+                text = f"Nothing was learnt in {self.empty_steps} steps in a row: every row was passed over."
                 raise TrainError(f"{text} --check lists why.", f"the last save is in {self.folder.path}")
             if supervised:
                 self.scaler.step(self.optimizer)
@@ -400,7 +400,7 @@ class Job:
         self._count_time()
         outcome = Outcome(loss, step, progress.step, progress.wall_seconds, progress.processor_seconds)
         if self.is_main:
-            self.finish(self.adapter, outcome)
+            self.on_finish(self.adapter, outcome)
             (self.folder.path / STATE).unlink(missing_ok=True)  # the run is complete and cannot be resumed
         return self.adapter, outcome
 
@@ -410,8 +410,8 @@ class Job:
         """This process's share of the held-out batches."""
         rows = self.tokeniser.rows(itertools.islice(self.examples("validation"), self.config.held_out))
         size = max(1, self.config.batch_size // self.accelerator.num_processes)
-        pieces = self._own_share([rows[i : i + size] for i in range(0, len(rows), size)])
-        return [batch.to(self.base.device) for piece in pieces for batch in self._batches(piece, lambda: False)]
+        parts = self._own_share([rows[i : i + size] for i in range(0, len(rows), size)])
+        return [batch.to(self.base.device) for part in parts for batch in self._micro_batches(part, lambda: False)]
 
     def _evaluate(self, held_out: list[Batch], name: str = "held_out_loss") -> int:
         """Measures and records the held-out loss. Returns the number of tokens that it is the mean of."""

@@ -73,10 +73,10 @@ def total_divergence(model: AdaptedLlama, adapter: Adapter, batch: Batch) -> Ten
 
 def _adapted_states(model: AdaptedLlama, adapter: Adapter, batch: Batch) -> Tensor:
     """Hidden states of the positions before supervised ones, [P, hidden_size]."""
-    kv = batch_prompts(adapter, model, batch.features, batch.rows)
+    kv = batch_prompts(adapter, model, batch.features, batch.prompt_rows)
     # Right-padded: causal attention alone keeps padding from the supervised positions.
     states = model.model(
-        input_ids=batch.input_ids, use_cache=False, prompt_kv=kv, prompt_rows=batch.rows
+        input_ids=batch.input_ids, use_cache=False, prompt_kv=kv, prompt_rows=batch.prompt_rows
     ).last_hidden_state
     return states[:, :-1][batch.labels[:, 1:] != IGNORED]
 

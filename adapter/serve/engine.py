@@ -58,19 +58,19 @@ class Engine:
         log.info("Serving with %s%s", f"{threads} threads and " * bool(threads), about)
         self.base = base
         self.store = store
-        prompt_bytes = self.cache_budget.prefix_bytes // 4  # of prompts that are kept, and as many of running rows
-        self.prompts = PromptKVBuilder(base, encoders, prompt_bytes)
+        prompt_kv_bytes = self.cache_budget.prefix_bytes // 4  # of kept prompts, and as many of running rows
+        self.prompt_builder = PromptKVBuilder(base, encoders, prompt_kv_bytes)
         # Not a Condition, whose `notify` needs its lock: the garbage collector may free an answer, and so wake the
         # worker, in a thread that holds the lock. Putting into a SimpleQueue is safe there.
         self._wake: SimpleQueue[None] = SimpleQueue()
-        self._lock = threading.Lock()  # of the next four
+        self._lock = threading.Lock()  # of writes to the next four
         self._slots = SlotAllocator(self.cache_budget.tokens)
-        self._scheduler = Scheduler(self._slots, prompt_bytes)
+        self._scheduler = Scheduler(self._slots, prompt_kv_bytes)
         self._open: set[Row] = set()  # from submit to the last event
         self._refusal: AdapterError | None = None  # why the worker stops and nothing is accepted any more
-        self._forward = make_forward(base, threads)  # this and the next eight belong to the worker
+        self._forward = make_forward(base, threads)  # from here to _prefill_chunk, and _texts: the worker's
         self._scheduler.shares_prompts = self._forward.reads_ragged
-        self._nothing = self._forward.prepare(None)
+        self._no_prompts = self._forward.prepare(None)
         self._prepared: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # of running rows, by their prompts
         self._cache = KVCache(base, self.cache_budget.tokens)
         self._stacked: Any = None  # the prompts of the rows that decode, from Forward.stack, once they are known
@@ -78,14 +78,14 @@ class Engine:
         self._failures = 0
         self._done = EngineStatistics()  # the counts of steps; replaced as a whole, read by any thread
         self._prefill_chunk = CUDA_PREFILL_CHUNK if base.device.type == "cuda" else PREFILL_CHUNK
-        self._inspector = Inspector(base, self.prompts)
+        self._inspector = Inspector(base, self.prompt_builder)
         self._texts = TokenTexts(base.tokenizer)
         # Images are encoded beside the worker, so that they do not delay the decode steps. Daemons, which no exit
         # of the program waits for: the second may be downloading an encoder.
         self._with_images: SimpleQueue[Row | None] = SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._encoder = threading.Thread(target=self._prepare_images, name="encoder", daemon=True)
-        for thread in (self._worker, self._encoder):
+        self._image_thread = threading.Thread(target=self._encode_images, name="encoder", daemon=True)
+        for thread in (self._worker, self._image_thread):
             thread.start()
 
     def describe(self) -> str:
@@ -99,9 +99,9 @@ class Engine:
         row.reads_base = request.base_logprobs and bool(admitted.adapters) and has_room
         with self._lock:
             self._check_serving()
-            waiting = [other for other in self._open if not other.cancelled]
-            if len(waiting) >= MAX_REQUESTS:
-                displaced = in_turn([*waiting, row])[-1]
+            unfinished = [other for other in self._open if not other.cancelled]
+            if len(unfinished) >= MAX_REQUESTS:
+                displaced = in_turn([*unfinished, row])[-1]
                 if displaced is row:
                     raise queue_full(MAX_REQUESTS)
                 displaced.cancelled = True  # the scheduler takes it out
@@ -111,7 +111,7 @@ class Engine:
                 self._with_images.put(row)
             self._open.add(row)
         if request.image is None:
-            self._prepare(row)
+            self._build_and_enqueue(row)
         return Answer(row.mailbox, lambda: self._cancel(row))
 
     def inspect(self, request: GenerationRequest, answer_ids: Sequence[int]) -> Inspection:
@@ -131,7 +131,7 @@ class Engine:
         self._with_images.put(None)
         self._inspector.close()
         self._worker.join()
-        self._encoder.join(_ENCODING_SECONDS)
+        self._image_thread.join(_ENCODING_SECONDS)
         self._forward.close()
 
     @property
@@ -167,18 +167,18 @@ class Engine:
         row.cancelled = True
         self._wake.put(None)
 
-    def _prepare_images(self) -> None:
+    def _encode_images(self) -> None:
         while (row := self._with_images.get()) is not None:
-            self._prepare(row)
+            self._build_and_enqueue(row)
 
     # In the caller's thread, or in the encoder's for a request with an image.
 
-    def _prepare(self, row: Row) -> None:
+    def _build_and_enqueue(self, row: Row) -> None:
         """Build the row's prompts, then let it wait for its turn."""
         request = row.request
         try:
             if not row.cancelled and self._refusal is None:
-                row.prompts = self.prompts.build(row.admitted.adapters, request.image, request.gates)
+                row.prompts = self.prompt_builder.build(row.admitted.adapters, request.image, request.gates)
         except BaseException as error:  # whatever it is: the reader would wait for ever
             _log(error)
             self._end(row, _for_reader(error, request))
@@ -227,9 +227,9 @@ class Engine:
             if self._refusal is not None:
                 return False
             self._wake.get()
-        for row, reason in step.finished:
+        for row, reason in step.aborted:
             try:
-                text = row.text + row.detokenizer.flush()
+                text = row.pending_text + row.detokenizer.flush()
             except Exception as error:
                 self._fail(row, error)
                 continue
@@ -271,7 +271,7 @@ class Engine:
         """Read the next chunk of a prompt. After the last one the row gets its first token and joins the batch."""
         assert row.slot is not None
         if row.prepared is None:  # not earlier: it may be a copy of a V2 adapter, and many rows may wait
-            row.prepared = self._prepare_prompts(row.prompts)
+            row.prepared = self._prepare_prompt_kv(row.prompts)
         scored = row.request.prompt_logprobs
         if row.computed_tokens == 0 and not scored:
             row.cached_tokens = self._load_prefix(row.prefix_key(), row.token_ids, row.slot)
@@ -312,13 +312,13 @@ class Engine:
         self._cache.write(slot, kv)
         return kv.shape[3]
 
-    def _prepare_prompts(self, prompts: Prompts | None) -> Any:
+    def _prepare_prompt_kv(self, prompts: Prompts | None) -> Any:
         """What the forward pass reads of the prompts: one copy for all running rows that have the same."""
         with self._lock:
-            held = self._scheduler.prompt_bytes()
-        self._prefix_cache.reserve(held + self.prompts.cache.size)  # again less, too
+            held = self._scheduler.prompt_kv_bytes()
+        self._prefix_cache.reserve(held + self.prompt_builder.cache.size)  # again less, too
         if prompts is None:
-            return self._nothing
+            return self._no_prompts
         prepared = self._prepared.get(prompts.key)
         if prepared is None:
             prepared = self._prepared[prompts.key] = self._forward.prepare(prompts.mixed())
@@ -351,10 +351,10 @@ class Engine:
         ]
         if behind:
             row = max(behind, key=lambda row: row.base_behind)
-            if found := self._read_base(row):
+            if found := self._run_base(row):
                 row.mailbox.put(GenerationEvent(base_logprobs=found))
 
-    def _read_base(self, row: Row) -> tuple[TokenLogprobs, ...]:
+    def _run_base(self, row: Row) -> tuple[TokenLogprobs, ...]:
         """Run the frozen base on the row's next tokens; returns its log-probabilities for those of the answer."""
         assert row.base_slot is not None
         try:
@@ -363,7 +363,7 @@ class Engine:
                 row.base_tokens = self._load_prefix(row.prefix_key(of_base=True), prompt, row.base_slot)
             start, of_prompt = row.base_tokens, row.base_tokens < row.prompt_tokens - 1
             end = min(row.prompt_tokens - 1 if of_prompt else row.kv_tokens, start + self._prefill_chunk)
-            nothing, ids = self._forward.stack([self._nothing]), [row.token_ids[start:end]]
+            nothing, ids = self._forward.stack([self._no_prompts]), [row.token_ids[start:end]]
             logits = self._forward(self._cache, ids, [row.base_slot], [start], nothing, not of_prompt)
             check_finite(logits)
             row.base_tokens = end
@@ -382,13 +382,13 @@ class Engine:
         found: tuple[TokenLogprobs, ...] = ()
         if row.prompt_tokens - row.base_tokens <= self._prefill_chunk:
             while row.base_behind > 0 and not row.cancelled:
-                found += self._read_base(row)
+                found += self._run_base(row)
         self._end(row, replace(last, base_logprobs=found))
         self._release(row)
 
     def _check_base(self) -> None:
         """Raises if the base cannot read a token: then a failure was not that of one row."""
-        nothing = self._forward.stack([self._nothing])
+        nothing = self._forward.stack([self._no_prompts])
         logits = self._forward(KVCache(self.base, BLOCK), [[0]], [Slot(0, BLOCK)], [0], nothing)
         if not logits.isfinite().all():
             raise RuntimeError("the base's own numbers overflow")
@@ -427,7 +427,7 @@ class Engine:
         now = time.perf_counter()
         if row.first_token_at is None:
             row.first_token_at = now
-        text, row.text = row.text, ""
+        text, row.pending_text = row.pending_text, ""
         text += "" if reason == "stop" else row.detokenizer.push(token)
         if complete:
             reason = "stop"

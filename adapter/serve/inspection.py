@@ -19,7 +19,7 @@ from adapter.serve.prompts import GREY, PromptKVBuilder
 from adapter.serve.request import GenerationRequest, TokenLogprobs
 from adapter.serve.sampling import check_finite
 
-MAX_TOKENS = 2048  # of prompt and answer together
+MAX_INSPECTED_TOKENS = 2048  # of prompt and answer together
 TOP_LOGPROBS = 3
 MAX_WAITING = 8  # inspections that wait or run
 CLOSED = "The server is going down. Ask again in a minute."
@@ -87,7 +87,7 @@ class Inspector:
         answer_ids: Sequence[int],
     ) -> Inspection:
         """Wait for the inspection of an answer. Raises BadInput, or Busy if too many wait or this is closed."""
-        limit = min(MAX_TOKENS, self._base.context_length)
+        limit = min(MAX_INSPECTED_TOKENS, self._base.context_length)
         if (count := len(prompt_ids) + len(answer_ids)) > limit:
             text = f"Conversation and answer have {count} tokens; answers within {limit} can be looked into."
             raise BadInput(f"{text} Start a new conversation.")

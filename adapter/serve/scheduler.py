@@ -146,7 +146,7 @@ class Row:
     overtaken: int = 0  # how many later rows have started first, because this one found no room in the KV cache
     started_at: float | None = None  # when the row left the queue
     first_token_at: float | None = None
-    text: str = ""  # to be sent with the next event: that of the beginning of the answer
+    pending_text: str = ""  # to be sent with the next event: that of the beginning of the answer
 
     def __post_init__(self) -> None:
         self.submitted_at = time.perf_counter()
@@ -156,7 +156,7 @@ class Row:
         self.prompt_tokens = len(self.token_ids)
         self.sampler = Sampler(request.sampling, self.form, prompt, self.base.stop_ids, begun, top)
         self.detokenizer = Detokenizer(self.base.tokenizer, request.stop, prompt if request.raw else ())
-        self.text = "".join(map(self.detokenizer.push, begun))
+        self.pending_text = "".join(map(self.detokenizer.push, begun))
 
     @property
     def most_tokens(self) -> int:
@@ -208,7 +208,7 @@ def repeats(tokens: Sequence[int], new: int) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    finished: list[tuple[Row, FinishReason]]  # rows to end
+    aborted: list[tuple[Row, FinishReason]]  # rows that were cancelled or are out of time
     moved: list[Row]  # waiting rows whose position has changed
     prefill: Row | None  # whose next prompt tokens are read; None to decode the running rows, if there are any
 
@@ -216,10 +216,10 @@ class Step:
 class Scheduler:
     """Which rows wait for room in the KV cache, which read their prompts and which decode. Not thread-safe."""
 
-    def __init__(self, slots: SlotAllocator, most_prompt_bytes: int) -> None:
-        """most_prompt_bytes: of the prompts of all running rows, unless one row's alone are larger."""
+    def __init__(self, slots: SlotAllocator, max_prompt_kv_bytes: int) -> None:
+        """max_prompt_kv_bytes: of the prompts of all running rows, unless one row's alone are larger."""
         self._slots = slots
-        self._most_prompt_bytes = most_prompt_bytes
+        self._max_prompt_kv_bytes = max_prompt_kv_bytes
         self.shares_prompts = True  # whether rows with the same prompts share one copy
         self.waiting: list[Row] = []
         self.prefilling: list[Row] = []  # in order of start
@@ -234,11 +234,11 @@ class Scheduler:
         """Start waiting rows and choose the next step: a decode step, or a prefill chunk of the prompt that is
         read soonest, every other one of the oldest.
         """
-        finished: list[tuple[Row, FinishReason]] = []
+        aborted: list[tuple[Row, FinishReason]] = []
         for row in self.rows:
             late = row.started_at is not None and now - row.started_at > row.request.max_seconds
             if row.cancelled or late:
-                finished.append((row, "cancelled" if row.cancelled else "time"))
+                aborted.append((row, "cancelled" if row.cancelled else "time"))
                 self._stop(row)  # its slot is freed by `remove`, when its KV has been read
         self._start_rows(now)
         moved = []
@@ -252,7 +252,7 @@ class Scheduler:
             soonest = min(self.prefilling, key=lambda row: row.prompt_tokens - row.computed_tokens)
             prefill = soonest if self._oldest_next else self.prefilling[0]
         self._decode_next = prefill is not None
-        return Step(finished, moved, prefill)
+        return Step(aborted, moved, prefill)
 
     def _start_rows(self, now: float) -> None:
         """Start waiting rows in turn. A row that finds no room lets others pass, but not for ever."""
@@ -275,7 +275,7 @@ class Scheduler:
             for other in passed:
                 other.overtaken += 1
 
-    def prompt_bytes(self, more: Row | None = None) -> int:
+    def prompt_kv_bytes(self, more: Row | None = None) -> int:
         """Of the prompts of the running rows and of `more`: where none are shared, rows times the largest."""
         rows = (*self.prefilling, *self.decoding, *(() if more is None else (more,)))
         sizes = {row.prompts.key: row.prompts.bytes for row in rows if row.prompts is not None}.values()
@@ -283,8 +283,8 @@ class Scheduler:
 
     def _take_room(self, row: Row) -> bool:
         """Give a row all slots that it needs, or none and return False."""
-        held, with_row = self.prompt_bytes(), self.prompt_bytes(row)
-        if held < with_row and with_row > max(self._most_prompt_bytes, row.prompts.bytes if row.prompts else 0):
+        held, with_row = self.prompt_kv_bytes(), self.prompt_kv_bytes(row)
+        if held < with_row and with_row > max(self._max_prompt_kv_bytes, row.prompts.bytes if row.prompts else 0):
             return False
         row.slot = self._slots.take(row.most_tokens)
         if row.slot is not None and row.reads_base:

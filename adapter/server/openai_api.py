@@ -167,7 +167,7 @@ class Api:
         finally:
             self._bytes -= {client.network: mine}
 
-    async def _begin(self, request: Request, kind: type[Body], engine: ServingEngine) -> _Completion:
+    async def _begin(self, request: Request, kind: type[Body], engine: ServingEngine) -> _RunningCompletion:
         async with self._read(request) as raw:  # it is in memory no longer than this
             return await self._in_thread(lambda: self._submit(request, openai_schema.parse(raw, kind), engine))
 
@@ -175,11 +175,11 @@ class Api:
         run = contextvars.copy_context().run
         return await asyncio.get_running_loop().run_in_executor(self._pool, run, work)
 
-    def _submit(self, request: Request, body: Body, engine: ServingEngine) -> _Completion:
+    def _submit(self, request: Request, body: Body, engine: ServingEngine) -> _RunningCompletion:
         self._prepare(request)
         requests = body.to_requests(self._store.names(), engine.base, client_of(request))
         try:
-            return _Completion(body, requests, engine)
+            return _RunningCompletion(body, requests, engine)
         except BadForm as error:
             raise ApiError(400, browser_text(error), body.form_field) from error
 
@@ -205,7 +205,7 @@ class Api:
         return models[openai_schema.find_model(wanted, models, base.name) or BASE]
 
 
-class _Completion:
+class _RunningCompletion:
     """The engine's answers to one request as OpenAI's JSON: whole, or as the chunks of a stream."""
 
     def __init__(self, body: Body, requests: list[GenerationRequest], engine: ServingEngine) -> None:

@@ -165,7 +165,7 @@ TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)]
 
 
-class _Completion(_Body, SamplingSettings):
+class _CompletionBody(_Body, SamplingSettings):
     """Of both kinds. `top_k`, `min_p` and `repetition_penalty` are vLLM's; `strength` and `mix` are ours."""
 
     model: str = Field(description="base, or the name of an adapter")
@@ -214,7 +214,7 @@ class _Completion(_Body, SamplingSettings):
         raise NotImplementedError
 
 
-class ChatCompletionRequest(_Completion):
+class ChatCompletionRequest(_CompletionBody):
     """A conversation to answer; `others` and `grammar` are ours."""
 
     object_name: ClassVar = "chat.completion"
@@ -337,7 +337,7 @@ def _to_prompts(value: Any) -> Any:
     return [value] if one else value
 
 
-class CompletionRequest(_Completion):
+class CompletionRequest(_CompletionBody):
     """Raw prompts to go on with, as texts or token ids."""
 
     object_name: ClassVar = "text_completion"

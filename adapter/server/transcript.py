@@ -34,7 +34,7 @@ _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,20};base64,([A-Za-z0-9+/]+={0,
 
 
 @dataclass(frozen=True)
-class Limits:
+class TranscriptLimits:
     """What is kept of a conversation. text_bytes: of the messages as JSON; picture_bytes: of the data URLs."""
 
     messages: int = 2000
@@ -43,7 +43,7 @@ class Limits:
     picture_bytes: int = 18 * 2**20
 
 
-FILE = Limits()
+FILE = TranscriptLimits()
 # Brackets and commas of a JSON text, more than a written file can have. Each may become a value of 100 bytes.
 _MAX_VALUES = FILE.text_bytes + 100_000
 _large_texts = threading.BoundedSemaphore(2)
@@ -119,7 +119,7 @@ def merge_turns(turns: Iterable[tuple[str, str, str | None]]) -> tuple[Message, 
 
 
 def fit(
-    messages: Sequence[dict[str, Any]], weigh: Callable[[str], int | None], limits: Limits
+    messages: Sequence[dict[str, Any]], weigh: Callable[[str], int | None], limits: TranscriptLimits
 ) -> tuple[list[dict[str, Any]], Dropped]:
     """The newest messages and pictures within the limits, from the start of a turn on, and what was dropped.
     Fitting the result again drops nothing. The message of a dropped picture becomes a remark. weigh: the bytes of
@@ -179,7 +179,7 @@ def _remark(text: str) -> dict[str, Any]:
     return {"role": "page", "text": text}
 
 
-def read(text: str | bytes, limits: Limits = FILE) -> Transcript:
+def read(text: str | bytes, limits: TranscriptLimits = FILE) -> Transcript:
     """Parse the text of a conversation file; the values of two large ones are in memory at a time. Raises
     BadInput that says what is wrong, for any text.
     """
@@ -224,7 +224,7 @@ class _Document(BaseModel, strict=True):
     pictures: dict[Any, Any] = {}
 
 
-def check(document: object, limits: Limits = FILE) -> Transcript:
+def check(document: object, limits: TranscriptLimits = FILE) -> Transcript:
     """Check a value that was JSON and fit it to the limits. Raises BadInput if it is no conversation."""
     try:
         read = _Document.model_validate(document)

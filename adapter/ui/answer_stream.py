@@ -149,9 +149,9 @@ def offer_of(catalog: AdapterCatalog, history: History, settings: Settings) -> E
     return Entry("page", text, options=(*choices, (texts.WITHOUT_PICTURE, TEXT_ONLY)))
 
 
-def _asks_to_look(catalog: AdapterCatalog, settings: Settings, history: History) -> bool | None:
-    """Whether the last question is one for the adapter: what it is asked first about a picture always is. None for
-    one that it cannot answer.
+def _adapter_answers(catalog: AdapterCatalog, settings: Settings, history: History) -> bool | None:
+    """True: the adapter answers, as always at first after a picture, and where it is not a visual one alone.
+    False: the base does, from what the adapter said of it. None: the base says CANNOT_TELL.
     """
     alone = settings.adapter and settings.strength and not settings.mix
     vision = catalog.card(settings.adapter).config.vision if alone else None
@@ -175,7 +175,7 @@ def stream(
     history, begun = turn.history, turn.begun
     if former := begun.record if begun else None:
         settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
-    looks = former is not None or _asks_to_look(catalog, settings, history)
+    looks = former is not None or _adapter_answers(catalog, settings, history)
     if not looks:  # the base answers, from what the adapter has said of the picture before
         others = settings.others.replace("nothing", "first sentence")
         settings = settings.replace(adapter="", others=others)

@@ -44,8 +44,8 @@ class NotOpen(Exception):
 @dataclass
 class Change:
     """A change that is under way. session: of the page that reads it, None once it has left; message: the one that
-    it answers, as it was in the box; updates: of an answer; shown: the newest history of these; keeps: whether the
-    old history stays if no text comes; cancel: set once generation begins; ended: whether its last update is made.
+    it answers, as it was in the box; updates: of an answer; shown: the newest history of these; rewrites: whether
+    it replaces the end of the history; cancel: set once generation begins; ended: whether its last update is made.
     """
 
     conversation: Conversation
@@ -53,7 +53,7 @@ class Change:
     message: object = None
     updates: Generator[Any, None, None] | None = None
     shown: History = field(default_factory=list)
-    keeps: bool = False
+    rewrites: bool = False
     stopped: bool = False
     ended: bool = False
     cancel: Callable[[], None] = lambda: None
@@ -69,8 +69,8 @@ class Change:
     def result(self) -> History:
         """What the conversation becomes if nothing more is read."""
         last = self.shown[-1]
-        is_empty = last.record is not None and not last.pending and not last.record.before  # a new answer
-        stays = self.keeps and last.role == "page" and not last.options and not is_empty
+        is_empty = last.record is not None and not last.pending and not last.record.before  # no text, no variants
+        stays = self.rewrites and last.role == "page" and not last.options and not is_empty
         return self.conversation.history if stays else ended(self.shown)
 
 

@@ -273,7 +273,7 @@ def test_a_cancelled_answer_frees_its_place_before_its_picture_is_encoded(engine
         built.append(image)
         assert encoding.wait(PATIENCE)
 
-    monkeypatch.setattr(engine.prompts, "build", slow_build)
+    monkeypatch.setattr(engine.prompt_builder, "build", slow_build)
     answers = [engine.submit(replace(HONEST[1], adapter="see", image=PICTURE)) for _ in range(4)]
     for answer in answers[1:]:
         answer.cancel()
@@ -293,7 +293,7 @@ def test_closing_does_not_wait_for_a_download(engine, monkeypatch):
         raise LoadError("no encoder")
 
     monkeypatch.setattr(prompts_module, "load_encoder", download)
-    monkeypatch.setattr(engine.prompts, "_loaded_encoders", {})
+    monkeypatch.setattr(engine.prompt_builder, "_loaded_encoders", {})
 
     def ask():
         with pytest.raises(AdapterError) as caught:

@@ -21,7 +21,7 @@ from adapter.method.vision import VisualFeatures
 from adapter.serve import inspection, prompts
 from adapter.serve.engine import Engine
 from adapter.serve.forward import TorchForward
-from adapter.serve.inspection import MAX_TOKENS, MAX_WAITING, _logits, inspect_answer
+from adapter.serve.inspection import MAX_INSPECTED_TOKENS, MAX_WAITING, _logits, inspect_answer
 from adapter.serve.request import GenerationRequest, SamplingParams
 from adapter.serve.store import AdapterStore
 from tests.app_process import PATIENCE, wait_until
@@ -96,7 +96,7 @@ def test_the_engine_inspects_with_the_image_of_the_request_which_is_encoded_once
     assert_close(alone.grounding, alone.logprobs - without.logprobs)
     assert without.grounding is None
     assert len(found.parts) == 2
-    [encoder] = map(engine.prompts._encoders.get, engine.prompts._encoders)
+    [encoder] = map(engine.prompt_builder._encoders.get, engine.prompt_builder._encoders)
     assert len(encoder.images) == 2  # the other one is grey, see PromptKVBuilder.build
 
 
@@ -143,7 +143,7 @@ def test_the_engine_refuses_what_cannot_be_inspected(engine):
     for changed, ids, message in (
         ({"adapter": None}, ANSWER, "frozen base"),
         ({}, [97], "from 0 to 96"),
-        ({}, [1] * MAX_TOKENS, "can be looked into"),
+        ({}, [1] * MAX_INSPECTED_TOKENS, "can be looked into"),
         ({"gates": ((0, None, 0.0),)}, ANSWER, "no gates in layer 0. Choose from 1 to 3"),
         ({"image": Image.new("RGB", (8, 8))}, ANSWER, "text only"),
         ({"gates": ((1, 77, 0.0),)}, ANSWER, "no gates in head 77"),

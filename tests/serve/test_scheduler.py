@@ -76,7 +76,7 @@ def test_waiting_rows_are_told_their_position_when_it_changes(scheduler, make_ro
     assert scheduler.schedule(0.0).moved == []
     second.cancelled = True
     step = scheduler.schedule(0.0)
-    assert step.finished == [(second, "cancelled")]
+    assert step.aborted == [(second, "cancelled")]
     assert [(row, row.position) for row in step.moved] == [(third, 1)]  # the other client keeps 0
 
 
@@ -105,7 +105,7 @@ def test_rows_start_while_the_cache_has_room_and_short_ones_pass_a_long_one_for_
 
 
 def test_rows_start_while_there_is_room_for_their_prompts_and_the_largest_alone(make_row):
-    scheduler = Scheduler(SlotAllocator(16 * 1024), most_prompt_bytes=100)
+    scheduler = Scheduler(SlotAllocator(16 * 1024), max_prompt_kv_bytes=100)
     rows = [make_row() for _ in range(6)]
     sizes = [("a", 60), ("a", 60), ("b", 50), ("c", 40), (None, 0), ("d", 500)]
     for row, (key, size) in zip(rows, sizes, strict=True):
@@ -116,18 +116,18 @@ def test_rows_start_while_there_is_room_for_their_prompts_and_the_largest_alone(
         scheduler.schedule(0.0)
         return [number for number, row in enumerate(rows) if row in scheduler.prefilling]
 
-    assert started() == [0, 1, 3, 4] and scheduler.prompt_bytes() == 100
+    assert started() == [0, 1, 3, 4] and scheduler.prompt_kv_bytes() == 100
     scheduler.remove(rows[0])
     assert started() == [1, 3, 4]
     scheduler.remove(rows[1])
     assert started() == [2, 3, 4]
     for number in (2, 3):
         scheduler.remove(rows[number])
-    assert started() == [4, 5] and scheduler.prompt_bytes() == 500
+    assert started() == [4, 5] and scheduler.prompt_kv_bytes() == 500
     rows[0].prompts = rows[5].prompts
-    assert scheduler.prompt_bytes(rows[0]) == 500
+    assert scheduler.prompt_kv_bytes(rows[0]) == 500
     scheduler.shares_prompts = False
-    assert scheduler.prompt_bytes(rows[0]) == 1500  # three rows: the base's is padded too
+    assert scheduler.prompt_kv_bytes(rows[0]) == 1500  # three rows: the base's is padded too
     scheduler.waiting.append(scheduler.remove(rows[5]) or rows[0])
     assert started() == [4], "for two rows, of which one has prompts, there is no room"
 

@@ -93,6 +93,6 @@ def test_steps_without_a_row_come_before_those_that_learn(norms, run, rows, caps
     assert found[:3] == [0, 0, 0] and max(found) > 0
     assert run(f"precision={precision}", f"data.validation={good}", *more, "steps=3", out="short") == 1
     assert "Nothing was learnt" in capsys.readouterr().err
-    monkeypatch.setattr(job, "_MOST_UNLEARNT", 3)  # as where all pictures are deleted meanwhile
+    monkeypatch.setattr(job, "_MOST_EMPTY_STEPS", 3)  # as where all pictures are deleted meanwhile
     assert run(f"precision={precision}", f"data.validation={good}", *more, out="without") == 1
     assert "Nothing was learnt in 3 steps in a row" in capsys.readouterr().err

@@ -33,14 +33,14 @@ _LENGTH_MULTIPLE = 16  # tokens: steps on a CPU are 5 to 14 % faster (docs/log.m
 class Batch:
     """input_ids, labels: [B, T], right-padded to T, a multiple of 16; labels are -100 where there is no loss.
 
-    features: of the batch's images, in row order. rows: [B] index among [no image, image 0, ...]; None if all rows
-    have an image or none has.
+    features: of the batch's images, in row order. prompt_rows: [B] index among [no image, image 0, ...]; None if
+    all rows have an image or none has.
     """
 
     input_ids: Tensor
     labels: Tensor
     features: VisualFeatures | None
-    rows: Tensor | None
+    prompt_rows: Tensor | None
     tokens: int  # without padding
     supervised: int  # positions with loss
 
@@ -53,7 +53,7 @@ class Batch:
             input_ids=change(self.input_ids),
             labels=change(self.labels),
             features=None if self.features is None else self.features.map(change),
-            rows=None if self.rows is None else change(self.rows),
+            prompt_rows=None if self.prompt_rows is None else change(self.prompt_rows),
         )
 
 
@@ -121,7 +121,7 @@ class Batches:
 
 
 def stack_features(features: Sequence[VisualFeatures | None]) -> tuple[VisualFeatures | None, Tensor | None]:
-    """The features of several rows in one, and `rows` as in Batch."""
+    """The features of several rows in one, and `prompt_rows` as in Batch."""
     present = [f for f in features if f is not None]
     if not present:
         return None, None

@@ -78,7 +78,7 @@ class SkippedExamples:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class FilePart:
     """Records of a file to learn from. indices: [N], their numbers; weight: how often each comes in an epoch."""
 
     records: Records
@@ -96,7 +96,7 @@ class ShuffledExamples(Iterator["Example | None"]):
     history: the share of single-turn examples that get earlier exchanges.
     """
 
-    def __init__(self, parts: Sequence[Part], seed: int, skipped: SkippedExamples, history: float = 0) -> None:
+    def __init__(self, parts: Sequence[FilePart], seed: int, skipped: SkippedExamples, history: float = 0) -> None:
         self._parts, self._seed, self._skipped, self._history = parts, seed, skipped, history
         self._next = 0
         self._epoch, self._start = 0, 0  # the number of the epoch's first example

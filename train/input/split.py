@@ -23,7 +23,7 @@ from tqdm import tqdm
 from train.config import DataConfig, TrainConfig
 from train.formats.dataset import DataError, Records, open_records
 from train.formats.record import picture_key
-from train.input.examples import Example, Part, ShuffledExamples, SkippedExamples, read_example
+from train.input.examples import Example, FilePart, ShuffledExamples, SkippedExamples, read_example
 
 # Records with the same request are one group. A request that more records share than these ("Hello", or one of the
 # few phrasings of a task) is common: records with it are grouped by their whole text.
@@ -40,7 +40,7 @@ class FileExamples:
     def __init__(self, data: Sequence[DataConfig], config: TrainConfig, skipped: SkippedExamples) -> None:
         """Reads every record once. Raises DataError."""
         self._config, self._skipped = config, skipped
-        sources = [_Source(one, skipped) for one in data]
+        sources = [_SplitSource(one, skipped) for one in data]
         self.name = " and ".join(source.records.name for source in sources)
         self.pictures = sum(int(source.scan.pictured.sum()) for source in sources)
         self.digest = hashlib.sha256("\n".join(source.digest for source in sources).encode()).hexdigest()
@@ -117,7 +117,7 @@ class FileExamples:
         return dataclasses.replace(config, steps=max(1, total), epochs=0)
 
 
-class _Source:
+class _SplitSource:
     """The records of one DataConfig, and those of its validation file or split if it has one, read once."""
 
     def __init__(self, data: DataConfig, skipped: SkippedExamples) -> None:
@@ -143,11 +143,11 @@ class _Source:
         images = "" if self.data.images is None else Path(self.data.images).name
         return f"{self.scan.digest} {validation} {images} {self.data.weight}"
 
-    def part(self, learnt: np.ndarray) -> Part:
+    def part(self, learnt: np.ndarray) -> FilePart:
         """learnt: [N], which of the readable records are learnt. Raises DataError if none is."""
         if not learnt.any():
             raise DataError(f"'{self.data.path}' has no record left to learn from. Lower data.validation.")
-        return Part(self.records, self.scan.indices[learnt], self.data.weight)
+        return FilePart(self.records, self.scan.indices[learnt], self.data.weight)
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,7 +49,7 @@ TICK, SLOW_TICK = 1.0, 4.0  # seconds between two updates while a run is running
 LEAST = 8  # corrections
 _PAIR = ("question", "answer")
 SHORT_QUESTION = 3  # words: a question of no more needs what was said before it
-MAX_TOKENS = 48  # of a watched answer
+WATCHED_TOKENS = 48  # of a watched answer
 MAX_TYPED = 100_000  # characters of rows
 _HIDDEN = gr.update(visible=False)
 Updates = tuple[Any, ...]
@@ -272,7 +272,7 @@ class TrainEvents:
                 return
             name = run.name if step else BASE_ONLY
             settings = Settings(
-                adapter=name, temperature=0, max_tokens=MAX_TOKENS, repetition_penalty=PAGE_PENALTY
+                adapter=name, temperature=0, max_tokens=WATCHED_TOKENS, repetition_penalty=PAGE_PENALTY
             )
             image = open_image(Path(run.record.picture)) if step and run.record.picture else None
             request = build_request((Message("user", run.record.question),), settings, image, client)

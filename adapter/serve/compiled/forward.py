@@ -22,7 +22,7 @@ from adapter.serve.compiled.layers import ENTRY, LAYER, PLAN, TERM, TOKEN, compi
 from adapter.serve.kv_cache import KVCache, Slot
 
 
-class Entry:
+class CompiledPrompts:
     """The prompts and deltas of a row in the form that the compiled pass reads. `address` is 0 for none."""
 
     def __init__(self, prompts: PromptKV | None, base: Base) -> None:
@@ -138,9 +138,9 @@ class CompiledForward:
             helper.close()
 
     def prepare(self, prompts: PromptKV | None) -> Any:
-        return Entry(prompts, self._base)
+        return CompiledPrompts(prompts, self._base)
 
-    def stack(self, prepared: Sequence[Entry]) -> Any:
+    def stack(self, prepared: Sequence[CompiledPrompts]) -> Any:
         return list(prepared)
 
     def __call__(
@@ -149,7 +149,7 @@ class CompiledForward:
         ids: Sequence[Sequence[int]],
         slots: Sequence[Slot],
         starts: Sequence[int],
-        prompts: Sequence[Entry],
+        prompts: Sequence[CompiledPrompts],
         every: bool = False,
     ) -> Tensor:
         pool, rows = cache.data, _token_records(ids, slots, starts, prompts, every)
@@ -212,7 +212,7 @@ def _token_records(
     ids: Sequence[Sequence[int]],
     slots: Sequence[Slot],
     starts: Sequence[int],
-    entries: Sequence[Entry],
+    entries: Sequence[CompiledPrompts],
     every: bool,
 ) -> np.ndarray:
     """A TOKEN for each new token of the rows. It attends to the places from its row's first to its own."""

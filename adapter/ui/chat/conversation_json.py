@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 from adapter.errors import BadInput
 from adapter.serve.settings import panel_values
 from adapter.server import transcript
-from adapter.server.transcript import FILE, PICTURE_NOT_KEPT, Dropped, Limits, TranscriptMessage, fit
+from adapter.server.transcript import FILE, PICTURE_NOT_KEPT, Dropped, TranscriptLimits, TranscriptMessage, fit
 from adapter.ui import conversation, images
 from adapter.ui.conversation import Entry, History, read_record
 from adapter.ui.texts import page as texts
 
 # Of one conversation. To restore it, the browser sends all of it in one request.
-BROWSER = Limits(text_bytes=1_000_000, pictures=32, picture_bytes=2_700_000)
+BROWSER = TranscriptLimits(text_bytes=1_000_000, pictures=32, picture_bytes=2_700_000)
 
 
 class Packed(NamedTuple):

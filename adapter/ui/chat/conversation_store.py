@@ -53,7 +53,7 @@ class Updates(NamedTuple):
     corrections: Any = gr.skip()
 
 
-OTHERS = tuple(name for name in PANEL if name not in Updates._fields)
+REST_OF_PANEL = tuple(name for name in PANEL if name not in Updates._fields)
 
 
 class ConversationStore:
@@ -76,7 +76,7 @@ class ConversationStore:
         """Returns the event that opens a conversation. listed: the list, whose script sends it."""
         switched = [settings[name] for name in Updates._fields if name in settings and name != "xray"]
         self.outputs: list[Any] = [*chat, box, self.id, self.to_browser, *switched, corrections]
-        self.opened: list[Any] = [*self.outputs, *[settings[name] for name in OTHERS]]
+        self.opened: list[Any] = [*self.outputs, *[settings[name] for name in REST_OF_PANEL]]
         together = {**QUEUED, **MODEL, "trigger_mode": "multiple"}
         listed.act(self.act, None, [self.to_browser, settings["others"]], **together)
         self.to_browser.change(None, self.to_browser, js="text => window.chatPage.receive(text)", **UNQUEUED)
@@ -139,7 +139,7 @@ class ConversationStore:
             is_new = source == "file" or shown.newest != history
             updates = self.keep(shown, shown.newest) if is_new and shown.newest else self.show(shown)
             return self._opened(shown, updates, values)
-        return (gr.skip(),) * (len(Updates._fields) + len(OTHERS))
+        return (gr.skip(),) * (len(Updates._fields) + len(REST_OF_PANEL))
 
     def act(self, event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
         """What else the browser's scripts ask for. Updates of what they get, and of what is read of others."""
@@ -154,13 +154,13 @@ class ConversationStore:
         elif name == "link":  # what it says before the newest answer
             said = ""
             with errors_as_toasts("an answer for a link"), suppress(NotOpen):
-                said = self._before(self.conversations.shown(request.session_hash, id).newest, client_of(request))
+                said = self._of_base(self.conversations.shown(request.session_hash, id).newest, client_of(request))
             return json.dumps({"share": said, "of": id, "again": secrets.token_hex(4)}), gr.skip()
         elif 0 < len(address) < 20_000:  # conversations.js makes no link that is half as long
             toast(texts.link_to_copy(address), 60)
         return gr.skip(), gr.skip()
 
-    def _before(self, history: History, client: Client) -> str:
+    def _of_base(self, history: History, client: Client) -> str:
         """What the frozen base answers to the newest question, as the page says it; "" where no adapter did."""
         last, engine = history[-1] if history else Entry("page"), self.provider.engine()
         record = last.record if last.role == "assistant" and not last.pending else None
@@ -191,7 +191,7 @@ class ConversationStore:
             pickers[name] = Picker(None, none).update(choices, value)
         kept = {name: panel[name] for name in ("strength", "others") if name in panel}
         updates = updates._replace(box={**theme.SUBMIT, **box}, id=shown.id, **pickers, **kept)
-        return *updates, *[panel.get(name, gr.skip()) for name in OTHERS]
+        return *updates, *[panel.get(name, gr.skip()) for name in REST_OF_PANEL]
 
 
 def sent_text(event: gr.EventData, name: str) -> str:

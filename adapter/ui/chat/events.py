@@ -31,19 +31,19 @@ from adapter.ui.texts import page as texts
 from adapter.ui.theme import ExampleCard
 from adapter.ui.toasts import errors_as_toasts, readable, refusal, toast
 
-# Between two times that the browser keeps an answer while it is written; longer in a long conversation.
-SECONDS, BYTES_PER_SECOND = 2.0, 100_000
+# Least time between two saves of a growing answer in the browser: the larger of seconds and bytes / rate.
+KEEP_SECONDS, KEEP_BYTES_PER_SECOND = 2.0, 100_000
 _NO_CHANGE = Updates()
 
 
-class Changed(NamedTuple):
+class HistoryEdit(NamedTuple):
     """What a conversation is changed to at once, and what else is updated: fields of Updates."""
 
     history: History
     updates: dict[str, Any]
 
 
-Asked = Turn | Changed | None
+Asked = Turn | HistoryEdit | None
 Ask = Callable[[Conversation], Asked]  # of what is shown. Raises BadInput
 Box = dict[str, Any] | None  # what a message box holds
 
@@ -140,7 +140,7 @@ class ChatEvents:
             shown.undone = text
             files += [] if again else box.get("files") or []
             value = {"text": f"{text}\n\n{written}".strip(), "files": files}
-            return Changed(shown.history[: turn.start], {"box": {**theme.SUBMIT, "value": value}})
+            return HistoryEdit(shown.history[: turn.start], {"box": {**theme.SUBMIT, "value": value}})
 
         (updates,) = self._turn(ask, id, request, {})
         return updates
@@ -192,7 +192,7 @@ class ChatEvents:
                     asked = ask(shown)
                 if isinstance(asked, Turn):
                     change.updates, change.shown = self._answer(asked, change, request, panel), asked.waiting
-                    change.keeps = len(asked.history) <= len(shown.history)
+                    change.rewrites = len(asked.history) <= len(shown.history)
                     yield from self._read(asked, change, panel, message)
                     return
                 change.ended = True
@@ -220,7 +220,7 @@ class ChatEvents:
         box, due = {**theme.STOP, **emptied}, 0.0
         assert change.updates is not None
         with errors_as_toasts("a chat turn") as errors:
-            yield (self.store.show if change.keeps else self.store.keep)(shown, change.shown)._replace(box=box)
+            yield (self.store.show if change.rewrites else self.store.keep)(shown, change.shown)._replace(box=box)
             for update in change.updates:
                 if isinstance(update, dict):
                     switched = update
@@ -233,8 +233,8 @@ class ChatEvents:
                 if time.monotonic() < due or change.result is shown.history:
                     yield self.store.show(shown, update)
                 else:
-                    begins, seconds = change.keeps and not due, max(SECONDS, shown.bytes / BYTES_PER_SECOND)
-                    due = time.monotonic() + seconds
+                    begins = change.rewrites and not due
+                    due = time.monotonic() + max(KEEP_SECONDS, shown.bytes / KEEP_BYTES_PER_SECOND)
                     # The button again: a page that is being loaded may lose the first one (Gradio 6.31). Not with
                     # every update: Gradio makes a new box for each.
                     yield self.store.keep(shown, update, begins)._replace(box=theme.STOP)
@@ -329,7 +329,7 @@ def _edited(shown: Conversation, row: object, value: object, before: object, kno
     with errors_as_toasts("a correction"):  # one about a picture is not collected
         updates = {"corrections": add_correction(known, history, index, text)}
     corrected = Entry("assistant", text, about=about)  # it has no record any more
-    return Changed([*history[:index], corrected, *history[index + 1 :]], updates)
+    return HistoryEdit([*history[:index], corrected, *history[index + 1 :]], updates)
 
 
 def _chosen(shown: Conversation, choice: str) -> Asked:
@@ -337,7 +337,7 @@ def _chosen(shown: Conversation, choice: str) -> Asked:
     history = shown.history
     record = conversation.last_record(history)
     if choice in (conversation.PREVIOUS, conversation.NEXT):
-        return Changed(conversation.with_variant(history, 1 if choice == conversation.NEXT else -1), {})
+        return HistoryEdit(conversation.with_variant(history, 1 if choice == conversation.NEXT else -1), {})
     if choice == conversation.CONTINUE and record is not None and record.cut:
         begun = replace(history[-1], record=replace(record, before=(), after=()))
         asked, others = conversation.without_last_answer(history), (*record.before, *record.after)

@@ -36,7 +36,7 @@ document.addEventListener('input', ({target}) => {
 });"""
 
 
-class Question(NamedTuple):
+class ComparedQuestion(NamedTuple):
     """What all panes are asked. film: whether the panes are the frames of a film."""
 
     panes: list[Pane]
@@ -72,12 +72,12 @@ class CompareEvents:
     ) -> Iterator[Updates]:
         """values: sampling settings, `film_adapter`, and `adapter_0`, `strength_0`, `words_0` and so on."""
 
-        def read() -> Question | None:
+        def read() -> ComparedQuestion | None:
             if (content := read_message(message)) is None:
                 return None
             film = Settings.checked({**values, "adapter": values["film_adapter"]}) if view == FILM else None
             panes = _panes(count, values) if film is None else frames_of(film)
-            return Question(panes, (Message("user", content[0]),), content[1], film is not None)
+            return ComparedQuestion(panes, (Message("user", content[0]),), content[1], film is not None)
 
         yield from self._compare(read, request, message)
 
@@ -99,14 +99,14 @@ class CompareEvents:
         yield gr.Tabs(selected="compare"), skip, skip, skip, skip
         time.sleep(FRAME_SECONDS)
         updates = self._compare(
-            lambda: Question(frames_of(settings), answered.messages, picture, film=True), request, message
+            lambda: ComparedQuestion(frames_of(settings), answered.messages, picture, film=True), request, message
         )
         for number, (box, shown) in enumerate(updates):
             begins = not number and box == theme.STOP  # or another comparison is running, whose question stays
             yield skip, *((FILM, adapter, {**box, **asked}) if begins else (skip, skip, box)), shown
 
     def _compare(
-        self, read: Callable[[], Question | None], request: gr.Request, message: dict[str, Any] | None
+        self, read: Callable[[], ComparedQuestion | None], request: gr.Request, message: dict[str, Any] | None
     ) -> Iterator[Updates]:
         """read: returns what is asked, None for nothing; message: in the box."""
         session, shown = request.session_hash or "", gr.skip()
@@ -156,7 +156,7 @@ class CompareEvents:
                 return gr.skip()
         return theme.SUBMIT
 
-    def _requests(self, question: Question, client: Client) -> list[GenerationRequest]:
+    def _requests(self, question: ComparedQuestion, client: Client) -> list[GenerationRequest]:
         """One request for each pane, all with the same seed; visual adapters get the picture."""
         image = None if question.picture is None else open_upload(question.picture)
         visual = [uses_picture(self.catalog, pane.settings) for pane in question.panes]

@@ -32,7 +32,7 @@ from adapter.ui.toasts import readable
 if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
 
-MAX_TOKENS = 512  # of an answer that are inspected
+MAX_INSPECTED_ANSWER = 512  # of an answer that are inspected
 Updates = tuple[str, str, str, str, str]  # of the message, the gates, the words, one word and the rewritten answer
 _GATES = TypeAdapter(tuple[tuple[StrictInt, StrictInt, float], ...])  # layer, head, factor
 
@@ -113,7 +113,7 @@ class InsideEvents:
 def inspect_newest(provider: EngineProvider, history: History, client: Client) -> InspectedAnswer:
     """Raises AdapterError with the reason why the newest answer cannot be inspected."""
     engine, request, answered = newest_request(provider, history, client)
-    inspection = engine.inspect(request, answered.record.token_ids[:MAX_TOKENS])
+    inspection = engine.inspect(request, answered.record.token_ids[:MAX_INSPECTED_ANSWER])
     names = [texts.part(name, strength) for name, strength in request.parts]
     return InspectedAnswer(inspection, names, len(answered.record.token_ids))
 

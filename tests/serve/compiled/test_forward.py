@@ -19,7 +19,7 @@ from adapter.method.attention import PromptKV
 from adapter.method.config import TuningConfig
 from adapter.method.deltas import Deltas, LinearDelta
 from adapter.serve.compiled import layers
-from adapter.serve.compiled.forward import CompiledForward, Entry
+from adapter.serve.compiled.forward import CompiledForward, CompiledPrompts
 from adapter.serve.forward import TorchForward, make_forward
 from adapter.serve.kv_cache import BLOCK, KVCache, Slot, SlotAllocator
 from tests.tiny_models import random_adapter, random_llama
@@ -271,9 +271,9 @@ def norm(layer, name, size):
 )
 def test_what_compiled_code_would_read_beside_its_end_is_refused(change, packed_base, tiny_fingerprint):
     kv = random_adapter(tiny_fingerprint)(packed_base.model)
-    Entry(kv, packed_base)
+    CompiledPrompts(kv, packed_base)
     with pytest.raises(LoadError, match="This adapter does not fit the base"):
-        Entry(change(kv), packed_base)
+        CompiledPrompts(change(kv), packed_base)
 
 
 def test_torch_computes_layers_that_cannot_be_compiled(packed_base, tiny_fingerprint, monkeypatch, caplog):

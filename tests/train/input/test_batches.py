@@ -16,7 +16,7 @@ from train.formats.dataset import Record, open_records
 from train.input.batches import Batches, StreamPosition
 from train.input.examples import (
     Example,
-    Part,
+    FilePart,
     ShuffledExamples,
     SkippedExamples,
     sample_history,
@@ -62,7 +62,7 @@ def test_history_precedes_some_examples_and_carries_no_loss(tiny_base, tmp_path)
     records = open_records(path)
 
     def examples(share):
-        shuffled = ShuffledExamples([Part(records, np.arange(50))], 3, SkippedExamples(), share)
+        shuffled = ShuffledExamples([FilePart(records, np.arange(50))], 3, SkippedExamples(), share)
         return list(itertools.islice(shuffled, 50))
 
     assert not any(example.history for example in examples(0))

@@ -15,7 +15,7 @@ from adapter.base.template import Message
 from train.config import DataConfig, TrainConfig
 from train.formats.dataset import DataError, Record
 from train.input.batches import Batches
-from train.input.examples import Part, ShuffledExamples, SkippedExamples
+from train.input.examples import FilePart, ShuffledExamples, SkippedExamples
 from train.input.rows import Tokeniser
 from train.input.split import FileExamples
 
@@ -153,7 +153,7 @@ class _Numbers:
 
 def stream_of(parts) -> ShuffledExamples:
     return ShuffledExamples(
-        [Part(_Numbers(count, long), np.arange(count), weight) for count, weight, long in parts],
+        [FilePart(_Numbers(count, long), np.arange(count), weight) for count, weight, long in parts],
         seed=1,
         skipped=SkippedExamples(lambda _: None),
     )

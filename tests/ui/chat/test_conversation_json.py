@@ -19,7 +19,7 @@ from adapter.base.image_file import MAX_SIDE
 from adapter.serve.settings import Settings
 from adapter.server import transcript
 from adapter.server.limits import RateLimited
-from adapter.server.transcript import PICTURE_NOT_KEPT, Dropped, Limits
+from adapter.server.transcript import PICTURE_NOT_KEPT, Dropped, TranscriptLimits
 from adapter.ui import conversation, images
 from adapter.ui.chat import conversation_json
 from adapter.ui.chat.conversation_store import ConversationStore
@@ -112,7 +112,7 @@ def any_turn(draw: st.DrawFn) -> conversation.History:
 
 HISTORIES = st.lists(any_turn(), max_size=7).map(lambda turns: [entry for turn in turns for entry in turn])
 LIMITS = st.builds(
-    Limits,
+    TranscriptLimits,
     messages=st.integers(1, 20),
     text_bytes=st.integers(100, 6_000),
     pictures=st.integers(0, 4),
@@ -140,7 +140,7 @@ def check_rest(kept: list[dict[str, Any]], whole: list[dict[str, Any]], dropped:
 @settings(MANY, max_examples=80)
 @given(history=HISTORIES, limits=LIMITS | st.just(conversation_json.BROWSER))
 def test_what_is_stored_is_restored_and_what_is_exported_is_imported(
-    uploads: Path, history: conversation.History, limits: Limits
+    uploads: Path, history: conversation.History, limits: TranscriptLimits
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversation_json, "BROWSER", limits)

@@ -181,7 +181,7 @@ def test_the_text_of_a_model_is_inert_and_a_long_answer_is_cut(engine) -> None:
     read: list[int] = []
     engine.inspect = lambda request, ids: read.append(len(ids)) or inspection
     last_updates(panel, long)
-    assert read == [inside_panel.MAX_TOKENS]
+    assert read == [inside_panel.MAX_INSPECTED_ANSWER]
 
 
 def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
