@@ -60,9 +60,8 @@ class AnswerRecord:
 
     def fitted(self) -> AnswerRecord:
         """Without its oldest variants as far as a file has no room for them."""
-        if self.before and (
-            len(json.dumps(self.to_dict())) > _MAX_CHARACTERS or len(self.before) >= _MAX_VARIANTS
-        ):
+        many = len(self.before) >= _MAX_VARIANTS
+        if self.before and (many or len(json.dumps(self.to_dict())) > _MAX_CHARACTERS):
             return replace(self, before=self.before[1:]).fitted()
         return self
 

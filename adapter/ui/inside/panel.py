@@ -32,7 +32,7 @@ from adapter.ui.toasts import readable
 if TYPE_CHECKING:
     from adapter.serve.inspection import Inspection
 
-MAX_INSPECTED_ANSWER = 512  # of an answer that are inspected
+MAX_INSPECTED_ANSWER = 512  # tokens of an answer that are inspected
 Updates = tuple[str, str, str, str, str]  # of the message, the gates, the words, one word and the rewritten answer
 _GATES = TypeAdapter(tuple[tuple[StrictInt, StrictInt, float], ...])  # layer, head, factor
 
