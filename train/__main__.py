@@ -32,7 +32,7 @@ from adapter.method.checkpoint import CARD, adapter_digest, check_base, load_ada
 from adapter.method.config import BaseFingerprint, base_label
 from adapter.serve.form import NO_FORM
 from train.card import Measured, commit, with_sealed_scores, write_card
-from train.config import Precision, RecipeFile, check_run, read_recipe, recipe_text
+from train.config import DATA, Precision, RecipeFile, check_run, read_recipe, recipe_text
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure
 from train.evaluate.report import describe_device
@@ -242,7 +242,7 @@ def _train(
         if math.isfinite(outcome.loss):
             say(f"held-out loss {outcome.loss:.3f}")
         if args.for_page:  # a visitor's, who may have left
-            shutil.rmtree(folder.path / "data", ignore_errors=True)
+            shutil.rmtree(folder.path / DATA, ignore_errors=True)
 
     Job(
         config, base, examples, folder, adapter, feature_cache, skipped, args.resume, accelerator, inputs, finish

@@ -21,7 +21,7 @@ from adapter.method.config import Natural, Positive, PromptLength, TuningConfig,
 from train.formats.hf_datasets import hub_id
 
 Precision = Literal["auto", "bf16", "fp16", "fp32", "nf4", "int8"]
-STATE, METRICS = "state.pt", "metrics.jsonl"  # files of a run's folder
+STATE, METRICS, DATA = "state.pt", "metrics.jsonl", "data"  # in a run's folder; the last is what the page was sent
 SIZE_VARIABLE = "LLAMA_ADAPTER_FEATURES_GB"  # bounds the features of pictures that are kept on disk
 
 

@@ -25,11 +25,11 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from adapter.errors import AdapterError, BadInput, Busy, LoadError, first_line
 from adapter.files import atomic_write, names_lock
 from adapter.method.config import CARD, CONFIG, WEIGHTS, check_name
-from train.config import METRICS, SIZE_VARIABLE, STATE, RecipeFile, read_recipe, recipe_text
+from train.config import DATA, METRICS, SIZE_VARIABLE, STATE, RecipeFile, read_recipe, recipe_text
 from train.ui.plan import ROOT
 
 DEFAULT_FOLDER = ROOT / "runs"  # where `python -m train` puts a run without --out
-RECORD, RECIPE, DATA, WATCHED = "run.json", "recipe.yaml", "data", "watched.json"
+RECORD, RECIPE, WATCHED = "run.json", "recipe.yaml", "watched.json"
 MESSAGES, LOG = "messages.txt", "log.txt"  # what the latest trainer says to visitors; what else all have printed
 NICENESS = 10  # of the trainer, so that the chat's threads run first
 CLOSE_SECONDS = 8.0  # Docker kills after ten

@@ -24,6 +24,8 @@ from adapter.ui.texts import page as texts
 from adapter.ui.toasts import errors_as_toasts, toast
 
 PICKERS = {"adapter": None, "mix": texts.NO_MIX}  # the settings that are chosen from adapters, as Picker.none
+OF_ADAPTER = ("strength", "others")  # settings that do not follow when the page itself switches the adapter
+REST_OF_PANEL = tuple(name for name in PANEL if name not in (*PICKERS, *OF_ADAPTER))
 # Texts that the browser may have said on the page.
 NOTES = {
     *("STORAGE_FULL", "ONE_PICTURE", "NO_PICTURE", "NOTHING_TO_EXPORT", "KEPT_APART"),
@@ -53,9 +55,6 @@ class Updates(NamedTuple):
     corrections: Any = gr.skip()
 
 
-REST_OF_PANEL = tuple(name for name in PANEL if name not in Updates._fields)
-
-
 class ConversationStore:
     """Lays out its panel; `connect` adds the events once the chat exists. id: has the id of the conversation that
     is shown; outputs: of the events that return Updates; opened: these and the other settings, for what opens one.
@@ -74,7 +73,7 @@ class ConversationStore:
         self, listed: gr.HTML, chat: Sequence[Any], box: Any, settings: dict[str, Any], corrections: Any
     ) -> Any:
         """Returns the event that opens a conversation. listed: the list, whose script sends it."""
-        switched = [settings[name] for name in Updates._fields if name in settings and name != "xray"]
+        switched = [settings[name] for name in (*PICKERS, *OF_ADAPTER)]
         self.outputs: list[Any] = [*chat, box, self.id, self.to_browser, *switched, corrections]
         self.opened: list[Any] = [*self.outputs, *[settings[name] for name in REST_OF_PANEL]]
         together = {**QUEUED, **MODEL, "trigger_mode": "multiple"}
@@ -189,7 +188,7 @@ class ConversationStore:
                 panel, value = {**panel, "mix": BASE_ONLY}, BASE_ONLY  # which does not answer alone
             # The choices, because a page may have been built when the catalog was still empty.
             pickers[name] = Picker(None, none).update(choices, value)
-        kept = {name: panel[name] for name in ("strength", "others") if name in panel}
+        kept = {name: panel[name] for name in OF_ADAPTER if name in panel}
         updates = updates._replace(box={**theme.SUBMIT, **box}, id=shown.id, **pickers, **kept)
         return *updates, *[panel.get(name, gr.skip()) for name in REST_OF_PANEL]
 

@@ -22,12 +22,12 @@ from tests.app_process import wait_until
 from tests.fake_engine import event_request
 from tests.train.ui.test_plan import GOOD, plan_of, recipe_of
 from tests.train.ui.test_tab import events
-from train.config import RecipeFile, recipe_text
+from train.config import DATA, RecipeFile, recipe_text
 from train.input.features import SIZE_VARIABLE
 from train.ui import runs as train_runs
 from train.ui import texts
 from train.ui.charts import run_html
-from train.ui.runs import DATA, RECIPE, RECORD, RunRecord, TrainingRun, TrainingRuns
+from train.ui.runs import RECIPE, RECORD, RunRecord, TrainingRun, TrainingRuns
 
 opened: list[str] = []  # the files of runs called "run-…"
 sys.addaudithook(lambda event, args: event == "open" and "/run-" in str(args[0]) and opened.append(str(args[0])))
