@@ -160,7 +160,9 @@ def _train(
     def open_folder() -> None:
         own = not args.for_page and args.config is not None  # the page's lies where the run writes it
         if own and args.config.resolve() == (folder.path / "recipe.yaml").resolve():
-            raise AdapterError("The run would write over the recipe that --config names. Give another --out.")
+            raise AdapterError(
+                "The run would write over the recipe that --config names. Give a copy of it from another folder."
+            )
         folder.open(args.resume)
         check_tracker(recipe.train.tracker)
 
@@ -236,7 +238,8 @@ def _train(
             # Not a user's name, data or adapter.
             if (own.train.name, own.data, own.start_from) == (config.name, recipe.data, recipe.start_from):
                 data, command = project.data, args.words
-        on = f"{precision} on {describe_device(base.device)}"
+        several = f", the first of {accelerator.num_processes} processes" * (accelerator.num_processes > 1)
+        on = f"{precision} on {describe_device(base.device)}{several}"
         card = write_card(adapter, config, data, outcome, on, scores, command, start_from)
         save_adapter(adapter, folder.path, card)
         if math.isfinite(outcome.loss):

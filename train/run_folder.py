@@ -26,7 +26,7 @@ _FREE_SETTINGS = ("save_every", "checkpoint_every", "gradient_checkpointing", "a
 # What is not known before data, encoder and base are loaded: "", or 1 for a size.
 _LATER = ("data", "precision", "keep_text", "vision.feature_size", "vision.token_size", "tuning.intermediate_size")
 _CHANGED = {
-    "data": "its data has changed since it started, or which of it is held out",
+    "data": "its data has changed since it started, or how it is read, or which of it is held out",
     "keep_text": "the text of keep has changed",
     "start_from": "start_from is not the adapter that it started from",
 }
@@ -111,7 +111,7 @@ class RunFolder:
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], group: str = "") -> list[str]:
     """What differs, such as "lr was 0.01 and is 0.5"."""
     differences: list[str] = []
-    for key in sorted({*saved, *now}):
+    for key in sorted({*saved, *now} - {*_FREE_SETTINGS}):  # of which an older run's state has more
         was, is_now, name = saved.get(key), now.get(key), f"{group}{key}"
         if isinstance(was, Mapping) and isinstance(is_now, Mapping):
             differences += _differences(was, is_now, f"{name}.")

@@ -165,7 +165,16 @@ class GgufBase:
             attention_bias="blk.0.attn_q.bias" in self._stored,
             mlp_bias="blk.0.ffn_gate.bias" in self._stored,
             dtype=self._dtype(),
+            four_bits=self._four_bits(),
         )
+
+    def _four_bits(self) -> float:
+        """The share of the layers' weights that four bits hold exactly."""
+        sizes = {True: 0, False: 1}
+        for tensor in self._stored.values():
+            if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
+                sizes[tensor.tensor_type.name in ("Q4_0", "Q4_1", "Q4_K")] += int(tensor.n_elements)
+        return round(sizes[True] / sum(sizes.values()), 4)
 
     def _dtype(self) -> torch.dtype:
         """That of all converted weights, which keeps most of what the file has."""

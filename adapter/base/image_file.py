@@ -23,7 +23,7 @@ MAX_SIDE = 640  # pixels of what is returned; encoders look at 224 to 448
 # premultiplied), 4 in any other of 8 bits, and 8 in libjpeg where it must hold all coefficients. Of other JPEGs it
 # decodes a reduced size, row by row.
 _DEEP_PNG = "PNG with a palette, transparency or 16 bits of grey"
-MAX_MEGAPIXELS = {"PNG": 64, _DEEP_PNG: 16, "WEBP": 12, "JPEG": 50, "progressive JPEG": 25}
+MAX_MEGAPIXELS = {"PNG": 64, _DEEP_PNG: 16, "WEBP": 12, "JPEG": 64, "progressive JPEG": 25}
 _MAX_PARTS = 50_000  # of a file: chunks, segments, blocks
 _ORIENTATION = 0x0112  # EXIF's tag
 _CACHE_BYTES = 48 * 2**20

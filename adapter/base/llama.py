@@ -147,13 +147,15 @@ def load_base(
                 log.warning("The packed weights are not kept: the base's files are no plain safetensors")
         model = _load_by_transformers(name_or_path, config, chosen, device, dtype)
     model.requires_grad_(False).eval()
-    fingerprint = _fingerprint(config, tokenizer, model.model.norm.weight.detach(), name_or_path)
+    norm = _stored(name_or_path, "model.norm.weight")  # which is not rounded twice
+    norm = model.model.norm.weight.detach() if norm is None else norm
+    fingerprint = _fingerprint(config, tokenizer, norm, name_or_path)
     if bits is not None:
         try:
             chosen = quantize_linears(model, bits)
         except ValueError as error:
             raise _wrong_weight(name_or_path, "a weight", f"cannot be packed ({error})") from error
-    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    storages = [tensor.untyped_storage() for tensor in model.state_dict().values()]
     taken = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     return Base(model, tokenizer, fingerprint, chosen, taken)
 
@@ -168,7 +170,7 @@ def _usable_device(device: str) -> str:
         torch.zeros(1, device=device).item()  # fails on "meta", which cannot compute
     except (RuntimeError, AssertionError, ImportError) as error:
         raise LoadError(f"PyTorch cannot compute on '{device}'. Use 'cpu', or CUDA_VISIBLE_DEVICES=''.") from error
-    return device
+    return "cpu" if device.startswith("cpu:") else device  # as accelerate numbers it for several processes
 
 
 def _chosen_quantization(asked: str, config: LlamaConfig, device: str, dtype: torch.dtype) -> tuple[str, str]:

@@ -39,6 +39,7 @@ def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryN
     table, width = config.vocab_size * hidden, dtype.itemsize  # the embedding, and again the head
     norms = hidden * (2 * layers + 1) * width
     four, eight = 5 / 8, 17 / 16  # bytes: fp16 scales for each group of 32 weights, in 4 bits minima too
+    finer = eight - (eight - four) * getattr(config, "four_bits", 0)  # what a GGUF file has in four stays so
     tied = config.tie_word_embeddings
     plain, head = norms + (1 if tied else 2) * table * width, table * eight
     # Linear maps with a bias are not packed.
@@ -51,7 +52,7 @@ def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryN
         "nf4": linear * 9 / 16 + plain,  # an fp32 scale for each block of 64 weights
         "int8": linear + 4 * rows + plain,
         "packed-int4": whole + packed * four + shared * (eight - four) + norms + head + embedding,
-        "packed-int8": whole + packed * eight + norms + head + table * width,
+        "packed-int8": whole + packed * finer + norms + head + table * width,
         "bf16": linear * width + plain,
     }
     cache = _conversation(config) * kv_bytes_per_token(config, dtype)

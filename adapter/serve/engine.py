@@ -24,12 +24,13 @@ from adapter.serve.detokenizer import TokenTexts
 from adapter.serve.drafts import MAX_DRAFT, Drafter
 from adapter.serve.form import NO_FORM
 from adapter.serve.forward import make_forward
-from adapter.serve.inspection import CLOSED, TOP_LOGPROBS, Inspection, Inspector, token_logprobs
+from adapter.serve.inspection import CLOSED, Inspection, Inspector, token_logprobs
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks
 from adapter.serve.prompts import Encoders, PromptKVBuilder, Prompts
 from adapter.serve.request import Answer, EngineStatistics, GenerationEvent, GenerationRequest, TokenLogprobs
 from adapter.serve.sampling import Sampled, check_finite, sample
 from adapter.serve.scheduler import MAX_ROWS, Adapters, Row, Scheduler, Step, admit, in_turn
+from adapter.serve.settings import TOP_LOGPROBS
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from adapter.serve.detokenizer import Detokenizer, TokenTexts
 from adapter.serve.prompts import GREY, PromptKVBuilder
 from adapter.serve.request import GenerationRequest, TokenLogprobs
 from adapter.serve.sampling import check_finite
+from adapter.serve.settings import TOP_LOGPROBS
 
 MAX_INSPECTED_TOKENS = 2048  # of prompt and answer together
-TOP_LOGPROBS = 3
 MAX_WAITING = 8  # inspections that wait or run
 CLOSED = "The server is going down. Ask again in a minute."
 _LOGITS_CHUNK = 64  # positions whose logits are held at a time: a vocabulary is wide

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from adapter.errors import BadInput
 
+TOP_LOGPROBS = 5  # likeliest tokens that X-ray and inspections name
 PAGE_PENALTY = 1.1  # repetition penalty where a person chats; measured, see docs/log.md
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")  # by which tokens are drawn
 BASE_ONLY = ""  # the value of `adapter` and `mix` for "no adapter"

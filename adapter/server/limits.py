@@ -14,7 +14,7 @@ ANSWERS_PER_MINUTE, ANSWERS_AT_ONCE = 30, 24  # the engine's other slots are lef
 UPLOADS_PER_HOUR = 60
 VALUES_AT_ONCE = 200_000  # of JSON, in one request
 EVENTS_AT_ONCE = 30  # of pages, that wait or run; the page runs 64 that need the model, and 64 may wait
-UNREAD_BYTES = 64 * 2**20  # of results that nobody has fetched; an export has up to 20 MB
+UNREAD_BYTES = 64 * 2**20  # of results that nobody has fetched
 # What one address may do: how often, within how many seconds, and in words.
 RATES = {
     "answer": (ANSWERS_PER_MINUTE, 60, "answers a minute"),

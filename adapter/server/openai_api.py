@@ -106,7 +106,7 @@ class Api:
             completion = await self._begin(request, kind, self._engine())
             if not completion.body.stream:
                 events = await _until_disconnect(request, completion.events())
-                # Log-probabilities of sixteen long answers are 50 MB.
+                # Log-probabilities of twenty long answers are 60 MB.
                 return await self._in_thread(lambda: _json(completion.whole(events)))
             chunks = completion.chunks()
             # What fails before the first chunk still gets a status of its own.

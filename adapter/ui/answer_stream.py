@@ -12,7 +12,7 @@ from PIL.Image import Image
 from adapter.base.template import Message
 from adapter.errors import BadInput, LoadError
 from adapter.serve.request import Client, GenerationEvent, GenerationRequest, SamplingParams, TokenLogprobs
-from adapter.serve.settings import MAX_TOKENS, SAMPLING, Settings
+from adapter.serve.settings import MAX_TOKENS, SAMPLING, TOP_LOGPROBS, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, ServingEngine
 from adapter.ui import conversation
 from adapter.ui.conversation import AnswerRecord, Entry, History, Variant
@@ -21,7 +21,6 @@ from adapter.ui.session import Change
 from adapter.ui.status import REDRAW_SECONDS
 from adapter.ui.texts import page as texts
 
-CHOICES = 5  # words that X-ray names of each model
 XRAY_ROWS = 4  # with more rows the X-ray pauses: the base reads as much again as the row
 # Values of an offer's buttons: answer without the picture, or USE + adapter name. No name begins with a space.
 TEXT_ONLY, USE = " without", " use "
@@ -55,7 +54,7 @@ def build_request(
         end_repetition=True,
         client=client,
         base_logprobs=xray,
-        top_logprobs=CHOICES if xray else 0,
+        top_logprobs=TOP_LOGPROBS if xray else 0,
         **settings.model_dump(include={"strength", "stop", "others"}),
     )
 

@@ -164,11 +164,14 @@ def last_turn(history: Sequence[Entry]) -> UserTurn | None:
     return UserTurn(start, history[end].text, picture)
 
 
-def last_recorded_answer(history: Sequence[Entry]) -> RecordedAnswer | None:
+def newest_recorded_answer(history: Sequence[Entry]) -> RecordedAnswer | None:
+    """None also if older answers have a record and the newest has none."""
     for index in range(len(history) - 1, -1, -1):
         entry, before = history[index], history[:index]
         if entry.record is not None:
             return RecordedAnswer(to_messages(before), latest_picture(before), entry.text, entry.record)
+        if entry.role == "assistant" or entry.about:
+            return None
     return None
 
 

@@ -1,4 +1,4 @@
-"""The private names of Gradio's Python that the page depends on; others: app.py and server/request_guard.py.
+"""Private names of Gradio's Python that the page depends on; others: app.py, preload.py, server/request_guard.py.
 requirements.txt bounds Gradio's version because of these, and of the class names in static/.
 """
 

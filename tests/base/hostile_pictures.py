@@ -88,6 +88,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
 # Decoded, within what is stated.
 DECODED: dict[str, Callable[[], bytes]] = {
     "RGB, 63 megapixels": lambda: png(9_000, 7_000, 8, 2),
+    "baseline JPEG, 63 megapixels": lambda: jpeg(9_000, 7_000, subsampling=0, quality=95),
     "RGB, interlaced": lambda: png(8_000, 8_000, 8, 2, interlaced=True),
     "RGBA of 16 megapixels": lambda: png(4_000, 4_000, 8, 6),
     "texts of 1 GB": lambda: png(8, 8, 8, 2, extra=chunk(b"zTXt", b"a\0\0" + zeros(MB - 9)) * 1000),

@@ -13,6 +13,7 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from adapter.base.llama import base_config, load_base, load_tokenizer
+from adapter.base.memory import needs
 from adapter.errors import LoadError, with_detail
 from tests import tiny_models
 from tests.base.test_resolve import LLAMA3_ROPE, loaded
@@ -162,6 +163,9 @@ def test_q4_k_stays_in_four_bits_exactly_and_finer_formats_get_eight(tmp_path, p
     blocks = {f"blk.{i}.ffn_up.weight": (kind, random_blocks(kind, 64, 256)) for i, kind in enumerate(kinds)}
     file = write(tmp_path / "model.gguf", model, pieces, blocks=blocks)
     base = load_base(str(file), "packed-int8", "cpu")
+    config = base_config(str(file))
+    as_kept, all_eight = (needs(one)["packed-int8"].bytes for one in (config, model.config))
+    assert all_eight - as_kept == pytest.approx(64 * 256 * 7 / 16, rel=0.05)  # by which "auto" chooses
     layers = [layer.mlp.up_proj for layer in base.model.model.layers[:3]]
     assert [layer.bits for layer in layers] == [4, 8, 8]
     for layer, (kind, data) in zip(layers, blocks.values(), strict=True):

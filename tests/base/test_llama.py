@@ -20,7 +20,7 @@ from transformers import GPT2Config
 from adapter.__main__ import main
 from adapter.base import llama
 from adapter.base.hf_folder import StoredMatrix
-from adapter.base.llama import AdaptedLlama, load_base, load_tokenizer
+from adapter.base.llama import AdaptedLlama, base_fingerprint, load_base, load_tokenizer
 from adapter.base.packed import integer_product, quantize
 from adapter.base.packed.quantize import PackedLinear, quantize_linears
 from adapter.base.template import Message, encode_prompt
@@ -115,6 +115,14 @@ def test_packing_while_loading_is_packing_afterwards(stored, tied, tiny_base, tm
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert not any(p.requires_grad for p in base.model.parameters()) and not base.model.training
     assert {7, 9} <= base.stop_ids
+
+
+def test_a_base_is_the_same_one_in_every_precision(tmp_path):
+    save_base(random_llama(random_norms=True), tmp_path)  # in fp32, which fp16 and then bf16 would round twice
+    known = base_fingerprint(str(tmp_path))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert load_base(str(tmp_path), "none", "cpu", dtype).fingerprint == known
+    assert load_base(str(tmp_path), device="cpu:0").quantization.startswith("packed"), "accelerate's name for it"
 
 
 def test_loading_reads_a_few_rows_at_a_time_and_maps_no_file(tmp_path, monkeypatch):

@@ -116,6 +116,8 @@ class TrainEvents:
 
     def use_corrections(self, known: object, *before: Any) -> Updates:
         """Of the corrections that the chat has collected."""
+        if (running := self.runs.running()) is not None:
+            raise refusal(texts.running(running))
         rows = [json.dumps(last_turn(row)) for row in checked(known) if row["messages"][1:]]
         if len(rows) < LEAST:
             raise refusal(texts.train_on_these(LEAST - len(rows)))

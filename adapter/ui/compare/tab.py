@@ -86,7 +86,7 @@ class CompareEvents:
         the tabs, the view and the film's adapter, then of a comparison.
         """
         skip = gr.skip()
-        answered = conversation.last_recorded_answer(self.conversations.history(request.session_hash, id))
+        answered = conversation.newest_recorded_answer(self.conversations.history(request.session_hash, id))
         if event.value != conversation.FILM or answered is None:
             yield (skip,) * 5
             return

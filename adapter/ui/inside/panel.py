@@ -122,12 +122,10 @@ def newest_request(
     provider: EngineProvider, history: History, client: Client
 ) -> tuple[ServingEngine, GenerationRequest, RecordedAnswer]:
     """The engine, the request that the newest answer was given, and that answer. Raises as `inspect_newest`."""
-    answers = [entry for entry in history if entry.role == "assistant" or entry.about]
-    if not answers:
+    if not any(entry.role == "assistant" or entry.about for entry in history):
         raise BadInput(texts.NO_ANSWER)
-    answered = conversation.last_recorded_answer(history)
-    # An older answer may have a record where the newest has none.
-    if answered is None or not answered.record.token_ids or answers[-1].record is None:
+    answered = conversation.newest_recorded_answer(history)
+    if answered is None or not answered.record.token_ids:
         raise BadInput(texts.NO_RECORD)
     record = answered.record
     if not record.settings.adapters:
@@ -142,7 +140,7 @@ def newest_request(
 
 def _answer_id(history: History) -> str:
     """Tells the newest recorded answer from all others; nobody has it who has not all that was said before."""
-    return hashlib.sha256(repr(conversation.last_recorded_answer(history)).encode()).hexdigest()
+    return hashlib.sha256(repr(conversation.newest_recorded_answer(history)).encode()).hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -75,16 +75,16 @@ function show(word) {
   const [text, logprob, base, top, own] = word.token;
   const line = (textContent, className = '') => Object.assign(document.createElement('p'), {textContent, className});
   // Of the newest answer another word can be pressed, unless it ends the answer: it is written anew from there.
-  const isNewest = [...document.querySelectorAll('#chat :is(.user-row, .bot-row:not(:has(.aside)))')].at(-1)?.contains(word.bubble);
+  const isNewest = () => [...document.querySelectorAll('#chat :is(.user-row, .bot-row:not(:has(.aside)))')].at(-1)?.contains(word.bubble);
   const list = (title, words) => {
     const column = document.createElement('div');
     column.append(line(title), ...words.map(([other, value, id]) => {
-      const open = isNewest && id !== undefined && other.trim() !== text.trim() && !/\ufffd|^<[|/].*>$/.test(other);
+      const open = isNewest() && id !== undefined && other.trim() !== text.trim() && !/\ufffd|^<[|/].*>$/.test(other);
       const row = Object.assign(document.createElement(open ? 'button' : 'p'), {className: 'top'});
       row.textContent = other.trim() || JSON.stringify(other);
       row.dataset.p = percent(value);
       row.style.setProperty('--p', Math.exp(value));
-      if (open) row.onclick = () => { trigger('submit', {index: word.n, token: id}); hide(); };
+      if (open) row.onclick = () => { isNewest() && trigger('submit', {index: word.n, token: id}); hide(); };
       return row;
     }));
     return column;
@@ -161,4 +161,4 @@ document.addEventListener('change', event => {
   localStorage.setItem('llama-adapter:xray', event.target.checked ? 'on' : 'off');
 });
 const chat = document.querySelector('#chat');
-if (chat) new MutationObserver(redraw).observe(chat, {childList: true, subtree: true, characterData: true});
+if (chat) new MutationObserver(() => (isOn() || words.length) && redraw()).observe(chat, {childList: true, subtree: true, characterData: true});

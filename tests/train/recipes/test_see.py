@@ -16,13 +16,18 @@ from adapter.errors import AdapterError
 from adapter.method.checkpoint import CARD, read_config
 from adapter.serve.store import SHIPPED
 from train.recipes.recipe import load_recipe
-from train.recipes.sealed_sets import read_table
+from train.recipes.sealed_sets import read_table, read_yaml
 from train.recipes.see import concepts, pictures, scores
 from train.recipes.see.concepts import Name
 from train.recipes.see.pictures import Package, Photo
 from train.recipes.see.scores import Question
 
 HERE = Photo(Path("0.png"), ["cat", "mouse"])
+
+
+def test_the_shipped_adapter_looks_where_the_recipe_says() -> None:
+    told, vision = read_yaml(concepts.FOLDER / "see.yaml"), read_config(SHIPPED / "see").vision
+    assert vision is not None and [told["looks"], told["beyond"]] == [vision.looks, vision.beyond]
 
 
 def test_the_sealed_sets_are_whole_and_apart_from_training_and_development() -> None:

@@ -156,6 +156,9 @@ def test_eight_corrections_can_be_trained_on(
     assert run is not None and run.record.question == texts.WATCHED_QUESTION and run.recipe.train.patience == 1
     text = Path(run.recipe.data[0].path).read_text()
     assert len(text.splitlines()) == LEAST and counted == [len(text)] * 2  # the run has a copy, which it may keep
+    monkeypatch.setattr(tab.runs, "running", lambda: name)  # the data that are prepared there would be lost
+    with pytest.raises(gr.Error, match=texts.running(name)):
+        tab.use_corrections(known)
 
 
 @pytest.mark.parametrize(("public", "visitor"), [(False, None), (True, "hf_of_the_visitor"), (True, None)])

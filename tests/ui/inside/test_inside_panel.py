@@ -188,6 +188,7 @@ def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
     panel, good = panel_of(engine), recorded(engine)
     record, seen = good[-1].record, recorded(engine, picture, adapter="see")
     asked = conversation.user_turn("hi")
+    assert "gates" in str(last_updates(panel, good))  # whose charts are kept, and not shown below another answer
     for history, sentence in (
         ([], texts.NO_ANSWER),
         ([*good, *asked, Entry("assistant", "stopped", about="line")], texts.NO_RECORD),

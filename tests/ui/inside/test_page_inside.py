@@ -123,6 +123,13 @@ def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[...
     wait_until(lambda: visitor.answers()[-1] != plain)
     assert word.strip() in visitor.settle()
     page.wait_for_function(f"() => ({COLOURED})() > 2")  # it is read once more
+    # What is pressed in a card whose answer is not the newest any more changes nothing.
+    wait_until(lambda: page.mouse.move(*page.evaluate(A_WORD)) or card.locator("button").count())
+    stale = card.locator("button").first.element_handle()
+    newest = visitor.ask("And at night?")
+    stale.evaluate("button => button.click()")
+    visitor.ask("Who are you?")
+    assert visitor.answers()[-2] == newest and page.get_by_role("button", name="2/2").count() == 0
 
 
 def test_gates_are_painted_and_the_answer_is_written_beside(inside: InsideVisitor) -> None:
