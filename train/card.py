@@ -91,12 +91,11 @@ def with_sealed_scores(card: str, scores: Measured, digest: str, scored: tuple[i
     """
     head, *tail = (text for text in re.split(r"(?m)^(?=## )", card) if not text.startswith(_SEALED))
     own, of_all, decided = scored
-    unused = "Nothing was trained on these sets or chosen by them."
-    trained = f"These sets are spent: {decided}." if decided else unused
+    chosen = f"; of them are spent: {decided}" if decided else " or chosen by them"
     today = datetime.date.today()
     section = f"""{_SEALED}
 
-{trained} Of {of_all} scorings in `train/recipes/ledger.json`, {own} {"was" if own == 1 else "were"} of this
+Nothing was trained on these sets{chosen}. Of {of_all} scorings in `train/recipes/ledger.json`, {own} {"was" if own == 1 else "were"} of this
 adapter, {digest}, the last on {today} with the code of {code}: {scores.served}, greedy decoding.
 {_TOLD}
 
@@ -106,13 +105,13 @@ adapter, {digest}, the last on {today} with the code of {code}: {scores.served},
 
 
 def _outdone(own: dict[str, Figure], *others: dict[str, Figure]) -> str:
-    """A line on the shares in which the base scored higher, bare or told; empty if there are none."""
+    """A line on the shares in which the base, bare or told, scored as high or higher; empty if there are none."""
     better = [
         what
         for what, figure in own.items()
-        if what[-1] == "%" and any(what in other and other[what].value > figure.value for other in others)
+        if what[-1] == "%" and any(what in other and other[what].value >= figure.value for other in others)
     ]
-    return f"The base, bare or told, scored higher in: {'; '.join(better)}.\n" if better else ""
+    return f"The base, bare or told, scored as high or higher in: {'; '.join(better)}.\n" if better else ""
 
 
 def _table(measured: Measured) -> str:

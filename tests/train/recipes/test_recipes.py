@@ -106,6 +106,7 @@ def test_a_card_names_what_todays_recipe_would_do_otherwise(name):
     pattern = r"learning rate ([\d.]+) \(gates ([\d.]+)(?:, tuning ([\d.]+))?\), (\d+) steps of (\d+)"
     config, made = project_recipe(name, []).train, re.search(pattern, card)
     assert made is not None
+    assert name == "see" or f"seed 0, average {config.average:g}, keep {config.keep:g}." in card  # see's is older
     today = config.lr, config.gate_lr, config.tuning_lr, config.steps, config.batch_size
     for what, was, now in zip(("rate", "gates", "tuning", "steps", "batch"), made.groups(), today, strict=True):
         assert (now is None) == (was is None), what
