@@ -3,7 +3,7 @@
 
 class AdapterError(Exception):
     """Base of everything below. Its text is a sentence for anybody, without a folder of this machine or another
-    exception's text. detail: those, which only the command line and logs show.
+    exception's text. detail: what the sentence must not hold; only the command line and logs show it.
     """
 
     def __init__(self, sentence: str, detail: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Files that are replaced in one step, names that are taken in one, and a digest of code. Knows paths only."""
+"""Files that are replaced in one step, names that are taken in one, and a digest of code."""
 
 import contextlib
 import hashlib

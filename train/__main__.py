@@ -238,7 +238,7 @@ def _train(
             # Not a user's name, data or adapter.
             if (own.train.name, own.data, own.start_from) == (config.name, recipe.data, recipe.start_from):
                 data, command = project.data, args.words
-        several = f", the first of {accelerator.num_processes} processes" * (accelerator.num_processes > 1)
+        several = f", the first of {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
         on = f"{precision} on {describe_device(base.device)}{several}"
         card = write_card(adapter, config, data, outcome, on, scores, command, start_from)
         save_adapter(adapter, folder.path, card)
@@ -247,9 +247,8 @@ def _train(
         if args.for_page:  # a visitor's, who may have left
             shutil.rmtree(folder.path / DATA, ignore_errors=True)
 
-    Job(
-        config, base, examples, folder, adapter, feature_cache, skipped, args.resume, accelerator, inputs, finish
-    ).run()
+    parts = config, base, examples, folder, adapter, feature_cache, skipped
+    Job(*parts, resume=args.resume, accelerator=accelerator, inputs=inputs, on_finish=finish).run()
     if accelerator.is_main_process:
         print(f"the adapter is in {folder.path}", file=sys.stderr)
 

@@ -91,11 +91,11 @@ def with_sealed_scores(card: str, scores: Measured, digest: str, scored: tuple[i
     """
     head, *tail = (text for text in re.split(r"(?m)^(?=## )", card) if not text.startswith(_SEALED))
     own, of_all, decided = scored
-    chosen = f"; of them are spent: {decided}" if decided else " or chosen by them"
-    today = datetime.date.today()
+    spent = f"; of them are spent: {decided}" if decided else " or chosen by them"
+    today, were = datetime.date.today(), "was" if own == 1 else "were"
     section = f"""{_SEALED}
 
-Nothing was trained on these sets{chosen}. Of {of_all} scorings in `train/recipes/ledger.json`, {own} {"was" if own == 1 else "were"} of this
+Nothing was trained on these sets{spent}. Of {of_all} scorings in `train/recipes/ledger.json`, {own} {were} of this
 adapter, {digest}, the last on {today} with the code of {code}: {scores.served}, greedy decoding.
 {_TOLD}
 

@@ -4,10 +4,10 @@ asks for them, the adapters of some steps in `checkpoints`.
 """
 
 import contextlib
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from reprlib import repr
 from typing import Any
 
 import torch
@@ -116,7 +116,7 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], group: str = 
         if isinstance(was, Mapping) and isinstance(is_now, Mapping):
             differences += _differences(was, is_now, f"{name}.")
         elif was != is_now and not (is_now in (None, "", 1) and (name in _LATER or group == "base.")):
-            differences.append(_CHANGED.get(name, f"{name} was {repr(was)} and is {repr(is_now)}"))
+            differences.append(_CHANGED.get(name, f"{name} was {reprlib.repr(was)} and is {reprlib.repr(is_now)}"))
     return differences
 
 

@@ -47,7 +47,7 @@ class MetricsWriter:
             return
         accelerator.project_configuration.set_directories(str(folder / config.tracker))
         accelerator.log_with = filter_trackers(config.tracker, accelerator.logging_dir)
-        # Figures that a resumed run records anew replace those behind its last save.
+        # Figures that a resumed run records anew replace those after its last save.
         options = {"tensorboard": {"purge_step": step + 1}} if step else {}
         settings = {key: v for key, v in flatten(dataclasses.asdict(config)).items() if v is not None}
         try:

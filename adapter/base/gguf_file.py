@@ -117,10 +117,10 @@ class GgufBase:
         transformers can read the GGUF itself, to the same weights, but takes 13 seconds for 135 million of them
         each time, shows bars of its own and gives some tokenizers GPT-2's way with digits.
         """
-        told = [self._metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
+        ends = [self._metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
         texts = self._metadata.get("tokenizer.ggml.tokens", [])
-        told += [texts.index(text) for text in _ENDS if text in texts]
-        stops = list(dict.fromkeys(token for token in told if token is not None))
+        ends += [texts.index(text) for text in _ENDS if text in texts]
+        stops = list(dict.fromkeys(token for token in ends if token is not None))
         write_configs(folder, self.config, self._tokenizer(), stops)
         heads = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}
 
@@ -170,14 +170,12 @@ class GgufBase:
 
     def _four_bits(self) -> float:
         """The share of the layers' weights that four bits hold exactly."""
-        sizes = {True: 0, False: 1}
-        for tensor in self._stored.values():
-            if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
-                sizes[tensor.tensor_type.name in ("Q4_0", "Q4_1", "Q4_K")] += int(tensor.n_elements)
-        return round(sizes[True] / sum(sizes.values()), 4)
+        layers = [t for t in self._stored.values() if t.name.startswith("blk.") and len(t.shape) == 2]
+        exact = [t for t in layers if t.tensor_type.name in ("Q4_0", "Q4_1", "Q4_K")]
+        return round(sum(int(t.n_elements) for t in exact) / max(1, sum(int(t.n_elements) for t in layers)), 4)
 
     def _dtype(self) -> torch.dtype:
-        """That of all converted weights, which keeps most of what the file has."""
+        """The dtype of all converted weights, which keeps most of what the file has."""
         kinds = {name: tensor.tensor_type.name for name, tensor in self._stored.items()}
         embedding = kinds.get("token_embd.weight")
         # The minimum of a group of Q4_K may be many steps from zero, for which bf16 has too few bits.
@@ -267,7 +265,7 @@ class GgufBase:
             converted = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf")
         parts = json.loads(converted.backend_tokenizer.to_str())
         parts["post_processor"] = None
-        # It gives a vocabulary without them the special tokens of GPT-2 or Llama 1, behind the last one.
+        # It gives a vocabulary without them the special tokens of GPT-2 or Llama 1, after the last one.
         parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] < len(tokens)]
         parts["model"]["ignore_merges"] = cut in _WITH_BOS
         if kind == "llama":  # a space before each text between control tokens, also before one that has a space

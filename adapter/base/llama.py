@@ -147,7 +147,7 @@ def load_base(
                 log.warning("The packed weights are not kept: the base's files are no plain safetensors")
         model = _load_by_transformers(name_or_path, config, chosen, device, dtype)
     model.requires_grad_(False).eval()
-    norm = _stored(name_or_path, "model.norm.weight")  # which is not rounded twice
+    norm = _stored(name_or_path, "model.norm.weight")  # as stored: the model's own copy is rounded to dtype
     norm = model.model.norm.weight.detach() if norm is None else norm
     fingerprint = _fingerprint(config, tokenizer, norm, name_or_path)
     if bits is not None:

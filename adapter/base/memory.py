@@ -35,7 +35,7 @@ def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryN
     mlp = config.intermediate_size
     outputs, inputs = queries + 2 * values + 2 * mlp, queries + mlp
     linear, rows = layers * hidden * (outputs + inputs), layers * (outputs + 2 * hidden)
-    shared = 2 * layers * values * hidden if values < hidden else 0  # keys and values in 8 bits
+    shared = 0 if config.attention_bias or values >= hidden else 2 * layers * values * hidden  # kept in 8 bits
     table, width = config.vocab_size * hidden, dtype.itemsize  # the embedding, and again the head
     norms = hidden * (2 * layers + 1) * width
     four, eight = 5 / 8, 17 / 16  # bytes: fp16 scales for each group of 32 weights, in 4 bits minima too
@@ -46,7 +46,6 @@ def needs(config: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, MemoryN
     biased = 2 * (queries + values) * config.attention_bias + 3 * mlp * config.mlp_bias
     whole = layers * hidden * biased * width + layers * outputs * width * bool(biased)
     packed = linear - layers * hidden * biased
-    shared = 0 if config.attention_bias else shared
     embedding = table * width if tied else head
     sizes = {
         "nf4": linear * 9 / 16 + plain,  # an fp32 scale for each block of 64 weights
@@ -130,10 +129,10 @@ def table(name: str, config: Any) -> str:
 
 
 def free_bytes(device: torch.device | str) -> int:
-    """Of a GPU; else of this machine, or of this process's control group where that is less."""
+    """Returns the free bytes of a GPU; else of this machine or its control group, whichever has less."""
     if str(device).startswith("cuda"):
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for reuse
-        return torch.cuda.mem_get_info(torch.device(device))[0] + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for reuse
+        return torch.cuda.mem_get_info(torch.device(device))[0] + cached
     free = psutil.virtual_memory().available  # all weights are read for each token: not from swap
     return min([free, *(max(limit - used, 0) for limit, used in _group_limits())])
 

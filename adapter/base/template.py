@@ -25,7 +25,7 @@ _INPUT_LINE = re.compile(r"^### Input:[ \t]*\r?\n", re.MULTILINE)
 _TURN_HEADING = re.compile(r"#(##\s*(?:Instruction|Response)\s*:)", re.IGNORECASE)
 # Put before a chat template: replaces today's date by the one that Meta's templates use when told none. An
 # adapter is then served with the prompt that it was trained with, and prefix caches hold over midnight. A macro
-# shadows transformers' function of this name, which no caller can replace; transformers drops the newline behind
+# shadows transformers' function of this name, which no caller can replace; transformers drops the newline after
 # the macro's block.
 _ONE_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro %}\n"
 
@@ -143,7 +143,7 @@ def encode_conversation(
 
     These are the tokens of the last answer and of its end; with all_turns those of the earlier answers too, where
     the template lets them stand as they were written, but for the messages in `unlearnt`. limit: number of tokens
-    behind which no earlier answer needs to be found, as each costs an encoding. Raises as `encode_prompt`.
+    after which no earlier answer needs to be found, as each costs an encoding. Raises as `encode_prompt`.
     """
     ids: list[int] = []
     learnt: list[bool] = []

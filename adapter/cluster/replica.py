@@ -120,7 +120,7 @@ class Replica:
         with torch.device("meta"):
             model = AdaptedLlama(self._base.model.config)
         model.generation_config = self._base.model.generation_config
-        return replace(self._base, model=model), CODE * self._by_page
+        return replace(self._base, model=model), CODE if self._by_page else ""
 
     async def answer(
         self, request: GenerationRequest, adapters: References, page: str, key: str

@@ -1,8 +1,7 @@
 """Conversion of adapters: other programs' into ours, and ours into official V1's, each with a model card.
 
-One module for each format. A conversion is exact or refused; what the source leaves open is
-assumed, with a note. No base is loaded, and a folder is
-written whole or not at all.
+One module for each format. A conversion is exact or refused; what the source leaves open is assumed, with a note.
+No base is loaded, and a folder is written whole or not at all.
 """
 
 import dataclasses
@@ -297,7 +296,7 @@ def model_card(name: str, adapter: Adapter, source: Source, written_as: str = OU
     rows["licence"] = ", ".join(source.licence.values()) or "unknown: the source states none"
     marks = dict.fromkeys(source.assumed, " (assumed, see below)")
     table = "\n".join(f"| {row} | {value}{marks.get(row, '')} |" for row, value in rows.items())
-    notes = [f"Assumed {row}: {why}" for row, why in source.assumed.items()] + [note] * bool(note)
+    notes = [f"Assumed {row}: {why}" for row, why in source.assumed.items()] + ([note] if note else [])
     to_know = "".join(f"- {text}\n" for text in notes)
     kind = "image" if config.is_visual else "text"
     head = yaml.safe_dump({**source.licence, "base_model": base.name}, allow_unicode=True, sort_keys=False)

@@ -59,7 +59,7 @@ def read_config(folder: Path) -> AdapterConfig:
 
 def adapter_digest(folder: Path) -> str:
     """The digest of an adapter's numbers and configuration. Raises LoadError if there is no adapter."""
-    read_config(folder)  # raises a sentence
+    read_config(folder)  # raises LoadError if there is none
     files = [folder / CONFIG, folder / WEIGHTS]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()[:16]
 

@@ -75,7 +75,7 @@ def _sentence(error: ValidationError) -> str:
     if problem["type"] == "value_error":  # of a __post_init__
         return str(problem["ctx"]["error"])
     name = "".join(f"{ascii(part)[1:-1]}." for part in problem["loc"])[:-1]
-    return f"{name}: " * bool(name) + f"{problem['msg']}, got {ascii(problem['input'])[:80]}"
+    return (f"{name}: " if name else "") + f"{problem['msg']}, got {ascii(problem['input'])[:80]}"
 
 
 def _at_least(least: int, **values: int) -> None:

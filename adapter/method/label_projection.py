@@ -32,11 +32,11 @@ class LabelProjection(nn.Module):
     The `num_classes` are those of the encoder's classifier and, after them, further concepts that a linear head
     on the features tells apart. Names, kinds, facts and heads are data, set before training and saved with the
     adapter: name_of: [num_classes] row of `names`, for classes may share one; names: [num_classes, name_length]
-    and kinds: [num_kinds, KIND_LENGTH] token ids, -1 behind the end; kind_of: [num_classes] each name's kind or
+    and kinds: [num_kinds, KIND_LENGTH] token ids, -1 after the end; kind_of: [num_classes] each name's kind or
     -1; concept_basis: [CONCEPT_RANK, feature_size] and concept_weight: [num_classes, CONCEPT_RANK], the head;
     gate_weight: [feature_size], which tells pictures that the head knows, drawings, from others;
     facts: [num_facts, fact_size] token ids of the words that fact_weight [num_facts, fact_size, feature_size]
-    tells apart; lead: [LEAD_LENGTH] token ids, -1 behind the end; certainty_words: [3] token ids, for a name at
+    tells apart; lead: [LEAD_LENGTH] token ids, -1 after the end; certainty_words: [3] token ids, for a name at
     least as probable as the first of certainty_bounds [2], for a kind as probable as the second, and for neither.
     """
 
@@ -155,7 +155,7 @@ class LabelProjection(nn.Module):
         return [part[:, :, :size] for part, size in zip(parts, sizes, strict=True)]
 
     def _states(self, tokens: Tensor, model: LlamaForCausalLM, layers: Sequence[int]) -> Tensor:
-        """What the frozen base's layers read at the tokens, behind `lead`: [B, J] -> [B, L, J, hidden_size]."""
+        """What the frozen base's layers read at the tokens, after `lead`: [B, J] -> [B, L, J, hidden_size]."""
         lead = self.lead[self.lead >= 0]
         ids = torch.cat([lead.expand(len(tokens), -1), tokens], dim=1).clamp(min=0)
         hidden = model.get_input_embeddings()(ids)
@@ -163,7 +163,7 @@ class LabelProjection(nn.Module):
         inputs = []
         for layer in model.model.layers[: max(layers) + 1]:
             inputs.append(hidden[:, len(lead) :])
-            # Causal: what stands behind a name changes nothing.
+            # Causal: what stands after a name changes nothing.
             hidden = layer(hidden, position_embeddings=rotation)
         return _unit_rms(torch.stack([inputs[index] for index in layers], dim=1))
 

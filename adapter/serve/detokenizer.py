@@ -11,7 +11,7 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of bytes that are 
 
 
 class TokenTexts:
-    """The texts of single tokens as they stand behind others, control tokens by their names. Thread-safe."""
+    """The texts of single tokens as they stand after others, control tokens by their names. Thread-safe."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
@@ -31,16 +31,16 @@ class TokenTexts:
 class Detokenizer:
     """The text of one answer's tokens: whole characters only, without stop strings. All texts together are what
     the tokenizer decodes from all tokens at once; what may begin a stop string is held back until that is
-    decided. behind: tokens of the text that the answer continues.
+    decided. before: tokens of the text that the answer continues.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), behind: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
         self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         self._stop = stop
-        # A decoder may treat the first token of a text differently, so the pending tokens are decoded behind those
+        # A decoder may treat the first token of a text differently, so the pending tokens are decoded after those
         # decoded before. Not tokenizers' DecodeStream: it fails where later bytes change what earlier ones gave.
-        self._decoded = list(behind[-64:])
+        self._decoded = list(before[-64:])
         self._pending: list[int] = []
         self._held_back = ""
         self.stopped = False

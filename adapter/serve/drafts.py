@@ -21,7 +21,7 @@ class Drafter:
 
     def __init__(self, tokens: Iterable[int]) -> None:
         self._tokens: list[int] = []
-        self._followers: dict[int | tuple[int, int], int] = {}  # the last position behind one or two tokens
+        self._followers: dict[int | tuple[int, int], int] = {}  # the last position after one or two tokens
         self._guess: int | None = None  # the place of the guess for the next token
         self._same = 0  # how many tokens before it equal the newest, as far as that has been counted
         self._right = [_PRIOR_WEIGHT * prior for prior in _PRIOR]

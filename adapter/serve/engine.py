@@ -56,7 +56,7 @@ class Engine:
         threads = set_threads(base.model.config) if base.device.type == "cpu" else 0
         size, tokens = self.cache_budget.bytes / 1e9, self.cache_budget.tokens
         about = f"a KV cache of {size:.2g} GB: {tokens:,} tokens of running rows (--cache-gb)"
-        log.info("Serving with %s%s", f"{threads} threads and " * bool(threads), about)
+        log.info("Serving with %s%s", f"{threads} threads and " if threads else "", about)
         self.base = base
         self.store = store
         prompt_kv_bytes = self.cache_budget.prefix_bytes // 4  # of kept prompts, and as many of running rows
@@ -317,7 +317,7 @@ class Engine:
         """What the forward pass reads of the prompts: one copy for all running rows that have the same."""
         with self._lock:
             held = self._scheduler.prompt_kv_bytes()
-        self._prefix_cache.reserve(held + self.prompt_builder.cache.size)  # again less, too
+        self._prefix_cache.reserve(held + self.prompt_builder.cache.size)  # may also be less than before
         if prompts is None:
             return self._no_prompts
         prepared = self._prepared.get(prompts.key)
@@ -326,7 +326,7 @@ class Engine:
         return prepared
 
     def _decode(self, rows: Sequence[Row]) -> None:
-        """Read the newest token of each row, and a draft of those behind it where that is worth it."""
+        """Read the newest token of each row, and a draft of those after it where that is worth it."""
         drafts = {}
         for row in rows:
             try:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 NO_FORM = ""  # in a request: answers are free, whatever form the adapter has
 MAX_DEPTH = 64  # of a JSON schema
-# What stands behind some of its keys instead of a schema: values, or schemas by names.
+# What stands after some of its keys instead of a schema: values, or schemas by names.
 _KINDS = dict.fromkeys(("const", "enum", "default", "examples"), "data")
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const")
 _KINDS |= dict.fromkeys(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"), "names")
@@ -179,7 +179,7 @@ class _Vocabulary:
         self._compiled: LRU[str, LLMatcher] = LRU(16)
 
     def matcher(self, form: str, message: str) -> LLMatcher:
-        """At the beginning of an answer. Raises BadInput for a form that cannot be used."""
+        """Returns the matcher at the start of an answer. Raises BadInput for a form that cannot be used."""
         grammar = with_message(form, message)
         if grammar != form:  # it is that of one message
             return self._compile(grammar)
@@ -223,7 +223,7 @@ class FormState:
         return self._bits
 
     def accept(self, token: int) -> None:
-        """Go on behind a token. Raises BadInput if it is not allowed, or if the form cannot go on."""
+        """Go on after a token. Raises BadInput if it is not allowed, or if the form cannot go on."""
         if self._forced and self._forced[0] == token:
             self._forced.popleft()
         else:

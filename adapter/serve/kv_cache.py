@@ -98,7 +98,7 @@ class SlotAllocator:
 
     @property
     def tokens(self) -> int:
-        """Of all slots that are taken."""
+        """The tokens of all slots that are taken."""
         return sum(slot.tokens for slot in self._taken)
 
     def clear(self) -> None:

@@ -9,7 +9,7 @@ from adapter.base.template import Message
 from adapter.serve.settings import Others
 
 _LONGEST = 400  # characters of a first sentence; a longer one is cut
-# Full stops of all scripts; those of the second group end a sentence without a space behind them.
+# Full stops of all scripts; those of the second group end a sentence without a space after them.
 _END = re.compile(r"(?:[.!?…؟۔।॥։።፧܀]+|(?:[。！？｡︒။។།]|．(?![\dA-Za-zＡ-ｚ]))+)[\"'”’»›)\]）」』*_`]*")
 _UNSPACED = "。！？｡．︒။។།"
 _LOOP = re.compile(r"(\b[^\W\d].{2,80}?)\1{2,}")  # a piece three times over, which a reading model copies

@@ -105,7 +105,7 @@ class PromptKVBuilder:
 
 
 def _prompt_bytes(kv: PromptKV, number_bytes: int | None = None) -> int:
-    """Of all tensors, as they are or with so many bytes a number."""
+    """Returns the bytes of all tensors, as they are or at number_bytes a number."""
     tensors = [t for terms in kv.layers.values() for p in terms for t in (p.keys, p.values, p.gates)]
     if kv.deltas is not None:
         deltas = kv.deltas.linears.values()

@@ -173,7 +173,7 @@ class GenerationEvent:
     stats: GenerationStats | None = None
     position: int | None = None  # so many requests are ahead
     progress: float | None = None  # the share of the prompt's uncached tokens that are read, 0 to 1
-    choices: TokenLogprobs | None = None  # behind penalties, biases and form, before the temperature
+    choices: TokenLogprobs | None = None  # after penalties, biases and form, before the temperature
     base_logprobs: tuple[TokenLogprobs, ...] = ()  # of the answer's next tokens in order, some tokens late
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt's next tokens in order; the first has NaN
 
@@ -401,7 +401,7 @@ def _next_lists(
 
 
 def _by_answer(received: Received) -> Iterator[tuple[int, list[GenerationEvent]]]:
-    """The events of each answer; an error is raised behind those before it."""
+    """The events of each answer; an error is raised after those before it."""
     for key, group in groupby(received, lambda pair: pair[0]):
         events = [event for _, event in group]
         if before := [event for event in events if isinstance(event, GenerationEvent)]:

@@ -23,7 +23,7 @@ _LINE = 1024  # width of the table that _likeliest arranges the logits in
 
 class SampledToken(NamedTuple):
     """ranked: if asked for, the token and then the likeliest of all that it was chosen from, with their
-    log-probabilities by the logits behind penalties, biases and form, before the temperature.
+    log-probabilities by the logits after penalties, biases and form, before the temperature.
     """
 
     token: int
@@ -101,8 +101,8 @@ class Sampler:
         return SampledToken(token, float(logprobs[token]), ranked)
 
     def accept(self, token: int) -> None:
-        """The request's next token. Raises BadInput if the form cannot go on behind it."""
-        if self.form is not None and not self.form.complete:  # behind it comes an end token
+        """The request's next token. Raises BadInput if the form cannot go on after it."""
+        if self.form is not None and not self.form.complete:  # after it comes an end token
             self.form.accept(token)
         if self._penalises:
             self._penalised.append(token)
@@ -158,7 +158,7 @@ def sample(
 ) -> list[list[Sampled]]:
     """The next tokens of several independent requests, as if one token at a time.
 
-    logits: [N, vocab_size], for each request in order one row, or 1 + len(drafts[i]): each but the first behind
+    logits: [N, vocab_size], for each request in order one row, or 1 + len(drafts[i]): each but the first after
     one more of the draft's guesses. Returns for each its new tokens, which its form has accepted: one, and
     another for each guess that equals the token sampled in its place. A failure stands in place of a token and
     ends the list.

@@ -257,7 +257,7 @@ class Scheduler:
     def _start_rows(self, now: float) -> None:
         """Start waiting rows in turn. A row that finds no room lets others pass, but not for ever."""
         passed: list[Row] = []
-        held: set[str] = set()  # networks of which a row waits for its share: those behind it do not pass it
+        held: set[str] = set()  # networks of which a row waits for its share: those after it do not pass it
         for row in in_turn(self.rows):
             if len(self.prefilling) + len(self.decoding) == MAX_ROWS:
                 return
@@ -276,7 +276,7 @@ class Scheduler:
                 other.overtaken += 1
 
     def prompt_kv_bytes(self, more: Row | None = None) -> int:
-        """Of the prompts of the running rows and of `more`: where none are shared, rows times the largest."""
+        """Returns the bytes of the prompts of the running rows and of `more`; unshared: rows times the largest."""
         rows = (*self.prefilling, *self.decoding, *(() if more is None else (more,)))
         sizes = {row.prompts.key: row.prompts.bytes for row in rows if row.prompts is not None}.values()
         return sum(sizes) if self.shares_prompts else len(rows) * max(sizes, default=0)

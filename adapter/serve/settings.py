@@ -150,7 +150,7 @@ class Settings(SamplingSettings):
 
     @property
     def answerer(self) -> str:
-        """Under which name these adapters answer, see Message.name: that of the first which takes part."""
+        """The name that these adapters answer under, see Message.name: that of the first with a strength."""
         parts = (self.adapter, self.strength), (self.mix, self.mix_strength)
         return next((name for name, strength in parts if name and strength), BASE_ONLY)
 

@@ -47,12 +47,13 @@ class AdapterStore:
         self.folders = folders or (SHIPPED,)
         self.incoming = incoming or self.folders[0]
         self._own = incoming
-        self._loaded: LRU[tuple[Path, BaseFingerprint, str, FileVersion], Adapter]
         limit = min(_LOADED_BYTES, max(free_bytes("cpu") // 8, 2**28))
-        self._loaded = LRU(limit, lambda adapter: min(adapter.nbytes, limit))
+        self._loaded: LRU[tuple[Path, BaseFingerprint, str, FileVersion], Adapter] = LRU(
+            limit, lambda adapter: min(adapter.nbytes, limit)
+        )
 
     def names(self, shipped: bool = True) -> list[str]:
-        """Those of the shipped adapters too, unless `shipped` is False."""
+        """Returns all names; with shipped=False without those of the shipped adapters."""
         folders = [folder for folder in self.folders if shipped or folder != SHIPPED]
         return sorted({name for folder in folders for name in _list_names(folder)})
 

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from adapter.errors import BadInput, first_line
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".jfif", ".heic", ".avif", ".gif", ".bmp")  # all are told of
+# Unreadable ones are reported too.
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".jfif", ".heic", ".avif", ".gif", ".bmp")
 TABLES = (".json", ".jsonl", ".tsv", ".csv")
 _ENTRY = re.compile(b"PK\x01\x02")  # begins each entry of a zip's central directory
 _MAX_NAME, _MAX_DEPTH = 200, 10  # characters; folders that a file is in

@@ -150,7 +150,7 @@ class AdapterCatalog:
         return self._store
 
     def names(self) -> list[str]:
-        """Of the adapters that the page shows."""
+        """The names of the adapters that the page shows."""
         return [] if self._store is None else self._store.names(self.shipped)
 
     def taken(self) -> list[str]:

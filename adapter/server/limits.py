@@ -24,7 +24,7 @@ RATES = {
     "request": (6000, 60, "requests a minute"),  # of a page: a hundred files when it opens, and every second after
     "program": (600, 60, "requests a minute"),  # to /v1
     "kilobyte": (300_000, 60, "kB of files a minute"),  # Gradio compresses each anew: 20 to 40 ms a MB
-    "session": (360, 60, "new pages a minute"),  # thrice for each: page, first event, heartbeat
+    "session": (360, 60, "new pages a minute"),  # three for each: page, first event, heartbeat
     # Of JSON, whose making and checking lasts 1 to 4 s a million, while nothing else is served.
     "value": (1_000_000, 60, "values a minute"),
     "login": (20, 60, "tries a minute"),

@@ -224,7 +224,7 @@ class _RunningCompletion:
         }
 
     async def events(self) -> list[list[GenerationEvent]]:
-        """Of each answer, until all have ended."""
+        """Returns the events of each answer once all have ended."""
         found: list[list[GenerationEvent]] = [[] for _ in self._answers]
         with self._open:
             async for index, events in self._events:

@@ -166,7 +166,9 @@ TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)]
 
 
 class _CompletionBody(_Body, SamplingSettings):
-    """Of both kinds. `top_k`, `min_p` and `repetition_penalty` are vLLM's; `strength` and `mix` are ours."""
+    """What both kinds of request have in common. `top_k`, `min_p` and `repetition_penalty` are vLLM's; `strength`
+    and `mix` are ours.
+    """
 
     model: str = Field(description="base, or the name of an adapter")
     stream: StrictBool = False
@@ -372,7 +374,7 @@ class CompletionRequest(_CompletionBody):
         return found
 
     def choice(self, index: int, events: list[GenerationEvent], base: Base) -> dict[str, Any]:
-        """A whole answer, behind its prompt with `echo`."""
+        """A whole answer, after its prompt with `echo`."""
         [choice] = self.chunks(index, events, base, True)
         return choice
 

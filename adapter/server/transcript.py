@@ -260,8 +260,8 @@ def _checked(message: object, pictures: Mapping[Any, Any], names: dict[str, str]
         return {"role": read.role, "picture": names.setdefault(url, str(len(names)))}
     if read.text is None:
         return _remark(MESSAGE_NOT_KEPT)
-    told = {"about": read.about or None, "record": read.record} if read.role != "user" else {}
-    return {"role": read.role, "text": read.text, **{k: v for k, v in told.items() if v is not None}}
+    about_answer = {"about": read.about or None, "record": read.record} if read.role != "user" else {}
+    return {"role": read.role, "text": read.text, **{k: v for k, v in about_answer.items() if v is not None}}
 
 
 def _decode_picture(url: str) -> bytes:

@@ -174,8 +174,8 @@ def stream(
     history, begun = turn.history, turn.begun
     if former := begun.record if begun else None:
         settings, xray = former.settings.replace(max_tokens=settings.max_tokens), False
-    looks = former is not None or _adapter_answers(catalog, settings, history)
-    if not looks:  # the base answers, from what the adapter has said of the picture before
+    adapter_answers = former is not None or _adapter_answers(catalog, settings, history)
+    if not adapter_answers:  # the base answers, from what the adapter has said of the picture before
         others = settings.others.replace("nothing", "first sentence")
         settings = settings.replace(adapter="", others=others)
     settings, begun_ids = with_seed(settings), former.token_ids if former else ()
@@ -188,7 +188,7 @@ def stream(
     replicas = engine.replicas().values()
     xray = xray and sum(r.running + r.waiting for r in replicas) < XRAY_ROWS * max(1, len(replicas))
     request = build_request(conversation.to_messages(history), settings, image, client, xray)
-    form = None if looks is not None else f'start: "{texts.CANNOT_TELL}"'
+    form = None if adapter_answers is not None else f'start: "{texts.CANNOT_TELL}"'
     request = replace(request, answer_ids=begun_ids, form=form)
     with closing(engine.submit(request)) as events:
         change.cancel = events.cancel
@@ -209,11 +209,11 @@ def stream(
                 record = replace(record, context_tokens=tokens, context_length=engine.base.context_length).fitted()
             if text.strip():
                 about, lines = progress.stats_line(), "\n".join(progress.xray)
-                yield [*history, Entry("assistant", text, None, about, record, lines, writing)]
+                yield [*history, Entry("assistant", text, about=about, record=record, xray=lines, pending=writing)]
             elif event.finish_reason == "cancelled":
                 yield [*history, Entry("page", texts.STOPPED_BEFORE_TEXT)]
             elif not writing:
-                yield [*history, Entry("page", texts.EMPTY_ANSWER, None, progress.stats_line(), record)]
+                yield [*history, Entry("page", texts.EMPTY_ANSWER, about=progress.stats_line(), record=record)]
             elif not event.is_output:
                 waiting = texts.before_answer(event.position, event.progress)
                 yield [*history, Entry("page", waiting, record=record, pending=True)]

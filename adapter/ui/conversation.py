@@ -59,7 +59,7 @@ class AnswerRecord:
         return {**self.settings.model_dump(), "picture": False, **own}
 
     def fitted(self) -> AnswerRecord:
-        """Without its oldest variants as far as a file has no room for them."""
+        """Returns the record without the oldest variants that a file has no room for."""
         many = len(self.before) >= _MAX_VARIANTS
         if self.before and (many or len(json.dumps(self.to_dict())) > _MAX_CHARACTERS):
             return replace(self, before=self.before[1:]).fitted()
@@ -165,7 +165,7 @@ def last_turn(history: Sequence[Entry]) -> UserTurn | None:
 
 
 def newest_recorded_answer(history: Sequence[Entry]) -> RecordedAnswer | None:
-    """None also if older answers have a record and the newest has none."""
+    """Returns the newest answer; None if it has no record, even if older ones have one."""
     for index in range(len(history) - 1, -1, -1):
         entry, before = history[index], history[:index]
         if entry.record is not None:

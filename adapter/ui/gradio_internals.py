@@ -237,7 +237,7 @@ class _Written(set[str]):
         return iter([path for path in list(super().__iter__()) if Path(path) not in _StaticFiles.all_paths])
 
     def add(self, path: str) -> None:
-        super().update([path] * os.path.isfile(path))  # visitors may name any, and what is none stays for ever
+        super().update([path] if os.path.isfile(path) else [])  # visitors name any; what is none stays for ever
 
     def __isub__(self, gone: Any) -> Any:  # type: ignore[misc]
         for path in map(Path, gone):  # Gradio leaves the folder that it makes for each file

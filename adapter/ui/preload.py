@@ -37,7 +37,7 @@ def styles_html() -> str:
 
 @cache
 def _core_files() -> dict[str, None]:
-    """Those without which Gradio shows no component."""
+    """Returns the files without which Gradio shows no component."""
     files: dict[str, None] = {}
     for source in _ASSETS.glob("index-*.js"):
         files |= _needs(source, r"\./Index-[\w-]+\.js")

@@ -22,7 +22,7 @@ MAX_SESSIONS = 10_000
 UNREAD_SECONDS, HANDOVER_SECONDS = 30.0, 600.0
 # How long to wait for what the page was shown before: its last update may still be on its way.
 RELEASE_SECONDS = 1.0
-TWICE_SECONDS = 0.1  # after which Gradio has sent an event's last update the second time
+TWICE_SECONDS = 0.1  # Gradio sends an event's last update twice, the second time within this
 
 
 class StillAnswering(Busy):

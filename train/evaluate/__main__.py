@@ -148,7 +148,7 @@ def _load(args: argparse.Namespace) -> tuple[Base, str]:
         return base, f"{args.precision} on {base.device}"
     base = load_base(args.base, "auto" if args.precision == "served" else args.precision, args.device)
     name = str(base.model.dtype).removeprefix("torch.") if base.quantization == "none" else base.quantization
-    return base, f"{name} on {base.device}" + ", as served" * (args.precision == "served")
+    return base, f"{name} on {base.device}" + (", as served" if args.precision == "served" else "")
 
 
 def _parser() -> argparse.ArgumentParser:

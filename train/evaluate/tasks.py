@@ -49,7 +49,7 @@ def drawn(items: Sequence[T], limit: int | None) -> list[T]:
 
 @dataclass(frozen=True)
 class ScienceQA:
-    """The likeliest letter of each problem. cue: written behind each question."""
+    """The likeliest letter of each problem. cue: written after each question."""
 
     problems: Sequence[scienceqa.Problem]
     cue: str = ""

@@ -66,7 +66,7 @@ class Records(Sequence[Record]):
         if worst:
             problem = f"this is not of format '{format}'" if self.format else "the format cannot be told"
             names = [repr(key) for key in value]
-            fields = "the fields " + ", ".join(names[:8]) + ", ..." * (len(names) > 8) if names else "no fields"
+            fields = f"the fields {', '.join(names[:8])}{', ...' if names[8:] else ''}" if names else "no fields"
             raise DataError(f"{where}: {problem}; the record has {fields}. {KNOWN}")
 
     @property

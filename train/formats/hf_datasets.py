@@ -67,6 +67,7 @@ def open_dataset(path: str, split: str | None, config: str | None) -> Any:
     except ImportError as error:
         sentence = f"Reading '{name}' takes the package datasets: .venv/bin/pip install 'datasets>=4.4'."
         raise DataError(sentence, str(error)) from error
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it counts uses of local files too, by a request
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:

@@ -92,7 +92,7 @@ def columns(problem: Problem) -> tuple[str, ...]:
 
     By the official evaluation: TXT has a hint, IMG an image, NO neither; a problem with both counts in both.
     """
-    context = ["TXT"] * bool(problem.hint) + ["IMG"] * bool(problem.image)
+    context = [name for name, given in (("TXT", problem.hint), ("IMG", problem.image)) if given]
     grades = "G1-6" if int(problem.grade.removeprefix("grade")) <= 6 else "G7-12"
     return (_SUBJECTS[problem.subject], *(context or ["NO"]), grades, "Avg")
 

@@ -27,7 +27,8 @@ Item = tuple[str, Any]
 TABLES = (".tsv", ".csv")
 # The files that list the pictures of a folder, the first that is there.
 CAPTION_FILES = ("captions.tsv", "captions.csv", "metadata.jsonl", "metadata.csv")
-_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".jfif", ".heic", ".avif", ".gif", ".bmp"}  # all are told of
+# Unreadable ones are reported too.
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".jfif", ".heic", ".avif", ".gif", ".bmp"}
 _RECORDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "config.json"}
 # As on the Hugging Face Hub: a word in the name of a file or of its folder says which split it belongs to.

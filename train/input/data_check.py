@@ -66,7 +66,7 @@ class Report:
                 f"{self.with_control:,} records with control tokens: the template writes these, take them out"
             )
         if self.images:
-            lines.append(f"{self.images:,} images{', all opened' * (not self.missing and not self.unreadable)}")
+            lines.append(f"{self.images:,} images{'' if self.missing or self.unreadable else ', all opened'}")
             lines += [*_listed(self.missing, "missing"), *_listed(self.unreadable, "are no pictures")]
         return "\n".join([*lines, *_listed(self.uncaptioned, "without a caption, and passed over")])
 

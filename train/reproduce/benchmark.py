@@ -93,7 +93,6 @@ def drawn_benchmark(folder: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):  # against the same command in a second shell
             if not (folder / "pid_splits.json").exists():
-                shutil.rmtree(folder, ignore_errors=True)
                 partial = folder.with_name(f".{folder.name}.part")
                 shutil.unpack_archive(_DRAWN, partial)
                 partial.rename(folder)

@@ -31,7 +31,7 @@ def _steps_until_learnt(losses: Sequence[float]) -> int:
 
 
 def _perplexity(run: Result, strength: float = 1.0) -> float:
-    """Of unrelated text: exp of the mean loss of its windows."""
+    """The perplexity of the unrelated text: exp of the mean loss of its windows."""
     return math.exp(statistics.fmean(run["unrelated"][str(strength)]))
 
 
@@ -184,7 +184,7 @@ class Figures:
 
 
 def _times(found: Interval) -> str:
-    """Of the logarithm of a ratio."""
+    """Formats the logarithm of a ratio as that ratio with its interval."""
     mean, low, high = (math.exp(value) for value in (found.mean, found.low, found.high))
     return f"{mean:.2f} times ({low:.2f} to {high:.2f})"
 

@@ -87,7 +87,7 @@ class TrainEvents:
         return None, gr.skip(), *self._preview(_plan_of(path, path.stem), before)
 
     def use_rows(self, rows: str | None, *before: Any) -> Updates:
-        """Of rows that were typed: `question => answer`, or with a tab between, as a table is copied."""
+        """Prepares a run on typed rows: `question => answer`, or with a tab between, as a table is copied."""
         if not rows or not rows.strip():
             raise refusal(texts.NO_ROWS)
         if len(rows) > MAX_TYPED:
@@ -115,7 +115,7 @@ class TrainEvents:
         return None, str(path), *self._preview(_plan_of(path, path.stem), before)
 
     def use_corrections(self, known: object, *before: Any) -> Updates:
-        """Of the corrections that the chat has collected."""
+        """Prepares a run on the corrections that the chat has collected."""
         if (running := self.runs.running()) is not None:
             raise refusal(texts.running(running))
         rows = [json.dumps(last_turn(row)) for row in checked(known) if row["messages"][1:]]

@@ -94,7 +94,7 @@ class RunPlan:
 
 
 def samples() -> dict[str, RunPlan]:
-    """Of the data sets that come with the program, in the order of samples.json; none without that file."""
+    """Returns the plans of the shipped data sets, in the order of samples.json; none without that file."""
     file, found = SAMPLES / "samples.json", {}
     for entry in json.loads(file.read_text(encoding="utf-8")) if file.is_file() else ():
         name, path, picture = entry["name"], SAMPLES / entry["path"], entry.get("picture")

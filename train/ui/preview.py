@@ -150,7 +150,7 @@ def _tokenizer(base: str) -> tuple[Any, str]:
 
 
 def notice_html(text: str, kind: str = "empty") -> str:
-    """In place of a preview or a run. kind: "empty", or "error"."""
+    """Returns a notice in place of a preview or a run. kind: "empty", or "error"."""
     role = ' role="alert"' if kind == "error" else ""
     return f'<div class="data-preview {kind}"{role}><p>{html.escape(text)}</p></div>'
 

@@ -97,7 +97,7 @@ class RunProgress:
         return step if lowest is not None and self.held_out[-1][1] > _RISEN * lowest else None
 
     def seconds_left(self, steps: int, eval_every: int) -> float | None:
-        """None before the third step."""
+        """Returns the seconds that are left; None before the third step."""
         left = max(steps - self.step, 0)
         seconds = left * self.step_seconds + math.ceil(left / eval_every) * self.evaluation_seconds
         return seconds if self.step_seconds else None
@@ -277,7 +277,7 @@ class TrainingRuns:
     # Processes.
 
     def _mark_stopped(self, name: str, record: RunRecord) -> None:
-        """Before the signal, so that a process that ends at once counts as stopped."""
+        """Marks the run before it is signalled, so that a process that ends at once counts as stopped."""
         with contextlib.suppress(OSError):  # the disk is full
             _write_record(self.folder / name, dataclasses.replace(record, stop=True))
 

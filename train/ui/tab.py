@@ -110,7 +110,7 @@ def _data(handlers: TrainEvents) -> Parts:
 
 
 def _settings() -> list[Any]:
-    """In the order of RunPlan.with_settings."""
+    """Lays out the settings, in the order of RunPlan.with_settings."""
     fields = (
         (texts.NAME, texts.NAME_HINT, MAX_NAME_LENGTH),
         (texts.DESCRIPTION, texts.DESCRIPTION_HINT, plan.MAX_DESCRIPTION_LENGTH),
@@ -124,7 +124,7 @@ def _settings() -> list[Any]:
 
 
 def _run(handlers: TrainEvents, owner: gr.Textbox) -> Parts:
-    """In the order of the updates of TrainEvents.panel."""
+    """Lays out a run, in the order of the updates of TrainEvents.panel."""
     small = {"size": "sm", "visible": False, "min_width": 80}
     which = gr.Dropdown([], label=texts.WHICH, visible=False, filterable=False, elem_id="train-which")
     shown = gr.HTML(notice_html(texts.NOTHING_YET), elem_id="train-run", padding=False)

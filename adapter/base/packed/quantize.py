@@ -169,9 +169,9 @@ def _searched(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _on_grid(values: Tensor) -> tuple[Tensor, Tensor] | None:
-    """None where a group does not lie on a grid of at most 16 steps, as those of Q4_1 and Q4_K of GGUF files do.
-
-    Weights have been rounded to 16 bits since: scales are the least squares of all codes, not from the ends alone.
+    """Returns None where a group does not lie on a grid of at most 16 steps, as those of Q4_1 and Q4_K of GGUF
+    files do. Weights have been rounded to 16 bits since: scales are the least squares of all codes, not from the
+    ends alone.
     """
     low, high = values.amin(2, keepdim=True), values.amax(2, keepdim=True)  # many times as fast as aminmax
     ends, extent = low.half().float(), high - low

@@ -26,7 +26,7 @@ from adapter.ui.toasts import errors_as_toasts, toast
 PICKERS = {"adapter": None, "mix": texts.NO_MIX}  # the settings that are chosen from adapters, as Picker.none
 OF_ADAPTER = ("strength", "others")  # settings that do not follow when the page itself switches the adapter
 REST_OF_PANEL = tuple(name for name in PANEL if name not in (*PICKERS, *OF_ADAPTER))
-# Texts that the browser may have said on the page.
+# Names of texts that the browser's script may have shown as toasts.
 NOTES = {
     *("STORAGE_FULL", "ONE_PICTURE", "NO_PICTURE", "NOTHING_TO_EXPORT", "KEPT_APART"),
     *("LINK_COPIED", "LINK_TOO_LONG", "FILE_TOO_LARGE", "NOT_OPENED"),

@@ -127,6 +127,7 @@ def test_splits_are_chosen_by_name(tmp_path):
             open_records(path, split="dev")
     with pytest.raises(DataError, match="has no splits, so there is no 'test'. Name the file that holds it"):
         open_records(as_parquet(alpaca(2), tmp_path), split="test")
+    assert not datasets.config.HF_UPDATE_DOWNLOAD_COUNTS  # by a request for local files too
 
 
 def test_a_data_set_of_the_hub_is_loaded_by_its_id(monkeypatch):

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from adapter.base.llama import load_base
+from adapter.errors import AdapterError
 from tests.tiny_models import endless_base
 from train.evaluate.answerer import Answerer
 from train.formats.scienceqa import COLUMNS, LETTERS, Problem, by_column, chance, question_text
 from train.formats.scienceqa import problems as read_problems
 from train.reproduce.__main__ import main
 from train.reproduce.baselines import train_baseline
-from train.reproduce.benchmark import Benchmark, answer, prompt
+from train.reproduce.benchmark import Benchmark, answer, drawn_benchmark, prompt
 from train.reproduce.report import Figures, write_report
 from train.reproduce.runs import FULL, STRENGTHS, Study, planned_runs
 
@@ -134,6 +135,14 @@ def test_rows_and_claims_of_runs_that_are_missing_are_left_out(figures, tmp_path
     assert not any(held == "yes" for held, *_ in partial.claims())  # one seed tells nothing of the spread
     assert "| text-only adapter | 50.0 |" in report and "\n| full fine-tuning |" not in report
     assert "## What held" in report and "\nTable 6" not in report
+
+
+def test_a_folder_of_that_name_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "benchmark").mkdir()
+    (mine := tmp_path / "benchmark" / "mine.txt").write_text("mine")
+    with pytest.raises(AdapterError, match="Give another folder"):
+        drawn_benchmark(tmp_path / "benchmark")
+    assert mine.read_text() == "mine"
 
 
 def test_the_drawn_benchmark(drawn_folder):
