@@ -91,7 +91,7 @@ def with_sealed_scores(card: str, scores: Measured, digest: str, scored: tuple[i
     """
     head, *tail = (text for text in re.split(r"(?m)^(?=## )", card) if not text.startswith(_SEALED))
     own, of_all, decided = scored
-    spent = f"; of them are spent: {decided}" if decided else " or chosen by them"
+    spent = f". Some have decided something and are spent: {decided}" if decided else " or chosen by them"
     today, were = datetime.date.today(), "was" if own == 1 else "were"
     section = f"""{_SEALED}
 
@@ -109,7 +109,9 @@ def _outdone(own: dict[str, Figure], *others: dict[str, Figure]) -> str:
     better = [
         what
         for what, figure in own.items()
-        if what[-1] == "%" and any(what in other and other[what].value >= figure.value for other in others)
+        if what[-1] == "%"
+        and not what.startswith("the encoder's")
+        and any(what in other and other[what].value >= figure.value for other in others)
     ]
     return f"The base, bare or told, scored as high or higher in: {'; '.join(better)}.\n" if better else ""
 
