@@ -247,8 +247,10 @@ def _train(
         if args.for_page:  # a visitor's, who may have left
             shutil.rmtree(folder.path / DATA, ignore_errors=True)
 
-    parts = config, base, examples, folder, adapter, feature_cache, skipped
-    Job(*parts, resume=args.resume, accelerator=accelerator, inputs=inputs, on_finish=finish).run()
+    Job(
+        config, base, examples, folder, adapter, feature_cache, skipped,
+        resume=args.resume, accelerator=accelerator, inputs=inputs, on_finish=finish,
+    ).run()  # fmt: skip
     if accelerator.is_main_process:
         print(f"the adapter is in {folder.path}", file=sys.stderr)
 

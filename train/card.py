@@ -105,14 +105,15 @@ adapter, {digest}, the last on {today} with the code of {code}: {scores.served},
 
 
 def _outdone(own: dict[str, Figure], *others: dict[str, Figure]) -> str:
-    """A line on the shares in which the base, bare or told, scored as high or higher; empty if there are none."""
-    better = [
-        what
-        for what, figure in own.items()
-        if what[-1] == "%"
-        and not what.startswith("the encoder's")
-        and any(what in other and other[what].value >= figure.value for other in others)
-    ]
+    """A line on the shares in which the base, bare or told, scored as high or higher; empty if there are none.
+
+    What is the same for all says nothing about any: the encoder's share, beside which `see` is measured.
+    """
+    better = []
+    for what in (what for what in own if what[-1] == "%"):
+        value, rivals = own[what].value, [other[what].value for other in others if what in other]
+        if max(rivals, default=-1) >= value and {*rivals} != {value}:
+            better.append(what)
     return f"The base, bare or told, scored as high or higher in: {'; '.join(better)}.\n" if better else ""
 
 

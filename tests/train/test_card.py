@@ -32,6 +32,7 @@ def test_training_measures_development_sets_and_scoring_the_sealed_ones(command,
     scored = (tmp_path / "out" / CARD).read_text()
     assert "| parrots, sealed, % | 75 (65 to 85) | 75 (65 to 85) | 20 (10 to 30) | 4 |" in scored
     assert "language reference | " in scored  # what it forgot
+    assert "The base, bare or told, scored as high or higher in: parrots, sealed, %.\n" in scored
     start, end = scored.index("## Scores on sealed"), scored.index("## Scores on development")
     assert scored[:start] + scored[end:] == before
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == weights
