@@ -335,14 +335,21 @@ def _load_by_transformers(
         _require_finite(name, tensor, values.to(dtype) if values.is_floating_point() else values)
     if quantization == "nf4" and device == "cpu":
         try:
-            with torch.no_grad():  # which packs the weights for other products than training's: those of a copy
-                for module in copy.deepcopy(model.model.layers[0]).modules():
-                    if isinstance(module, nn.Linear):
-                        module(torch.zeros(1, 1, module.in_features, dtype=dtype))
+            multiply_once(copy.deepcopy(model.model.layers[0]), dtype)  # a copy: training needs other products
         except (AssertionError, RuntimeError) as error:
             sentence = f"bitsandbytes cannot multiply matrices of the sizes of '{base_label(name)}' here. "
             raise LoadError(sentence + "Load it as packed-int4.", first_line(error)) from error
     return model
+
+
+@torch.no_grad()
+def multiply_once(module: nn.Module, dtype: torch.dtype) -> None:
+    """Multiplies zeros of `dtype` by each matrix of a module on a CPU: bitsandbytes may pack nf4 weights in place
+    in a matrix's first product, without a lock. Raises AssertionError or RuntimeError for sizes it cannot take.
+    """
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            linear(torch.zeros(1, 1, linear.in_features, dtype=dtype))
 
 
 def load_tokenizer(name_or_path: str = embedded.BASE) -> Any:

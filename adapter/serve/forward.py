@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adapter.base.decoder import final_delta
-from adapter.base.llama import Base
+from adapter.base.llama import Base, multiply_once
 from adapter.base.memory import to_device
 from adapter.errors import first_line
 from adapter.method.attention import PromptKV
@@ -93,4 +93,6 @@ def make_forward(base: Base, threads: int) -> Forward:
             return CompiledForward(base, threads)
         except Exception as error:  # numba and LLVM raise nearly anything where they cannot compile
             log.warning("The layers cannot be compiled here, and torch computes them: %s", first_line(error))
+    if base.quantization == "nf4" and base.device.type == "cpu":
+        multiply_once(base.model.model, base.model.dtype)  # packed before several threads read them
     return TorchForward(base)

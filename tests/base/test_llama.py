@@ -13,6 +13,8 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
+from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import GPT2Config
@@ -25,6 +27,7 @@ from adapter.base.packed import integer_product, quantize
 from adapter.base.packed.quantize import PackedLinear, quantize_linears
 from adapter.base.template import Message, encode_prompt
 from adapter.errors import LoadError, with_detail
+from adapter.serve.forward import make_forward
 from adapter.server.generation import import_libraries
 from tests.base.packed.test_quantize import four_bit_weight
 from tests.tiny_models import random_adapter, random_llama, save_base
@@ -208,7 +211,12 @@ def test_a_base_without_safetensors_is_read_in_four_bits_too(four_bit_head, tmp_
     shutil.copytree(four_bit_head, tmp_path, dirs_exist_ok=True)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    assert load_base(str(tmp_path), "nf4", "cpu").quantization == "nf4"
+    base = load_base(str(tmp_path), "nf4", "cpu")
+    assert base.quantization == "nf4"
+    make_forward(base, threads=1)  # before the engine's threads start, of which two might pack a layer at once
+    layers = [module for module in base.model.modules() if isinstance(module, Linear4bit)]
+    packs = has_avx512bf16()
+    assert layers and all(layer.weight.quant_state.packing_format_for_cpu == packs for layer in layers)
 
 
 BROKEN = "model.layers.2.mlp.up_proj.weight"
