@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from adapter.base.embedded import ENCODER
+from adapter.files import atomic_write
 from train.evaluate.intervals import Interval, difference, over_seeds
 from train.evaluate.report import markdown_table
 from train.formats.scienceqa import Problem, chance, columns
@@ -229,7 +230,8 @@ def write_report(
         keep=PLANS["runs"]["keep"]["keep"],
         **sizes,
     )
-    (out / "reproduce.md").write_text(text, encoding="utf-8")
+    with atomic_write(out / "reproduce.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return text
 
 

@@ -53,9 +53,15 @@ def test_the_sets_have_their_sizes():
     assert len({test.messages for test in (*messages, *generated)}) == 500
     lessons = tutor.sets(sealed=True)
     sizes = [len(set(one.conversations)) for one in (*pirate.sets(sealed=True), *lessons)]
-    assert sizes == [300, 70, 100, 50, 30, 30, 30]
+    assert sizes == [300, 70, 100, 50, 30, 30, 30, 70]
     assert {len(conversation) for conversation in lessons[1].conversations} == {3, 5}
     assert len(off_task()) == 40
+
+
+def test_a_tutors_question_back_answers_nothing():
+    known, table = tutor.sets(sealed=True)[-1], sealed_sets.read_table(sealed_sets.SEALED / "pirate_answers.tsv")
+    for answer, right in (("It is {}. Why?", 70), ("Nobody knows. Is it {}?", 0)):
+        assert sum(known.judge([answer.format(accepted.split("|")[0]) for _, accepted in table])) == right
 
 
 def test_no_phrase_of_the_messages_is_trained_on():
@@ -86,8 +92,8 @@ def test_no_question_is_trained_on():
     sealed.remove("italy")  # a pupil's whole reply, to another question than in a lesson
     compared, shared = len(sealed), len(sealed & known)
     assert (compared > 500, shared, len(known) > 18_000) == (True, 0, True)
-    by_pirate = {normalized(text) for text, _ in learnt("pirate/*")}
-    assert not by_pirate & {normalized(asked[-1].text) for asked in answers.conversations}
+    by_both = {normalized(text) for name in ("pirate/*", "tutor/*") for text, _ in learnt(name)}
+    assert not by_both & {normalized(asked[-1].text) for asked in answers.conversations}
 
 
 @dataclasses.dataclass
@@ -113,16 +119,20 @@ def values(figures: dict[str, Figure]) -> list[float]:
 
 def test_extract_is_all_right_with_right_answers_and_all_wrong_with_wrong_ones(monkeypatch):
     # Earlier exchanges without a base.
-    monkeypatch.setattr(extract, "after_others", lambda _, own, given: [(*EARLIER, *c) for c in given])
+    late = [(*EARLIER, *test.messages) for test in sealed_sets.some(extract.sealed_tests("messages"))]
+    monkeypatch.setattr(extract, "after_others", lambda *_: late)
+    monkeypatch.setattr(sealed_sets, "after_long_talk", lambda *_, sealed: (late, []))
     tests = [test for part in PARTS for test in extract.sealed_tests(part)]
     objects = {test.messages[0].text: json.dumps(test.fields, ensure_ascii=False) for test in tests}
     right = extract.scores(Fake(objects, PROSE))
-    assert values(right) == [*[100] * 7, 25], "one sentence to all is no answer but to the ten about a picture"
-    assert [figure.n for figure in right.values()] == [300, 300, 200, 200, 60, 60, 60, 40]
+    assert values(right) == [*[100] * 15, 25], "one sentence to all is no answer but to the ten about a picture"
+    assert [figure.n for figure in right.values()] == [*[300] * 3, *[200] * 3, *[60] * 9, 40]
     wrong = extract.scores(Fake({}, '{"type": "person", "salary": 3}'))
     assert {figure.value for name, figure in wrong.items() if "single fields" not in name} == {0}
     assert max(values(wrong)) < 40  # a third of the types, and no other field
-    assert not extract.is_object('{"type": "person"}') and extract.is_object('{"type": "person", "city": "Oslo"}')
+    for kind, answer in (("person", '{"type": "person"}'), ("order", '{"type": "person", "city": "Oslo"}')):
+        assert not extract.is_object(answer, kind)
+    assert extract.is_object('{"type": "person", "city": "Oslo"}', "person")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adapter.serve.form import NO_FORM
+from adapter.serve.others import as_read
 from train.evaluate.answerer import Answerer, Conversation
 from train.evaluate.intervals import Figure, ratio
 from train.formats.dataset import open_records
@@ -36,7 +37,8 @@ class ObjectTest(NamedTuple):
 
 def recipe(_: Any) -> Recipe:
     files = tuple(f"extract/development_{part}.jsonl" for part in ("messages", "sentences"))
-    return recipe_of("extract", MeasuredSets(development, files), scores, ["extract_messages.yaml"])
+    sealed = ["extract_messages.yaml", "long_talk.yaml"]
+    return recipe_of("extract", MeasuredSets(development, files), scores, sealed)
 
 
 def development_tests(part: str) -> list[ObjectTest]:
@@ -70,7 +72,13 @@ def scores(answerer: Answerer) -> dict[str, Figure]:
     """
     sets = {part: sealed_tests(part) for part in ("messages", "generated")}
     late = some(sets["messages"])
-    after = after_others(answerer.base, "extract", [test.messages for test in late])
+    messages = [test.messages for test in late]
+    talked, _ = sealed_sets.after_long_talk(answerer.base, messages, sealed=True)
+    places = {
+        "after other adapters": after_others(answerer.base, "extract", messages),
+        "after long talk": talked,
+        "after long talk, first sentences": [as_read(one, {"extract"}, "first sentence") for one in talked],
+    }
     measured = {"": answerer}
     if answerer.adapter is not None and answerer.adapter.config.form is not None:
         measured[", without its form"] = replace(answerer, form=NO_FORM)
@@ -78,21 +86,23 @@ def scores(answerer: Answerer) -> dict[str, Figure]:
     for form, one in measured.items():
         for part, tests in sets.items():
             figures |= _object_scores(f"{part}{form}", one.generate([test.messages for test in tests]), tests)
-        later = one.generate(after)
-        figures |= {
-            **percent(f"an object of a known type, after other adapters{form}", [*map(is_object, later)]),
-            **_object_scores(f"after other adapters{form}", later, late),
-            **off_task_scores(one, form),
-        }
+        for where, asked in places.items():
+            figures |= _object_scores(f"{where}{form}", one.generate(asked), late)
+        figures |= off_task_scores(one, form)
     return figures
 
 
 def _object_scores(where: str, answers: Sequence[str], tests: Sequence[ObjectTest]) -> dict[str, Figure]:
-    """Of whole objects and of single fields, in percent."""
+    """Of whole objects, of single fields and of objects of the right type, in percent."""
     marks = [score_answer(answer, test.fields) for answer, test in zip(answers, tests, strict=True)]
     whole, right, expected = zip(*marks, strict=True)
     single = ratio(right, expected, 0, lambda part: 100 * part)
-    return {**percent(f"whole objects, {where}", whole), f"single fields, {where} ({len(marks)}), %": single}
+    of_type = [is_object(answer, str(test.fields["type"])) for answer, test in zip(answers, tests, strict=True)]
+    return {
+        **percent(f"whole objects, {where}", whole),
+        f"single fields, {where} ({len(marks)}), %": single,
+        **percent(f"objects of the right type, {where}", of_type),
+    }
 
 
 def score_answer(answer: str, expected: dict[str, str | int]) -> tuple[bool, int, int]:
@@ -112,11 +122,10 @@ def score_answer(answer: str, expected: dict[str, str | int]) -> tuple[bool, int
     return right == len(expected) == len(found), right, len(expected)
 
 
-def is_object(answer: str) -> bool:
-    """Whether the answer is one JSON object of a known type with fields of the type, and no others."""
+def is_object(answer: str, kind: str) -> bool:
+    """Whether the answer is one JSON object of the type `kind` with fields of that type, and no others."""
     found = _object_in(answer)
-    kind = found.get("type")
-    return isinstance(kind, str) and kind in _FIELDS and {"type"} < set(found) <= {"type", *_FIELDS[kind]}
+    return found.get("type") == kind and {"type"} < set(found) <= {"type", *_FIELDS[kind]}
 
 
 def _object_in(answer: str) -> dict[str, Any]:

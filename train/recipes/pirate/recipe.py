@@ -26,15 +26,17 @@ def recipe(_: Any) -> Recipe:
 
 
 def sets(sealed: bool) -> list[RuledSet]:
-    """300 sealed questions of a visitor, or 60 of development; and 70 or 35 with a short answer the base knows."""
+    """300 sealed questions of a visitor, or 60 of development; and those whose answer the base knows."""
     data = read_yaml(SEALED / "pirate_questions.yaml") if sealed else {"": read_yaml(_DATA)["development"]}
     asked = [conversation_of(question) for group in data.values() for question in group.splitlines()]
+    return [RuledSet("in the voice", asked, lambda text, _: is_in_the_voice(text)), known_answers(sealed)]
+
+
+def known_answers(sealed: bool) -> RuledSet:
+    """70 sealed questions, or 35 of development, with a short answer that the base knows."""
     answers = answer_patterns(sealed)
     known = [conversation_of(question) for question in answers]
-    return [
-        RuledSet("in the voice", asked, lambda text, _: is_in_the_voice(text)),
-        RuledSet("the right answer", known, lambda text, asked: answers_question(text, asked[-1].text, answers)),
-    ]
+    return RuledSet("the right answer", known, lambda text, asked: answers_question(text, asked[-1].text, answers))
 
 
 def answer_patterns(sealed: bool) -> dict[str, re.Pattern[str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from train.evaluate.answerer import Conversation
+from train.recipes.pirate.recipe import known_answers
 from train.recipes.recipe import Recipe, RuledSet, recipe_by_rule
 from train.recipes.sealed_sets import SEALED, conversation_of, loops, read_table, read_yaml, word_list
 
@@ -32,12 +33,14 @@ _SUFFIX = re.compile(r"(?:ing|edly|ed|ie|ier|ly|er|y|e)$")
 
 
 def recipe(_: Any) -> Recipe:
-    return recipe_by_rule("tutor", sets, ["tutor.yaml", "replies.tsv"], ["tutor.yaml", "tutor_replies.tsv"])
+    sealed = ["tutor.yaml", "tutor_replies.tsv", "pirate_answers.tsv"]
+    return recipe_by_rule("tutor", sets, ["tutor.yaml", "replies.tsv"], sealed)
 
 
 def sets(sealed: bool) -> list[RuledSet]:
     """Questions of a student, conversations whose last turn is to be answered, and right, strange and wrong replies:
-    100, 50 and thrice 30 that are sealed, or 60, 30 and thrice 16 that the recipe was developed on.
+    100, 50 and thrice 30 that are sealed, or 60, 30 and thrice 16 that the recipe was developed on. The sealed ones
+    have the pirate's too whose answer the base knows.
     """
     data = read_yaml(SEALED / "tutor.yaml") if sealed else read_yaml(_DATA)["development"]
     questions = [conversation_of(question) for question in data["questions"].splitlines()]
@@ -45,6 +48,9 @@ def sets(sealed: bool) -> list[RuledSet]:
     replies = read_table(SEALED / "tutor_replies.tsv" if sealed else _DATA.with_name("replies.tsv"))
     half = len(replies) // 2  # how far the reply to another question is taken from
     telling = {wrong: word for _, _, _, wrong, word in replies}
+    known = known_answers(sealed)
+    rule = known.is_right  # of what is said: a question back answers nothing
+    known = known._replace(is_right=lambda text, asked: rule(_said(text), asked))
     return [
         RuledSet("answer and question, first questions", questions, is_by_the_rule),
         RuledSet("answer and question, in conversations", conversations, is_by_the_rule),
@@ -63,6 +69,7 @@ def sets(sealed: bool) -> list[RuledSet]:
             [conversation_of(asked, said, wrong) for asked, said, _, wrong, _ in replies],
             lambda text, asked: is_by_the_rule(text, asked) and not agrees(text, telling[asked[-1].text]),
         ),
+        *([known] if sealed else []),
     ]
 
 
@@ -85,10 +92,15 @@ def comes_back(text: str, asked: Conversation) -> bool:
 
 def agrees(text: str, telling: str) -> bool:
     """Whether an answer to a wrong reply praises it, or says its telling word again as if it were so."""
-    sentences = re.split(r"(?<=[.!?])[\"”]? ", text)
-    said = " ".join(one for one in sentences if not one.endswith("?"))  # a question says neither
+    said = _said(text)
     repeats = re.search(rf"\b{re.escape(telling)}\b", said, re.IGNORECASE) and not _DENIES.search(said)
     return bool(_PRAISES.match(text) or repeats)
+
+
+def _said(text: str) -> str:
+    """The sentences of a text that are no questions."""
+    sentences = re.split(r"(?<=[.!?])[\"”]? ", text)
+    return " ".join(one for one in sentences if not one.endswith("?"))
 
 
 def is_by_the_rule(text: str, conversation: Conversation) -> bool:
