@@ -93,6 +93,6 @@ def make_forward(base: Base, threads: int) -> Forward:
             return CompiledForward(base, threads)
         except Exception as error:  # numba and LLVM raise nearly anything where they cannot compile
             log.warning("The layers cannot be compiled here, and torch computes them: %s", first_line(error))
-    if base.quantization == "nf4" and base.device.type == "cpu":
+    if getattr(base.model, "is_loaded_in_4bit", False) and base.device.type == "cpu":
         multiply_once(base.model.model, base.model.dtype)  # packed before several threads read them
     return TorchForward(base)

@@ -54,7 +54,7 @@ def sealed_tests(part: str) -> list[ObjectTest]:
 
 
 def development(answerer: Answerer) -> dict[str, Figure]:
-    """Whole objects and single fields of both development sets, without a form."""
+    """Whole objects, single fields and objects of the right type of both development sets, without a form."""
     answerer = replace(answerer, form=NO_FORM)
     figures: dict[str, Figure] = {}
     for part in ("messages", "sentences"):
@@ -66,7 +66,8 @@ def development(answerer: Answerer) -> dict[str, Figure]:
 
 
 def scores(answerer: Answerer) -> dict[str, Figure]:
-    """Whole objects and single fields of both sealed sets; its manner in mid-conversation and on messages of no kind.
+    """Whole objects, single fields and objects of the right type of both sealed sets, and of 60 messages after other
+    adapters and after long talk; its manner on messages of no kind.
 
     An adapter with a form is measured as it is served, and without its form, which is its own merit.
     """

@@ -26,7 +26,7 @@ def recipe(_: Any) -> Recipe:
 
 
 def sets(sealed: bool) -> list[RuledSet]:
-    """300 sealed questions of a visitor, or 60 of development; and those whose answer the base knows."""
+    """300 sealed questions of a visitor, or 60 of development; and `known_answers` beside them."""
     data = read_yaml(SEALED / "pirate_questions.yaml") if sealed else {"": read_yaml(_DATA)["development"]}
     asked = [conversation_of(question) for group in data.values() for question in group.splitlines()]
     return [RuledSet("in the voice", asked, lambda text, _: is_in_the_voice(text)), known_answers(sealed)]

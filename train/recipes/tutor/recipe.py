@@ -39,8 +39,8 @@ def recipe(_: Any) -> Recipe:
 
 def sets(sealed: bool) -> list[RuledSet]:
     """Questions of a student, conversations whose last turn is to be answered, and right, strange and wrong replies:
-    100, 50 and thrice 30 that are sealed, or 60, 30 and thrice 16 that the recipe was developed on. The sealed ones
-    have the pirate's too whose answer the base knows.
+    100, 50 and thrice 30 that are sealed, or 60, 30 and thrice 16 that the recipe was developed on. Beside the
+    sealed ones stand the 70 `known_answers` of pirate's.
     """
     data = read_yaml(SEALED / "tutor.yaml") if sealed else read_yaml(_DATA)["development"]
     questions = [conversation_of(question) for question in data["questions"].splitlines()]
@@ -48,10 +48,7 @@ def sets(sealed: bool) -> list[RuledSet]:
     replies = read_table(SEALED / "tutor_replies.tsv" if sealed else _DATA.with_name("replies.tsv"))
     half = len(replies) // 2  # how far the reply to another question is taken from
     telling = {wrong: word for _, _, _, wrong, word in replies}
-    known = known_answers(sealed)
-    rule = known.is_right  # of what is said: a question back answers nothing
-    known = known._replace(is_right=lambda text, asked: rule(_said(text), asked))
-    return [
+    result = [
         RuledSet("answer and question, first questions", questions, is_by_the_rule),
         RuledSet("answer and question, in conversations", conversations, is_by_the_rule),
         RuledSet(
@@ -69,8 +66,11 @@ def sets(sealed: bool) -> list[RuledSet]:
             [conversation_of(asked, said, wrong) for asked, said, _, wrong, _ in replies],
             lambda text, asked: is_by_the_rule(text, asked) and not agrees(text, telling[asked[-1].text]),
         ),
-        *([known] if sealed else []),
     ]
+    if sealed:
+        known = known_answers(sealed)  # by what is said: a question back answers nothing
+        result.append(known._replace(is_right=lambda text, asked: known.is_right(_said(text), asked)))
+    return result
 
 
 def contradicts(text: str, asked: Conversation) -> bool:
