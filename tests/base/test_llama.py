@@ -214,13 +214,16 @@ def test_a_base_without_safetensors_is_read_in_four_bits_too(four_bit_head, tmp_
     assert load_base(str(tmp_path), "nf4", "cpu").quantization == "nf4"
 
 
-def test_nf4_is_packed_before_the_engines_threads_start(four_bit_head):
+def test_nf4_is_packed_before_the_engines_threads_start(four_bit_head, tmp_path):
     """Of two threads that multiply by a layer for the first time, each might pack it."""
-    base = load_base(str(four_bit_head), "nf4", "cpu")
-    make_forward(base, threads=1)
-    states = [module.weight.quant_state for module in base.model.modules() if isinstance(module, Linear4bit)]
-    packed = [getattr(state, "packing_format_for_cpu", False) for state in states]  # where it is, and nowhere else
-    assert packed == [has_avx512bf16()] * 28
+    stored = shutil.copytree(four_bit_head, tmp_path / "stored")
+    load_base(str(four_bit_head), "nf4", "cpu").model.save_pretrained(stored)
+    for folder, quantization in (four_bit_head, "nf4"), (stored, "auto"):
+        base = load_base(str(folder), quantization, "cpu")
+        make_forward(base, threads=1)
+        states = [module.weight.quant_state for module in base.model.modules() if isinstance(module, Linear4bit)]
+        packed = [getattr(state, "packing_format_for_cpu", False) for state in states]
+        assert packed == [has_avx512bf16()] * 28
 
 
 BROKEN = "model.layers.2.mlp.up_proj.weight"
