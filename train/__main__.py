@@ -266,6 +266,7 @@ def _start_digest(start_from: str, folder: Path, base: BaseFingerprint | None) -
 
 
 def _check_files(recipe: RecipeFile) -> None:
+    check_tracker(recipe.train.tracker)
     tokenizer = load_tokenizer(recipe.base)
     recipe = complete(recipe, tokenizer, base_config(recipe.base), print)
     examples = FileExamples(recipe.data, recipe.train, SkippedExamples(lambda _: None))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from adapter.base.embedded import BASE, ENCODER
@@ -29,7 +29,8 @@ class ConfigError(AdapterError):
     """A recipe cannot be read, or holds an unknown key or a value that is not allowed."""
 
 
-Float = Annotated[float, Field(strict=False)]  # also text such as 1e-3, which YAML does not read as a number
+_NO_BOOL = BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)  # Python has True == 1
+Float = Annotated[float, _NO_BOOL, Field(strict=False)]  # also 1e-3, a text to YAML
 AboveZero = Annotated[Float, Field(gt=0)]
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -291,7 +292,7 @@ def _assign(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
             is_text = isinstance(loaded, str | dict) and value[0] not in "\"'{"
             target[last] = value if is_text else loaded
         except yaml.YAMLError as error:
-            raise ConfigError(f"The value of '{assignment}' cannot be read. Quote it.") from error
+            raise ConfigError(f"The value of '{assignment}' cannot be read. Quote it, or rename it.") from error
     return values
 
 

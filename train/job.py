@@ -362,13 +362,13 @@ class Job:
             if progress.not_finite == min(_MOST_NOT_FINITE, config.steps):
                 text = f"{progress.not_finite} steps in a row had a gradient that is not finite."
                 remedy = "Use a smaller learning rate (lr), or clip_norm: 1."
-                raise TrainError(f"{text} {remedy}", f"the last save is in {self.folder.path}")
+                raise TrainError(f"{text} {remedy}", f"the run's folder is {self.folder.path}")
         else:
             progress.not_finite = 0
             self.empty_steps = 0 if supervised else self.empty_steps + 1
             if self.empty_steps == _MOST_EMPTY_STEPS:
                 text = f"Nothing was learnt in {self.empty_steps} steps in a row: every row was passed over."
-                raise TrainError(f"{text} --check lists why.", f"the last save is in {self.folder.path}")
+                raise TrainError(f"{text} --check lists why.", f"the run's folder is {self.folder.path}")
             if supervised:
                 self.scaler.step(self.optimizer)
                 if self.average is not None:

@@ -5,6 +5,7 @@ asks for them, the adapters of some steps in `checkpoints`.
 
 import contextlib
 import reprlib
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +17,10 @@ from filelock import FileLock, Timeout
 from adapter.errors import AdapterError, first_line
 from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
-from adapter.method.checkpoint import CARD, CONFIG, save_adapter
+from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, save_adapter
 from adapter.method.config import BaseFingerprint
 from train.config import METRICS, STATE, TrainConfig
+from train.input.keep import OWN_TEXT
 
 CHECKPOINTS = "checkpoints"
 # Settings that change nothing about the adapter of a run but rounding: a resumed run may have others.
@@ -63,8 +65,9 @@ class RunFolder:
             except Timeout as error:
                 used = f"{name} is in use by another run. Give this one its own with --out."
                 raise TrainError(used, str(self.path)) from error
-            for cut_off in self.path.glob(f".[!rw]*.{8 * '[0-9a-f]'}"):  # by a kill; run.json is the page's
-                cut_off.unlink(missing_ok=True)
+            for name_of in (STATE, OWN_TEXT, WEIGHTS, CONFIG, CARD):  # the run's; the folder may hold others'
+                for cut_off in self.path.glob(f".{name_of}.{8 * '[0-9a-f]'}"):  # by a kill
+                    cut_off.unlink(missing_ok=True)
         if not resume and state.exists():
             unfinished = f"{name} holds an unfinished run. Go on with it by --resume, or give another --out."
             raise TrainError(unfinished, str(self.path))
@@ -84,6 +87,8 @@ class RunFolder:
         """Reads what `save` wrote. Raises TrainError, which names what differs from `identity` as far as known."""
         path = self.path / STATE
         with _explained(f"'{path.name}' cannot be read. Start anew with another --out.", path):
+            if damaged := zipfile.ZipFile(path).testzip():  # torch compares no checksums
+                raise ValueError(f"damaged: {damaged}")
             state = torch.load(path, map_location="cpu", weights_only=True)
             differences = _differences(state["identity"], identity)
         if differences:

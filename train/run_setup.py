@@ -48,6 +48,8 @@ def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callabl
         raise ConfigError("tuning_lr finds no tuning to learn: leave it out, or set tuning: {lora_rank: 8}.")
     if config.tuning is not None and config.tuning.layers > base.num_hidden_layers:
         raise ConfigError(f"tuning.layers must be at most {base.num_hidden_layers}, got {config.tuning.layers}.")
+    if config.tuning is not None and config.tuning.lora_rank > base.hidden_size:  # more than the matrices have
+        raise ConfigError(f"tuning.lora_rank must be at most {base.hidden_size}, got {config.tuning.lora_rank}.")
     if tokenizer.eos_token_id is None:
         raise ConfigError("The tokenizer of this base names no end token: set eos_token in tokenizer_config.json.")
     if config.max_length > context:

@@ -163,7 +163,7 @@ def _load_foreign(path: Path, name: str, options: Options) -> tuple[Adapter, str
             "the format's training code has tanh, its inference code the raw gate, and the file does not tell. "
             "`convert --gate-activation` states it."
         )
-    if options.template is None and foreign.template is None:
+    if options.template is None:
         assumed["template"] = "the format does not tell one. `convert --template` states it."
     adapter_config = AdapterConfig(
         base=base,

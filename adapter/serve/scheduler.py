@@ -56,7 +56,7 @@ def admit(
     tokens = len(ids) + len(request.answer_ids)
     room = min(base.context_length, cache_tokens or base.context_length) - tokens
     if room < 1:
-        limit, remedy = f"this base reads {base.context_length}", ""
+        limit, remedy = f"this base reads {base.context_length}, an answer included", ""
         if tokens < base.context_length:
             limit = f"this server has memory for {cache_tokens}"
             remedy = "; whoever runs the server can give it more (--cache-gb)"

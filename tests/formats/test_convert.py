@@ -148,6 +148,7 @@ def test_the_command_converts_and_notes_what_it_assumed(tiny_folder, tmp_path, c
     assert main(["convert", str(tmp_path / "v1.pth"), "--to", str(to), *stated]) == 0
     out = capsys.readouterr().out
     assert "tanh gates, template alpaca" in out and "note: gate activation (assumed)" in out
+    assert "note: template (assumed)" in out
     assert "| gate activation | tanh (assumed, see below) |" in (to / "README.md").read_text()
     assert main(["--adapters", str(tmp_path), "show", "v1"]) == 0
 

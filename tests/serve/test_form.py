@@ -219,6 +219,8 @@ def rules_in_a_chain(count: int) -> str:
     ("form", "reason"),
     [
         (rules_in_a_chain(200), None),
+        (r'start: "\"<[5]>" /[<"]\/<b>/ // "<c>' + "\n", None),
+        ('start: "a" <[65]> // "', "names no tokens"),
         ("start: (", r"cannot be used: 1\(9\): Expected token"),
         (json_schema_form({"type": "string", "pattern": "(?=a)b"}), "look-around"),
         ('start: "' + "x" * MAX_FORM_BYTES + '"', f"bytes; {MAX_FORM_BYTES} are the limit"),

@@ -210,9 +210,12 @@ def test_a_folder_is_refused_that_is_in_use_unfinished_damaged_or_no_folder(trai
     with pytest.raises(TrainError, match="holds an unfinished run"):
         train_echo()
     state = tmp_path / "run" / STATE
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(TrainError, match=r"state.pt' cannot be read"):
-        train_echo(resume=True)
+    whole = state.read_bytes()
+    middle = len(whole) // 2
+    for damaged in (whole[:1000], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]):
+        state.write_bytes(damaged)
+        with pytest.raises(TrainError, match=r"state.pt' cannot be read"):
+            train_echo(resume=True)
     state.unlink()
     (tmp_path / "run" / METRICS).unlink()  # now it is an adapter that no run has made
     with pytest.raises(TrainError, match="holds a finished adapter"):

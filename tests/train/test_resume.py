@@ -54,10 +54,11 @@ def test_a_resumed_run_is_the_one_that_was_stopped(
 def test_a_folder_is_neither_mistyped_nor_written_over(run, refused_before_loading, tmp_path):
     assert "'otu' holds no unfinished run" in refused_before_loading("--resume", out="otu")
     assert not (tmp_path / "otu").exists()
-    cut_off = tmp_path / "out" / ".adapter.safetensors.0123abcd"  # by a kill while it was saved
-    cut_off.parent.mkdir()
-    cut_off.touch()
-    assert run("checkpoint_every=2") == 0 and not cut_off.exists()
+    (tmp_path / "out").mkdir()
+    cut_off, own = (tmp_path / "out" / name for name in (".adapter.safetensors.0123abcd", ".bashrc.20240131"))
+    for file in (cut_off, own):  # by a kill while it was saved, and the user's
+        file.touch()
+    assert run("checkpoint_every=2") == 0 and own.exists() and not cut_off.exists()
     assert "holds a finished adapter" in refused_before_loading()
     (tmp_path / "out" / CARD).unlink()
     own = tmp_path / "out" / CHECKPOINTS / "step-000002"

@@ -141,6 +141,8 @@ def test_the_published_presets_have_the_published_figures():
         (["insertion_layers=-4"], "insertion_layers -4 would be 0 of 4. Change it"),
         (["insertion_layers=5"], "insertion_layers 5 would be 5 of 4. Change it"),
         (["tuning.norms=true", "tuning.layers=5"], "tuning.layers must be at most 4, got 5"),
+        (["tuning.lora_rank=33"], "tuning.lora_rank must be at most 32, got 33"),
+        (["lr=true"], "'lr' must be a valid number"),
     ],
 )
 def test_what_the_base_or_adapter_cannot_do_is_refused_and_a_default_gives_way(tiny_base, stated, message):

@@ -113,7 +113,7 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
         # A number that is not finite, which JSON has not, is null.
         finite = json.loads(json.dumps(about), parse_constant=lambda _: None)
         with atomic_write(args.out) as temporary:
-            temporary.write_text(json.dumps(finite, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(finite, indent=1) + "\n")  # in ASCII: a name may be no text
     if failed:
         raise AdapterError(f"Not measured: {', '.join(failed)}. The notes say why.")
 

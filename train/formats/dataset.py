@@ -129,7 +129,7 @@ def open_records(
         dataset = hf_datasets.open_dataset(str(path), split, config)
         rows = hf_datasets.of_dataset(dataset, identifier)
         return Records(Path(identifier), folder or Path(), format, rows, has_splits=True, dataset=dataset)
-    path = Path(path)
+    path = Path(path) if Path(path).name else Path(path).resolve()  # "." has no name
     if not os.path.exists(path):
         raise DataError(f"There is no file or folder '{path.name}'. Check the path.", str(path))
     home = path if path.is_dir() else path.parent

@@ -31,6 +31,7 @@ CAPTION_FILES = ("captions.tsv", "captions.csv", "metadata.jsonl", "metadata.csv
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".jfif", ".heic", ".avif", ".gif", ".bmp"}
 _RECORDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "config.json"}
+_NOT_DATA |= {"metrics.jsonl", "keep.jsonl"}  # of a run in that folder
 # As on the Hugging Face Hub: a word in the name of a file or of its folder says which split it belongs to.
 _SPLITS = {
     "train": ("train", "training"),
@@ -132,6 +133,8 @@ def of_shards(folder: Path, split: str | None) -> Iterator[Item]:
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked, without a byte order mark. Raises DataError, also while they are read."""
+    if path.exists() and not path.is_file():  # a pipe may have no end, and is read once
+        raise DataError(f"'{path.name}' is no file. Write it to one.", str(path))
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             begins = file.read(len(codecs.BOM_UTF8))

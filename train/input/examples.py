@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from adapter.base.template import Message
+from adapter.errors import printable
 from adapter.method.vision import VisualFeatures
 from train.formats.dataset import DataError, Record, Records
 from train.formats.record import Picture
@@ -66,7 +67,7 @@ class SkippedExamples:
             self._new.append((place, str(reason)))
             count = len(self.places)
         if count <= _MOST_LOGGED:
-            self._log(f"skipped: {reason}")
+            self._log(f"skipped: {printable(str(reason))}")
         elif count == _MOST_LOGGED + 1:
             self._log("skipped more; from here on they are only counted")
 

@@ -2,6 +2,7 @@
    conversations.js. Its texts come from data-… attributes. Sends no requests. */
 
 (() => {
+  document.body.lang = "en"; // Gradio gives the document the browser's language, and names its buttons in it
   const find = (selector) => document.querySelector(selector);
   const all = (selector) => [...document.querySelectorAll(selector)];
   const visible = (element) => Boolean(element?.getClientRects().length);
@@ -117,7 +118,7 @@
     const [edits, drawer] = [target.matches?.(".edit-textarea"), find("#more > .label-wrap.open")];
     if (edits && (key === "Escape" || (key === "Enter" && !event.shiftKey))) {
       const buttons = target.closest(".message-row").nextElementSibling;
-      buttons.querySelectorAll("button")[key === "Enter" ? 0 : 1]?.click(); // their names are of the browser's language
+      buttons.querySelectorAll("button")[key === "Enter" ? 0 : 1]?.click();
       requestAnimationFrame(() => buttons.querySelector("button:last-of-type")?.focus());
     } else if (key === "Escape") {
       if (find("dialog[open], :popover-open") || target.closest?.("[role=listbox], [aria-expanded=true]:not(.label-wrap)")) return;

@@ -1,6 +1,7 @@
 """Data sets of the library `datasets`: files and folders as it writes them, ids of the Hub by a fake; shards."""
 
 import json
+import os
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -173,8 +174,8 @@ def write_shards(folder: Path, names: list[str]) -> Path:
 
 
 def test_shards_are_one_set_of_records_with_exact_places(tmp_path):
-    names = ["b/part-1.jsonl", "part-0.jsonl", "c.json", "validation/x.jsonl", "test-0.jsonl", "dataset_info.json"]
-    folder = write_shards(tmp_path / "data", names)
+    names = ["b/part-1.jsonl", "part-0.jsonl", "c.json", "validation/x.jsonl", "test-0.jsonl"]
+    folder = write_shards(tmp_path / "data", [*names, "dataset_info.json", "runs/x/metrics.jsonl"])
     records = open_records(folder)
     assert records.format == "pairs" and [records[i].messages[-1].text for i in (0, 2, 4)] == sorted(names[:3])
     assert records[1].where == "part-1.jsonl, line 2" and len(records) == 6
@@ -184,6 +185,9 @@ def test_shards_are_one_set_of_records_with_exact_places(tmp_path):
     assert examples.learnt == 6 and len(examples.held_out) == 2
     with pytest.raises(DataError, match="'train/metadata.jsonl' lists pictures of its own folder"):
         open_records(write_shards(tmp_path / "more", ["train/metadata.jsonl"]))
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match=r"'pipe.jsonl' is no file"):
+        open_records(tmp_path / "pipe.jsonl")
     (folder / "test-0.jsonl").unlink()
     with pytest.raises(DataError, match="'data' has no files of the split 'test'. It has: train, validation"):
         open_records(folder, split="test")

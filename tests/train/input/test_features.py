@@ -112,10 +112,10 @@ def test_rows_whose_picture_cannot_be_read_are_left_out_and_counted(picture, tmp
     logged: list[str] = []
     skipped = SkippedExamples(logged.append)
     cache = FeatureCache(FakeEncoder(), VISION, skipped, None)  # type: ignore[arg-type]
-    paths = [tmp_path / "bad.png", picture(10), tmp_path / "none.png", None]
+    paths = [tmp_path / "bad.png", picture(10), tmp_path / "none\x1b.png", None]
     for _ in range(2):
         assert [row.example.picture for row in cache.with_features(rows_of(*paths))] == [paths[1], None]
-    assert len(skipped.places) == len(logged) == 2 and "bad.png" in logged[0] and "none.png" in logged[1]
+    assert len(skipped.places) == len(logged) == 2 and "bad.png" in logged[0] and r"none\x1b.png" in logged[1]
 
 
 def features(number: int) -> VisualFeatures:

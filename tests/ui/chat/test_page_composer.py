@@ -74,6 +74,7 @@ COMPOSED = """field => field.dispatchEvent(
 def test_keyboard(visit: Callable[..., Visitor]) -> None:
     visitor = visit(locale="ru-RU")  # in which Gradio names its buttons
     page, keyboard = visitor.page, visitor.page.keyboard
+    assert page.evaluate("() => document.body.lang") == "en", "and the page its words"
     # A group of radios is one Tab stop.
     page.locator("#picker input:checked").focus()
     keyboard.press("ArrowDown")

@@ -146,7 +146,8 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Ca
     with reader.page.expect_event("load"):  # a page that is being left has toasts too: its connections end
         reader.page.goto(f"{address}#chat=broken")
     assert "no conversation" in reader.toast()
-    assert reader.rows() == [] and reader.ask("And the moon?") == "you said: And the moon?!"
+    reader.wait_for_rows(gone_on)
+    assert reader.ask("And the moon?") == "you said: And the moon?!"
     assert not [u for u in reader.requested if "chat=" in u]
 
 
