@@ -65,7 +65,7 @@ class RunFolder:
             except Timeout as error:
                 used = f"{name} is in use by another run. Give this one its own with --out."
                 raise TrainError(used, str(self.path)) from error
-            for name_of in (STATE, OWN_TEXT, WEIGHTS, CONFIG, CARD):  # the run's; the folder may hold others'
+            for name_of in (STATE, METRICS, OWN_TEXT, WEIGHTS, CONFIG, CARD):  # the folder may hold others'
                 for cut_off in self.path.glob(f".{name_of}.{8 * '[0-9a-f]'}"):  # by a kill
                     cut_off.unlink(missing_ok=True)
         if not resume and state.exists():

@@ -134,7 +134,7 @@ def of_shards(folder: Path, split: str | None) -> Iterator[Item]:
 def opened(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, unpacked, without a byte order mark. Raises DataError, also while they are read."""
     if path.exists() and not path.is_file():  # a pipe may have no end, and is read once
-        raise DataError(f"'{path.name}' is no file. Write it to one.", str(path))
+        raise DataError(f"'{path.name}' is no file. Name one, or write it to one.", str(path))
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             begins = file.read(len(codecs.BOM_UTF8))

@@ -366,7 +366,7 @@
     opened: (id, names, values) => {
       if (id !== shown.id && !next) {
         if (conversations.has(shown.id)) act("NOT_OPENED"); // of a file or a link the server has said why
-        if (!id && !retried) [next, retried] = [{ id: (isUnsavedLink() && own.getItem(CURRENT)) || newId() }, true];
+        if (!id && !retried) [next, retried] = [{ id: (isUnsavedLink() && own.getItem(CURRENT)) || newId() }, !isUnsavedLink()];
         waiting = null;
         before = shown = id === before.id ? before : { id };
         attempt(() => own.setItem(CURRENT, id));
