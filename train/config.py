@@ -292,7 +292,7 @@ def _assign(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any
             is_text = isinstance(loaded, str | dict) and value[0] not in "\"'{"
             target[last] = value if is_text else loaded
         except yaml.YAMLError as error:
-            raise ConfigError(f"The value of '{assignment}' cannot be read. Quote it, or rename it.") from error
+            raise ConfigError(f"The value of '{assignment}' cannot be read. Quote it or rename a file.") from error
     return values
 
 

@@ -56,7 +56,7 @@ _vocabularies: LRU[Any, _Vocabulary] = LRU(2)  # by tokenizer
 # What is wrong with the forms that were checked last, as a sentence and its detail; "" where nothing is.
 _checked: LRU[str, tuple[str, str]] = LRU(256)
 _MESSAGE = re.compile(r"\bMESSAGE_WORDS\b")
-_LITERALS = re.compile(r'"(?:\\[\s\S]|[^"\\])*"|/(?:\\[\s\S]|[^/\\])+/|(?://|#).*')  # and comments
+_LITERALS = re.compile(r'"(?:\\[\s\S]|[^"\\])*"|/(?:\\[\s\S]|[^/\\])+/|(?://|#).*')  # of a grammar, and comments
 # Scripts that put no space between words: each of their characters is a word.
 UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORDS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]{{1,64}}|.", re.DOTALL)  # llguidance takes 110 in one
@@ -261,7 +261,7 @@ class FormState:
 
 def _problem(form: str) -> str:
     """What is wrong with a form, in llguidance's words; empty if it can be used with a vocabulary of bytes."""
-    if "<" in _LITERALS.sub("", form):  # of which base? The vocabulary of bytes has tokens of its own
+    if "<" in _LITERALS.sub("", form):  # the vocabulary of bytes has other tokens than a base
         return "a grammar is of texts and names no tokens"
     matcher = LLMatcher(LLTokenizer("byte"), LLMatcher.grammar_from_lark(form), limits=_LIMITS, log_level=0)
     if not matcher.is_error():

@@ -24,7 +24,7 @@ FIRST_ADAPTER = "pirate"  # that a newcomer begins with
 STATIC = Path(__file__).parent / "static"
 STYLE_SHEETS = sorted(STATIC.glob("*.css"))
 SCRIPTS = ("conversations.js", "page.js")  # go into the page's head, in this order
-HEAD = "".join(f"<script>{(STATIC / of).read_text(encoding='utf-8')}</script>" for of in SCRIPTS) + styles_html()
+HEAD = "".join(f"<script>{(STATIC / js).read_text(encoding='utf-8')}</script>" for js in SCRIPTS) + styles_html()
 ICON = STATIC / "icon.png"
 DRAWING = SHIPPED.parent / "examples" / "traffic-light.png"
 FILM_EXAMPLE = DRAWING.with_name("filmstrip.json")  # tests/ui/compare/test_filmstrip_example.py makes it

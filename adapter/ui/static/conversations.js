@@ -362,7 +362,7 @@
     begin: () => void begun.then(send),
     // The server has refused an event, maybe that of a conversation to be shown.
     refused: () => isOpening && !next && page.opened(before.id),
-    // A conversation is shown, or could not be: then the page goes on with the one before, or with a new one.
+    // A conversation is shown, or could not be: then the one before, behind a link the tab's own, or a new one.
     opened: (id, names, values) => {
       if (id !== shown.id && !next) {
         if (conversations.has(shown.id)) act("NOT_OPENED"); // of a file or a link the server has said why

@@ -118,7 +118,7 @@
     const [edits, drawer] = [target.matches?.(".edit-textarea"), find("#more > .label-wrap.open")];
     if (edits && (key === "Escape" || (key === "Enter" && !event.shiftKey))) {
       const buttons = target.closest(".message-row").nextElementSibling;
-      buttons.querySelectorAll("button")[key === "Enter" ? 0 : 1]?.click();
+      buttons.querySelectorAll("button")[key === "Enter" ? 0 : 1]?.click(); // their names are of the browser's language
       requestAnimationFrame(() => buttons.querySelector("button:last-of-type")?.focus());
     } else if (key === "Escape") {
       if (find("dialog[open], :popover-open") || target.closest?.("[role=listbox], [aria-expanded=true]:not(.label-wrap)")) return;
