@@ -189,8 +189,8 @@ def pause(b):
 yield_thread = types.ExternalFunction("sched_yield", types.int32())  # lets another thread have the core
 
 
-def sums(b, vectors):
-    """The sum of each of 1, 2 or 4 vectors of 16 floats, as a vector.
+def sums(b, vectors, add=ir.IRBuilder.fadd):
+    """The sum of each of 1, 2 or 4 vectors of 16 floats, as a vector; or what `add` makes of two vectors instead.
 
     Upper halves are added to lower ones, on every processor: the bits are the same.
     """
@@ -205,7 +205,7 @@ def sums(b, vectors):
                 ir.Constant(ir.VectorType(I32, lanes // 2), [i + offset for i in lower])
                 for offset in (0, size // 2)
             ]
-            folded.append(b.fadd(*(b.shuffle_vector(pair[0], pair[-1], part) for part in parts)))
+            folded.append(add(b, *(b.shuffle_vector(pair[0], pair[-1], part) for part in parts)))
         vectors, size = folded, size // 2
     return vectors[0]
 
@@ -311,6 +311,21 @@ def _exp(b, x):
     power = b.fadd(fma(b, power, b.fmul(rest, rest), rest), constant(FLOATS, 1.0))
     exponent = b.sub(b.bitcast(shifted, INTS), constant(INTS, 0x4B400000 - 127))
     return b.fmul(power, b.bitcast(b.shl(exponent, constant(INTS, 23)), FLOATS))
+
+
+def _larger(b, x, y):
+    """The larger one of two numbers or vectors of them, x where y is NaN."""
+    return b.select(b.fcmp_ordered(">", y, x), y, x)
+
+
+@emitted(types.float32, types.intp, types.int64, types.float32)
+def largest_of(b, x, vectors, least):
+    """The largest of `least`, which is no NaN, and the 16 * vectors floats at x, at least one vector."""
+
+    def compare(i, found):
+        return [_larger(b, found[0], load(b, b.add(x, b.mul(i, I64(4 * LANES))), FLOATS))]
+
+    return b.extract_element(sums(b, loop(b, vectors, [splat(b, least)], compare), _larger), I32(0))
 
 
 @emitted(types.float32, types.intp, types.int64, types.float32)

@@ -26,6 +26,7 @@ from adapter.base.packed.native import (
     from_bf16,
     gated_silu,
     halves,
+    largest_of,
     pause,
     pointer,
     scores,
@@ -205,19 +206,18 @@ def _softmax_attention(query, group, size, keys, values, count, scaling, scratch
                 _scalar_scores(here, tile_keys, length, size, scaling, to)
         for g in range(group):
             p = floats(tile_scores + g * SCORES_BYTES, TILE + LANES)
-            top = largest[g]
-            for j in range(length):
-                top = p[j] if p[j] > top else top
             pieces = -(-length // LANES)
             p[length : pieces * LANES] = -np.inf  # what pads the scores to whole vectors: these weights vanish
+            top = largest_of(tile_scores + g * SCORES_BYTES, pieces, largest[g])
             total = exp_below(tile_scores + g * SCORES_BYTES, pieces, top)
-            if tile:
+            if tile and top > largest[g]:
                 p[TILE : TILE + LANES] = largest[g] - top  # behind the tile, the factor of the earlier sums
                 exp_below(tile_scores + g * SCORES_BYTES + 4 * TILE, 1, np.float32(0))
-                total += sums[g] * p[TILE]
+                factor = p[TILE]
+                sums[g] *= factor
                 for i in range(g * size, (g + 1) * size):
-                    out[i] *= p[TILE]
-            sums[g], largest[g] = total, top
+                    out[i] *= factor
+            sums[g], largest[g] = total + sums[g], top
         for first in range(0, group, 4 if size % LANES == 0 else 1):
             some = min(4, group - first)
             here, to = tile_scores + first * SCORES_BYTES, totals + 4 * first * size
@@ -404,9 +404,9 @@ def _run(plan, kind, layer, piece, thread):
         _run_product(plan, kind, layer, first, last)
         return
     for unit in range(first, last):
-        if kind == ATTEND:
+        if kind == ATTEND:  # all tokens of a KV head, whose keys and values stay in the processor's cache
             scratch = plan.scratch + thread * plan.scratch_bytes
-            _attend(plan, unit // plan.kv_heads, unit % plan.kv_heads, layer, scratch)
+            _attend(plan, unit % plan.tokens, unit // plan.tokens, layer, scratch)
         elif kind in (NORM_1, NORM_2):
             _norm_token(plan, kind, layer, unit)
         elif kind == ROTATE:
