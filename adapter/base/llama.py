@@ -225,7 +225,7 @@ def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int, 
 def _pack_stored(model: AdaptedLlama, folder: Path, bits: int, name: str) -> bool:
     """Fill a model on the meta device with a folder's weights. False if they are not a LLaMA's safetensors."""
     files, shapes, dtype = tensor_files(folder), tensor_shapes(model.config, model), model.dtype
-    if shapes.keys().isdisjoint(files):
+    if shapes.keys().isdisjoint(files.keys() - {"lm_head.weight"}):  # the others may lack their prefix
         return False
     if missing := shapes.keys() - files.keys():
         raise _wrong_weight(name, min(missing), "is not among its weights")

@@ -57,7 +57,7 @@ def _insertion_layers(
     choices = ", ".join(str(n) for n in range(1, total + 1) if rows % n == 0)
     count = getattr(args, "adapter_layer", None) if stated is None else stated
     if count is not None:
-        if not isinstance(count, int) or not 1 <= count <= total or rows % count:
+        if type(count) is not int or not 1 <= count <= total or rows % count:
             raise LoadError(
                 f"'{path.name}' has {rows} prompts and {total} layers: {count!r} insertion layers do not fit. "
                 f"--layers can be one of {choices}."

@@ -112,7 +112,7 @@ def _prompts(
     """[L, K, hidden_size] and [L, H]."""
     gates = {(match[2], int(match[1])): tensor for match, tensor in found["gate"]}
     layers = sorted(layer for kind, layer in gates if kind == "gate")
-    if len(gates) not in (len(layers), 2 * len(layers)):
+    if {layer for kind, layer in gates if kind == "new_gate"} not in (set(), set(layers)):
         raise broken(path, "some of its layers have a new_gate, and others none")
     total, rows = base.num_hidden_layers, tensors[PROMPTS]
     remedy = "Name the base that it was made for with --base."
@@ -180,6 +180,13 @@ def _fill_tuning(
         halves[match[4]].add(f"layer {match[1]}: {match[2]}.{match[3]}")
     if odd := sorted(halves["1"] ^ halves["2"]):
         raise broken(path, f"{odd[0]} has one half of its LoRA only")
+    layers_of: dict[str, set[int]] = {}  # by the name without its layer
+    for match, _ in (*found["bias"], *found["lora"], *found["norm"]):
+        if match[1]:
+            layers_of.setdefault(match.string.replace(match[1], "*", 1), set()).add(int(match[1]))
+    for name, layers in layers_of.items():
+        if lost := set(range(min(layers), base.num_hidden_layers)) - layers:
+            raise broken(path, f"layer {min(lost)} lacks {name}, which others have")
     for match, value in found["lora"]:
         side, linear = "down" if match[4] == "1" else "up", _LINEARS.get(f"{match[2]}.{match[3]}")
         put(f"tuning.{side}.{linear}", int(match[1]), value)

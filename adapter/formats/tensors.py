@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,10 @@ from adapter.method.config import Template
 
 # Numbers in the prompts of one adapter, far above any real one: more is a mistake or an attack on memory.
 MAX_NUMBERS = 2**27
-_UNREADABLE = (zipfile.BadZipFile, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError)
+_UNREADABLE = (
+    *(zipfile.BadZipFile, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError),
+    *(struct.error, AssertionError, AttributeError),  # by torch and pickle, where bytes of a file are others
+)
 _GLOBAL = re.compile(r"GLOBAL (\S+)")  # how torch names the function that a pickle wants to call
 
 
@@ -71,10 +75,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _unpickle(path: Path, head: bytes) -> Any:
-    is_zip = zipfile.is_zipfile(path)
-    if head.startswith(b"PK") and not is_zip:
-        raise _damaged(path, ": its end is missing")
     try:
+        is_zip = zipfile.is_zipfile(path)
+        if head.startswith(b"PK") and not is_zip:
+            raise _damaged(path, ": its end is missing")
         if is_zip:
             with zipfile.ZipFile(path) as archive:  # torch only stores; compressed data could unpack to anything
                 if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
@@ -87,8 +91,8 @@ def _unpickle(path: Path, head: bytes) -> Any:
     except (*_UNREADABLE, pickle.UnpicklingError) as error:
         if match := _GLOBAL.search(str(error)):
             raise LoadError(
-                f"'{path.name}' holds code, which is not run. "
-                "Ask its maker for the bare tensors, best as .safetensors.",
+                f"'{path.name}' holds code, which is not run, or is only half a download. "
+                "Download it again, or ask its maker for the bare tensors, best as .safetensors.",
                 sanitize(match.group(1)),
             ) from error
         raise _damaged(path, "", sanitize(first_line(error))) from error

@@ -118,6 +118,8 @@ class GenerationRequest:
             Settings.checked({"strength": strength})
         if not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
             raise BadInput(f"Likeliest tokens are asked for by a number from 0 to {MAX_TOP_LOGPROBS}.")
+        if not self.max_seconds >= 0:
+            raise BadInput("The seconds of an answer are 0 or more.")
         if "" in self.stop:
             raise BadInput("A stop text must not be empty.")
 

@@ -212,6 +212,9 @@ def test_a_base_without_safetensors_is_read_in_four_bits_too(four_bit_head, tmp_
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     assert load_base(str(tmp_path), "nf4", "cpu").quantization == "nf4"
+    bare = {n.removeprefix("model."): w for n, w in load_file(four_bit_head / "model.safetensors").items()}
+    save_file(bare, tmp_path / "model.safetensors", {"format": "pt"})
+    assert load_base(str(tmp_path), device="cpu").quantization == "packed-int8"
 
 
 def test_nf4_is_packed_before_the_engines_threads_start(four_bit_head, tmp_path):

@@ -121,6 +121,7 @@ def test_an_answer_goes_on_as_if_it_had_not_been_interrupted(engine, temperature
         ({"messages": (Message("user", "x" * 200),)}, ContextOverflow, "205 tokens and this base reads 128, an"),
         ({"messages": (Message("user", "x" * 2049),)}, ContextOverflow, "far longer than this base reads"),
         ({"prompt_ids": (1, 97)}, BadInput, "0 to 96"),
+        ({"max_seconds": float("nan")}, BadInput, "0 or more"),
         ({"adapter": "three"}, LoadError, "'three'.*one, two"),
     ],
 )

@@ -47,7 +47,7 @@ class PackedLinear(nn.Module):
         blocks, groups = -(-outputs // BLOCK), -(-inputs // GROUP)
         integers = GROUP * BLOCK * bits // 8  # bytes
         packed = torch.empty(blocks, groups, integers + PARAMETER_BYTES[bits], dtype=torch.uint8)
-        largest = [0.0]  # scales
+        largest = [0.0]  # scales, or where groups are one number, that
         find = _eight_bits if bits == 8 else _searched if search else _on_grid
         _, code = compile_rounding()
 
@@ -61,7 +61,7 @@ class PackedLinear(nn.Module):
                 return False
             if not all(parameters.isfinite().all() for parameters in found):
                 raise ValueError("holds numbers that are not finite, or too large to be packed")
-            largest.append(float(found[0].amax()))
+            largest.append(float(torch.where(found[0] > 0, found[0], found[1].abs()).amax()))
             scales, minima = (parameters.float().numpy() for parameters in found)
             code(values.numpy(), scales, minima, bits, to.view(torch.int32).numpy())
             parameters = torch.stack(found if bits == 4 else found[:1]).view(-1, len(to), BLOCK, groups)

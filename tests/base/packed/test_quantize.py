@@ -118,6 +118,7 @@ def test_weights_of_zero_and_weights_that_are_not_finite(dtype):
     x = torch.randn(2, 32).to(dtype)
     assert torch.equal(pack(weight)(x)[:, 3], torch.zeros(2, dtype=dtype))
     assert not pack(torch.zeros(64, 32)).unpacked().any()
+    assert_close(pack(torch.full((64, 32), -0.37), 4).unpacked(), torch.full((64, 32), -0.37), rtol=1e-3, atol=0)
     for bits in (4, 8):
         with pytest.raises(ValueError, match="too small"):
             pack(weight * 1e-6, bits)

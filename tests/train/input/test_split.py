@@ -43,10 +43,6 @@ def held_out(examples: FileExamples) -> list:
     return [records[i] for records, i in examples.held_out]
 
 
-def texts(records) -> list[str]:
-    return [record.messages[0].text for record in records]
-
-
 def sides(examples: FileExamples, key) -> tuple[set, set]:
     """What the records to learn and those held out have, by `key`."""
     inside, outside = ({key(record) for record in side} for side in (learnt(examples), held_out(examples)))
@@ -61,10 +57,6 @@ def talk(*turns: str) -> dict:
 
 def image(record) -> str:
     return Path(record.image).resolve().name
-
-
-def asked(record) -> str:
-    return "".join(record.messages[0].text.lower().split())
 
 
 def captions(*names: str) -> list[str]:
@@ -87,7 +79,7 @@ def captions(*names: str) -> list[str]:
                     talk(f"  tell me\n of {i}.", "Another answer."),
                 )
             ],
-            0.1, asked, (54, 6), id="a conversation, its copies and its beginnings",
+            0.1, lambda r: "".join(r.messages[0].text.lower().split()), (54, 6), id="conversations",
         ),
     ],
 )  # fmt: skip
@@ -115,7 +107,7 @@ def test_a_separate_file_is_drawn_from_evenly_and_without_what_is_learnt(tmp_pat
     path = write_rows(tmp_path / "a.jsonl", numbered(20))
     separate = write_rows(tmp_path / "b.jsonl", numbered(970, first=10))
     drawn = [open_examples(path, seed, validation=str(separate)) for seed in (0, 0, 1)]
-    numbers = [[int(text.split()[1][:-1]) - 20 for text in texts(held_out(examples))] for examples in drawn]
+    numbers = [[int(r.messages[0].text.split()[1][:-1]) - 20 for r in held_out(examples)] for examples in drawn]
     assert numbers[0] == numbers[1] != numbers[2] and drawn[0].learnt == 20
     assert drawn[0].description.endswith("; 10 of 'b.jsonl' are left out, as they are learnt")
     assert all([n // 10 for n in one] == list(range(96)) for one in numbers)
