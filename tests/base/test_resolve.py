@@ -50,17 +50,11 @@ def test_llamas_and_mistrals_without_a_window_give_transformers_logits_bit_for_b
     assert tied == bool(changes.get("tie_word_embeddings"))
 
 
-def test_a_mistral_with_a_window_is_refused(tmp_path):
+def test_a_mistrals_window_a_missing_path_and_terms_to_accept_are_named(tmp_path):
     saved(MistralForCausalLM, tmp_path, sliding_window=64)
     with pytest.raises(LoadError, match=r"its last 64 tokens only.*mistralai/Mistral-7B-v0\.3"):
         loaded(tmp_path)
-
-
-def test_a_missing_path_is_not_taken_for_a_hub_id():
-    with pytest.raises(LoadError, match="There is no folder 'nope'"):
+    with pytest.raises(LoadError, match="There is no folder 'nope'"):  # nor is it taken for an id of the Hub
         base_config("./nope")
-
-
-def test_a_gated_base_names_the_terms_to_accept():
     with fake_hub(), pytest.raises(LoadError, match="accept its terms"):
         load_base("gated/llama")

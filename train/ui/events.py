@@ -4,6 +4,7 @@ All lasting state is in the runs' folders, so that every visitor and every reloa
 """
 
 import csv
+import errno
 import hashlib
 import importlib.util
 import json
@@ -137,7 +138,9 @@ class TrainEvents:
                 data = open_data(chosen.source, Path(folder))
                 shown, template = make_preview(data, self.base)
         except Exception as error:
-            return _without_data(browser_text(readable(error, "a preview of training data")), before, "error")
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            why = BadInput(texts.ROWS_NOT_KEPT) if full else readable(error, "a preview of training data")
+            return _without_data(browser_text(why), before, "error")
         question = chosen.question if chosen.picture or not data.pictures else ""
         plan = replace(chosen, pictures=data.pictures, template=template, base=self.base, question=question)
         taken = [*self.store.taken(), *self.runs.taken(), *(self.runs.names() if self.public else ())]

@@ -223,8 +223,6 @@ class TrainingRuns:
             name = check_name(name, [*taken, *self.taken()])
             folder = self.folder / name
             check_room(self.folder, more=0)
-            if shutil.disk_usage(self.folder).free < _MIN_FREE_BYTES:
-                raise BadInput(f"Less than {_MIN_FREE_BYTES // 2**20} MB are free on the disk of the server.")
             if folder.exists():
                 shutil.rmtree(folder)
             try:
@@ -283,7 +281,9 @@ class TrainingRuns:
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Holds the lock for starting a run, shared by threads and servers. Raises Busy if a run is running."""
+        """Holds the lock for starting a run, shared by threads and servers. Raises Busy if a run is running, and
+        BadInput if the disk is nearly full: a trainer's start empties MESSAGES, which says why the last one ended.
+        """
         with self._lock, contextlib.ExitStack() as held:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -293,6 +293,8 @@ class TrainingRuns:
                 raise LoadError(sentence, f"{self.folder}: {first_line(error)}") from error
             if (name := self.running()) is not None:
                 raise Busy(f"“{name}” is being trained. One at a time: wait for its end, or stop it.")
+            if shutil.disk_usage(self.folder).free < _MIN_FREE_BYTES:
+                raise BadInput(f"Less than {_MIN_FREE_BYTES // 2**20} MB are free on the disk of the server.")
             yield
 
     def _launch(self, name: str, record: RunRecord, resume: bool) -> None:

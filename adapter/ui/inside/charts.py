@@ -36,13 +36,13 @@ def answer_html(inspection: Inspection, key: str, total: int) -> str:
     """
     seen = inspection.grounding is not None
     values = inspection.grounding if inspection.grounding is not None else inspection.influence
-    largest = float(values.abs().max()) or 1.0
+    largest = float(values.abs().max())
     buttons = []
     for i, (text, value) in enumerate(zip(inspection.tokens, values.tolist(), strict=True)):
         label, breaks = _token_label(text, last=i == total - 1), "<br>" * text.count("\n")
         mark = ' class="less"' if value < 0 else ""
         buttons.append(
-            f'<button type="button" data-i="{i}"{mark} style="--v:{value / largest:.2f}" '
+            f'<button type="button" data-i="{i}"{mark} style="--v:{value / (largest or 1.0):.2f}" '
             f'title="{_token_numbers(inspection, i)}">{label}</button>{breaks}'
         )
     means = texts.GROUNDING_MEANS if seen else texts.INFLUENCE_MEANS
@@ -75,11 +75,11 @@ def _heat_map(
 ) -> str:
     """values: [layer, column]; told: what it is of, and the text of a cell, with {row}, {column} and {value}."""
     of, cell = (html.escape(text) for text in (told[0].format(name), told[1]))
-    largest = float(values.abs().max()) or 1.0
+    largest = float(values.abs().max())
     head = "".join(f'<th scope="col">{i}</th>' for i in range(values.shape[1]))
     rows = []
     for layer, row in zip(layers, values.tolist(), strict=True):
-        cells = "".join(f'<td style="--v:{value / largest:.2f}">{written(value)}</td>' for value in row)
+        cells = "".join(f'<td style="--v:{value / (largest or 1.0):.2f}">{written(value)}</td>' for value in row)
         rows.append(f'<tr><th scope="row">{layer}</th>{cells}</tr>')
     low = ("0 %", "one") if written is _percent else (_signed(-largest), "both")
     high = written(largest) + " %" if written is _percent else _signed(largest)

@@ -228,6 +228,11 @@ def test_a_run_that_was_killed_or_fails_says_so_and_frees_its_name(stub: Trainer
     run = stub.wait_for_end()
     assert run.state == "failed" and not run.saved and run.message == "There is no such base."
     assert run.message in run_html(run) and "echo" not in stub.runs.taken()
+    with patch.object(train_runs, "_MIN_FREE_BYTES", 2**62), pytest.raises(BadInput, match="are free on the disk"):
+        stub.runs.resume("echo")
+    assert stub.get().message == run.message  # which a trainer's start empties
+    warned = dataclasses.replace(run, state="training", message="warning: It cannot be saved. Training goes on.")
+    assert ">It cannot be saved. Training goes on.<" in run_html(warned)
 
 
 def test_a_server_that_closes_says_whether_the_run_is_saved(
