@@ -185,7 +185,7 @@ def _fill_tuning(
         if match[1]:
             layers_of.setdefault(match.string.replace(match[1], "*", 1), set()).add(int(match[1]))
     for name, layers in layers_of.items():
-        if lost := set(range(min(layers), base.num_hidden_layers)) - layers:
+        if lost := set(range(base.num_hidden_layers)) - layers:
             raise broken(path, f"layer {min(lost)} lacks {name}, which others have")
     for match, value in found["lora"]:
         side, linear = "down" if match[4] == "1" else "up", _LINEARS.get(f"{match[2]}.{match[3]}")

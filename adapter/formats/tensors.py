@@ -23,7 +23,7 @@ from adapter.method.config import Template
 MAX_NUMBERS = 2**27
 _UNREADABLE = (
     *(zipfile.BadZipFile, RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError),
-    *(struct.error, AssertionError, AttributeError),  # by torch and pickle, where bytes of a file are others
+    *(struct.error, AssertionError, AttributeError),  # by torch and pickle, of a damaged file
 )
 _GLOBAL = re.compile(r"GLOBAL (\S+)")  # how torch names the function that a pickle wants to call
 

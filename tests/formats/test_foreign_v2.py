@@ -155,7 +155,7 @@ def test_a_published_file_is_converted(multi_head, tmp_path):
         (lambda t: t.update({"norm.weight": torch.ones(HIDDEN)}), "tensors twice"),
         (lambda t: t.update({"llama.norm.weight": torch.ones(1)}), "norm.weight has shape (1,), not"),
         (lambda t: t.update({"llama.layers.2.attention.new_gate": torch.ones(1)}), "have a new_gate, and others"),
-        (lambda t: t.pop("llama.layers.1.attention.wq.bias"), "layer 1 lacks layers.*.attention.wq.bias"),
+        (lambda t: t.pop("llama.layers.0.attention.wq.bias"), "layer 0 lacks layers.*.attention.wq.bias"),
         (
             lambda t: t.update({"llama.layers.2.attention.lora_wq_l1.weight": torch.ones(2, HIDDEN)}),
             "layer 2: attention.wq has one half of its LoRA only",

@@ -30,8 +30,8 @@ def run_html(run: TrainingRun, watched: Sequence[WatchedAnswer] = ()) -> str:
         explanation += f" {texts.ENDED_EARLY}"
     if run.message and run.state in ("failed", "starting"):  # of one that starts: the trainer reads, loads
         explanation = run.message if run.state == "failed" else f"{run.message[:1].upper()}{run.message[1:]}…"
-    if run.state == "training" and run.message.startswith("warning: "):
-        explanation = run.message.removeprefix("warning: ")
+    if run.state in ("starting", "training") and run.message.startswith("warning: "):
+        explanation = f"{run.message[9:10].upper()}{run.message[10:]}"
     losses = ""
     if progress.held_out:
         kept = progress.kept(config.save)[1] if run.state == "ended" else None

@@ -138,8 +138,8 @@ class TrainEvents:
                 data = open_data(chosen.source, Path(folder))
                 shown, template = make_preview(data, self.base)
         except Exception as error:
-            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-            why = BadInput(texts.ROWS_NOT_KEPT) if full else readable(error, "a preview of training data")
+            why = readable(error, "a preview of training data")  # logged, if it is not a visitor's
+            why = BadInput(texts.ROWS_NOT_KEPT) if getattr(error, "errno", None) == errno.ENOSPC else why
             return _without_data(browser_text(why), before, "error")
         question = chosen.question if chosen.picture or not data.pictures else ""
         plan = replace(chosen, pictures=data.pictures, template=template, base=self.base, question=question)

@@ -47,7 +47,7 @@ class PackedLinear(nn.Module):
         blocks, groups = -(-outputs // BLOCK), -(-inputs // GROUP)
         integers = GROUP * BLOCK * bits // 8  # bytes
         packed = torch.empty(blocks, groups, integers + PARAMETER_BYTES[bits], dtype=torch.uint8)
-        largest = [0.0]  # scales, or where groups are one number, that
+        largest = [0.0]  # scales by piece; for a group of one number, whose scale is 0, its size
         find = _eight_bits if bits == 8 else _searched if search else _on_grid
         _, code = compile_rounding()
 
