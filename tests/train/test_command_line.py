@@ -57,13 +57,10 @@ def test_a_wrong_recipe_is_refused_with_a_sentence(tmp_path, lines, message):
     assert message in str(error.value)
 
 
-def test_what_is_typed_is_taken_as_it_is_meant():
-    assert read_recipe(None, ["data=a", "steps=1", "description=Says: hello"]).train.description == "Says: hello"
-
-
-def test_a_mixture_is_read_and_written_back(tmp_path):
+def test_a_mixture_and_a_text_with_a_colon_are_read_and_written_back(tmp_path):
     parts = "[a.json, {path: 'hf:user/name', weight: 2, split: test, config: main, validation: 0}]"
-    recipe = read_recipe(None, [f"data={parts}", "steps=1", "name=x"])
+    recipe = read_recipe(None, [f"data={parts}", "steps=1", "name=x", "description=Says: hello"])
+    assert recipe.train.description == "Says: hello"
     check_run(dataclasses.replace(recipe, data=recipe.data[1:]))
     for data, sentence in (
         (recipe.data, "There is no file or folder 'a.json'. Check"),

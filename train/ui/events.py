@@ -4,7 +4,6 @@ All lasting state is in the runs' folders, so that every visitor and every reloa
 """
 
 import csv
-import errno
 import hashlib
 import importlib.util
 import json
@@ -138,9 +137,7 @@ class TrainEvents:
                 data = open_data(chosen.source, Path(folder))
                 shown, template = make_preview(data, self.base)
         except Exception as error:
-            why = readable(error, "a preview of training data")  # logged, if it is not a visitor's
-            why = BadInput(texts.ROWS_NOT_KEPT) if getattr(error, "errno", None) == errno.ENOSPC else why
-            return _without_data(browser_text(why), before, "error")
+            return _without_data(browser_text(readable(error, "a preview of training data")), before, "error")
         question = chosen.question if chosen.picture or not data.pictures else ""
         plan = replace(chosen, pictures=data.pictures, template=template, base=self.base, question=question)
         taken = [*self.store.taken(), *self.runs.taken(), *(self.runs.names() if self.public else ())]

@@ -65,7 +65,10 @@ def open_data(file: Path, folder: Path) -> TrainingData:
         raise BadInput(f"'{file.name}' is none of {', '.join(TABLES)} or .zip. Save it as one of them.")
     else:
         path = folder / file.name
-        shutil.copyfile(file, path)
+        try:
+            shutil.copyfile(file, path)
+        except OSError as error:
+            raise BadInput(f"'{file.name}' cannot be copied: is the disk full? Try again.", str(error)) from error
     records = open_records(path, most=MAX_RECORDS + 1)
     if len(records) > MAX_RECORDS:
         raise BadInput(f"'{file.name}' has more than {MAX_RECORDS:,} records, the limit here. {_NO_LIMIT}")

@@ -314,7 +314,7 @@ def _exp(b, x):
 
 
 def _larger(b, x, y):
-    """The larger one of two numbers or vectors of them, x where y is NaN."""
+    """The larger numbers of two vectors; those of x where y is NaN."""
     return b.select(b.fcmp_ordered(">", y, x), y, x)
 
 

@@ -42,6 +42,9 @@ def test_a_zip_of_images_with_captions_or_records(tmp_path: Path, folder: Path, 
     data = open_data(write_zip(tmp_path / "rows.zip", files | {"set/rows.jsonl": rows}), tmp_path / "other")
     assert data.pictures and len(data.records) == 6
     assert all(record.image.is_relative_to(tmp_path / "other") for record in data.records)
+    (tmp_path / "rows.jsonl").write_bytes(rows)
+    with pytest.raises(BadInput, match="cannot be copied"):
+        open_data(tmp_path / "rows.jsonl", tmp_path / "no folder")
 
 
 @pytest.mark.parametrize("image", ["/etc/hostname", "a/../../x.zip"])
