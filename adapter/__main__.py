@@ -149,7 +149,7 @@ def _list(_: argparse.Namespace, store: AdapterStore) -> None:
             print(f"{name:12} cannot be used: {with_detail(error)}")
             continue
         kind = "visual" if card.config.is_visual else "text"
-        print(f"{name:12} {kind:6} {card.bytes / 2**20:5.1f} MB  {card.description}")
+        print(f"{name:12} {kind:6} {card.bytes / 1e6:5.1f} MB  {card.description}")
 
 
 def _show(args: argparse.Namespace, store: AdapterStore) -> None:
@@ -159,7 +159,7 @@ def _show(args: argparse.Namespace, store: AdapterStore) -> None:
     print(f"{args.name}: {card.description}")
     shape = f"hidden {config.base.hidden_size}, {config.base.num_hidden_layers} layers"
     print(f"base         {config.base.name} ({shape})")
-    print(f"parameters   {adapter.num_parameters:,} in {card.bytes / 2**20:.1f} MB")
+    print(f"parameters   {adapter.num_parameters:,} in {card.bytes / 1e6:.1f} MB")
     print(f"prompts      {config.prompt_length} in each of the topmost {config.insertion_layers} layers")
     print(f"gates        {config.gate_activation}, one a head")
     print(f"template     {config.template}")

@@ -139,8 +139,11 @@ class GgufBase:
         heads = metadata["llama.attention.head_count"]
         head_dim = metadata.get("llama.attention.key_length", metadata["llama.embedding_length"] // heads)
         context, groups = metadata["llama.context_length"], metadata.get("llama.attention.head_count_kv", heads)
-        if not 0 < metadata["llama.block_count"] <= len(self._stored) or heads % groups:
+        layers, epsilon = metadata["llama.block_count"], metadata["llama.attention.layer_norm_rms_epsilon"]
+        if not 0 < layers <= len(self._stored) or heads % groups:
             raise ValueError("a number of layers or heads that cannot be")
+        if not (context > 0 and epsilon > 0 and metadata.get("llama.rope.freq_base", 1.0) > 0):
+            raise ValueError("a size or a constant that cannot be")
         rotated = metadata.get("llama.rope.dimension_count", head_dim)
         if rotated != head_dim or metadata.get("llama.attention.value_length", head_dim) != head_dim:
             raise self._refusal("rotates a part of each head only, which LLaMA does not. Choose a LLaMA.")
@@ -151,12 +154,12 @@ class GgufBase:
             vocab_size=metadata.get("llama.vocab_size") or len(metadata["tokenizer.ggml.tokens"]),
             hidden_size=metadata["llama.embedding_length"],
             intermediate_size=metadata["llama.feed_forward_length"],
-            num_hidden_layers=metadata["llama.block_count"],
+            num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=groups,
             head_dim=head_dim,
             max_position_embeddings=context,
-            rms_norm_eps=round(metadata["llama.attention.layer_norm_rms_epsilon"], 9),  # it was stored in fp32
+            rms_norm_eps=round(epsilon, 9),  # it was stored in fp32
             rope_parameters=self._rope(head_dim),
             bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
             eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),

@@ -101,8 +101,8 @@ class Engine:
         with self._lock:
             self._check_serving()
             unfinished = [other for other in self._open if not other.cancelled]
+            displaced = in_turn([*unfinished, row])[-1]  # here, so that a wrong client fails its request alone
             if len(unfinished) >= MAX_REQUESTS:
-                displaced = in_turn([*unfinished, row])[-1]
                 if displaced is row:
                     raise queue_full(MAX_REQUESTS)
                 displaced.cancelled = True  # the scheduler takes it out

@@ -120,8 +120,8 @@ class GenerationRequest:
             raise BadInput(f"Likeliest tokens are asked for by a number from 0 to {MAX_TOP_LOGPROBS}.")
         if not self.max_seconds >= 0:
             raise BadInput("The seconds of an answer are 0 or more.")
-        if "" in self.stop:
-            raise BadInput("A stop text must not be empty.")
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise BadInput("Stop texts are a tuple of strings, none of them empty.")
 
     @property
     def parts(self) -> tuple[tuple[str, float], ...]:

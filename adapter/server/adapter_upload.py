@@ -27,15 +27,14 @@ from adapter.server.archive import ArchiveLimits, unpack
 from adapter.server.request_guard import ADAPTER_BYTES
 
 MAX_BYTES = ADAPTER_BYTES  # of an upload, and again of what it unpacks to
-# A training run's whole folder may be uploaded; only the adapter is taken from it.
-ZIP_LIMITS = ArchiveLimits(
-    500, MAX_BYTES, MAX_BYTES, endings=(".json", ".safetensors", ".md", *hub.PICKLES), kind="adapter"
-)
 FOLDER_ADAPTERS, FOLDER_BYTES = 500, 8 * 2**30  # of the store's folder for new ones, in which runs lie too
 _FILES = {CONFIG: 100_000, WEIGHTS: MAX_BYTES, CARD: 200_000}  # of an adapter, and the bytes that each may have
 DELETED, DELETED_SECONDS = ".deleted", 86_400  # a folder beside the adapters, and how long it keeps one at least
 _RUN_LOCK = ".lock"  # of a training run, see train/run_folder.py
 _NEEDED = f"Give a zip of its folder, or {CONFIG} and {WEIGHTS} together."
+# A training run's whole folder may be uploaded; only the adapter is taken from it.
+_ENDINGS = (".json", ".safetensors", ".md", *hub.PICKLES)
+ZIP_LIMITS = ArchiveLimits(500, MAX_BYTES, MAX_BYTES, endings=_ENDINGS, kind="adapter", needed=_NEEDED)
 
 
 def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: BaseFingerprint) -> tuple[str, bool]:
@@ -55,10 +54,10 @@ def add_adapter(files: Sequence[Path], name: str, store: AdapterStore, base: Bas
         # Hidden beside the adapters: stores do not see it, and a rename from it is atomic.
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=into, ignore_cleanup_errors=True) as staging:
             source, own_name = _unpack(files, Path(staging, ".unpacked"))  # no adapter has such a name
-            folder = Path(staging, check_name(name.strip() or _to_name(own_name)))  # errors name the folder
-            folder.mkdir()
             if not (source / WEIGHTS).is_file():
                 raise BadInput(f"{WEIGHTS} is missing. {_NEEDED}")
+            folder = Path(staging, check_name(name.strip() or _to_name(own_name)))  # errors name the folder
+            folder.mkdir()
             for part, most in _FILES.items():
                 if (source / part).is_file():
                     if (source / part).stat().st_size > most:

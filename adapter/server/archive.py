@@ -25,13 +25,14 @@ _SMALL, _RATIO = 2**20, 100  # bytes, and of unpacked to packed ones: a small fi
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """files: with folders; endings: of the files that are unpacked; kind: what a sentence calls them."""
+    """files: with folders; endings: of the files that are unpacked; kind, needed: for a sentence."""
 
     files: int = 4_000
     file_bytes: int = 20 * 2**20
     total_bytes: int = 400 * 2**20
     endings: tuple[str, ...] = (*PICTURES, *TABLES, ".txt")
     kind: str = "pictures or texts"
+    needed: str = f"Known endings: {', '.join(endings)}."
 
 
 def unpack(archive: Path, folder: Path, limits: ArchiveLimits = ArchiveLimits()) -> None:
@@ -76,7 +77,7 @@ def _select(infos: list[zipfile.ZipInfo], limits: ArchiveLimits) -> list[tuple[z
             raise BadInput(f"'{place.name}' in the zip unpacks to far more than it is packed in. {_REMEDY}")
         wanted.append((info, place))
     if not wanted:
-        raise BadInput(f"The zip holds no {limits.kind}. Known endings: {', '.join(limits.endings)}.")
+        raise BadInput(f"The zip holds no {limits.kind}. {limits.needed}")
     return wanted
 
 

@@ -30,7 +30,7 @@ RATES = {
     "login": (20, 60, "tries a minute"),
 }
 _ANSWERS = "answers are being {} for your address already. Wait for one of them to end"
-_CONNECTIONS = "connections are open from your address already. Close some of its pages"
+_CONNECTIONS = "connections are open from your address already. Close some of them"
 # What one address may hold at once, in words, and the seconds until it may ask again.
 PLACES = {
     "answer": (ANSWERS_AT_ONCE, _ANSWERS.format("written"), 5),

@@ -227,23 +227,21 @@ def test_a_factor_without_a_type_is_linear_as_in_llama_cpp(key, tmp_path, pieces
     assert base_config(str(file)).rope_parameters == {"rope_type": "linear", "rope_theta": 10000.0, "factor": 8.0}
 
 
+WRONG_HEADER = r"has a header that is no LLaMA's\. Get the file again"
+WRONG = (
+    ("attention.head_count", 0), ("attention.head_count_kv", 0), ("attention.head_count_kv", "two"),
+    ("block_count", 2**31), ("embedding_length", "wide"), ("context_length", "long"), ("context_length", 0),
+    ("attention.layer_norm_rms_epsilon", numpy.nan), ("rope.freq_base", numpy.nan),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
         ({"architecture": "qwen2"}, r"holds a qwen2 model.*needs a LLaMA"),
         ({"facts": {"split.count": 3}}, r"one of 3 parts.*llama-gguf-split --merge"),
         ({"facts": {"llama.rope.scaling.type": "yarn"}}, r"stretches its context by 'yarn'"),
-        *(
-            ({"facts": {f"llama.{key}": value}}, r"has a header that is no LLaMA's\. Get the file again")
-            for key, value in (
-                ("attention.head_count", 0),
-                ("attention.head_count_kv", 0),
-                ("block_count", 2**31),
-                ("attention.head_count_kv", "two"),
-                ("embedding_length", "wide"),
-                ("context_length", "long"),
-            )
-        ),
+        *(({"facts": {f"llama.{key}": value}}, WRONG_HEADER) for key, value in WRONG),
         ({"tokenizer": "deepseek-llm"}, r"gpt2 with pre-tokenizer deepseek-llm\) that is not known"),
         ({"changed": {"blk.1.ffn_up.weight": None}}, r"lacks model\.layers\.1\.mlp\.up_proj\.weight"),
     ],

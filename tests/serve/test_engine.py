@@ -122,6 +122,8 @@ def test_an_answer_goes_on_as_if_it_had_not_been_interrupted(engine, temperature
         ({"messages": (Message("user", "x" * 2049),)}, ContextOverflow, "far longer than this base reads"),
         ({"prompt_ids": (1, 97)}, BadInput, "0 to 96"),
         ({"max_seconds": float("nan")}, BadInput, "0 or more"),
+        ({"client": None}, AttributeError, "network"),
+        ({"stop": "ab"}, BadInput, "a tuple of strings"),
         ({"adapter": "three"}, LoadError, "'three'.*one, two"),
     ],
 )

@@ -138,6 +138,8 @@ class TrainEvents:
                 shown, template = make_preview(data, self.base)
         except Exception as error:
             return _without_data(browser_text(readable(error, "a preview of training data")), before, "error")
+        if data.path.is_relative_to(folder) and data.path != Path(folder):  # no sample, nor a zip of captions
+            chosen = replace(chosen, shown=data.path.relative_to(folder).as_posix())
         question = chosen.question if chosen.picture or not data.pictures else ""
         plan = replace(chosen, pictures=data.pictures, template=template, base=self.base, question=question)
         taken = [*self.store.taken(), *self.runs.taken(), *(self.runs.names() if self.public else ())]
@@ -357,8 +359,7 @@ def _digest(owner: str) -> str:
 
 
 def _plan_of(path: Path, name: str, **settings: Any) -> RunPlan:
-    shown = path.stem if path.suffix.lower() == ".zip" else path.name  # the trainer reads the folder that is in it
-    return RunPlan(path, shown, settings=settings, name=name, question=texts.WATCHED_QUESTION)
+    return RunPlan(path, path.stem, settings=settings, name=name, question=texts.WATCHED_QUESTION)
 
 
 def _without_data(why: str, before: Updates, kind: str = "empty") -> Updates:

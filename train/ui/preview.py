@@ -161,7 +161,7 @@ def notice_html(text: str, kind: str = "empty") -> str:
 def _record_html(record: Record) -> str:
     """A picture as a data URL, so that no copy of it stays on the server."""
     *earlier, answer = record.messages
-    request = next((turn.full_text for turn in reversed(earlier) if turn.role == "user"), "")
+    requests = [ellipsize(turn.full_text, _TURN_CHARACTERS) for turn in earlier if turn.role == "user"]
     picture = ""
     if record.image is not None:
         try:
@@ -172,7 +172,7 @@ def _record_html(record: Record) -> str:
         except AdapterError:
             picture = '<span class="no-picture"></span>'
     turns = (
-        ("request", texts.REQUEST, ellipsize(request, _TURN_CHARACTERS)),
+        ("request", texts.REQUEST, " … ".join(requests[:1] + requests[1:][-1:])),
         ("answer", texts.ANSWER, ellipsize(answer.text, _TURN_CHARACTERS) or texts.NO_ANSWER),
     )
     body = "".join(
