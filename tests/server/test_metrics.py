@@ -141,8 +141,7 @@ def test_strangers_read_no_figures(
     for path in ("/healthz", "/readyz"):
         assert served.ask(path, **request_).status_code == 200
     headers = {**request_.get("headers", {}), "Authorization": f"Bearer {KEY}"}
-    shown = served.ask("/metrics", **{**request_, "headers": headers})
-    assert shown.status_code == (200 if key else 403)
+    assert served.ask("/metrics", **{**request_, "headers": headers}).status_code == (200 if key else 403)
 
 
 def test_guesses_are_limited_and_probes_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from tests.base.hostile_pictures import encoded
 from train.ui.preview import make_preview, open_data
 
 PNG = encoded(Image.new("RGB", (8, 8), "red"))
-CHAT = {"messages": [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "it"}]}
+CHAT = {"messages": [{"role": ["user", "assistant"][i % 2], "content": "abcd"[i]} for i in range(4)]}
 
 
 def write_zip(path: Path, files: dict[str, bytes]) -> Path:
@@ -40,7 +40,7 @@ def test_a_zip_of_images_with_captions_or_records(tmp_path: Path, folder: Path, 
     rows = "\n".join(json.dumps({**CHAT, "image": f"{i}.png"}) for i in range(6)).encode()
     (tmp_path / "other").mkdir()
     data = open_data(write_zip(tmp_path / "rows.zip", files | {"set/rows.jsonl": rows}), tmp_path / "other")
-    assert data.pictures and len(data.records) == 6
+    assert data.pictures and len(data.records) == 6 and "a … c</p>" in make_preview(data, str(tiny_folder))[0]
     assert all(record.image.is_relative_to(tmp_path / "other") for record in data.records)
     (tmp_path / "rows.jsonl").write_bytes(rows)
     with pytest.raises(BadInput, match="cannot be copied"):
@@ -50,9 +50,8 @@ def test_a_zip_of_images_with_captions_or_records(tmp_path: Path, folder: Path, 
 @pytest.mark.parametrize("image", ["/etc/hostname", "a/../../x.zip"])
 def test_an_image_outside_of_the_upload_is_refused(image: str, tmp_path: Path, folder: Path) -> None:
     rows_file = (json.dumps({"instruction": "what?", "output": "x", "image": image}) + "\n").encode() * 5
-    path = write_zip(tmp_path / "x.zip", {"rows.jsonl": rows_file, "a.png": PNG})
     with pytest.raises(BadInput, match=r"rows.jsonl, line 1: .* outside of what was sent"):
-        open_data(path, folder)
+        open_data(write_zip(tmp_path / "x.zip", {"rows.jsonl": rows_file, "a.png": PNG}), folder)
 
 
 LONG_LINE = (json.dumps({"instruction": "x" * 600, "output": "y" * 600}) + "\n").encode()

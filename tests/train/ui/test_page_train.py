@@ -31,6 +31,7 @@ from tests.app_process import PATIENCE, wait_until
 from tests.browser import TWO_FRAMES, Visitor
 from tests.fake_engine import ReadyProvider
 from tests.tiny_models import endless_base, random_adapter
+from tests.train.ui.test_data_upload import write_zip
 from tests.ui.fake_page import served
 from train.ui import events, preview, texts
 from train.ui.runs import TrainingRuns
@@ -188,11 +189,12 @@ def test_uploads_and_typed_rows_are_previewed_on_a_phone(
     tab = TrainTab(visit(390, 844))
     page = tab.page
     rows = [json.dumps({"instruction": f"Say {i}.", "output": f"{i}!"}) for i in range(12)]
-    (tmp_path / "numbers.jsonl").write_text("\n".join([*rows, '{"instruction": "x"}']))
-    page.locator("#train-upload input[type=file]").set_input_files(tmp_path / "numbers.jsonl")
+    file = write_zip(tmp_path / "numbers.zip", {"a/b.jsonl": "\n".join([*rows, '{"instruction": "x"}']).encode()})
+    page.locator("#train-upload input[type=file]").set_input_files(file)
     page.locator("#train-preview .data-preview:not(.empty)").wait_for()
     text = tab.preview.inner_text()
-    assert "13 records of text in numbers.jsonl" in text and "line 13: 'output' is missing" in text
+    assert "13 records of text in numbers.zip" in text and "line 13: 'output' is missing" in text
+    assert " data=a/b.jsonl " in page.locator("#train-command textarea").input_value()
     wait_until(lambda: tab.button("start").is_enabled() and tab.name.input_value() == "numbers")
     page.locator('#train-upload [aria-label="Clear"]').click()
     page.get_by_text(texts.NO_DATA).wait_for()
