@@ -305,9 +305,10 @@ class TrainingRuns:
         idle = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
         # Of visitors' pictures nothing is kept outside of their runs, unless the server's owner wants it.
         environment = {SIZE_VARIABLE: "0", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **idle}
-        with self._child_lock, open(folder / MESSAGES, "wb") as messages, open(folder / LOG, "ab") as log:
+        with self._child_lock, open(folder / MESSAGES, "ab") as messages, open(folder / LOG, "ab") as log:
             if self._closed:
                 raise Busy("The server is going down. Start the run when it is up again.")
+            messages.truncate(0)
             # In a session of its own: Ctrl-C goes to the server only, which then asks the trainer to stop.
             own = {"stdin": subprocess.DEVNULL, "stdout": messages, "stderr": log, "start_new_session": True}
             child = self._child = psutil.Popen(command, cwd=ROOT, env=environment, **own)

@@ -247,8 +247,10 @@ def test_a_server_that_closes_says_whether_the_run_is_saved(
     (stub.folder / "is slow").unlink()
     assert stub.wait_for_end().state == "stopped"
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    (stub.runs.folder / "echo" / train_runs.MESSAGES).write_text("why it ended")
     with pytest.raises(Busy, match="going down"):
         stub.runs.resume("echo")
+    assert stub.get().message == "why it ended"
 
 
 def test_a_run_that_cannot_be_recorded_does_not_run(stub: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:

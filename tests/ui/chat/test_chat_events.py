@@ -555,8 +555,7 @@ def test_in_no_order_of_events_a_word_is_lost(seed: int, monkeypatch: pytest.Mon
             running.append(page.act("follow"))
     for answering in running:
         page.run(answering)
-    held = page.store.conversations.history("me")
-    assert held == page.chat and not conversation.is_streaming(page.chat)
+    assert page.store.conversations.history("me") == page.chat and not conversation.is_streaming(page.chat)
     page.engine.error = None
     page.send("end")
     assert page.words() == page.kept_words() and page.words()[-2] == "end" and page.words()[-1].endswith("end!")
