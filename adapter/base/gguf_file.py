@@ -140,9 +140,8 @@ class GgufBase:
         head_dim = metadata.get("llama.attention.key_length", metadata["llama.embedding_length"] // heads)
         context, groups = metadata["llama.context_length"], metadata.get("llama.attention.head_count_kv", heads)
         layers, epsilon = metadata["llama.block_count"], metadata["llama.attention.layer_norm_rms_epsilon"]
-        if not 0 < layers <= len(self._stored) or heads % groups:
-            raise ValueError("a number of layers or heads that cannot be")
-        if not (context > 0 and epsilon > 0 and metadata.get("llama.rope.freq_base", 1.0) > 0):
+        theta = metadata.get("llama.rope.freq_base", 10000.0)
+        if heads % groups or not (0 < layers <= len(self._stored) and context > 0 and epsilon > 0 and theta > 0):
             raise ValueError("a size or a constant that cannot be")
         rotated = metadata.get("llama.rope.dimension_count", head_dim)
         if rotated != head_dim or metadata.get("llama.attention.value_length", head_dim) != head_dim:
@@ -160,7 +159,7 @@ class GgufBase:
             head_dim=head_dim,
             max_position_embeddings=context,
             rms_norm_eps=round(epsilon, 9),  # it was stored in fp32
-            rope_parameters=self._rope(head_dim),
+            rope_parameters=self._rope(theta, head_dim),
             bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
             eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
             pad_token_id=metadata.get("tokenizer.ggml.padding_token_id"),
@@ -186,8 +185,7 @@ class GgufBase:
             return torch.float16
         return torch.float32 if embedding == "F32" else torch.bfloat16
 
-    def _rope(self, head_dim: int) -> dict[str, Any]:
-        theta = self._metadata.get("llama.rope.freq_base", 10000.0)
+    def _rope(self, theta: float, head_dim: int) -> dict[str, Any]:
         factor = self._metadata.get("llama.rope.scaling.factor", self._metadata.get("llama.rope.scale_linear"))
         scaling = self._metadata.get("llama.rope.scaling.type", "linear" if factor else "none")
         if _ROPE_FACTORS in self._stored:

@@ -89,8 +89,7 @@ def test_the_likeliest_of_a_problems_letters_is_its_answer(tiny_base, problems):
         ids = tiny_base.tokenizer(prompt(one).text).input_ids
         logs = tiny_base.model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
         letters = [tiny_base.tokenizer(letter).input_ids[0] for letter in LETTERS]
-        best = int(logs[letters][: len(one.choices)].argmax())
-        assert found["right"][i] == (best == one.answer)
+        assert found["right"][i] == (int(logs[letters][: len(one.choices)].argmax()) == one.answer)
         assert found["loss"][i] == pytest.approx(-logs[letters[one.answer]].item(), rel=1e-3)
 
 

@@ -224,4 +224,6 @@ def test_uploads_and_typed_rows_are_previewed_on_a_phone(
         wait_until(lambda: tab.button("start").evaluate("e => getComputedStyle(e).pointerEvents") == pressed)  # noqa: B023
         read.set()
     wait_until(lambda: tab.name.input_value() == "my-butler" and tab.button("start").is_enabled())
+    page.locator("#train-upload input[type=file]").set_input_files({"name": "a.x", "mimeType": "", "buffer": b"x"})
+    page.locator("[data-testid=status-tracker]:has(> .error)").locator("visible=false").wait_for(state="attached")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
