@@ -87,7 +87,7 @@ class Conversation:
     view: Any = field(default_factory=list)
     kept: set[str] = field(default_factory=set)
     dropped: object = None
-    undone: str = ""  # what Undo has put into the message box last
+    undone: tuple[str, int] = ("", 0)  # the text, and how many pictures, that Undo has put into the box last
     bytes: int = 0
     changed: float = 0.0
     left: float | None = None
@@ -135,8 +135,7 @@ class Conversations:
     def close(self, session: str | None) -> str:
         """Forgets a page. Its conversation, whose id it returns, stays for a while: the page may be reloading."""
         with self._changed:
-            id = self._shown.pop(session, "")
-            if id in self._by_id and id not in self._shown.values():
+            if (id := self._shown.pop(session, "")) in self._by_id and id not in self._shown.values():
                 self._by_id[id].left = time.monotonic()
             return id
 
@@ -247,7 +246,8 @@ class Conversations:
     def _measure_and_evict(self, shown: Conversation) -> None:
         """Forgets what no page shows any more, and the oldest beyond the limits; nothing that is being changed."""
         rows = (row["content"][0].get("text", "") for one in shown.view for row in one.rows)
-        size = size_of(shown.history) + sum(map(getsizeof, rows))  # takes a millisecond: nobody else waits for it
+        ids = sum(len(entry.record.token_ids) for entry in shown.history if entry.record)
+        size = size_of(shown.history) + sum(map(getsizeof, rows)) + 28 * ids  # outside the lock: a millisecond
         with self._changed:
             shown.bytes = size
             total, count = sum(other.bytes for other in self._by_id.values()), len(self._by_id)

@@ -135,8 +135,8 @@ class ConversationStore:
             packed = conversation_json.pack(history)
             shown.kept, shown.dropped = set() if source else set(packed.paths), packed.dropped
             # A link's is kept when it goes on; what the server has may be newer than what the browser had kept.
-            is_new = source == "file" or shown.newest != history
-            updates = self.keep(shown, shown.newest) if is_new and shown.newest else self.show(shown)
+            is_new, now = source == "file" or shown.newest != history, shown.newest
+            updates = self.keep(shown, now, begins=bool(source)) if is_new and now else self.show(shown)
             return self._opened(shown, updates, values)
         return (gr.skip(),) * (len(Updates._fields) + len(REST_OF_PANEL))
 

@@ -134,12 +134,12 @@ class ChatEvents:
             if turn is None or not _is_last_question(shown, sent(event).get("index")):
                 return None
             text, files, box = turn.text.strip(), [turn.picture] if turn.picture else [], draft or {}
-            written, again = (box.get("text") or "").strip(), False
-            if shown.undone and f"{written}\n\n".startswith(f"{shown.undone}\n\n"):  # Undo has put it there
-                written, again = written.removeprefix(shown.undone).strip(), True
-            shown.undone = text
-            files += [] if again else box.get("files") or []
-            value = {"text": f"{text}\n\n{written}".strip(), "files": files}
+            written, others = (box.get("text") or "").strip(), box.get("files") or []
+            before, pictures = shown.undone
+            if before and f"{written}\n\n".startswith(f"{before}\n\n"):  # Undo has put it there
+                written, others = written.removeprefix(before).strip(), others[pictures:]
+            shown.undone = text, len(files)
+            value = {"text": f"{text}\n\n{written}".strip(), "files": files + others}
             return HistoryEdit(shown.history[: turn.start], {"box": {**theme.SUBMIT, "value": value}})
 
         (updates,) = self._turn(ask, id, request, {})

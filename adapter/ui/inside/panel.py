@@ -55,7 +55,7 @@ class InsideEvents:
         self._cache: LRU[str, InspectedAnswer] = LRU(16)
 
     def play(self, id: str, event: gr.EventData, request: gr.Request) -> Iterator[str]:
-        """Writes the newest answer with the gates of the event."""
+        """Writes the newest answer with the gates of the event. An imported one may have 100,000 characters."""
         history = self.conversations.history(request.session_hash, id)
         try:
             gates = _GATES.validate_python(sent(event).get("gates"))
@@ -70,7 +70,7 @@ class InsideEvents:
                         yield ""  # the charts are another answer's by now
                         return
                     after += "".join(event.text for event in arrived)
-                    marked, _, _ = mark_differences(answered.text, after)
+                    marked, _, _ = mark_differences(answered.text[: 2 * len(after) + 1000], after)
                     said = f'<p>{html.escape(texts.REWRITTEN)}</p><div class="answer-text">{marked}</div>'
                     yield f'<div class="rewritten">{said}</div>'
         except ValidationError:

@@ -260,11 +260,11 @@
   };
   const rename = (item) => {
     const field = document.createElement("input");
-    field.value = titleOf(conversations.get(item.dataset.id));
+    field.defaultValue = titleOf(conversations.get(item.dataset.id));
     field.setAttribute("aria-label", item.querySelector("[name=rename]").title);
     const finish = (save) => {
       if (!field.isConnected) return;
-      if (save) amend(item.dataset.id, { title: field.value.trim() });
+      if (save && field.value !== field.defaultValue) amend(item.dataset.id, { title: field.value.trim() });
       field.onblur = null;
       render();
       list().querySelector(`[data-id="${item.dataset.id}"] button`)?.focus();
