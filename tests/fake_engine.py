@@ -9,7 +9,7 @@ from typing import Any
 
 from adapter.errors import AdapterError, LoadError
 from adapter.method.checkpoint import read_config
-from adapter.serve.request import Answer, FinishReason, GenerationEvent, GenerationStats, Mailbox
+from adapter.serve.request import Answer, EngineStatistics, FinishReason, GenerationEvent, GenerationStats, Mailbox
 from adapter.serve.store import SHIPPED
 from adapter.server.generation import LoadStatus
 
@@ -74,7 +74,7 @@ class EchoEngine:
         self.ending = ending
 
     def replicas(self) -> dict[str, Any]:
-        return {}
+        return {"": EngineStatistics(cache_capacity=90)}  # less than the base's context
 
     def submit(self, request: Any) -> EchoAnswer:
         self.requests.append(request)

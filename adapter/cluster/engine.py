@@ -185,7 +185,7 @@ class RayEngine:
         admitted = admit(request, self.base, self._load)
         adapters = self._refer(request)
         request = replace(request, prompt_ids=tuple(admitted.prompt_ids))
-        answer = RemoteAnswer(request, len(admitted.prompt_ids))
+        answer = RemoteAnswer(request)
         with self._lock:
             if self._closed:
                 raise Busy(CLOSED)
@@ -370,7 +370,7 @@ def _conversation(request: GenerationRequest) -> str:
         return request.client.session
     asked = takewhile(lambda message: message.role != "assistant", request.messages)
     began = "\n".join(m.text for m in [*asked] or request.messages[:2]) or repr(request.prompt_ids)[:200]
-    return hashlib.sha256(f"{request.client.network}\n{began}".encode()).hexdigest()
+    return hashlib.sha256(f"{request.client.network}\n{began}".encode("utf-8", "replace")).hexdigest()
 
 
 def _lost(error: BaseException) -> AdapterError:

@@ -17,7 +17,7 @@ from ray.serve.request_router import RunningReplica
 
 from adapter.base import embedded
 from adapter.base.llama import AdaptedLlama, Base, load_base
-from adapter.errors import AdapterError, Busy
+from adapter.errors import AdapterError, Busy, EngineBroken
 from adapter.files import code_digest
 from adapter.lru import LRU
 from adapter.method.adapter import Adapter
@@ -68,6 +68,8 @@ class _Row:
         """Returns how many events were sent before, and those that were not, which count as sent from now on."""
         self.answer.mailbox.waiting = False
         self.events += self.answer.take()
+        if self.events and isinstance(broken := self.events[-1], EngineBroken):
+            raise broken  # which ends the process, so that the page is not told that it must be started again
         before, self.sent = self.sent, len(self.events)
         if self.sent > before:
             self._sends.append((time.monotonic(), before))

@@ -299,14 +299,13 @@ Received = list[tuple[int, GenerationEvent | AdapterError]]  # with the key of t
 class RemoteAnswer:
     """Passes on the events of an answer of another process. After its last event the reader gets no other."""
 
-    def __init__(self, request: GenerationRequest, prompt_tokens: int) -> None:
+    def __init__(self, request: GenerationRequest) -> None:
         self.request = request
         self.mailbox = Mailbox()
         self.ended = False
         self.tokens = 0
         self.submitted_at = self._first = time.perf_counter()
         self.started_at: float | None = None  # None until the other process says that it has begun
-        self._prompt_tokens = prompt_tokens
         # Reentrant: the garbage collector may free and so cancel the answer while this thread delivers an event.
         self._lock = threading.RLock()
 
@@ -339,7 +338,8 @@ class RemoteAnswer:
         """The counts as far as this process knows them."""
         now = time.perf_counter()
         first = self._first if self.tokens else now
-        return GenerationStats(self._prompt_tokens, self.tokens, 0.0, 0.0, now - first)
+        prompt_tokens = len(self.request.prompt_ids or ()) + len(self.request.answer_ids)
+        return GenerationStats(prompt_tokens, self.tokens, 0.0, 0.0, now - first)
 
 
 def read_together(answers: Mapping[int, Answer], seconds: float) -> Iterator[Received]:

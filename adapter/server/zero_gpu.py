@@ -129,7 +129,7 @@ class ZeroGpuEngine:
             client=Client(),
             max_seconds=min(request.max_seconds, seconds - _MARGIN_SECONDS),
         )
-        pending = _PendingAnswer(request, len(admitted.prompt_ids))
+        pending = _PendingAnswer(request)
         # As bytes: multiprocessing would move each tensor into shared memory and a file of its own.
         job = pickle.dumps((request, {name: load(name) for name, _ in request.parts}, answer_ids))
         with self._lock:

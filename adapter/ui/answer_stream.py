@@ -186,11 +186,11 @@ def stream(
     engine = provider.engine()
     assert engine is not None
     replicas = engine.replicas().values()
+    context_length = min([engine.base.context_length, *(r.cache_capacity for r in replicas)])
     xray = xray and sum(r.running + r.waiting for r in replicas) < XRAY_ROWS * max(1, len(replicas))
     request = build_request(conversation.to_messages(history), settings, image, client, xray)
     form = None if adapter_answers is not None else f'start: "{texts.CANNOT_TELL}"'
-    request = replace(request, answer_ids=begun_ids, form=form)
-    with closing(engine.submit(request)) as events:
+    with closing(engine.submit(replace(request, answer_ids=begun_ids, form=form))) as events:
         change.cancel = events.cancel
         if change.stopped:
             events.cancel()
@@ -206,7 +206,7 @@ def stream(
             record = AnswerRecord(used, ids, image is not None, cut, before=turn.variants)
             if event.stats is not None:
                 tokens = event.stats.prompt_tokens + event.stats.new_tokens
-                record = replace(record, context_tokens=tokens, context_length=engine.base.context_length).fitted()
+                record = replace(record, context_tokens=tokens, context_length=context_length).fitted()
             if text.strip():
                 about, lines = progress.stats_line(), "\n".join(progress.xray)
                 yield [*history, Entry("assistant", text, about=about, record=record, xray=lines, pending=writing)]

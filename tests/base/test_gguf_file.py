@@ -50,8 +50,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def random_llama(**changes):
-    sizes = {"vocab_size": 340, "rms_norm_eps": 1e-5, **changes}
-    return tiny_models.random_llama(random_norms=True, **sizes)
+    return tiny_models.random_llama(random_norms=True, **{"vocab_size": 340, "rms_norm_eps": 1e-5, **changes})
 
 
 def spm_tokens(writer, pieces) -> None:

@@ -61,8 +61,7 @@ def run_rows(
         answers = [submit(request) for request in requests]
         ends.extend(list(answer)[-1] for answer in answers)
 
-    seconds = timed(answer_all)
-    return seconds, sum(end.stats.new_tokens for end in ends if end.stats is not None)
+    return timed(answer_all), sum(end.stats.new_tokens for end in ends if end.stats is not None)
 
 
 def run_generate(base: Base, task: Task) -> tuple[float, int]:

@@ -178,7 +178,7 @@ def test_answers_are_those_of_one_engine(engine, base_folder, adapters):
 
 
 def test_lists_that_come_early_late_or_twice_are_put_in_order():
-    answer = cluster.RemoteAnswer(request(), 1)
+    answer = cluster.RemoteAnswer(request())
     arrivals, events = cluster._Arrivals(answer), [GenerationEvent(token_id=number) for number in range(6)]
     for start, end in ((4, 6), (2, 4), (0, 3), (0, 6)):
         arrivals.add(start, events[start:end])
@@ -220,13 +220,19 @@ def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(ba
         wait_until(lambda: not replica._engine.statistics().running)
 
 
-def test_a_replica_whose_engine_is_broken_ends_before_it_answers(base_folder, monkeypatch):
+def test_a_replica_whose_engine_is_broken_ends_before_it_says_so(base_folder, monkeypatch):
     replica, ends = replica_module.Replica(str(base_folder), "none", None, False, False), []
     monkeypatch.setattr(os, "_exit", ends.append)
-    with closing(replica._engine):
+
+    async def run() -> None:
+        running = replica.answer(request(sampling=ENDLESS), {}, "P", "a")
+        assert await anext(running) == {}
         replica._engine._refuse(EngineBroken("broken"))
-        events = replica.answer(request(), {}, "P", "a")
-        assert asyncio.run(anext(events))["a"] and ends == [1]
+        assert [found async for found in running][-1]["a"] and ends == [1]
+        assert (await anext(replica.answer(request(), {}, "P", "b")))["b"] and ends == [1, 1]
+
+    with closing(replica._engine):
+        asyncio.run(run())
 
 
 def test_an_exception_of_a_replicas_own_code_is_not_a_lost_machine(engine, monkeypatch):

@@ -50,8 +50,7 @@ def test_a_peft_adapter_gives_the_logits_of_peft(small, tmp_path, length, layers
 def test_a_broken_folder_is_refused(small, tmp_path, config, message):
     random_peft_model(small[1]).save_pretrained(tmp_path / "peft")
     file = tmp_path / "peft" / "adapter_config.json"
-    is_text = isinstance(config, str)
-    file.write_text(config if is_text else json.dumps(json.loads(file.read_text()) | config))
+    file.write_text(config if isinstance(config, str) else json.dumps(json.loads(file.read_text()) | config))
     with pytest.raises(LoadError, match=message):
         convert(str(tmp_path / "peft"), tmp_path / "to", Options(base=str(small[1])))
     assert not (tmp_path / "to").exists()

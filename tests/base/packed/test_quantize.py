@@ -115,8 +115,7 @@ def test_four_bits_are_searched_for_the_least_squares():
 def test_weights_of_zero_and_weights_that_are_not_finite(dtype):
     weight = torch.randn(64, 32)
     weight[3] = 0
-    x = torch.randn(2, 32).to(dtype)
-    assert torch.equal(pack(weight)(x)[:, 3], torch.zeros(2, dtype=dtype))
+    assert torch.equal(pack(weight)(torch.randn(2, 32).to(dtype))[:, 3], torch.zeros(2, dtype=dtype))
     assert not pack(torch.zeros(64, 32)).unpacked().any()
     assert_close(pack(torch.full((64, 32), -0.37), 4).unpacked(), torch.full((64, 32), -0.37), rtol=1e-3, atol=0)
     for bits in (4, 8):

@@ -229,7 +229,7 @@ def test_a_cut_answer_goes_on_with_its_own_settings(toasts: list[str]) -> None:
     assert request.answer_ids == (7,) and request.messages == (Message("user", "hello"),)
     assert (request.strength, request.sampling.seed, request.sampling.max_new_tokens) == (0.5, seed, 16)
     assert page.record.token_ids == (7,) * 4 and page.record.settings.max_tokens == 16
-    assert (page.record.context_tokens, page.record.context_length) == (8, 100)
+    assert (page.record.context_tokens, page.record.context_length) == (8, 90)
     assert " 4 tokens " in page.chat[-1].about and page.buttons() == {}
 
 
