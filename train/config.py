@@ -275,7 +275,8 @@ _GROUPS = {"train": TrainConfig, "data": DataConfig, "vision": VisionConfig, "tu
 
 
 def _assign(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    for assignment in assignments:
+    # A group before its keys, which `data=FILE` would replace; `vision=` takes one away where it stands.
+    for assignment in sorted(assignments, key=lambda one: "." in one.partition("=")[0] or one.endswith("=")):
         key, _, value = assignment.partition("=")
         *groups, last = key.split(".")
         target = values

@@ -43,8 +43,7 @@ class CacheBudget:
         token_bytes = memory.kv_bytes_per_token(base.model.config, base.model.dtype)
         context = round_to_blocks(base.context_length)
         if size is None:
-            free = memory.free_bytes(base.device)
-            size = max(token_bytes * min(context, _FEWEST_TOKENS) * 4 // 3, free // 3)
+            size = max(token_bytes * min(context, _FEWEST_TOKENS) * 4 // 3, memory.free_bytes(base.device) // 3)
         prefix_tokens = min(size // 4 // token_bytes, _MOST_PREFIX_TOKENS)
         tokens = min(size // token_bytes - prefix_tokens, rows * context) // BLOCK * BLOCK
         if tokens < min(context, _FEWEST_TOKENS):

@@ -62,8 +62,7 @@ def test_penalty_top_k_top_p_and_min_p_are_those_of_transformers(seed):
         ]
     )
     expected = warpers(torch.tensor([seen]), logits[None].clone())[0].softmax(-1)
-    numbers = [(i + 0.5) / 500 for i in range(500)]
-    sampled = sample_rows(logits.expand(500, -1), params, numbers, prompt=seen)
+    sampled = sample_rows(logits.expand(500, -1), params, [(i + 0.5) / 500 for i in range(500)], prompt=seen)
     found = torch.bincount(torch.tensor([one.token for one in sampled]), minlength=1000) / 500
     assert torch.allclose(found, expected, atol=0.0041)
     assert not found[expected == 0].any()

@@ -28,11 +28,10 @@ def write_recipe(tmp_path, text):
 
 def test_a_recipe_is_read_with_groups_and_assignments(tmp_path):
     path = write_recipe(
-        tmp_path, "data: {path: a.json, validation: 0.1}\nlr: 1e-3\nsteps: 5\nvision: {projection: global}\n"
+        tmp_path, "data: {path: a.json, validation: 0.1}\nlr: 1e-3\nsteps: 5\nvision: {queries: 4}\n"
     )
-    recipe = read_recipe(
-        path, ["steps=7", "data.images=pictures", "vision.hidden=32", "precision=nf4", "description=A #1"]
-    )
+    said = ["steps=7", "data.images=pictures", "vision.hidden=32", "vision={projection: global}", "precision=nf4"]
+    recipe = read_recipe(path, [*said, "description=A #1"])
     assert recipe.train.name == "recipe" and recipe.train.steps == 7 and recipe.train.lr == 1e-3
     assert recipe.data == (DataConfig("a.json", images="pictures", validation=0.1),)
     assert recipe.train.vision.hidden == 32 and recipe.precision == "nf4" and recipe.train.description == "A #1"

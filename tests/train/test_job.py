@@ -245,6 +245,11 @@ def test_the_rate_moves_the_first_step_and_is_zero_after_the_last(train_echo, tm
     assert metrics(tmp_path / "run", "lr") == pytest.approx([0.5 * factor for factor in factors[:-1]])
 
 
+def test_a_run_whose_last_step_left_no_numbers_fails(train_echo):
+    with pytest.raises(TrainError, match="not finite. Use a smaller learning rate"):
+        train_echo(steps=2, lr=1e30)
+
+
 def test_steps_with_gradients_that_are_not_finite_are_left_out_and_then_end_the_run(
     tiny_base, tmp_path, monkeypatch, capsys
 ):

@@ -32,8 +32,7 @@ def is_hf_dataset(path: Path) -> bool:
 
 def of_dataset(dataset: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and object of each row; of a picture with a list of captions, of each caption. name: for messages."""
-    batches = dataset.iter(_TOGETHER)
-    for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+    for number, row in enumerate((row for batch in dataset.iter(_TOGETHER) for row in batch.to_pylist()), 1):
         value = {column: _without_bytes(cell, (column, number - 1)) for column, cell in row.items()}
         where, columns = f"{name}, row {number}", caption_columns(value)
         captions = value[columns[1]] if columns and format_of(value) == "captions" else None

@@ -140,6 +140,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             begins = file.read(len(codecs.BOM_UTF8))
             if begins.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise DataError(f"{path.name}: this is UTF-16. {_SAVE}")
+            if begins in (b"PK\x03", b"BZh", b"\xfd7z", b"\x28\xb5\x2f"):
+                raise DataError(f"{path.name} is a packed file. Unpack it, or pack it with gzip.")
             if begins != codecs.BOM_UTF8:
                 file.seek(0)
             yield file  # type: ignore[misc]

@@ -85,7 +85,7 @@ def write_own_rows(base: Base, template: str, seed: int, count: int) -> list[lis
     tokenizer, length = base.tokenizer, min(_ROW_TOKENS, base.context_length)
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     special = set(tokenizer.all_special_ids)
-    tokens = [i for i in range(len(tokenizer)) if i not in special]
+    tokens = [i for i in range(min(len(tokenizer), base.fingerprint.vocab_size)) if i not in special]
     header: list[int] = []  # the tokens of a conversation before the user's words
     mark = "@"
     with contextlib.suppress(BadInput):  # the base has no such template

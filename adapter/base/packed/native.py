@@ -79,8 +79,7 @@ def compiled(signature: str) -> Callable[[Callable[..., None]], Any]:
 
 def function(b, name, result, *arguments):
     """One of LLVM's own functions."""
-    known = b.module.globals.get(name)
-    return known or ir.Function(b.module, ir.FunctionType(result, arguments), name)
+    return b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(result, arguments), name)
 
 
 def load(b, address, kind, offset=0):

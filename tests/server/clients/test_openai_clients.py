@@ -168,8 +168,7 @@ def test_langchain(url: str) -> None:
 
 
 def test_instructor(client: Any) -> None:
-    instructor = pytest.importorskip("instructor")
-    asked = instructor.from_openai(client).chat.completions.create
+    asked = pytest.importorskip("instructor").from_openai(client).chat.completions.create
     assert isinstance(asked(model="one", messages=HELLO, response_model=City), City)
 
 

@@ -161,8 +161,7 @@ def test_the_right_letter_counts_among_the_problems_choices_only(drawn_folder):
 
 def test_perplexity_of_a_uniform_model_is_its_vocabulary():
     text = "some words " * 100
-    task = Perplexity(text)
-    figure = task.measure(bigrams({}), 0).figures["text"]["perplexity"]
+    figure = Perplexity(text).measure(bigrams({}), 0).figures["text"]["perplexity"]
     assert figure.value == pytest.approx(97, rel=1e-5) and figure.low is None, "all windows are alike"
     assert figure.n == math.ceil(1100 / 256)
     assert Perplexity(text, 2).measure(bigrams({}), 0).figures["text"]["perplexity"].n == 2

@@ -34,8 +34,7 @@ def alpaca(count: int) -> datasets.Dataset:
 
 def pictures(**columns) -> datasets.Dataset:
     images = [Image.new("RGB", (8, 8), colour) for colour in COLOURS]
-    found = datasets.Dataset.from_dict({"image": images, **columns})
-    return found.cast_column("image", datasets.Image())
+    return datasets.Dataset.from_dict({"image": images, **columns}).cast_column("image", datasets.Image())
 
 
 def as_parquet(dataset, folder: Path) -> Path:

@@ -93,6 +93,7 @@ def test_a_large_file_is_read_in_little_memory(tmp_path):
     [
         ("a.json", b"[{\xff}]", "is not UTF-8. Save the file as UTF-8"),
         ("a.csv", "instruction,output\nSay 1.,1\n".encode("utf-16"), "UTF-16. Save the file as UTF-8"),
+        ("a.jsonl", b"PK\x03\x04\x14", "a packed file. Unpack it, or pack it with gzip"),
         ("a.csv", "question,answer, Answer\nWho?,I,you\n", "several columns are called 'answer'"),
         ("a.jsonl", '{"instruction": ' + "[" * 100_000, "line 1: this is not JSON"),
         ("a.json", '[{}, {"a": [' + "1, " * 5000 + "2]}]", "record 2: this is not JSON, or does not end"),

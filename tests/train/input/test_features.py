@@ -85,8 +85,7 @@ def test_features_have_the_same_bits_in_any_batch_and_from_anywhere(tmp_path):
 
     rng, paths = random.Random(0), []
     for i in range(6):
-        small = Image.frombytes("RGB", (8, 8), rng.randbytes(192))
-        small.resize((80, 60)).save(tmp_path / f"{i}.png")
+        Image.frombytes("RGB", (8, 8), rng.randbytes(192)).resize((80, 60)).save(tmp_path / f"{i}.png")
         paths.append(tmp_path / f"{i}.png")
     torch.manual_seed(0)
     encoder = VisualEncoder("x", timm.create_model("mobilenetv3_small_100"))

@@ -99,8 +99,7 @@ def test_a_picture_in_two_files_is_held_out_of_both(tmp_path):
     chats = [{**talk(f"What is in picture {i}?", "A thing."), "image": f"./{i}.jpg"} for i in range(59, -1, -1)]
     write_rows(tmp_path / "chat.jsonl", chats)
     sources = [DataConfig(str(tmp_path / name), validation=0.2) for name in ("c.tsv", "chat.jsonl")]
-    examples = open_examples(sources)
-    assert len(sides(examples, image)[1]) > 12
+    assert len(sides(open_examples(sources), image)[1]) > 12
 
 
 def test_a_separate_file_is_drawn_from_evenly_and_without_what_is_learnt(tmp_path):
