@@ -244,14 +244,14 @@ def _train(
         save_adapter(adapter, folder.path, card)
         if math.isfinite(outcome.loss):
             say(f"held-out loss {outcome.loss:.3f}")
-        if args.for_page:  # a visitor's, who may have left
-            shutil.rmtree(folder.path / DATA, ignore_errors=True)
 
     Job(
         config, base, examples, folder, adapter, feature_cache, skipped,
         resume=args.resume, accelerator=accelerator, inputs=inputs, on_finish=finish,
     ).run()  # fmt: skip
     if accelerator.is_main_process:
+        if args.for_page:  # a visitor's, who may have left; a run that is ended before can go on
+            shutil.rmtree(folder.path / DATA, ignore_errors=True)
         print(f"the adapter is in {folder.path}", file=sys.stderr)
 
 

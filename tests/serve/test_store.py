@@ -47,8 +47,7 @@ def test_an_adapter_that_is_written_again_within_a_tick_of_the_clock_is_another(
         return SimpleNamespace(**times, st_mode=found.st_mode)
 
     store = AdapterStore(tmp_path)
-    saved = [random_adapter(tiny_fingerprint, seed) for seed in (1, 2)]
-    for adapter in saved:
+    for adapter in [random_adapter(tiny_fingerprint, seed) for seed in (1, 2)]:
         save_adapter(adapter, tmp_path / "poet")
         with monkeypatch.context() as patched:
             patched.setattr(os, "stat", still)

@@ -133,7 +133,7 @@ def open_records(
     if not os.path.exists(path):
         raise DataError(f"There is no file or folder '{path.name}'. Check the path.", str(path))
     home = path if path.is_dir() else path.parent
-    if format in ("auto", "scienceqa") and (path.name == "problems.json" or scienceqa.is_scienceqa(path)):
+    if format in ("auto", "scienceqa") and (path.name == "problems.json" or (path / "problems.json").is_file()):
         pictures = folder or scienceqa.picture_folder(home)
         items = scienceqa.of_problems(scienceqa.problems(home, split or "train", pictures), pictures)
         return Records(path, pictures, "scienceqa", items, has_splits=True)

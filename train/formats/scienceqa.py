@@ -40,6 +40,9 @@ class Problem(Shape):
     def _check(self) -> Problem:
         if not 0 <= self.answer < len(self.choices):
             raise ValueError(f"answer {self.answer} is no index of the {len(self.choices)} choices.")
+        parts = f"{self.split}/{self.id}/{self.image_name}".replace("\\", "/").split("/")
+        if self.image_name and {"", ".."} & {*parts}:  # of a zip on the page: other visitors' pictures
+            raise ValueError("its picture is named outside of its folder.")
         return self
 
     @property
@@ -50,10 +53,6 @@ class Problem(Shape):
     @property
     def letter(self) -> str:
         return LETTERS[self.answer]
-
-
-def is_scienceqa(folder: Path) -> bool:
-    return (folder / "problems.json").is_file()
 
 
 def picture_folder(folder: Path) -> Path:

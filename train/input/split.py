@@ -113,7 +113,7 @@ class FileExamples:
             return config
         whole, stream = int(config.epochs), self._train()
         steps = [math.ceil(stream.epoch_size(epoch) / config.batch_size) for epoch in range(whole + 1)]
-        total = sum(steps[:whole]) + math.ceil(steps[whole] * (config.epochs - whole))
+        total = sum(steps[:whole]) + math.ceil(round(steps[whole] * (config.epochs - whole), 6))
         return dataclasses.replace(config, steps=max(1, total), epochs=0)
 
 

@@ -280,7 +280,8 @@ class TrainEvents:
             )
             image = open_image(Path(run.record.picture)) if step and run.record.picture else None
             request = build_request((Message("user", run.record.question),), settings, image, client)
-            self.runs.add_watched(run.name, WatchedAnswer(step, whole_answer(engine, request).strip()))
+            answer = WatchedAnswer(step, whole_answer(engine, request).strip())
+            self.runs.add_watched(run.name, run.record.question, answer)
             self._asked[run.name] = run.adapter if step else ""
         except Exception as error:  # the next look asks again; what was not expected is logged
             readable(error, "a watched question")

@@ -18,7 +18,7 @@ from adapter.server.archive import PICTURES, TABLES, unpack
 from adapter.server.generation import import_libraries
 from adapter.ui.images import data_url
 from adapter.ui.theme import ellipsize
-from train.formats import scienceqa, sources
+from train.formats import sources
 from train.formats.dataset import Record, Records, open_records
 from train.formats.record import picture_source
 from train.ui import texts
@@ -86,7 +86,7 @@ def _data_in_zip(folder: Path) -> Path:
     entries = sorted(folder.iterdir())
     if len(entries) == 1 and entries[0].is_dir():  # a zip of a folder holds that folder
         return _data_in_zip(entries[0])
-    if scienceqa.is_scienceqa(folder) or sources.caption_file(folder) or sources.captioned(folder)[0]:
+    if (folder / "problems.json").is_file() or sources.caption_file(folder) or sources.captioned(folder)[0]:
         return folder
     tables = [path for path in entries if path.suffix.lower() in TABLES]
     if len(tables) != 1:

@@ -204,10 +204,10 @@ class TrainingRuns:
         folder = self._folder(name)
         return [] if folder is None else _content(_read_watched, folder / WATCHED) or []
 
-    def add_watched(self, name: str, answer: WatchedAnswer) -> None:
-        if (folder := self._folder(name)) is not None:
+    def add_watched(self, name: str, question: str, answer: WatchedAnswer) -> None:
+        if (record := self.record(name)) is not None and record.question == question:  # not a former run's
             known = [earlier for earlier in self.watched(name) if earlier.step < answer.step]
-            with atomic_write(folder / WATCHED) as temporary:
+            with atomic_write(self.folder / name / WATCHED) as temporary:
                 temporary.write_bytes(_WATCHED.dump_json([*known, answer]))
 
     # A visitor's actions.

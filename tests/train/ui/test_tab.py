@@ -112,10 +112,12 @@ def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publis
     assert owner not in (tmp_path / "runs" / "mine" / "run.json").read_text()
     html, stop = 1, 2  # their places in the panel
     wait_until(lambda: public.runs.watched("mine"))  # the base was asked in a thread of its own
-    public.runs.add_watched("mine", WatchedAnswer(0, "Nobody."))
+    public.runs.add_watched("mine", "Who am I?", WatchedAnswer(0, "Nobody."))
+    public.runs.add_watched("mine", "Who was I?", WatchedAnswer(1, "Its former run's."))
     (tmp_path / "runs" / "mine" / "messages.txt").write_text("error: my.csv, line 3")
     panel = public.panel("mine", owner, None, me)
-    assert all(said in panel[html] for said in ("Who am I?", "Nobody.", "my.csv")) and panel[stop]["visible"]
+    assert [w in panel[html] for w in ("Who am I?", "Nobody.", "my.csv", "former")] == [True] * 3 + [False]
+    assert panel[stop]["visible"]
     assert panel[stop]["value"] == texts.GO_ON  # without a process
     for stranger in ("", "x", []):
         for pressed in (texts.STOP, texts.GO_ON):
@@ -173,7 +175,7 @@ def test_only_its_own_visitor_publishes_with_a_machines_login(
     wait_until(lambda: tab.runs.watched("mine"))
     save_adapter(random_adapter(tiny_fingerprint), tmp_path / "runs" / "mine", "# mine\n")
     for answer in (WatchedAnswer(0, "A  language model."), WatchedAnswer(10, "A pirate.")):
-        tab.runs.add_watched("mine", answer)
+        tab.runs.add_watched("mine", "Who am I?", answer)
     with fake_hub() as hub:
         said = tab.publish("mine", owner, "somebody/mine", token)
         if public and visitor is None:
