@@ -43,8 +43,8 @@ from train.tracker import MetricsWriter
 
 _KEEP_WEIGHT = 2.0  # of a row's divergence, beside a row's loss; docs/log.md has the trials
 _MOST_EMPTY_STEPS = 50  # steps in a row whose rows were all passed over, after which a run fails
-_REMEDY = "Use a smaller learning rate (lr), or clip_norm: 1."
 _MOST_NOT_FINITE = 10  # steps in a row with a gradient that is not finite, after which a run fails
+_SLOWER = "Use a smaller learning rate (lr), or clip_norm: 1."  # what helps against numbers that are not finite
 
 
 class Stopped(TrainError):
@@ -362,7 +362,7 @@ class Job:
             self._log(f"warning: a gradient is not finite at step {progress.step + 1}; the step is left out{also}")
             if progress.not_finite == min(_MOST_NOT_FINITE, config.steps):
                 text = f"{progress.not_finite} steps in a row had a gradient that is not finite."
-                raise TrainError(f"{text} {_REMEDY}", f"the run's folder is {self.folder.path}")
+                raise TrainError(f"{text} {_SLOWER}", f"the run's folder is {self.folder.path}")
         else:
             progress.not_finite = 0
             self.empty_steps = 0 if supervised else self.empty_steps + 1
@@ -390,7 +390,7 @@ class Job:
         loss, step = progress.best, progress.best_step
         if self.config.save == "last" or not progress.best_step:  # 0: no evaluation was finite
             if not all(p.isfinite().all() for p in self.result.parameters()):
-                raise TrainError(f"The last step left what is not finite. {_REMEDY}", str(self.folder.path))
+                raise TrainError(f"The adapter's numbers are not finite. {_SLOWER}", str(self.folder.path))
             self._try_to_save(lambda: self.folder.save_adapter(self.result), required=True)
             self.adapter.load_state_dict(self.result.state_dict())
             loss, step = progress.held_out, progress.step

@@ -263,7 +263,8 @@ def guard(page: gr.Blocks, most: int, limits: Limits) -> None:
     # Each of up to a thousand files would stay open until the last has come, and in memory what is no file.
     route_utils.GradioMultiPartParser = lambda *a, **k: parser(*a, **k | {"max_files": 16, "max_fields": 0})
     route_utils.CustomCORSMiddleware.is_valid_origin = lambda *_: False  # it fails without a Host
-    http_server.LOCALHOST_NAME, http_server.get_space = "127.0.0.1", lambda: None  # else tries ports, watches code
+    http_server.LOCALHOST_NAME = "127.0.0.1"  # not GRADIO_SERVER_NAME, where it tries each port
+    http_server.get_space = lambda: None  # on a Space it would watch the program's files and load them anew (6.31)
     images.written, page.upload_file_set = _Written(images.written), _Written(page.upload_file_set)
     for block in page.blocks.values():
         block.temp_files = _Written(block.temp_files)

@@ -246,8 +246,7 @@ class Conversations:
     def _measure_and_evict(self, shown: Conversation) -> None:
         """Forgets what no page shows any more, and the oldest beyond the limits; nothing that is being changed."""
         rows = (row["content"][0].get("text", "") for one in shown.view for row in one.rows)
-        ids = sum(len(entry.record.token_ids) for entry in shown.history if entry.record)
-        size = size_of(shown.history) + sum(map(getsizeof, rows)) + 28 * ids  # outside the lock: a millisecond
+        size = size_of(shown.history) + sum(map(getsizeof, rows))  # takes a millisecond: nobody else waits for it
         with self._changed:
             shown.bytes = size
             total, count = sum(other.bytes for other in self._by_id.values()), len(self._by_id)

@@ -178,11 +178,11 @@ def test_answers_are_those_of_one_engine(engine, base_folder, adapters):
 
 
 def test_lists_that_come_early_late_or_twice_are_put_in_order():
-    answer = cluster.RemoteAnswer(request())
+    answer = cluster.RemoteAnswer(request(prompt_ids=(1, 2), answer_ids=(3,)))
     arrivals, events = cluster._Arrivals(answer), [GenerationEvent(token_id=number) for number in range(6)]
     for start, end in ((4, 6), (2, 4), (0, 3), (0, 6)):
         arrivals.add(start, events[start:end])
-    assert answer.mailbox.take() == events
+    assert answer.mailbox.take() == events and answer.stats().prompt_tokens == 3
 
 
 def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(base_folder, monkeypatch):

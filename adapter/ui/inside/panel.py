@@ -55,7 +55,7 @@ class InsideEvents:
         self._cache: LRU[str, InspectedAnswer] = LRU(16)
 
     def play(self, id: str, event: gr.EventData, request: gr.Request) -> Iterator[str]:
-        """Writes the newest answer with the gates of the event. An imported one may have 100,000 characters."""
+        """Writes the newest answer with the gates of the event, compared with its beginning: it may be long."""
         history = self.conversations.history(request.session_hash, id)
         try:
             gates = _GATES.validate_python(sent(event).get("gates"))

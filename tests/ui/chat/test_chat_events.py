@@ -277,7 +277,8 @@ def test_a_picture_goes_to_the_visual_adapter(picture: str, toasts: list[str]) -
     page.send("one").send("two").do("undo")
     assert page.do("undo", "two", "new").box["value"] == {"text": "one", "files": ["new"]}, "Undo's text goes"
     page.send("one").send("two").do("undo", "a draft")
-    assert page.do("undo", "two\n\na draft").box["value"]["text"] == "one\n\na draft", "but not the draft"
+    assert page.do("undo", "two\n\na draft").box["value"] == {"text": "one\n\na draft", "files": []}
+    assert not page.send("1").send("2", [picture]).do("undo").do("undo", "2", "its").box["value"]["files"]
     assert Page().send("one").do("undo", "", "new").box["value"] == {"text": "one", "files": ["new"]}
 
 
