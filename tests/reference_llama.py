@@ -131,5 +131,4 @@ def stepwise_logits(model, ids: Tensor, prefill: int = 7, **kwargs) -> Tensor:
 def converted_logits(model: AdaptedLlama, base: Path, source: Path, to: Path, **options) -> Tensor:
     """The logits of our model with `source`, converted into the folder `to` and loaded from there."""
     convert(str(source), to, Options(base=str(base), **options))
-    adapter = load_adapter(to, base_fingerprint(str(base)))
-    return stepwise_logits(model, IDS, prompt_kv=adapter(model))
+    return stepwise_logits(model, IDS, prompt_kv=load_adapter(to, base_fingerprint(str(base)))(model))

@@ -273,7 +273,8 @@ def _check_files(recipe: RecipeFile) -> None:
     check_pictures(recipe, examples, print)
     with_encoder(recipe.train, torch.device("cpu"), recipe.start_from is None)
     config = examples.with_steps(recipe.train)
-    tokeniser = Tokeniser(tokenizer, config.template, config.max_length)
+    vocab_size = base_config(recipe.base).vocab_size
+    tokeniser = Tokeniser(tokenizer, config.template, config.max_length, vocab_size=vocab_size)
     clean = True
     files = dict.fromkeys([*(part.records for part in examples.parts), *(of for of, _ in examples.held_out)])
     for records in files:

@@ -117,7 +117,9 @@ class Job:
         self.adapter = self.adapter.to(base.device)
         self.accelerator = self.accelerator or Accelerator(mixed_precision="no", cpu=base.device.type == "cpu")
         self.is_main = self.accelerator.is_main_process
-        self.tokeniser = Tokeniser(base.tokenizer, config.template, config.max_length, self.skipped)
+        self.tokeniser = Tokeniser(
+            base.tokenizer, config.template, config.max_length, self.skipped, base.fingerprint.vocab_size
+        )
         self.progress = _Progress()
         self.parameters = trainable_parameters(self.adapter, config.learn)
         self.average = averaged(self.adapter, config.average) if config.average else None

@@ -59,8 +59,7 @@ def batch_prompts(
 def total_loss(model: AdaptedLlama, adapter: Adapter, batch: Batch) -> Tensor:
     """Summed cross-entropy of the answers' tokens, in nats; the head runs on those positions only."""
     targets = batch.labels[:, 1:]
-    hidden = _adapted_states(model, adapter, batch)
-    return _HeadLoss.apply(hidden, model.lm_head, targets[targets != IGNORED])
+    return _HeadLoss.apply(_adapted_states(model, adapter, batch), model.lm_head, targets[targets != IGNORED])
 
 
 def total_divergence(model: AdaptedLlama, adapter: Adapter, batch: Batch) -> Tensor:

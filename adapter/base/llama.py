@@ -94,8 +94,7 @@ class Base:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[P, hidden_size] -> [P, vocab_size] in fp32. A packed head rounds to its input's type."""
-        packed = self.quantization.startswith("packed")
-        return self.model.lm_head(hidden.float() if packed else hidden).float()
+        return self.model.lm_head(hidden.float() if self.quantization.startswith("packed") else hidden).float()
 
     @property
     def stop_ids(self) -> frozenset[int]:

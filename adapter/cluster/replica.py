@@ -47,7 +47,7 @@ class _Row:
     def __init__(self, answer: Answer, page: str) -> None:
         self.answer, self.page, self.sent = answer, page, 0
         self.events: list[GenerationEvent | AdapterError] = []
-        self._sends: list[tuple[float, int]] = []  # when, and how much was sent before
+        self._sends: list[tuple[float, str, int]] = []  # when, with whose stream, and how much was sent before
         self._woken, loop = asyncio.Event(), asyncio.get_running_loop()
         answer.mailbox.waiting = True  # for the first event, which is sent at once
         answer.mailbox.wake = lambda: loop.call_soon_threadsafe(self._woken.set)
@@ -64,29 +64,33 @@ class _Row:
             timer.cancel()
         return self.answer.mailbox.last is None
 
-    def take(self) -> tuple[int, list[GenerationEvent | AdapterError]]:
-        """Returns how many events were sent before, and those that were not, which count as sent from now on."""
+    def take(self, carrier: str) -> tuple[int, list[GenerationEvent | AdapterError]]:
+        """Returns how many events were sent before, and those that were not, which count as sent from now on.
+
+        carrier: the key of the answer whose stream takes them to the page.
+        """
         self.answer.mailbox.waiting = False
         self.events += self.answer.take()
         if self.events and isinstance(broken := self.events[-1], EngineBroken):
             raise broken  # which ends the process, so that the page is not told that it must be started again
         before, self.sent = self.sent, len(self.events)
         if self.sent > before:
-            self._sends.append((time.monotonic(), before))
+            self._sends.append((time.monotonic(), carrier, before))
         return before, self.events[before:]
 
-    def send_again(self) -> None:
-        """Marks what was sent lately as unsent: it may be lost with the stream of an answer that was cancelled."""
+    def send_again(self, *carriers: str) -> None:
+        """Marks as unsent what was sent lately with these streams, or any: a cancelled one may lose it."""
         since = time.monotonic() - _AGAIN_SECONDS
-        self.sent = min((before for when, before in self._sends if when > since), default=self.sent)
+        lost = (n for when, name, n in self._sends if when > since and (not carriers or name in carriers))
+        self.sent = min(lost, default=self.sent)
 
-    async def rest(self) -> tuple[int, list[GenerationEvent | AdapterError]]:
+    async def rest(self, carrier: str) -> tuple[int, list[GenerationEvent | AdapterError]]:
         """All that is left, and what was sent lately."""
         while not self.answer.ended:  # a mailbox has its `last` before the event can be taken
-            self.take()
+            self.take(carrier)
             await asyncio.sleep(0)
         self.send_again()
-        return self.take()
+        return self.take(carrier)
 
 
 class Replica:
@@ -137,9 +141,9 @@ class Replica:
             while await row.wait():
                 rows = [(name, other) for name, other in self._rows.items() if other.page == page]
                 # Of the rows that wake together, the first takes all.
-                if found := {name: new for name, other in rows if (new := other.take())[1]}:
+                if found := {name: new for name, other in rows if (new := other.take(key))[1]}:
                     yield found
-            yield {key: await row.rest()}
+            yield {key: await row.rest(key)}
         except AdapterError as error:
             if self._engine.failure is not None:
                 os._exit(1)  # the page asks another replica at once, and Serve starts one in its place
@@ -149,7 +153,7 @@ class Replica:
                 ended.answer.close()
                 for other in self._rows.values():
                     if other.page == page:
-                        other.send_again()
+                        other.send_again(key)
 
     async def inspect(
         self, request: GenerationRequest, answer_ids: Sequence[int], adapters: References

@@ -218,8 +218,7 @@ def detect_format(tensors: Mapping[str, Tensor], extras: Mapping[str, Any]) -> t
 def _read_licence(path: Path) -> dict[str, str]:
     """What the front matter of a folder's README says of the licence, if there is any. A file has no README."""
     try:
-        text = (path / CARD).read_text(encoding="utf-8")[:10_000]
-        head = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
+        head = re.match(r"---\n(.*?\n)---\n", (path / CARD).read_text(encoding="utf-8")[:10_000], re.DOTALL)
         said: Any = yaml.safe_load(head.group(1)) if head else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}

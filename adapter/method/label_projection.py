@@ -125,8 +125,7 @@ class LabelProjection(nn.Module):
             ratio = top[:, 1] / top[:, 0]
             confidences = torch.stack([top[:, 0], top[:, 1], ratio, mass], dim=1)
             # The second token of each name, the first after the article; the only one where names have one.
-            initials = _unit_rms(model.get_input_embeddings()(self.names[:, :2][:, -1].clamp(min=0)))
-            mixture = posterior @ initials
+            mixture = posterior @ _unit_rms(model.get_input_embeddings()(self.names[:, :2][:, -1].clamp(min=0)))
             ones = torch.ones_like(mass)
             words = [(self.names[chosen[:, 0]], ones), (self.names[chosen[:, 1]], ratio), (self.kinds[kind], mass)]
             words += [(word[:, None], ones) for word in self.fact_words(features).unbind(1)]

@@ -108,8 +108,7 @@ def with_message(form: str, message: str) -> str:
     """The form with MESSAGE_WORDS defined, if it needs that: any text, if the message has no words or too many."""
     if not _MESSAGE.search(form) or re.search(r"^MESSAGE_WORDS\s*:", form, re.MULTILINE):
         return form
-    text = message.encode("utf-8", "replace").decode()
-    parts = _WORDS.findall(text)
+    parts = _WORDS.findall(message.encode("utf-8", "replace").decode())
     if not 0 < sum(not part.isspace() for part in parts) <= _MOST_WORDS:
         return f"{form}\nMESSAGE_WORDS: {_ANY_TEXT}"
     chunks = [json.dumps(part, ensure_ascii=False)[1:-1] for part in parts]

@@ -129,8 +129,7 @@ class Sampler:
         reached = params.top_p * total
         if params.top_p < 1 or 0 < params.top_k < len(logits) or params.min_p > 0:
             # Lighter ones together weigh less than top-p leaves out, so that they need not be sorted.
-            least = max((1 - params.top_p) * total / len(weights), params.min_p)
-            heavy = np.flatnonzero(weights >= least)
+            heavy = np.flatnonzero(weights >= max((1 - params.top_p) * total / len(weights), params.min_p))
             order = heavy[np.argsort(-weights[heavy])]
             tokens, weights = tokens[order], weights[order]
         sums = weights.cumsum(dtype=np.float64)

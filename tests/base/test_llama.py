@@ -226,8 +226,7 @@ def test_nf4_is_packed_before_the_engines_threads_start(four_bit_head, tmp_path)
         base = load_base(str(folder), quantization, "cpu")
         make_forward(base, threads=1)
         states = [module.weight.quant_state for module in base.model.modules() if isinstance(module, Linear4bit)]
-        packed = [getattr(state, "packing_format_for_cpu", False) for state in states]
-        assert packed == [has_avx512bf16()] * 28
+        assert [getattr(state, "packing_format_for_cpu", False) for state in states] == [has_avx512bf16()] * 28
 
 
 BROKEN = "model.layers.2.mlp.up_proj.weight"

@@ -70,6 +70,5 @@ def read(base: Base, text: str, windows: int, adapter: PromptKV | None = None) -
     prompts = forward.stack([forward.prepare(adapter)])
     for start in range(0, len(ids), WINDOW):
         window = ids[start : start + WINDOW]
-        logits = forward(cache, [window], [Slot(0, WINDOW)], [0], prompts, every=True)
-        yield logits, torch.tensor(window[1:])
+        yield forward(cache, [window], [Slot(0, WINDOW)], [0], prompts, every=True), torch.tensor(window[1:])
     forward.close()

@@ -58,8 +58,7 @@ def run_rows(
     ends: list[GenerationEvent] = []
 
     def answer_all() -> None:
-        answers = [submit(request) for request in requests]
-        ends.extend(list(answer)[-1] for answer in answers)
+        ends.extend(list(answer)[-1] for answer in [submit(request) for request in requests])
 
     return timed(answer_all), sum(end.stats.new_tokens for end in ends if end.stats is not None)
 

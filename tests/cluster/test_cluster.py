@@ -93,8 +93,7 @@ def second_node(address, tmp_path_factory) -> Iterator[contextlib.ExitStack]:
 
 @pytest.fixture(scope="module")
 def page(address, second_node, base_folder, adapters, tiny_fingerprint):
-    base = load_base(str(base_folder), "none", "cpu")
-    save_one_and_two(base.fingerprint, adapters)
+    save_one_and_two(load_base(str(base_folder), "none", "cpu").fingerprint, adapters)
     with closing(
         cluster.connect(address, str(base_folder), "none", None, (2, 2), AdapterStore(adapters))
     ) as engine:
@@ -190,13 +189,17 @@ def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(ba
     replica = replica_module.Replica(str(base_folder), "none", None, False, False)
 
     async def run() -> None:
-        first, second, foreign = (
-            replica.answer(request(sampling=ENDLESS), {}, page, key) for key, page in ("aP", "bP", "cQ")
+        first, second, foreign, idle = (
+            replica.answer(request(sampling=ENDLESS), {}, page, key) for key, page in ("aP", "bP", "cQ", "dP")
         )
-        assert [await anext(each) for each in (first, second, foreign)] == [{}, {}, {}]
+        assert [await anext(each) for each in (first, second, foreign, idle)] == [{}] * 4
         while "b" not in (carried := await anext(first)):
             pass
         assert "c" not in carried  # another page's
+        await idle.aclose()  # it has carried nothing, so that nothing may be lost with it
+        while "b" not in (more := await anext(first)):
+            pass
+        assert more["b"][0] == len(carried["b"][1])
         await first.aclose()  # its messages may be lost with it
         start, events = (await anext(second))["b"]
         assert start == 0 and events[: len(carried["b"][1])] == carried["b"][1]
@@ -208,10 +211,10 @@ def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(ba
         answer = replica._engine.submit(request())
         row = replica_module._Row(answer, "P")
         while await row.wait():
-            row.take()
+            row.take("P")
         last, answer.mailbox._events = answer.mailbox._events, queue.SimpleQueue()
         asyncio.get_running_loop().call_later(0.1, lambda: setattr(answer.mailbox, "_events", last))
-        start, events = await row.rest()
+        start, events = await row.rest("P")
         assert start == 0 and events[-1].finish_reason == "length" and len(events) >= 20
 
     with closing(replica._engine):

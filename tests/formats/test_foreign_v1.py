@@ -110,8 +110,7 @@ def test_a_full_training_checkpoint_is_read(small, tmp_path):
     ],
 )
 def test_a_broken_file_is_refused(small, tmp_path, change, message):
-    tensors = {name: t for name, t in {**random_v1(), **change}.items() if t is not None}
-    torch.save(tensors, tmp_path / "v1.pth")
+    torch.save({name: t for name, t in {**random_v1(), **change}.items() if t is not None}, tmp_path / "v1.pth")
     with pytest.raises(LoadError) as error:
         convert(str(tmp_path / "v1.pth"), tmp_path / "to", Options(base=str(small[1]), layers=3))
     assert message in str(error.value)

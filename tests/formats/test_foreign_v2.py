@@ -118,8 +118,7 @@ def test_the_converted_adapter_gives_the_reference_logits(multi_head, tmp_path, 
         vision = adapter.config.vision
         assert (vision.channels, vision.projected, vision.blocks) == ("BGR", True, 2)
         assert vision.encoder.endswith("openai")
-    kv = adapter(model, features)
-    ours = model(input_ids=IDS, use_cache=False, prompt_kv=kv).logits
+    ours = model(input_ids=IDS, use_cache=False, prompt_kv=adapter(model, features)).logits
     torch.testing.assert_close(ours, reference(weights, tensors, visual), rtol=1e-5, atol=1e-5)
 
 

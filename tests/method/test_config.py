@@ -90,8 +90,7 @@ def test_a_configuration_that_passes_runs(changes, tiny, tmp_path):
     save_adapter(adapter, tmp_path / "it")
     loaded = load_adapter(tmp_path / "it", FINGERPRINT)
     shown = features_for(config.vision)
-    other = random_adapter(FINGERPRINT, tuning=TUNING)
-    kv = PromptKV.stack([loaded(tiny, shown), other(tiny)], 16)
+    kv = PromptKV.stack([loaded(tiny, shown), random_adapter(FINGERPRINT, tuning=TUNING)(tiny)], 16)
     ids = torch.arange(10)[None].repeat(2, 1)
     logits = tiny(input_ids=ids, prompt_kv=kv, prompt_rows=torch.tensor([0, 1])).logits
     assert logits.isfinite().all()

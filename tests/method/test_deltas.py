@@ -28,8 +28,7 @@ def merged(model, adapter, strength=1.0):
     """The base with the adapter's changes written into a copy of its weights."""
     model, tuning = copy.deepcopy(model), adapter.tuning
     with torch.no_grad():
-        layers = model.model.layers[-adapter.config.tuning.layers :]
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate(model.model.layers[-adapter.config.tuning.layers :]):
             for name in LINEARS:
                 linear = getattr(layer.self_attn if name in "qkvo" else layer.mlp, f"{name}_proj")
                 scale = 1 + strength * (tuning.scale[name][i] if name in tuning.scale else torch.zeros(()))
@@ -75,10 +74,8 @@ def test_rows_with_and_without_deltas_share_a_batch(tiny, tiny_fingerprint):
     plain, tuned = random_adapter(tiny_fingerprint), tuned_adapter(tiny_fingerprint, 1)
     other = tuned_adapter(tiny_fingerprint, 2, TuningConfig(64, bias=True, lora_rank=1))
     entries = [plain(tiny), tuned(tiny), other(tiny), PromptKV({})]
-    ids = IDS[0].expand(4, -1)
-    together = logits(tiny, ids, PromptKV.stack(entries), torch.tensor([1, 3, 0, 2]))
-    alone = [entries[1], None, entries[0], entries[2]]
-    for row, kv in zip(together, alone, strict=True):
+    together = logits(tiny, IDS[0].expand(4, -1), PromptKV.stack(entries), torch.tensor([1, 3, 0, 2]))
+    for row, kv in zip(together, [entries[1], None, entries[0], entries[2]], strict=True):
         torch.testing.assert_close(row, logits(tiny, IDS[:1], kv)[0], rtol=1e-4, atol=1e-4)
 
 

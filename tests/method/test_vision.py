@@ -98,8 +98,7 @@ def test_tokens_of_a_vision_transformer_reach_an_adapter(unlearned, monkeypatch,
     assert asked == [(True, "RGB"), (True, "BGR"), (False, "RGB")]
     keys = [entry.layers[3][0].keys for entry in entries]
     assert not torch.allclose(keys[0], keys[1], atol=1e-3)
-    shown = real(unlearned(name), [image], tokens=True)
-    want = adapters[0](tiny_base.model, shown).layers[3][0].keys
+    want = adapters[0](tiny_base.model, real(unlearned(name), [image], tokens=True)).layers[3][0].keys
     torch.testing.assert_close(keys[0][:, :, : want.shape[2]], want)
 
 

@@ -134,8 +134,7 @@ def text_windows(base: Base, text: str) -> list[list[int]]:
 
 def window_losses(answerer: Answerer, windows: Sequence[Sequence[int]]) -> tuple[list[float], list[int]]:
     """The summed loss of each window in nats, read on its own, and how many tokens it is the loss of."""
-    labels = [[IGNORED, *window[1:]] for window in windows]
-    scores = answerer.token_scores(windows, labels)
+    scores = answerer.token_scores(windows, [[IGNORED, *window[1:]] for window in windows])
     return [-float(s.logprobs.sum()) for s in scores], [len(s.logprobs) for s in scores]
 
 

@@ -184,8 +184,7 @@ def parse(format: str, value: dict[str, Any], where: str, images: Path, index: i
         image, caption = _path(getattr(row, columns[0]), images), getattr(row, columns[1]).strip()
         asked = random.Random(index // len(REQUESTS)).sample(REQUESTS, len(REQUESTS))[index % len(REQUESTS)]
         return Record((Message("user", asked), Message("assistant", caption)), image, where)
-    fields = _FIELDS["pairs"]
-    first, second = max(fields, key=lambda names: sum(name in value for name in names))
+    first, second = max(_FIELDS["pairs"], key=lambda names: sum(name in value for name in names))
     if isinstance(value.get(first), list) and isinstance(value.get(second), list):  # of messages, as TRL has them
         before = [{**said, "weight": 0} if isinstance(said, dict) else said for said in value[first]]
         return _of_chat({**value, "messages": [*before, *value[second]]}, where, images)

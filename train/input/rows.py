@@ -1,5 +1,6 @@
 """Rows: examples as tokens and labels."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,10 +24,16 @@ class Tokeniser:
     """Turns examples into rows, truncated at `max_length` tokens."""
 
     def __init__(
-        self, tokenizer: Any, template: str, max_length: int, skipped: SkippedExamples | None = None
+        self,
+        tokenizer: Any,
+        template: str,
+        max_length: int,
+        skipped: SkippedExamples | None = None,
+        vocab_size: float = math.inf,
     ) -> None:
+        """vocab_size: of the base, where its tokenizer may have tokens that the base does not embed."""
         self.tokenizer, self.template, self._max_length = tokenizer, template, max_length
-        self._skipped = skipped or SkippedExamples()
+        self._skipped, self._vocab_size = skipped or SkippedExamples(), vocab_size
 
     def rows(self, examples: Iterable[Example | None]) -> list[TokenisedRow]:
         """Rows of all examples that have a label left, shortest first."""
@@ -49,7 +56,7 @@ class Tokeniser:
         return sorted(rows, key=lambda row: len(row.ids))
 
     def row(self, example: Example, truncate: bool = True) -> TokenisedRow:
-        """Tokens and labels of one example. Raises BadInput if its messages cannot be templated."""
+        """Tokens and labels of one example. Raises BadInput if its messages cannot be templated or embedded."""
         messages = (*example.history, *example.messages, Message("assistant", example.answer))
         all_turns = example.all_turns and not example.history
         ids, supervised = encode_conversation(
@@ -57,6 +64,8 @@ class Tokeniser:
         )
         if example.history and len(ids) > self._max_length:
             return self.row(replace(example, history=()), truncate)
+        if max(ids[: self._max_length], default=0) >= self._vocab_size:
+            raise BadInput("it holds a token that this base does not have")
         labels = [token if has_loss else IGNORED for token, has_loss in zip(ids, supervised, strict=True)]
         end = self._max_length if truncate else None
         return TokenisedRow(ids[:end], labels[:end], example)

@@ -158,8 +158,7 @@ def _long_talk(base: Base, sealed: bool) -> tuple[list[Conversation], list[str]]
     columns = len(asked) // _DEPTH
     talk: list[Conversation] = [()] * columns
     for row in range(_DEPTH):  # each column goes on in the next row
-        questions = asked[row * columns : (row + 1) * columns]
-        heads = zip(talk[-columns:], questions, strict=True)
+        heads = zip(talk[-columns:], asked[row * columns : (row + 1) * columns], strict=True)
         given = [(*head, *conversation_of(question)) for head, question in heads]
         answers = bare.generate(given, max_new_tokens=_LONG_TOKENS)
         answered = [Message("assistant", answer, name=BASE_ONLY) for answer in answers]

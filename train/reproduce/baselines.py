@@ -38,8 +38,7 @@ def train_baseline(
     started = time.process_time()
     masters = [p.detach().float().clone() for p in parameters]
     optimizer = torch.optim.AdamW(masters, lr=lr, betas=(0.9, 0.95), weight_decay=0.02, fused=True)
-    tokeniser = Tokeniser(base.tokenizer, TEMPLATE, MAX_LENGTH)
-    batches = iter(Batches(examples, tokeniser, batch_size, seed))
+    batches = iter(Batches(examples, Tokeniser(base.tokenizer, TEMPLATE, MAX_LENGTH), batch_size, seed))
     losses, tokens = [], 0
     for step in range(steps):
         batch = collate(next(batches))

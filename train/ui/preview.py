@@ -124,10 +124,9 @@ def make_preview(data: TrainingData, base: str) -> tuple[str, str]:
     """HTML, and the template to train with. Raises BadInput if too few records can be trained on."""
     import_libraries()
     from train.input.data_check import make_report
-    from train.input.rows import Tokeniser
 
-    tokenizer, template = _tokenizer(base)
-    report = make_report(data.records, Tokeniser(tokenizer, template, MAX_LENGTH), MAX_LENGTH, data.pictures)
+    tokeniser = _tokeniser(base)
+    report = make_report(data.records, tokeniser, MAX_LENGTH, data.pictures)
     faults = [*report.broken, *report.missing, *report.unreadable]
     usable = max(report.records - report.answerless - len(faults) - report.repeated, 0)
     if usable < MIN_RECORDS:
@@ -140,16 +139,17 @@ def make_preview(data: TrainingData, base: str) -> tuple[str, str]:
         f'<div class="data-preview"><p class="head">{html.escape(head)}</p>{few}'
         f"<details {is_open}><summary>{texts.CHECKED}</summary>"
         f'<p>{html.escape(str(report))}</p></details><ol class="records">{cards}</ol></div>'
-    ), template
+    ), tokeniser.template
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(base: str) -> tuple[Any, str]:
-    """The base's tokenizer and the template to train with. Raises LoadError."""
-    from adapter.base.llama import load_tokenizer
+def _tokeniser(base: str) -> Any:
+    """The `Tokeniser` of a base, with the template to train with. Raises LoadError."""
+    from adapter.base.llama import base_config, load_tokenizer
+    from train.input.rows import Tokeniser
 
     tokenizer = load_tokenizer(base)
-    return tokenizer, default_template(tokenizer)
+    return Tokeniser(tokenizer, default_template(tokenizer), MAX_LENGTH, vocab_size=base_config(base).vocab_size)
 
 
 def notice_html(text: str, kind: str = "empty") -> str:

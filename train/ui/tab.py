@@ -60,8 +60,7 @@ def train_tab(page: gr.Blocks, tabs: gr.Tabs, runs: TrainingRuns, chat: TabParts
     known = chat.corrections.known
     teach.click(handlers.use_corrections, [known, *before], prepared, js=_OPEN_TAB, **event)
     gr.on([page.load, known.change], handlers.count_corrections, known, teach, **NEWEST)
-    changes = [component.change for component in settings]
-    gr.on(changes, handlers.describe, before, [command, start], **NEWEST)
+    gr.on([component.change for component in settings], handlers.describe, before, [command, start], **NEWEST)
     _connect_run(handlers, run, [owner, planned, *settings], tabs, chat)
 
 

@@ -337,8 +337,7 @@ def exp_below(b, x, vectors, largest):
         store(b, power, here)
         return [b.fadd(totals[0], power)]
 
-    totals = loop(b, vectors, [constant(FLOATS, 0.0)], replace)
-    return b.extract_element(sums(b, totals), I32(0))
+    return b.extract_element(sums(b, loop(b, vectors, [constant(FLOATS, 0.0)], replace)), I32(0))
 
 
 @emitted(types.void, types.intp, types.intp, types.int64, types.intp)

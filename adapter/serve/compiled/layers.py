@@ -273,8 +273,7 @@ def _norm_token(plan, kind, layer, token):
     stream, normed = plan.stream + 4 * token * hidden, plan.normed + 4 * token * _padded(hidden)
     projected = plan.projected + 4 * token * _part_width(hidden)
     if second:
-        attended = plan.attended + 4 * token * _padded(queries)
-        _change(row.entry, layer, _O, projected, hidden, attended, queries)
+        _change(row.entry, layer, _O, projected, hidden, plan.attended + 4 * token * _padded(queries), queries)
     elif layer > 0:
         activated = plan.activated + 4 * token * _padded(plan.mlp)
         _change(row.entry, layer - 1, _DOWN, projected, hidden, activated, plan.mlp)

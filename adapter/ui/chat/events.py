@@ -263,8 +263,7 @@ class ChatEvents:
                 return
             yield [*turn.history, Entry("page", texts.waiting_for_model(status), pending=True)]
         if (last := conversation.last_turn(turn.history)) is not None and last.picture is not None:
-            picture = write_upload(shrink(read_upload(last.picture)))
-            small = conversation.user_turn(last.text, picture)
+            small = conversation.user_turn(last.text, write_upload(shrink(read_upload(last.picture))))
             turn = replace(turn, history=[*turn.history[: last.start], *small])
         if turn.switch_to in self.catalog.names():  # which are known now
             switched: dict[str, Any] = {"adapter": turn.switch_to}

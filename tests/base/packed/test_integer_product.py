@@ -33,8 +33,7 @@ def product(weight: torch.Tensor, bits: int, rows: int, dot) -> tuple[torch.Tens
     out = torch.empty(rows, BLOCK)
     addresses = [tensor.data_ptr() for tensor in (packed.weight, integers, scales)]
     run(bits, *addresses, GROUPS, out.data_ptr(), 4 * BLOCK)
-    x = (integers * factors[:, :, None].double()).flatten(1)
-    return out, x @ packed.unpacked().double().T
+    return out, (integers * factors[:, :, None].double()).flatten(1) @ packed.unpacked().double().T
 
 
 @pytest.mark.parametrize("bits", [4, 8])

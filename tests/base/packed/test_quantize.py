@@ -77,8 +77,7 @@ def test_a_weight_packed_in_pieces_is_the_weight_packed_at_once(bits, monkeypatc
     weight = four_bit_weight(320, 64)
     whole = PackedLinear.pack(weight, bits)
     monkeypatch.setattr(quantize, "_PIECE", 128 * 64)  # 128, 128 and 64 rows
-    pieces = PackedLinear.pack(weight, bits)
-    for one, other in zip(whole.buffers(), pieces.buffers(), strict=True):
+    for one, other in zip(whole.buffers(), PackedLinear.pack(weight, bits).buffers(), strict=True):
         assert torch.equal(one, other)
     weight[300, 5] += 0.05
     assert PackedLinear.pack(weight, 4) is None, "the last piece counts too"

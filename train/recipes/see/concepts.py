@@ -266,8 +266,7 @@ def fit_fact(
     balance = (shares / shares.sum(0).clamp(min=1)).sum(1)
     for _ in range(_FACT_STEPS):
         picked = torch.multinomial(balance, _FACT_BATCH, replacement=True, generator=generator)
-        loss = F.cross_entropy(F.linear(standard[picked], weight, bias), shares[picked])
-        loss.backward()
+        F.cross_entropy(F.linear(standard[picked], weight, bias), shares[picked]).backward()
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():

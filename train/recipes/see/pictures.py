@@ -104,8 +104,7 @@ class Photo(NamedTuple):
 
 def development_photos() -> list[Photo]:
     """The photographs that the recipe is developed on."""
-    rows = read_table(FOLDER / "photos.tsv")
-    return [Photo(find_unpacked(path), words.split(", ")) for path, words in rows]
+    return [Photo(find_unpacked(path), words.split(", ")) for path, words in read_table(FOLDER / "photos.tsv")]
 
 
 def sealed_photos() -> list[Photo]:
