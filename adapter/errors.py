@@ -35,6 +35,13 @@ class Busy(AdapterError):
     """The queue is full or a request ran out of its time."""
 
 
+class Closing(Busy):
+    """The server ends, and with it every answer."""
+
+    def __init__(self, sentence: str = "The server is going down. Ask again in a minute.") -> None:
+        super().__init__(sentence)
+
+
 class EngineBroken(AdapterError):
     """The engine has failed again and again and answers nothing any more."""
 

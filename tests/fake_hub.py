@@ -48,8 +48,7 @@ class FakeHub:
             modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
             return json.dumps({"files": modes}).encode()
         if act[:1] == ["commit"]:
-            lines = [json.loads(line)["value"] for line in body.splitlines()]
-            for file in lines[1:]:
+            for file in [json.loads(line)["value"] for line in body.splitlines()][1:]:
                 self.files[repo][file["path"]] = base64.b64decode(file["content"])
             return json.dumps({"commitOid": COMMIT, "commitUrl": f"{self.url}/{repo}/commit/{COMMIT}"}).encode()
         listed = [

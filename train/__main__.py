@@ -140,7 +140,7 @@ def _run(args: argparse.Namespace) -> None:
         return recipe
 
     if args.check:
-        _check_files(read())
+        _check_files(read(), args.out)
     elif name is not None and args.score:
         _score(name, assignments, args)
     else:
@@ -166,11 +166,6 @@ def _train(
         folder.open(args.resume)
         check_tracker(recipe.train.tracker)
 
-    def know_base() -> tuple[Any, BaseFingerprint | None]:
-        # A GGUF file is only known once it is converted.
-        converted = find_gguf(recipe.base) is not None
-        return load_tokenizer(recipe.base), None if converted else base_fingerprint(recipe.base)
-
     def read_data() -> tuple[RecipeFile, FileExamples | None, str]:
         digest = _start_digest(recipe.start_from, folder.path, known_base) if recipe.start_from else ""
         whole = complete(recipe, tokenizer, base_config(recipe.base), log)
@@ -194,7 +189,7 @@ def _train(
 
     # What can be refused is refused before minutes of loading. What one machine lacks, all are told.
     in_main(accelerator, open_folder)
-    tokenizer, known_base = in_all(accelerator, know_base, in_turn=True)
+    tokenizer, known_base = in_all(accelerator, lambda: _known_base(recipe.base), in_turn=True)
     project = None if name is None else in_all(accelerator, lambda: load_recipe(name, tokenizer), in_turn=True)
     made = None if project is None else project.examples
     if made is not None and recipe.start_from is None:
@@ -228,7 +223,8 @@ def _train(
     def finish(adapter: Adapter, outcome: Outcome) -> None:
         scores, command, data = None, [], ""
         if files is not None:
-            data = f"Trained on rows drawn from {files.learnt:,} records of `{files.name}`."
+            passed_over = f"; {len(skipped.places):,} were passed over" * bool(skipped.places)
+            data = f"Trained on rows drawn from {files.learnt:,} records of `{files.name}`{passed_over}."
             with atomic_write(folder.path / "recipe.yaml") as temporary:
                 temporary.write_text(recipe_text(recipe), encoding="utf-8")
         if project is not None and name is not None:
@@ -255,6 +251,11 @@ def _train(
         print(f"the adapter is in {folder.path}", file=sys.stderr)
 
 
+def _known_base(name: str) -> tuple[Any, BaseFingerprint | None]:
+    """The tokenizer, and what the base is: a GGUF file is only known once it is converted."""
+    return load_tokenizer(name), None if find_gguf(name) is not None else base_fingerprint(name)
+
+
 def _start_digest(start_from: str, folder: Path, base: BaseFingerprint | None) -> str:
     """The digest of the adapter to start from. Raises LoadError if there is none, or it is for another base."""
     start = Path(start_from)
@@ -265,9 +266,11 @@ def _start_digest(start_from: str, folder: Path, base: BaseFingerprint | None) -
     return adapter_digest(start)
 
 
-def _check_files(recipe: RecipeFile) -> None:
+def _check_files(recipe: RecipeFile, out: Path | None) -> None:
     check_tracker(recipe.train.tracker)
-    tokenizer = load_tokenizer(recipe.base)
+    tokenizer, base = _known_base(recipe.base)
+    if recipe.start_from:
+        _start_digest(recipe.start_from, out or Path("runs") / recipe.train.name, base)
     recipe = complete(recipe, tokenizer, base_config(recipe.base), print)
     examples = FileExamples(recipe.data, recipe.train, SkippedExamples(lambda _: None))
     check_pictures(recipe, examples, print)

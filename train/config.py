@@ -167,6 +167,12 @@ def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
     """Reads a YAML recipe and applies `key=value` assignments (`data.path=x`). Raises ConfigError."""
     where = path.name if path is not None else "the command line"
     values = _assign(_read_yaml(path) if path is not None else {}, assignments)
+    try:
+        json.dumps(values, default=str)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: a key is no text, or a group contains itself. Write keys as text.", first_line(error)
+        ) from error
     stated = sorted(flatten(values))
     preset = values.get("preset")
     if preset is not None:
@@ -193,13 +199,7 @@ def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
     recipe |= {"train": {key: values[key] for key in values if key in inner}, "stated": stated}
     # As JSON, because only there does pydantic's strict mode take an object for a dataclass.
     try:
-        text = json.dumps(recipe, default=str)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{where}: a key is no text, or a group contains itself. Write keys as text.", first_line(error)
-        ) from error
-    try:
-        return TypeAdapter(RecipeFile).validate_json(text)
+        return TypeAdapter(RecipeFile).validate_json(json.dumps(recipe, default=str))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_sentence(error)}", str(path or "")) from error
 

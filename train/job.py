@@ -117,9 +117,8 @@ class Job:
         self.adapter = self.adapter.to(base.device)
         self.accelerator = self.accelerator or Accelerator(mixed_precision="no", cpu=base.device.type == "cpu")
         self.is_main = self.accelerator.is_main_process
-        self.tokeniser = Tokeniser(
-            base.tokenizer, config.template, config.max_length, self.skipped, base.fingerprint.vocab_size
-        )
+        template, size = config.template, base.fingerprint.vocab_size
+        self.tokeniser = Tokeniser(base.tokenizer, template, config.max_length, self.skipped, size)
         self.progress = _Progress()
         self.parameters = trainable_parameters(self.adapter, config.learn)
         self.average = averaged(self.adapter, config.average) if config.average else None
@@ -247,8 +246,8 @@ class Job:
             tokens = self._evaluate(held_out, "untrained_loss")
             if not tokens and config.held_out and any(self.examples("validation")):
                 raise TrainError(
-                    "Nothing that was held out can be used: no picture of it can be read, or no answer is within "
-                    "max_length. Mend data.images or data.validation, or set held_out: 0."
+                    "Nothing that was held out can be used: no picture of it can be read, no answer is within "
+                    "max_length, or the base lacks its tokens. Mend the data, or set held_out: 0."
                 )
             if config.checkpoint_every:  # no numbered adapter is without a state to go on from
                 self._save(required=False)

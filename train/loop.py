@@ -15,7 +15,7 @@ from adapter.method.adapter import Adapter
 from adapter.method.attention import PromptKV
 from adapter.method.config import AdapterConfig
 from adapter.method.vision import VisualFeatures
-from train.config import ConfigError, TrainConfig
+from train.config import TrainConfig
 from train.input.batches import Batch
 from train.input.rows import IGNORED
 
@@ -40,9 +40,7 @@ def new_adapter(config: TrainConfig, base: Base) -> Adapter:
 
 
 def trainable_parameters(adapter: Adapter, learn: str) -> list[nn.Parameter]:
-    """The parameters that `learn` (see TrainConfig) selects; freezes the adapter's others. Raises ConfigError."""
-    if learn == "tuning" and adapter.tuning is None:
-        raise ConfigError("learn: tuning finds no tuning to learn: set one, such as tuning: {norms: true}.")
+    """The parameters that `learn` (see TrainConfig) selects; freezes the adapter's others."""
     for name, parameter in adapter.named_parameters():
         parameter.requires_grad_(learn == "all" or name.startswith("tuning.") == (learn == "tuning"))
     return [p for p in adapter.parameters() if p.requires_grad]

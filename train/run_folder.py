@@ -74,7 +74,8 @@ class RunFolder:
         other = (self.path / CONFIG).exists() and not (self.path / METRICS).exists()  # not a run's
         finished = other or (self.path / CARD).exists()
         if not resume and (finished or any((self.path / CHECKPOINTS).glob("step-*"))):
-            what = "a finished adapter" if finished else f"adapters in '{CHECKPOINTS}'"
+            own = "a finished adapter" if (self.path / CONFIG).exists() else f"a {CARD} of something else"
+            what = own if finished else f"adapters in '{CHECKPOINTS}'"
             raise TrainError(
                 f"{name} holds {what}. Give another --out, or another name, or remove it.", str(self.path)
             )

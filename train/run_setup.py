@@ -44,6 +44,8 @@ def complete(recipe: RecipeFile, tokenizer: Any, base: LlamaConfig, log: Callabl
         except BadInput as error:
             raise ConfigError(f"form: {error}") from error
     config.layers_of(base.num_hidden_layers)
+    if config.learn == "tuning" and config.tuning is None:
+        raise ConfigError("learn: tuning finds no tuning to learn: set one, such as tuning: {norms: true}.")
     if config.tuning_lr is not None and config.tuning is None:
         raise ConfigError("tuning_lr finds no tuning to learn: leave it out, or set tuning: {lora_rank: 8}.")
     if config.tuning is not None and config.tuning.layers > base.num_hidden_layers:

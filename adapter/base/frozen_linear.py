@@ -69,8 +69,7 @@ def freeze_linears(model: nn.Module) -> bool:
     """
     weights: list[Tensor] = [m.weight for m in model.modules() if _is_plain(m)]
     copies = sum(2 * weight.nbytes for weight in weights if weight.dtype == torch.bfloat16)
-    free = memory.free_bytes("cpu")
-    if not is_supported({weight.dtype for weight in weights}) or 2 * copies > free:
+    if not is_supported({weight.dtype for weight in weights}) or 2 * copies > memory.free_bytes("cpu"):
         return False
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

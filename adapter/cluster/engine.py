@@ -18,6 +18,7 @@ import weakref
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count, takewhile
 from typing import Any
@@ -40,12 +41,12 @@ from adapter.base.llama import Base
 from adapter.base.threads import available_cores
 from adapter.cluster import replica as replicas_module
 from adapter.cluster.replica import APP, STATUS_SECONDS, References, build
-from adapter.errors import AdapterError, Busy, LoadError
+from adapter.errors import AdapterError, Closing, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.config import base_label
 from adapter.serve.engine import MAX_REQUESTS, queue_full
 from adapter.serve.form import NO_FORM
-from adapter.serve.inspection import CLOSED, Inspection
+from adapter.serve.inspection import Inspection
 from adapter.serve.request import MAX_SECONDS, Answer, GenerationEvent, GenerationRequest, RemoteAnswer
 from adapter.serve.scheduler import MAX_ROWS, admit, in_turn
 from adapter.serve.store import AdapterStore
@@ -106,8 +107,9 @@ def connect(
         _leave(starter)
         if isinstance(error, LoadError):
             raise
-        detail = f"{type(error).__name__}: {error}"
-        raise LoadError("The cluster cannot be reached: `ray status` says more.", detail) from error
+        local = "Ray cannot be started here. It needs room, and a home folder that it may write."
+        sentence = local if address == "local" else "The cluster cannot be reached: `ray status` says more."
+        raise LoadError(sentence, f"{type(error).__name__}: {error}") from error
     return RayEngine(handle, served, store, starter)
 
 
@@ -188,7 +190,7 @@ class RayEngine:
         answer = RemoteAnswer(request)
         with self._lock:
             if self._closed:
-                raise Busy(CLOSED)
+                raise Closing()
             places = MAX_REQUESTS * max(1, len(replicas_module.known))
             if len(self._open) >= places:
                 displaced = in_turn([*self._open, answer])[-1]
@@ -238,7 +240,7 @@ class RayEngine:
             self._closed = True
             rest = list(self._open)
         for answer in rest:
-            answer.end(Busy(CLOSED))
+            answer.end(Closing())
         asyncio.run_coroutine_threadsafe(self._end_tasks(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -297,7 +299,8 @@ class RayEngine:
                 except RayTaskError:
                     raise  # by the replica's own code: another replica would do the same
                 except (RayError, RayServeException) as error:
-                    events.cancel()  # a replica that is only out of reach would go on
+                    with suppress(Exception):  # raised anew where no replica was reached
+                        events.cancel()  # one that is only out of reach would go on
                     # The scores of a prompt come in pieces, too.
                     if answer.tokens or answer.request.prompt_logprobs or attempt == _MAX_ATTEMPTS:
                         answer.end(_lost(error))
@@ -313,7 +316,7 @@ class RayEngine:
                 finally:
                     del self._arrivals[key]
         except asyncio.CancelledError:
-            answer.end(Busy(CLOSED))
+            answer.end(Closing())
         except Exception:
             log.exception("An answer from the cluster failed")
             answer.end(AdapterError(_FAILED))

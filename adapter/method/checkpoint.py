@@ -5,6 +5,7 @@ Loading is strict: what is missing, unexpected, misshapen, not finite or out of 
 
 import contextlib
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from adapter.files import atomic_write
 from adapter.method.adapter import Adapter
 from adapter.method.config import CARD, CONFIG, WEIGHTS, AdapterConfig, BaseFingerprint, base_label
 from adapter.method.label_projection import LabelProjection
+
+log = logging.getLogger(__name__)
 
 _HEADER_BYTES = 10 * 2**20  # more than the names of any adapter's tensors take
 
@@ -80,6 +83,9 @@ def load_adapter(folder: Path, base: BaseFingerprint | None = None, device: torc
     config = read_config(folder)
     if base is not None:
         check_base(config, folder.name, base)
+        if config.base.weights and base.weights and config.base.weights != base.weights:
+            warning = "Adapter '%s' was trained on other weights of the same shape (%s): answers may differ."
+            log.warning(warning, folder.name, config.base.name)
     try:
         with torch.device("meta"):
             adapter = Adapter(config)

@@ -103,8 +103,7 @@ class LabelProjection(nn.Module):
         """Probability of each kind, [B, num_kinds], from `posterior`."""
         # The last column sums the names without a kind.
         column = torch.where(self.kind_of < 0, len(self.kinds), self.kind_of)
-        masses = posterior.new_zeros(len(posterior), len(self.kinds) + 1).index_add(1, column, posterior)
-        return masses[:, :-1]
+        return posterior.new_zeros(len(posterior), len(self.kinds) + 1).index_add(1, column, posterior)[:, :-1]
 
     def gate(self, levels: Tensor) -> Tensor:
         """How much a picture is of those that the concepts' head knows: log-odds, [B]."""

@@ -65,8 +65,7 @@ class QueryProjection(nn.Module):
                 "Encode the picture with tokens=True, by the encoder in its config.json."
             )
         queries = self.visual_query.weight.expand(len(tokens), -1, -1)
-        seen = self.clip_proj_norm(self.clip_proj(tokens))
-        sequence = torch.cat([queries, seen], dim=1)  # [B, K + N, width]
+        sequence = torch.cat([queries, self.clip_proj_norm(self.clip_proj(tokens))], dim=1)  # [B, K + N, width]
         for block in self.visual_blocks:
             sequence = block(sequence)
         return self.visual_proj_norm(self.visual_proj(sequence[:, : queries.shape[1]])).unsqueeze(1)

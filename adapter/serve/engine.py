@@ -18,13 +18,13 @@ import torch
 
 from adapter.base.llama import Base
 from adapter.base.threads import set_threads
-from adapter.errors import AdapterError, Busy, EngineBroken
+from adapter.errors import AdapterError, Busy, Closing, EngineBroken
 from adapter.method.adapter import Adapter
 from adapter.serve.detokenizer import TokenTexts
 from adapter.serve.drafts import MAX_DRAFT, Drafter
 from adapter.serve.form import NO_FORM
 from adapter.serve.forward import make_forward
-from adapter.serve.inspection import CLOSED, Inspection, Inspector, token_logprobs
+from adapter.serve.inspection import Inspection, Inspector, token_logprobs
 from adapter.serve.kv_cache import BLOCK, CacheBudget, KVCache, PrefixCache, Slot, SlotAllocator, round_to_blocks
 from adapter.serve.prompts import Encoders, PromptKVBuilder, Prompts
 from adapter.serve.request import Answer, EngineStatistics, GenerationEvent, GenerationRequest, TokenLogprobs
@@ -128,7 +128,7 @@ class Engine:
 
     def close(self) -> None:
         """Stop the worker; open requests end with Busy."""
-        self._refuse(Busy(CLOSED))
+        self._refuse(Closing())
         self._with_images.put(None)
         self._inspector.close()
         self._worker.join()
@@ -390,8 +390,7 @@ class Engine:
     def _check_base(self) -> None:
         """Raises if the base cannot read a token: then a failure was not that of one row."""
         nothing = self._forward.stack([self._no_prompts])
-        logits = self._forward(KVCache(self.base, BLOCK), [[0]], [Slot(0, BLOCK)], [0], nothing)
-        if not logits.isfinite().all():
+        if not self._forward(KVCache(self.base, BLOCK), [[0]], [Slot(0, BLOCK)], [0], nothing).isfinite().all():
             raise RuntimeError("the base's own numbers overflow")
 
     def _postprocess(self, row: Row, sampled: Sequence[Sampled]) -> bool:

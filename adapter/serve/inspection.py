@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from adapter.base.llama import Base
-from adapter.errors import BadInput, Busy
+from adapter.errors import BadInput, Busy, Closing
 from adapter.method.adapter import Adapter
 from adapter.method.attention import LayerPrompts, PromptKV, attend
 from adapter.serve.detokenizer import Detokenizer, TokenTexts
@@ -22,7 +22,6 @@ from adapter.serve.settings import TOP_LOGPROBS
 
 MAX_INSPECTED_TOKENS = 2048  # of prompt and answer together
 MAX_WAITING = 8  # inspections that wait or run
-CLOSED = "The server is going down. Ask again in a minute."
 _LOGITS_CHUNK = 64  # positions whose logits are held at a time: a vocabulary is wide
 
 
@@ -109,7 +108,7 @@ class Inspector:
             top = request.top_logprobs or TOP_LOGPROBS
             with self._running:
                 if self._closed:
-                    raise Busy(CLOSED)
+                    raise Closing()
                 return inspect_answer(self._base, loaded, prompt_ids, answer_ids, whole, no_image, top)
         finally:
             self._places.release()

@@ -74,7 +74,7 @@ def _tokenize(request: GenerationRequest, base: Base, adapters: WeightedAdapters
         raise BadInput("This answer cannot go on: it has ended, or is another base's.")
     if request.prompt_ids is not None:
         if not request.prompt_ids or not all(0 <= i < vocabulary for i in request.prompt_ids):
-            raise BadInput(f"Prompt ids must be numbers from 0 to {vocabulary - 1}, and at least one.")
+            raise BadInput(f"A prompt needs tokens, and only this base's: ids from 0 to {vocabulary - 1}.")
         return list(request.prompt_ids)
     templates = (adapter.config.template for adapter, strength in adapters if strength > 0)
     template = "raw" if request.raw else next(templates, default_template(base.tokenizer))
@@ -317,8 +317,7 @@ class Scheduler:
             insort(self.decoding, row, key=lambda one: one.slot.start if one.slot else 0)
         if token in row.base.stop_ids:
             return "stop"
-        written = row.new_tokens + len(row.request.answer_ids)
-        if row.request.end_repetition and repeats(row.token_ids, written):
+        if row.request.end_repetition and repeats(row.token_ids, row.new_tokens + len(row.request.answer_ids)):
             return "repetition"
         return "length" if row.new_tokens >= row.admitted.max_new_tokens else None
 

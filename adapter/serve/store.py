@@ -1,6 +1,5 @@
 """The adapter store: adapters on disk by name. Every call lists the folders, so a new adapter is seen at once."""
 
-import logging
 import os
 import re
 import unicodedata
@@ -16,8 +15,6 @@ from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, read_
 from adapter.method.config import AdapterConfig, BaseFingerprint
 from adapter.serve.form import check_form
 from adapter.serve.settings import SHIPPED
-
-log = logging.getLogger(__name__)
 
 _MAX_CARD, _MAX_DESCRIPTION = 50_000, 300  # characters
 _LOADED_BYTES = 2 * 2**30  # of adapters in memory, or an eighth of what is free before the base is loaded
@@ -98,10 +95,6 @@ def _load(folder: Path, base: BaseFingerprint, device: Any) -> Adapter:
             check_form(adapter.config.form)
         except BadInput as error:
             raise LoadError(f"Adapter '{folder.name}': {error}", error.detail) from error
-    expected, actual = adapter.config.base.weights, base.weights
-    if expected and actual and expected != actual:
-        warning = "Adapter '%s' was trained on other weights of the same shape (%s): answers may differ."
-        log.warning(warning, folder.name, adapter.config.base.name)
     return adapter
 
 

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from adapter.errors import AdapterError, BadForm, BadInput, Busy, ContextOverflow, EngineBroken, LoadError
+from adapter.errors import AdapterError, BadForm, BadInput, Busy, Closing, ContextOverflow, EngineBroken, LoadError
 from adapter.serve.request import GenerationEvent, GenerationRequest, GenerationStats, async_event_lists
 from adapter.server import openai_schema
 from adapter.server.generation import FAILED, AdapterCatalog, EngineProvider, browser_text, client_of
@@ -46,6 +46,7 @@ CHUNK_SECONDS = 0.05  # between two chunks of a stream: of a fast answer each ha
 _REFUSALS: dict[type[AdapterError], tuple[int, str | None]] = {
     ContextOverflow: (400, "context_length_exceeded"),
     BadInput: (400, None),
+    Closing: (503, "closing"),
     Busy: (429, "busy"),
     EngineBroken: (503, "model_failed"),
 }

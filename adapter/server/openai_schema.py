@@ -462,13 +462,11 @@ def parse(body: bytes | bytearray, kind: type[Body]) -> Body:
 
 
 def find_model(model: str, adapters: Collection[str], base: str) -> str | None:
-    """The adapter that a model's name means, None for the base: always BASE, and its own name unless an adapter
-    has it. Raises ApiError for an unknown one.
-    """
-    if model in adapters and model != BASE:
-        return model
+    """The adapter that a model's name means, None for the base: BASE or its own name. Raises ApiError."""
     if model in (BASE, base):
         return None
+    if model in adapters:
+        return model
     there = ", ".join([BASE, *sorted(set(adapters) - {BASE})])
     raise ApiError(404, f"There is no model '{model[:100]}'. Choose one of: {there}.", "model", "model_not_found")
 

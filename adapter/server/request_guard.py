@@ -57,6 +57,7 @@ class Rule:
 
 
 # None for health: it costs nothing, and a probe that is refused would have the server started again.
+_NO_ROOM = "There is no room for this file: the disk may be full. Try again later, or send words only."
 RULES: dict[Kind, Rule | None] = {
     "page": Rule("request", "file"),
     "opening": Rule("session", "file"),
@@ -298,8 +299,7 @@ class RequestGuard:
         if is_upload:
             self._limits.count("megabyte", address, 1 + (length >> 20))
         if is_upload and await asyncio.to_thread(is_full, self._uploads, length):
-            text = "There is no room for more uploads at the moment. Try again later, or send words only."
-            raise RequestRefused(507, text)
+            raise RequestRefused(507, _NO_ROOM)
         return length
 
     async def _pass_on(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
@@ -321,8 +321,7 @@ class RequestGuard:
             if route.kind != "upload":
                 raise
             log.error("An upload cannot be kept: %s", error.strerror or error)
-            text = "The server could not keep this file: its disk may be full. Send words only, or try again."
-            raise RequestRefused(507, text) from None
+            raise RequestRefused(507, _NO_ROOM) from None
         finally:
             self._uploading -= route.kind == "upload"
             if route.kind == "upload" and not self._uploading:

@@ -23,12 +23,12 @@ import torch
 
 from adapter.base.encoder import load_encoder
 from adapter.base.llama import Base, load_base
-from adapter.errors import AdapterError, Busy, LoadError
+from adapter.errors import AdapterError, Busy, Closing, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.vision import VisualEncoder
 from adapter.serve.engine import MAX_REQUESTS, Engine, queue_full
 from adapter.serve.form import NO_FORM
-from adapter.serve.inspection import CLOSED, Inspection
+from adapter.serve.inspection import Inspection
 from adapter.serve.request import Answer, Client, GenerationEvent, GenerationRequest, RemoteAnswer
 from adapter.serve.scheduler import admit
 from adapter.serve.store import AdapterStore
@@ -94,7 +94,7 @@ class ZeroGpuEngine:
         if isinstance(last, AdapterError):
             raise last
         if pending.inspection is None:
-            raise Busy(CLOSED)
+            raise Closing()
         return pending.inspection
 
     def replicas(self) -> Mapping[str, Any]:
@@ -107,7 +107,7 @@ class ZeroGpuEngine:
             self._closed = True
             rest = list(self._open)
         for pending in rest:
-            pending.end(Busy(CLOSED))
+            pending.end(Closing())
         for worker in multiprocessing.active_children():
             worker.kill()
         deadline = time.monotonic() + 3.0
@@ -134,7 +134,7 @@ class ZeroGpuEngine:
         job = pickle.dumps((request, {name: load(name) for name, _ in request.parts}, answer_ids))
         with self._lock:
             if self._closed:
-                raise Busy(CLOSED)
+                raise Closing()
             if len(self._open) >= MAX_REQUESTS:
                 raise queue_full(MAX_REQUESTS)
             self._open.add(pending)
@@ -157,7 +157,7 @@ class ZeroGpuEngine:
                         pending.inspection = pickle.loads(item)
                         item = GenerationEvent(finish_reason="stop", stats=pending.stats())
                     pending.deliver(item)
-            pending.end(Busy(CLOSED))
+            pending.end(Closing())
         except self._gpu_error as error:
             if getattr(error, "title", "") == _WORKER_ERROR:
                 pending.end(AdapterError(_TAKEN_AWAY))

@@ -106,8 +106,7 @@ def picker_choices(catalog: AdapterCatalog) -> list[tuple[str, str]]:
     a label is its name, which page.css shows. Before the catalog is opened these are the shipped adapters.
     """
     choices, own = [(texts.BASE_CARD, "")], []
-    shipped = sorted(folder.name for folder in SHIPPED.glob("*/") if catalog.shipped)
-    for name in catalog.names() or shipped:
+    for name in catalog.names() or sorted(folder.name for folder in SHIPPED.glob("*/") if catalog.shipped):
         try:
             card = catalog.card(name)
         except AdapterError as error:

@@ -98,8 +98,7 @@ def main(folder: str, adapters: str, format: str) -> None:
         speeds.append(memory_speed())
     assert stats is not None
     table = base.model.model.embed_tokens
-    read_each = base.memory_bytes - sum(t.nbytes for t in [*table.parameters(), *table.buffers()])
-    most = max(speeds) / read_each
+    most = max(speeds) / (base.memory_bytes - sum(t.nbytes for t in [*table.parameters(), *table.buffers()]))
     print(f"{stats.tokens_per_s:.2f} tokens/s; memory of {max(speeds) / 1e9:.0f} GB/s allows {most:.2f}")
     assert stats.tokens_per_s > 0.5 * most
     assert together == alone

@@ -56,11 +56,8 @@ def run_rows(
 ) -> tuple[float, int]:
     """As Run."""
     ends: list[GenerationEvent] = []
-
-    def answer_all() -> None:
-        ends.extend(list(answer)[-1] for answer in [submit(request) for request in requests])
-
-    return timed(answer_all), sum(end.stats.new_tokens for end in ends if end.stats is not None)
+    seconds = timed(lambda: ends.extend([*answer][-1] for answer in [submit(request) for request in requests]))
+    return seconds, sum(end.stats.new_tokens for end in ends if end.stats is not None)
 
 
 def run_generate(base: Base, task: Task) -> tuple[float, int]:

@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -24,6 +25,7 @@ pytest.importorskip("ray", reason="Ray has no wheel here: pip install '.[cluster
 
 import psutil
 import ray
+from ray.serve.exceptions import RayServeException
 
 from adapter.base.llama import load_base
 from adapter.base.template import Message
@@ -327,6 +329,16 @@ def test_what_was_not_shown_yet_is_asked_again(engine):
     answers = [engine.submit(request(f"s{i}")) for i in range(4)]
     assert [list(answer)[-1].finish_reason for answer in answers] == ["length"] * 4
     wait_for_new(engine, before, 2)
+
+
+def test_replicas_that_were_ended_are_said_to_be_gone(engine, monkeypatch):
+    """As behind `serve shutdown`: even taking the question back fails then."""
+    handle = MagicMock()
+    asked = handle.options.return_value.answer.remote.return_value
+    asked.__aiter__.side_effect = asked.cancel.side_effect = RayServeException()
+    monkeypatch.setattr(engine, "_handle", handle)
+    with pytest.raises(AdapterError, match="is gone"):
+        list(engine.submit(request()))
 
 
 ANOTHER_PAGE = """

@@ -99,8 +99,7 @@ def reference(weights, tensors, visual=None):
 
 def converted(multi_head, tensors, tmp_path):
     model, base, _ = multi_head
-    state = model.state_dict()
-    adapter = read(tmp_path / "v2.pth", tensors, base, 64, lambda name: state[name], heads=2)
+    adapter = read(tmp_path / "v2.pth", tensors, base, 64, lambda name: model.state_dict()[name], heads=2)
     save_adapter(adapter, tmp_path / "ours")
     return load_adapter(tmp_path / "ours", base).double()
 

@@ -55,8 +55,7 @@ def test_equals_the_paper_written_out(tiny, tiny_fingerprint, activation, prompt
 def test_left_padded_rows_equal_themselves_alone(tiny, tiny_fingerprint):
     kv = random_adapter(tiny_fingerprint)(tiny)
     short = IDS[:1, :7]
-    padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), short], dim=1)
-    batch = torch.cat([padded, IDS[1:]])
+    batch = torch.cat([torch.cat([torch.zeros(1, 5, dtype=torch.long), short], dim=1), IDS[1:]])
     mask = torch.ones_like(batch)
     mask[0, :5] = 0
     got = tiny.generate(input_ids=batch, attention_mask=mask, max_new_tokens=8, do_sample=False, prompt_kv=kv)

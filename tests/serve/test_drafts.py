@@ -44,8 +44,7 @@ class Oracle:
 
     def propose(self, limit, rows):
         length, right = Oracle.length()
-        draft = [*self.rest[:right], *[3] * MAX_DRAFT]
-        return draft[: min(length, limit)]
+        return [*self.rest[:right], *[3] * MAX_DRAFT][: min(length, limit)]
 
 
 def ask(*prompt, adapter=None, tokens=40, temperature=0.0, **fields):
@@ -92,8 +91,7 @@ def test_answers_that_repeat_themselves_take_fewer_steps_and_are_the_same(engine
         passes.clear()
         assert [seen(looping.submit(request)) for request in requests] == expected
         assert len(passes) < 0.8 * steps
-        answers = [looping.submit(request) for request in requests]
-        assert [seen(answer) for answer in answers] == expected
+        assert [seen(answer) for answer in [looping.submit(request) for request in requests]] == expected
         assert max(map(len, passes)) > 1 and any(max(read) > 1 for read in passes if len(read) > 4)
 
 

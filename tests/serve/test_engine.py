@@ -108,8 +108,7 @@ def test_an_answer_goes_on_as_if_it_had_not_been_interrupted(engine, temperature
     assert whole[-1].finish_reason == "length"
     for cut in (1, 7, 19):
         rest = replace(sampling, max_new_tokens=20 - cut)
-        begun = tuple(token_ids(whole[:cut]))
-        events = generate(engine, adapter="one", sampling=rest, answer_ids=begun)
+        events = generate(engine, adapter="one", sampling=rest, answer_ids=tuple(token_ids(whole[:cut])))
         assert token_ids(events) == token_ids(whole[cut:]) and text(events) == text(whole)
     with pytest.raises(BadInput, match="cannot go on"):
         generate(engine, answer_ids=(min(engine.base.stop_ids),))

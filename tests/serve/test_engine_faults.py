@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from adapter.base.template import Message
-from adapter.errors import AdapterError, Busy, EngineBroken, LoadError
+from adapter.errors import AdapterError, Busy, Closing, EngineBroken, LoadError
 from adapter.method.adapter import Adapter
 from adapter.method.checkpoint import save_adapter
 from adapter.method.config import BaseFingerprint, TuningConfig, VisionConfig
@@ -27,7 +27,6 @@ from adapter.serve import request as request_module
 from adapter.serve.detokenizer import Detokenizer
 from adapter.serve.engine import MAX_FAILURES, Engine
 from adapter.serve.forward import TorchForward
-from adapter.serve.inspection import CLOSED
 from adapter.serve.kv_cache import PrefixCache
 from adapter.serve.request import Answer, GenerationEvent, GenerationRequest, Mailbox, async_event_lists
 from adapter.serve.sampling import Sampler, SamplingParams
@@ -305,5 +304,5 @@ def test_closing_does_not_wait_for_a_download(engine, monkeypatch):
     assert asked.wait(PATIENCE)
     run_in_thread(engine.close)
     reader.join(PATIENCE)
-    assert ends == [CLOSED]
+    assert ends == [str(Closing())]
     downloaded.set()

@@ -186,8 +186,7 @@ def reads(base, form, message, answer):
         if not (token == allowed if isinstance(allowed, int) else sampling._has(allowed, token)):
             return False
         state.accept(token)
-    end = state.allowed()
-    return state.complete or bool(sampling._has(end, base.tokenizer.eos_token_id))
+    return state.complete or bool(sampling._has(state.allowed(), base.tokenizer.eos_token_id))
 
 
 @pytest.mark.parametrize("name", READABLE)

@@ -74,8 +74,7 @@ def test_a_switch_costs_the_prefix_cache_its_own_turn_and_no_later_one(tmp_path,
     with closing(Engine(tiny_base, AdapterStore(tmp_path))) as engine:
         for number, name in enumerate(("", "", "one", "one", "one", "", "")):
             messages.append(Message("user", f"q{number}"))
-            request = GenerationRequest(tuple(messages), name or None, sampling=sampling)
-            *_, last = engine.submit(request)
+            *_, last = engine.submit(GenerationRequest(tuple(messages), name or None, sampling=sampling))
             uncached.append(last.stats.prompt_tokens - last.stats.cached_tokens)
             # As long as what is read of it: what the tokens of an answer spell may be read as others.
             messages.append(Message("assistant", f"A{number}. Then more.", name=name))

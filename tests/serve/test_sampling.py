@@ -116,8 +116,7 @@ def mixed_params(rng: random.Random) -> SamplingParams:
 @pytest.mark.parametrize("seed", range(3))
 def test_law_a_rows_token_and_the_bits_of_its_logprob_do_not_depend_on_the_other_rows(seed):
     rng = random.Random(seed)
-    count = rng.choice([2, 8, 16])
-    logits = 3 * torch.randn(count, 5000, generator=torch.Generator().manual_seed(seed))
+    logits = 3 * torch.randn(rng.choice([2, 8, 16]), 5000, generator=torch.Generator().manual_seed(seed))
     params = [mixed_params(rng) for _ in logits]
 
     def samplers():

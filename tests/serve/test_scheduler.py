@@ -144,8 +144,7 @@ def test_rows_start_while_there_is_room_for_their_prompts_and_the_largest_alone(
 )
 def test_one_network_leaves_rows_and_cache_to_others(make_row, tokens, rows, started):
     scheduler = Scheduler(SlotAllocator(tokens), 2**20)
-    made = [make_row(new, client=Client(address, str(i))) for i, (address, new) in enumerate(rows)]
-    for row in made:
+    for row in [make_row(new, client=Client(address, str(i))) for i, (address, new) in enumerate(rows)]:
         scheduler.waiting.append(row)
     scheduler.schedule(0.0)
     assert len(scheduler.prefilling) == started

@@ -230,8 +230,7 @@ def test_pickles_are_not_opened(refused, tmp_path):
 def sized(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for size in (2**40, 10**30):
         yield {**config, "prompt_length": size}
-        label = {"encoder": "tf_efficientnet_lite0", "feature_size": size, "hidden": size}
-        yield {**config, "vision": label}
+        yield {**config, "vision": {"encoder": "tf_efficientnet_lite0", "feature_size": size, "hidden": size}}
         queries = {"encoder": "tf_efficientnet_lite0", "projection": "queries", "token_size": 8, "blocks": size}
         yield {**config, "vision": queries}
         yield {**config, "vision": {**queries, "blocks": 2, "width": size, "heads": 1}}

@@ -310,8 +310,7 @@ def pictures(attacker: Attacker) -> str:
         content = [{"type": "text", "text": "What is this?"}, image_part(file.read_bytes())]
         return complete(attacker, {"model": visual, "messages": user(content), "max_tokens": 4})
     connection = attacker.connection()
-    given = connection.upload(file)
-    data = connection.message("What is this?", [given], adapter=visual, max_tokens=16)
+    data = connection.message("What is this?", [connection.upload(file)], adapter=visual, max_tokens=16)
     outputs, toasts = connection.fire("send", data)
     return "toast" if toasts or outputs is None else "answer"
 
@@ -327,8 +326,7 @@ def login(attacker: Attacker) -> str:
             response = http.get("/v1/models", headers={"Authorization": f"Bearer {USER}:{guess}"})
         else:
             route = chance.choice(("/login", "/login/", "/%2flogin", "/login?x=1", "/LOGIN", "/%6cogin"))
-            fields = {"username": chance.choice((USER, "admin")), "password": guess}
-            response = http.post(route, data=fields)
+            response = http.post(route, data={"username": chance.choice((USER, "admin")), "password": guess})
         if response.status_code == 200 and (response.headers.get("set-cookie") or "data" in response.text):
             raise Broken(f"a guess got in: {response.request.url}")
         return checked(response)

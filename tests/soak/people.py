@@ -155,7 +155,9 @@ class Connection:
 
     def ask(self, question: Question) -> Answer:
         """Raises NoAnswer with what the server said instead."""
-        ways = {"page": self._ask_page, "chat": self._ask_chat, "v1": self._ask_v1, "stream": self._ask_stream}
+        if question.through == "page":
+            return self.send(self.asked(question))
+        ways = {"chat": self._ask_chat, "v1": self._ask_v1, "stream": self._ask_stream}
         return ways[question.through](question)
 
     def message(self, text: str, files: Any = (), said: Any = (), **settings: Any) -> list[Any]:
@@ -172,9 +174,6 @@ class Connection:
         for name, value in settings.items():
             data[inputs.index(LABELS[name])] = str(value) if name == "seed" else value
         return data
-
-    def _ask_page(self, question: Question) -> Answer:
-        return self.send(self.asked(question))
 
     def asked(self, question: Question) -> list[Any]:
         """As `message`, for a question."""

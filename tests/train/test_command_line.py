@@ -10,6 +10,7 @@ from PIL import Image
 
 from adapter.base.embedded import BASE
 from adapter.method.checkpoint import load_adapter
+from adapter.serve.settings import SHIPPED
 from tests.tiny_models import random_llama, save_base
 from train.__main__ import main
 from train.config import ConfigError, DataConfig, check_run, read_recipe, recipe_text
@@ -48,6 +49,7 @@ def test_a_recipe_is_read_with_groups_and_assignments(tmp_path):
         ("data: [a, {path: b, wieght: 2}]\nsteps: 1", "unknown key 'data.wieght'; did you mean 'weight'?"),
         ("data: a\nsteps: 1\nvision: {projection: label}", "choose 'global' or 'queries'"),
         ("data: {path: a, 2026-11-26: b}\nsteps: 1", "a key is no text, or a group contains itself"),
+        ("data: a\nsteps: 1\ntuning: &t\n  x: *t", "a key is no text, or a group contains itself"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_a_sentence(tmp_path, lines, message):
@@ -119,8 +121,11 @@ def test_what_does_not_apply_is_refused(run, capsys, monkeypatch):
     assert "Choose one of: extract, pirate, see, tutor" in capsys.readouterr().err
     assert run("--score") == 1
     assert "--score is for recipes of the project" in capsys.readouterr().err
-    assert run("tuning_lr=0.1", "--check") == 1
-    assert "tuning_lr finds no tuning to learn" in capsys.readouterr().err
+    for word, sentence in (
+        ("tuning_lr=0.1", "finds no tuning"),
+        (f"start_from={SHIPPED / 'pirate'}", "does not fit"),
+    ):
+        assert run(word, "--check") == 1 and sentence in capsys.readouterr().err
     monkeypatch.setattr("train.job.total_loss", Mock(side_effect=torch.OutOfMemoryError("of 80 GB")))
     assert run() == 1 and "error: Out of memory. Raise accumulate" in capsys.readouterr().err
 

@@ -58,6 +58,8 @@ def test_a_folder_is_neither_mistyped_nor_written_over(run, refused_before_loadi
     cut_off, own = (tmp_path / "out" / name for name in (".adapter.safetensors.0123abcd", ".bashrc.20240131"))
     for file in (cut_off, own):  # by a kill while it was saved, and the user's
         file.touch()
+    (tmp_path / CARD).touch()
+    assert f"holds a {CARD} of something else" in refused_before_loading(out="")
     assert run("checkpoint_every=2") == 0 and own.exists() and not cut_off.exists()
     assert "holds a finished adapter" in refused_before_loading()
     (tmp_path / "out" / CARD).unlink()

@@ -17,8 +17,8 @@ from adapter.method.vision import VisualEncoder
 from tests.tiny_models import FINGERPRINT, character_tokenizer, random_adapter, tiny_config
 from train import job
 from train.__main__ import main
-from train.config import ConfigError, TrainConfig, presets, read_recipe, recipe_text
-from train.loop import new_adapter, trainable_parameters
+from train.config import ConfigError, presets, read_recipe, recipe_text
+from train.loop import new_adapter
 from train.run_setup import complete
 
 
@@ -145,11 +145,11 @@ def test_the_published_presets_have_the_published_figures():
         (["lr=true"], "'lr' must be a valid number"),
     ],
 )
-def test_what_the_base_or_adapter_cannot_do_is_refused_and_a_default_gives_way(tiny_base, stated, message):
+def test_what_the_base_or_adapter_cannot_do_is_refused_and_a_default_gives_way(start, stated, message):
     with pytest.raises(ConfigError, match=message):
         completed("steps=1", *stated)
     with pytest.raises(ConfigError, match="learn: tuning finds no tuning"):
-        trainable_parameters(new_adapter(TrainConfig("x", steps=1), tiny_base), "tuning")
+        completed("steps=1", f"start_from={start}", "learn=tuning")
     log = []
     config = completed("steps=1", log=log.append).train
     assert (config.max_length, config.template) == (128, "chat")

@@ -196,8 +196,7 @@ def test_no_other_file_imports_from_inside_gradio() -> None:
 def test_a_value_that_is_no_choice_is_answered_by_one_sentence_and_not_logged() -> None:
     """Gradio's own sentence names the value, its Python type and all choices, and its log gets a traceback."""
     with internals.StrictBlocks() as page:
-        choice = gr.Dropdown(["one", "two"], value="one")
-        gr.Button().click(lambda chosen: None, choice)
+        gr.Button().click(lambda chosen: None, gr.Dropdown(["one", "two"], value="one"))
     assert asyncio.run(page.preprocess_data(page.fns[0], ["two"], None)) == ["two"]
     with pytest.raises(gr.Error, match="of another kind") as raised:
         asyncio.run(page.preprocess_data(page.fns[0], ["/secret"], None))
@@ -301,8 +300,7 @@ def test_updates_of_a_long_conversation_leave_the_event_loop_to_others() -> None
     """Twenty readers of 2 MB each: the loop is held for less than 20 ms, here by the processor's time."""
     said = [Entry("assistant", "x" * 1000) for _ in range(2000)]
     with internals.StrictBlocks() as page:
-        chat = VerbatimChatbot()
-        gr.Button().click(lambda: None, None, chat)
+        gr.Button().click(lambda: None, None, VerbatimChatbot())
     (event,) = page.fns.values()
     known = to_view(said, [])
     held: list[float] = []

@@ -68,8 +68,7 @@ class ScienceQA:
         for start in range(0, len(problems), _PICTURES):
             part = slice(start, start + _PICTURES)
             features = answerer.features([p.image for p in problems[part]])
-            logs = answerer.next_logprobs(prompts[part], letters, features)
-            pairs = zip(logs, problems[part], strict=True)
+            pairs = zip(answerer.next_logprobs(prompts[part], letters, features), problems[part], strict=True)
             right += [int(row[: len(p.choices)].argmax()) == p.answer for row, p in pairs]
         columns = {column: share(part) for column, part in scienceqa.by_column(problems, right).items()}
         return Result({"likeliest letter": columns})
@@ -89,8 +88,7 @@ def token_f1(answer: str, wanted: str) -> float:
     found, right = normalised(answer), normalised(wanted)
     if not found or not right:
         return float(found == right)
-    shared = sum((Counter(found) & Counter(right)).values())
-    return 2 * shared / (len(found) + len(right))
+    return 2 * sum((Counter(found) & Counter(right)).values()) / (len(found) + len(right))
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,11 @@ def of_file(path: Path) -> Iterator[Item]:
         elif suffix == ".json" and _COCO.match(head):
             coco = check(_Coco, read_json(path), path.name)
             names = {str(image.id): image.file_name for image in coco.images}
-            for item in coco.annotations:
-                value = {"image": names.get(str(item.get("image_id"))), "caption": item.get("caption")}
-                yield f"{path.name}, annotation {item.get('id')!r}", value
+            for number, item in enumerate(coco.annotations, 1):
+                place = f"{path.name}, annotation {item.get('id', number)!r}"
+                name = names.get(str(item.get("image_id")))
+                lost = DataError(f"{place}: 'images' has none of its 'image_id'. Take it out.")
+                yield place, lost if name is None else {"image": name, "caption": item.get("caption")}
         else:
             yield from _lines(path.name, file)
 

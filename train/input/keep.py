@@ -45,8 +45,7 @@ class KeepRows:
         A row is a part of a text, at most as long as the batch's longest row or 64 tokens: rows cost their share.
         """
         rng = random.Random(f"{self._seed} {step} keep")
-        examples = [row.example for row in batch]
-        shown = [e for e in examples if e.picture is not None or e.features is not None]
+        shown = [e for e in (row.example for row in batch) if e.picture is not None or e.features is not None]
         length = max([_FEWEST_TOKENS, *(len(row.ids) for row in batch)])
         rows = []
         for number in range(count):

@@ -1,6 +1,5 @@
 """Rows: examples as tokens and labels."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ class Tokeniser:
         template: str,
         max_length: int,
         skipped: SkippedExamples | None = None,
-        vocab_size: float = math.inf,
+        vocab_size: float = float("inf"),
     ) -> None:
         """vocab_size: of the base, where its tokenizer may have tokens that the base does not embed."""
         self.tokenizer, self.template, self._max_length = tokenizer, template, max_length

@@ -192,8 +192,7 @@ class TrainEvents:
     ) -> Updates:
         """pressed: the label of the button, which says what its visitor wants."""
         with errors_as_toasts("a change of a training run"):
-            act = self.runs.stop if pressed == texts.STOP else self.runs.resume
-            act(self.own(name, owner))
+            (self.runs.stop if pressed == texts.STOP else self.runs.resume)(self.own(name, owner))
         return self.panel(name, owner, plan, request, *values)
 
     def own(self, name: str | None, owner: str) -> str:
@@ -338,8 +337,7 @@ def last_turn(row: Correction) -> Correction:
     """
     *before, question, answer = row["messages"]
     text = str(question.get("content", ""))
-    unspaced = len(re.findall(f"[{UNSPACED}]", text))
-    short = max(len(text.split()), unspaced // 2) <= SHORT_QUESTION
+    short = max(len(text.split()), len(re.findall(f"[{UNSPACED}]", text)) // 2) <= SHORT_QUESTION
     return {"messages": [*(before[-2:] if short else ()), question, answer]}
 
 

@@ -207,8 +207,7 @@ def pack(weight: Tensor | StoredMatrix, bits: int = 8, name: str = "") -> Packed
     Raises ValueError for numbers that are not finite or that no scale can hold.
     """
     sensitive = name.endswith(_HEAD) or (name.endswith(_SMALL) and weight.shape[0] < weight.shape[1])
-    rounded_to = 8 if sensitive else bits
-    packed = PackedLinear.pack(weight, 4) or PackedLinear.pack(weight, rounded_to, search=True)
+    packed = PackedLinear.pack(weight, 4) or PackedLinear.pack(weight, 8 if sensitive else bits, search=True)
     assert packed is not None
     return packed
 

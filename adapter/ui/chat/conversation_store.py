@@ -98,8 +98,7 @@ class ConversationStore:
         if (record := next(records, None)) and record.context_tokens > 0.5 * record.context_length:
             full = record.context_tokens > 0.8 * record.context_length
             say = texts.context_nearly_full if full else texts.context
-            said = say(record.context_tokens, record.context_length)
-            context = f'<span class="{"full" if full else ""}">{said}</span>'
+            context = f'<span class="{"full" * full}">{say(record.context_tokens, record.context_length)}</span>'
         return Updates(shown.view, Unconverted(xray), context)
 
     def keep(self, shown: Conversation, history: History | None = None, begins: bool = True) -> Updates:

@@ -156,7 +156,7 @@ class ChatEvents:
         the X-ray; none if the conversation goes on meanwhile, or the answer is the base's own.
         """
         history = self.conversations.history(request.session_hash, id)
-        with errors_as_toasts("an X-ray"), suppress(Busy, NotOpen, BadInput):
+        with errors_as_toasts("an X-ray"), suppress(Busy, NotOpen):
             xrayed = self._xrayed(history, client_of(request)) if on else history
             with self.conversations.change(request.session_hash, id) as change:
                 if change.conversation.history is history is not xrayed:
@@ -167,7 +167,8 @@ class ChatEvents:
     def _xrayed(self, history: History, client: Client) -> History:
         """The history with what the frozen base gives the tokens of its newest answer. Raises AdapterError."""
         newest = max((i for i, entry in enumerate(history) if entry.about), default=0)
-        if newest < 1 or history[newest].xray:
+        by_base = newest and (made := history[newest].record) and not made.settings.adapters
+        if newest < 1 or history[newest].xray or by_base:
             return history
         inspection = inspect_newest(self.provider, history, client).inspection
         tokens = zip(inspection.tokens, inspection.answer, inspection.base, strict=True)

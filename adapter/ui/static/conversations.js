@@ -28,6 +28,10 @@
   for (const name of ["localStorage", "sessionStorage"]) // Gradio's BrowserState (6.31) relies on the first
     if (!attempt(() => window[name])) Object.defineProperty(window, name, { value: inMemory() });
   const [shared, own] = [localStorage, sessionStorage]; // the second is this tab's
+  const { setItem } = Storage.prototype; // for Gradio's BrowserState, which keeps corrections and fails without a word
+  Storage.prototype.setItem = function (key, value) {
+    if (!attempt(() => setItem.call(this, key, value) ?? true) && key.endsWith(":corrections")) told ||= Boolean(act("STORAGE_FULL"));
+  };
   const openDatabase = (resolve, reject) => {
     const request = indexedDB.open("llama-adapter", 1);
     request.onupgradeneeded = () => {
@@ -64,7 +68,7 @@
   let [shown, before] = [{ id: "" }, { id: "" }];
   let settings; // the side panel's, by name
   let writing = Promise.resolve(); // one after the other
-  let [retried, full, keepsNothing, deleted, toShare] = [false, false, false, ""]; // toShare: what a link is made of
+  let [retried, full, told, keepsNothing, deleted, toShare] = [false, false, false, false, ""]; // toShare: what a link is made of
 
   const messagesOf = (record) => [record?.document?.messages ?? []].flat().filter((message) => message instanceof Object);
   const picturesOf = (record) => messagesOf(record).flatMap(({ picture }) => picture ?? []);
@@ -142,9 +146,8 @@
       act("KEPT_APART");
     }
     const same = JSON.stringify(before?.document) === JSON.stringify(document);
-    const changes = { document, changed: same ? before.changed : Date.now() };
-    if (begins) changes.deleted = 0; // else what another tab has deleted meanwhile stays so
-    if (settings && id === shown.id) changes.settings = settings;
+    const changes = { document, changed: same ? before.changed : Date.now(), ...(settings && id === shown.id && { settings }) };
+    if (begins || has.length > had.length) changes.deleted = 0; // one may be missed; else another tab's deletion stays
     change(id, changes, sent);
   };
   const isUnsavedLink = () => shown.unsaved?.source === "link";
@@ -241,8 +244,7 @@
     const matches = (r) => [titleOf(r), ...messagesOf(r).map(({ text }) => text ?? "")].join("\n").normalize("NFKC").toLowerCase().includes(words);
     const found = listed().filter(matches);
     const [shownList, rows] = [list().querySelector("ul"), found.map(row)];
-    const written = rows.map(({ outerHTML }) => outerHTML).join("");
-    if (shownList.innerHTML.trim() !== written) shownList.replaceChildren(...rows); // one may be pressed just now
+    if (shownList.innerHTML.trim() !== rows.map(({ outerHTML }) => outerHTML).join("")) shownList.replaceChildren(...rows); // one may be pressed just now
     const { none, empty, forgotten } = list().dataset;
     list().querySelector("p").textContent = !found.length ? (words ? none : empty) : keepsNothing ? forgotten : "";
   };
@@ -339,7 +341,6 @@
     const isBehind = (await stored(shown.id))?.changed > (conversations.get(shown.id)?.changed ?? 0); // another tab's
     if (!isOpening) isBehind ? open(shown.id) : act("awake");
   });
-  const copyText = async (text) => navigator.clipboard?.writeText(text).then(() => true, () => false) ?? false;
 
   const begun = begin();
   // before: what the frozen base answers, which stands above the newest answer if there is room for it.
@@ -351,7 +352,8 @@
     const packed = both || (await toLink(record, chosen));
     if (!packed) return act("LINK_TOO_LONG");
     const address = location.origin + location.pathname + LINK + packed;
-    act((await copyText(address)) ? "LINK_COPIED" : "", { address });
+    const copied = navigator.clipboard?.writeText(address).then(() => true, () => false);
+    act((await copied) ? "LINK_COPIED" : "", { address });
   };
 
   const page = (window.chatPage = {

@@ -147,8 +147,7 @@ class Reference:
     def linear(self, linear, x, layer, name):
         delta = self.kv.deltas.linears[layer, name].map(torch.Tensor.double)
         y = eight_bits(x) @ linear.unpacked().double().T
-        y = y + x @ delta.down[0].T @ delta.up[0].T + delta.bias[0]
-        return y * (1 + delta.scale[0])
+        return (y + x @ delta.down[0].T @ delta.up[0].T + delta.bias[0]) * (1 + delta.scale[0])
 
     def attention(self, query, keys, values, mask):
         scores = query @ keys.repeat_interleave(len(query) // len(keys), 0).mT * self.config.head_dim**-0.5

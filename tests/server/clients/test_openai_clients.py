@@ -66,8 +66,7 @@ def test_openai_log_probabilities(client: Any) -> None:
     assert "".join(one.token for one in given).removesuffix("<end>") == choice.message.content
     assert all(one.logprob == max(top.logprob for top in one.top_logprobs) for one in given), "it is greedy"
     assert all(len(one.top_logprobs) == 3 and bytes(one.bytes).decode() == one.token for one in given)
-    chunks = list(client.chat.completions.create(**asked, stream=True))
-    parts = [chunk.choices[0].logprobs for chunk in chunks]
+    parts = [chunk.choices[0].logprobs for chunk in client.chat.completions.create(**asked, stream=True)]
     streamed = [one for part in parts if part for one in part.content]
     assert [one.token for one in streamed] == [one.token for one in given]
     assert [one.logprob for one in streamed] == pytest.approx([one.logprob for one in given], abs=1e-4)

@@ -47,8 +47,7 @@ class Bigrams:
 def bigrams(probabilities: dict[str, float]) -> Answerer:
     """The same probabilities after every character; those that are not named share the rest."""
     tokenizer = character_tokenizer()
-    rest = (1 - sum(probabilities.values())) / (97 - len(probabilities))
-    row = torch.full((97,), math.log(rest))
+    row = torch.full((97,), math.log((1 - sum(probabilities.values())) / (97 - len(probabilities))))
     for character, probability in probabilities.items():
         row[tokenizer(character).input_ids[0]] = math.log(probability)
     return Answerer(Base(Bigrams(row.expand(97, 97)), tokenizer, FINGERPRINT, "none", 0))  # type: ignore[arg-type]

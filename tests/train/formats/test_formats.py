@@ -204,10 +204,9 @@ def test_captions_of_coco(tmp_path):
     found = [records[i] for i in (0, 1, 2, 4)]
     assert pairs(found) == [(f"{tmp_path}/val/{n}.jpg", f"Nr {i}.") for n, i in ((7, 0), (9, 1), (7, 2), (9, 4))]
     assert len({r.messages[0].text for r in found[:3]}) == 3 and found[0].where.endswith("annotation 100")
-    for i, name in ((3, "image"), (5, "caption"), (6, "image")):
-        with pytest.raises(
-            DataError, match=f"captions_val.json, annotation {100 + i}: '{name}' is null, not text"
-        ):
+    lost = "'images' has none of its 'image_id'"
+    for i, why in ((3, lost), (5, "'caption' is null, not text"), (6, lost)):
+        with pytest.raises(DataError, match=f"captions_val.json, annotation {100 + i}: {why}"):
             records[i]
 
 

@@ -112,9 +112,9 @@ def test_a_long_conversation_is_encoded_as_far_as_it_is_learnt(tiny_base, monkey
 def test_a_row_with_a_token_that_the_base_lacks_is_passed_over_by_name(tiny_base):
     example, said = Example.of(Record((Message("user", "a"), Message("assistant", "z")), None, "line 7")), []
     last = max(Tokeniser(tiny_base.tokenizer, "raw", 99).row(example).ids)
-    for vocab_size, rows in ((last + 1, 1), (last, 0)):
-        tokeniser = Tokeniser(tiny_base.tokenizer, "raw", 99, SkippedExamples(said.append), vocab_size)
-        assert len(tokeniser.rows([example])) == rows
+    for size, rows in ((last + 1, 1), (last, 0)):
+        skipped = SkippedExamples(said.append)
+        assert len(Tokeniser(tiny_base.tokenizer, "raw", 99, skipped, size).rows([example])) == rows
     assert said == ["skipped: line 7: it holds a token that this base does not have"]
 
 

@@ -37,8 +37,7 @@ class FakeEncoder:
 
     def encode(self, images, **options) -> VisualFeatures:
         self.encoded.append(len(images))
-        colours = [image.resize((1, 1)).getpixel((0, 0)) for image in images]
-        return VisualFeatures(torch.tensor(colours) / 3)
+        return VisualFeatures(torch.tensor([image.resize((1, 1)).getpixel((0, 0)) for image in images]) / 3)
 
 
 @pytest.fixture

@@ -81,8 +81,7 @@ def test_columns_are_those_of_the_paper(problems):
 
 
 def test_the_likeliest_of_a_problems_letters_is_its_answer(tiny_base, problems):
-    benchmark = Benchmark({"test": tuple(problems)})
-    found = answer(Answerer(tiny_base), problems, benchmark, shown=False)
+    found = answer(Answerer(tiny_base), problems, Benchmark({"test": tuple(problems)}), shown=False)
     for i, one in enumerate(problems):
         text = prompt(one).text.replace("\n", "")  # the tiny tokenizer has printable characters only
         assert text.endswith("Answer: (")
@@ -161,8 +160,7 @@ def test_the_command_performs_every_run_once(tiny_folder, tmp_path, capsys, monk
     """On a tiny base, and of the runs those of a few rows: the claims are about the command, not the figures."""
 
     def few_runs(plan, layers):
-        some = ("base", "begun", "prompts", "zero", "lora")
-        return [run for run in planned_runs(plan, layers) if run.group in some]
+        return [r for r in planned_runs(plan, layers) if r.group in ("base", "begun", "prompts", "zero", "lora")]
 
     monkeypatch.setattr("train.reproduce.__main__.planned_runs", few_runs)
     out = tmp_path / "out"

@@ -65,8 +65,7 @@ def test_open_tabs_read_each_file_once(tmp_path: Path) -> None:
     with open(folders[3] / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "loss": 1.0, "seconds": 2.0}\n')
     assert look() == 1 and tab.runs.get("run-3").progress.step == 2  # type: ignore[union-attr]
-    latest = folders[tab.runs.names()[0] == "run-7" and 7]
-    (latest / RECIPE).write_text("of: another version")
+    (folders[tab.runs.names()[0] == "run-7" and 7] / RECIPE).write_text("of: another version")
     assert "run-" in tab.panel(None, "", None, event_request())[1] != texts.NOTHING_YET
 
 

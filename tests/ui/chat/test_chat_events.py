@@ -492,6 +492,12 @@ def test_where_the_xray_makes_a_conversation_too_long_it_goes() -> None:
     assert page.sent["keep"]["begins"] is False and page.send("on").words()[-1] == "you said: on!"
 
 
+def test_where_the_xray_cannot_colour_an_answer_it_says_why(toasts: list[str]) -> None:
+    page = Page(history=[conversation.Entry("user", "a"), conversation.Entry("assistant", "b", about="of a link")])
+    page.events.xray(True, page.id, page.request)
+    assert toasts == [texts.NO_RECORD]
+
+
 def test_conversations_have_a_bounded_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "MAX_SESSIONS", 3)
     conversations = Conversations()

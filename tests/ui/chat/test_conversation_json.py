@@ -173,8 +173,7 @@ def test_what_is_dropped_is_said_once(uploads: Path, toasts: list[str]) -> None:
     assert len(toasts) == 1 and "the oldest picture" in toasts[0] and "reload" in toasts[0]
     document = json.loads(to_file(turns_with_pictures(2))[0])
     text = json.dumps({**document, "messages": document["messages"] * 400})
-    sent = {"id": "file", "source": "file", "text": text}
-    updates = store.open(gr.EventData(None, sent), event_request())
+    updates = store.open(gr.EventData(None, {"id": "file", "source": "file", "text": text}), event_request())
     assert "Left out" in toasts[1] and "oldest messages" in toasts[1]
     history = [one.entry for one in updates[0]]
     assert conversation.latest_picture(history) is not None
@@ -225,8 +224,7 @@ def test_no_path_leads_out_of_the_uploads(path: str, uploads: Path) -> None:
         images.read_upload(str(link))
     history = conversation.user_turn("what?", path)
     assert json.loads(to_file(history)[0])["messages"][0]["text"] == PICTURE_NOT_KEPT
-    stored = transcript.to_document([{"role": "user", "picture": path}])
-    lost = from_browser(stored, {path: path})
+    lost = from_browser(transcript.to_document([{"role": "user", "picture": path}]), {path: path})
     assert conversation.latest_picture([*conversation.user_turn("what?", "older.png"), *lost]) is None
 
 

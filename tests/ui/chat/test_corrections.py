@@ -24,8 +24,7 @@ def contents(correction: dict[str, Any]) -> list[Any]:
 def test_a_correction_is_a_record_in_which_only_the_visitors_words_are_learnt(tmp_path: Path) -> None:
     from train.formats.dataset import open_records
 
-    first = add_correction([], HISTORY, 1, "Better.")
-    both = add_correction(first, CORRECTED, 3, "Best.")
+    both = add_correction(add_correction([], HISTORY, 1, "Better."), CORRECTED, 3, "Best.")
     assert contents(both[0]) == [("u", "One?", None), ("a", "Better.", None)]
     wanted = [("u", "One?", None), ("a", "Better.", 0), ("u", "Two?", None), ("a", "Best.", None)]
     assert contents(both[1]) == wanted
@@ -60,8 +59,7 @@ def test_a_corrected_answer_stays_in_the_conversation_without_a_record(toasts: l
     page.apply(page.store.show(shown))
     rows = page.shown
     # An empty one is put back, and the same words change nothing. The page's own is no answer.
-    wrong = [(1, " "), (1, "First."), *[(index, "x") for index in (2, 7, -1, "1", None)]]
-    for index, value in wrong:
+    for index, value in [(1, " "), (1, "First."), *[(index, "x") for index in (2, 7, -1, "1", None)]]:
         assert corrected(page, index, value) == (rows, gr.skip())
     assert toasts == [texts.EMPTY_CORRECTION]
     assert corrected(page, 1, "Better.", "Of another time.") == (rows, gr.skip()), "the page was behind"

@@ -72,7 +72,6 @@ if __name__ == "__main__":
     from adapter.base.llama import load_base
 
     base = load_base()
-    films = [record(base, adapter)[0] for adapter in FILMS]
-    lines = json.dumps(films, indent=1, ensure_ascii=False)
+    lines = json.dumps([record(base, adapter)[0] for adapter in FILMS], indent=1, ensure_ascii=False)
     lines = re.sub(r"\[\s+(\"(?:[^\"\\]|\\.)*\"),\s+(-?\d)\s+\]", r"[\1, \2]", lines)  # a word a line
     theme.FILM_EXAMPLE.write_text(f"{lines}\n", encoding="utf-8")

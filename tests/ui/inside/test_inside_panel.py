@@ -206,8 +206,7 @@ def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
     assert "secret" not in reason_shown(panel, answered(seen[-1].record, str(outside)))
     engine.inspect = lambda *_: 1 / 0
     assert reason_shown(panel_of(engine), good) == texts.FAILED
-    failed = SimpleNamespace(engine=lambda: None, status=lambda: LoadStatus("failed", "No memory"))
-    panel.provider = failed
+    panel.provider = SimpleNamespace(engine=lambda: None, status=lambda: LoadStatus("failed", "No memory"))
     panel._cache = LRU(1)
     assert "No memory" in reason_shown(panel, good)
 

@@ -225,8 +225,7 @@ class ConceptHeads:
             noise = _NOISE * torch.randn(_BATCH, CONCEPT_RANK, generator=generator)
             inputs = torch.cat([self._codes[picked] + noise, (levels - self._mean) @ self._basis.T])
             class_logits = torch.cat([self._logits[picked], made_logits])
-            gate = torch.cat([self._gate[picked], made_gate])
-            concepts = F.linear(inputs, weight, bias) + gate[:, None]
+            concepts = F.linear(inputs, weight, bias) + torch.cat([self._gate[picked], made_gate])[:, None]
             joint = torch.cat([class_logits, concepts], dim=1).log_softmax(1)
             wanted = torch.cat([self._targets[picked], self._rows[classes]])
             # A name's probability is the sum over the classes that share it.

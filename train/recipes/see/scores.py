@@ -127,8 +127,7 @@ def development(answerer: Answerer) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     for where, candidates in {"known names in an unseen style": seen, "names that were no answer": unseen}.items():
         rng = random.Random(7)
-        chosen = rng.sample(candidates, _SCORED)
-        losses, gains = _caption_losses(answerer, chosen, candidates, rng)
+        losses, gains = _caption_losses(answerer, rng.sample(candidates, _SCORED), candidates, rng)
         figures |= {
             **percent(f"right caption of {_CHOICES}, {where}", _is_first(gains)),
             f"caption loss, {where}": mean(losses[:, 0].tolist(), seed=0),
