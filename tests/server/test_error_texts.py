@@ -144,7 +144,7 @@ FAULTS: dict[str, tuple[Callable[[Browser], str], ...]] = {
     "adapter.serve.engine.Engine.submit": (Browser.chat, Browser.compare, Browser.openai),
     "adapter.server.adapter_upload._move_into_store": (Browser.bring,),
     "adapter.server.archive._select": (Browser.bring, Browser.train),
-    "train.ui.preview._tokenizer": (Browser.train,),
+    "train.ui.preview._tokeniser": (Browser.train,),
     "train.formats.sources.of_file": (Browser.train,),
     "train.ui.runs.TrainingRuns._launch": (Browser.train,),
 }
