@@ -61,8 +61,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 def random_adapter(fingerprint: BaseFingerprint, seed=0, gate=0.5, spread=None, **config) -> Adapter:
     """With random prompts, and gates between gate / 2 and gate. spread: standard deviation of all the rest."""
     torch.manual_seed(seed)
-    config = {"prompt_length": 5, "insertion_layers": 3, **config}
-    adapter = Adapter(AdapterConfig(base=fingerprint, **config))
+    adapter = Adapter(AdapterConfig(base=fingerprint, **{"prompt_length": 5, "insertion_layers": 3, **config}))
     torch.nn.init.uniform_(adapter.gates, gate / 2, gate)
     for name, parameter in adapter.named_parameters():
         if spread is not None and name not in ("prompts", "gates"):

@@ -82,7 +82,7 @@ class _Row:
         """Marks as unsent what was sent lately with these streams, or any: a cancelled one may lose it."""
         since = time.monotonic() - _AGAIN_SECONDS
         lost = (n for when, name, n in self._sends if when > since and (not carriers or name in carriers))
-        self.sent = min(lost, default=self.sent)
+        self.sent = min([self.sent, *lost])
 
     async def rest(self, carrier: str) -> tuple[int, list[GenerationEvent | AdapterError]]:
         """All that is left, and what was sent lately."""

@@ -197,7 +197,7 @@ class Api:
         for name in self._store.names():
             with suppress(LoadError):  # it cannot be used either
                 card = self._store.card(name)
-                if card.config.base.differences(base):
+                if name == base.name or card.config.base.differences(base):
                     continue
                 kind = "visual" if card.config.is_visual else "text"
                 models.setdefault(name, model(name, kind, card.description, card.bytes, card.config.base))

@@ -201,7 +201,7 @@ class _CompletionBody(_Body, SamplingSettings):
         about |= {"mix": tuple(self.mix.items()), "stop": tuple(self.stop)}
         seed = None if self.seed == -1 else self.seed  # as vLLM's clients say it
         seeds = [None if seed is None else min(seed, MAX_SEED - self.n + 1) + i for i in range(self.n)]
-        prompts = self.prompts({base_name: BASE_ONLY, **{name: name for name in adapters}, BASE: BASE_ONLY})
+        prompts = self.prompts({**{name: name for name in adapters}, base_name: BASE_ONLY, BASE: BASE_ONLY})
         counts = chain([self.n * len(prompts)], repeat(0))  # one limit is asked for all of them at once
         return [
             GenerationRequest(**about, **prompt, sampling=replace(sampling, seed=seed), answers=next(counts))

@@ -56,8 +56,8 @@ class Rule:
     values: bool = False
 
 
-# None for health: it costs nothing, and a probe that is refused would have the server started again.
 _NO_ROOM = "There is no room for this file: the disk may be full. Try again later, or send words only."
+# None for health: it costs nothing, and a probe that is refused would have the server started again.
 RULES: dict[Kind, Rule | None] = {
     "page": Rule("request", "file"),
     "opening": Rule("session", "file"),

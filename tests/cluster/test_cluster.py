@@ -191,10 +191,9 @@ def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(ba
     replica = replica_module.Replica(str(base_folder), "none", None, False, False)
 
     async def run() -> None:
-        first, second, foreign, idle = (
-            replica.answer(request(sampling=ENDLESS), {}, page, key) for key, page in ("aP", "bP", "cQ", "dP")
-        )
-        assert [await anext(each) for each in (first, second, foreign, idle)] == [{}] * 4
+        rows = [replica.answer(request(sampling=ENDLESS), {}, p, k) for k, p in zip("abcde", "PPQPP", strict=True)]
+        assert [await anext(each) for each in rows] == [{}] * 5
+        first, second, foreign, idle, last = rows
         while "b" not in (carried := await anext(first)):
             pass
         assert "c" not in carried  # another page's
@@ -202,10 +201,13 @@ def test_a_cancelled_answer_takes_nothing_from_those_that_shared_its_messages(ba
         while "b" not in (more := await anext(first)):
             pass
         assert more["b"][0] == len(carried["b"][1])
-        await first.aclose()  # its messages may be lost with it
-        start, events = (await anext(second))["b"]
-        assert start == 0 and events[: len(carried["b"][1])] == carried["b"][1]
-        await second.aclose()
+        while "e" not in (carried := await anext(first)) or "e" not in await anext(second):
+            pass
+        await asyncio.gather(first.aclose(), second.aclose())  # messages of both may be lost with them
+        start, events = (await anext(last))["e"]
+        before, lost = carried["e"]
+        assert start == 0 and events[before:][: len(lost)] == lost
+        await last.aclose()
         await foreign.aclose()
 
     async def end() -> None:
@@ -332,10 +334,9 @@ def test_what_was_not_shown_yet_is_asked_again(engine):
 
 
 def test_replicas_that_were_ended_are_said_to_be_gone(engine, monkeypatch):
-    """As behind `serve shutdown`: even taking the question back fails then."""
     handle = MagicMock()
     asked = handle.options.return_value.answer.remote.return_value
-    asked.__aiter__.side_effect = asked.cancel.side_effect = RayServeException()
+    asked.__aiter__.side_effect = asked.cancel.side_effect = RayServeException()  # as behind `serve shutdown`
     monkeypatch.setattr(engine, "_handle", handle)
     with pytest.raises(AdapterError, match="is gone"):
         list(engine.submit(request()))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from adapter.base.template import Message
-from adapter.errors import AdapterError, BadInput, Busy
+from adapter.errors import AdapterError, BadInput
 from adapter.serve.request import Client
 from adapter.serve.settings import BASE_ONLY, PAGE_PENALTY, PANEL, Settings
 from adapter.server.generation import AdapterCatalog, EngineProvider, check_length, client_of, wait_for
@@ -156,7 +156,7 @@ class ChatEvents:
         the X-ray; none if the conversation goes on meanwhile, or the answer is the base's own.
         """
         history = self.conversations.history(request.session_hash, id)
-        with errors_as_toasts("an X-ray"), suppress(Busy, NotOpen):
+        with errors_as_toasts("an X-ray"), suppress(StillAnswering, Forgotten, NotOpen):
             xrayed = self._xrayed(history, client_of(request)) if on else history
             with self.conversations.change(request.session_hash, id) as change:
                 if change.conversation.history is history is not xrayed:
@@ -216,12 +216,12 @@ class ChatEvents:
     def _read(self, turn: Turn, change: Change, panel: dict[str, Any], message: Box = None) -> Iterator[Updates]:
         """Shows an answer to its end, or until another page goes on with it. message: for the box, if it fails."""
         shown, session, switched = change.conversation, change.session, dict[str, Any]()
-        end: dict[str, Any] = {"box": theme.SUBMIT}
-        emptied = {} if turn.message is None else {"value": {"text": "", "files": []}}
-        box, due = {**theme.STOP, **emptied}, 0.0
+        box, due = theme.STOP if turn.message is None else {**theme.STOP, "value": {"text": "", "files": []}}, 0.0
+        begins = turn.history is not change.shown  # else another page has begun it
         assert change.updates is not None
         with errors_as_toasts("a chat turn") as errors:
-            yield (self.store.show if change.rewrites else self.store.keep)(shown, change.shown)._replace(box=box)
+            show = self.store.show if change.rewrites else partial(self.store.keep, begins=begins)
+            yield show(shown, change.shown)._replace(box=box)
             for update in change.updates:
                 if isinstance(update, dict):
                     switched = update
@@ -234,15 +234,14 @@ class ChatEvents:
                 if time.monotonic() < due or change.result is shown.history:
                     yield self.store.show(shown, update)
                 else:
-                    begins = change.rewrites and not due
+                    begins = begins and change.rewrites and not due
                     due = time.monotonic() + max(KEEP_SECONDS, shown.bytes / KEEP_BYTES_PER_SECOND)
                     # The button again: a page that is being loaded may lose the first one (Gradio 6.31). Not with
                     # every update: Gradio makes a new box for each.
                     yield self.store.keep(shown, update, begins)._replace(box=theme.STOP)
             stays = change.result is shown.history  # as it does after Stop before an edit's first word
             shown.history = change.result
-        if errors or stays:
-            end = self._restored(message, switched, panel, errors)
+        end = self._restored(message, switched, panel, errors) if errors or stays else {"box": theme.SUBMIT}
         if change.unread or not self.conversations.shows(session, shown.id):
             yield _NO_CHANGE
         else:

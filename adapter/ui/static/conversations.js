@@ -30,7 +30,8 @@
   const [shared, own] = [localStorage, sessionStorage]; // the second is this tab's
   const { setItem } = Storage.prototype; // for Gradio's BrowserState, which keeps corrections and fails without a word
   Storage.prototype.setItem = function (key, value) {
-    if (!attempt(() => setItem.call(this, key, value) ?? true) && key.endsWith(":corrections")) told ||= Boolean(act("STORAGE_FULL"));
+    const fails = !attempt(() => setItem.call(this, key, value) ?? true);
+    if (key.endsWith(":corrections")) told = fails && (told || Boolean(act("STORAGE_FULL")));
   };
   const openDatabase = (resolve, reject) => {
     const request = indexedDB.open("llama-adapter", 1);
@@ -112,7 +113,7 @@
           const mine = conversations.get(id), { document, changed } = mine; // maybe newer than could be stored
           const record = { ...mine, ...result, ...(changed > result?.changed && { document, changed }), ...changes, id };
           conversations.set(id, record);
-          records.put(record);
+          if (result || changes.document) records.put(record); // not what another tab has removed for good
         };
       });
     writing = writing.then(async () => {
@@ -142,7 +143,7 @@
     const [had, has] = [before, { document }].map((one) => messagesOf(one).filter(({ role }) => role === "user"));
     const edited = has.findIndex(({ text }, i) => text !== had[i]?.text);
     if (edited >= 0 && edited === has.length - 1 && has.length < had.length) {
-      change(newId(), before);
+      change(newId(), { ...before, deleted: 0 });
       act("KEPT_APART");
     }
     const same = JSON.stringify(before?.document) === JSON.stringify(document);

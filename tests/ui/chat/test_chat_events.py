@@ -459,7 +459,7 @@ def test_an_answer_goes_on_after_a_reload_and_can_be_stopped() -> None:
         assert reloaded.words() == ["one", "you said: "] and not conversation.is_streaming(reloaded.chat)
     follow = again.act("follow")
     again.apply(next(follow))
-    assert conversation.is_streaming(again.chat)
+    assert conversation.is_streaming(again.chat) and again.sent["keep"]["begins"] is False
     assert page.store.conversations.shown("again", "first").change.timer.finished.is_set(), "it is read again"
     again.do("stop")
     again.run(follow)
