@@ -271,13 +271,13 @@ def _check_files(recipe: RecipeFile, out: Path | None) -> None:
     tokenizer, base = _known_base(recipe.base)
     if recipe.start_from:
         _start_digest(recipe.start_from, out or Path("runs") / recipe.train.name, base)
-    recipe = complete(recipe, tokenizer, base_config(recipe.base), print)
+    sizes = base_config(recipe.base)
+    recipe = complete(recipe, tokenizer, sizes, print)
     examples = FileExamples(recipe.data, recipe.train, SkippedExamples(lambda _: None))
     check_pictures(recipe, examples, print)
     with_encoder(recipe.train, torch.device("cpu"), recipe.start_from is None)
     config = examples.with_steps(recipe.train)
-    vocab_size = base_config(recipe.base).vocab_size
-    tokeniser = Tokeniser(tokenizer, config.template, config.max_length, vocab_size=vocab_size)
+    tokeniser = Tokeniser(tokenizer, config.template, config.max_length, vocab_size=sizes.vocab_size)
     clean = True
     files = dict.fromkeys([*(part.records for part in examples.parts), *(of for of, _ in examples.held_out)])
     for records in files:

@@ -78,10 +78,10 @@ class _Row:
             self._sends.append((time.monotonic(), carrier, before))
         return before, self.events[before:]
 
-    def send_again(self, *carriers: str) -> None:
-        """Marks as unsent what was sent lately with these streams, or any: a cancelled one may lose it."""
+    def send_again(self, carrier: str | None = None) -> None:
+        """Marks as unsent what the stream of `carrier`, or any, took lately: a cancelled one may lose it."""
         since = time.monotonic() - _AGAIN_SECONDS
-        lost = (n for when, name, n in self._sends if when > since and (not carriers or name in carriers))
+        lost = (before for when, by, before in self._sends if when > since and carrier in (None, by))
         self.sent = min([self.sent, *lost])
 
     async def rest(self, carrier: str) -> tuple[int, list[GenerationEvent | AdapterError]]:

@@ -70,8 +70,10 @@ def of_file(path: Path) -> Iterator[Item]:
             for number, item in enumerate(coco.annotations, 1):
                 place = f"{path.name}, annotation {item.get('id', number)!r}"
                 name = names.get(str(item.get("image_id")))
-                lost = DataError(f"{place}: 'images' has none of its 'image_id'. Take it out.")
-                yield place, lost if name is None else {"image": name, "caption": item.get("caption")}
+                if name is None:
+                    yield place, DataError(f"{place}: 'images' has none of its 'image_id'. Take it out.")
+                else:
+                    yield place, {"image": name, "caption": item.get("caption")}
         else:
             yield from _lines(path.name, file)
 

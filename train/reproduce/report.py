@@ -212,27 +212,23 @@ def write_report(
         f"{len(results)} runs, begun from {times[0]} to {times[-1]} UTC; {hours:.1f} hours of one core in all. "
         f"Commit {used['commit']}; {used['processor']}; Python {platform.python_version()}, torch {used['torch']}."
     )
-    text = (
-        Path(__file__)
-        .with_name("page.md")
-        .read_text(encoding="utf-8")
-        .format(
-            command=command,
-            provenance=provenance,
-            missing=f"**Not all runs are finished.** Missing: {', '.join(missing)}.\n\n" if missing else "",
-            data=data,
-            claims=markdown_table(("held", "claim", "measured, and its 95 % interval"), figures.claims()),
-            tables="\n".join(figures.tables().values()),
-            base=base,
-            precision=used["precision"],
-            encoder=ENCODER,
-            seeds=_listed(map(str, plan.seeds)),
-            steps=plan.steps,
-            batch_size=plan.batch_size,
-            few=plan.few,
-            keep=PLANS["runs"]["keep"]["keep"],
-            **sizes,
-        )
+    page = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
+    text = page.format(
+        command=command,
+        provenance=provenance,
+        missing=f"**Not all runs are finished.** Missing: {', '.join(missing)}.\n\n" if missing else "",
+        data=data,
+        claims=markdown_table(("held", "claim", "measured, and its 95 % interval"), figures.claims()),
+        tables="\n".join(figures.tables().values()),
+        base=base,
+        precision=used["precision"],
+        encoder=ENCODER,
+        seeds=_listed(map(str, plan.seeds)),
+        steps=plan.steps,
+        batch_size=plan.batch_size,
+        few=plan.few,
+        keep=PLANS["runs"]["keep"]["keep"],
+        **sizes,
     )
     with atomic_write(out / "reproduce.md") as temporary:
         temporary.write_text(text, encoding="utf-8")

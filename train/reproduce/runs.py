@@ -249,6 +249,7 @@ def _whiten(projection: GlobalProjection, levels: torch.Tensor) -> None:
         count = min(_COMPONENTS, len(levels) - 1, levels.shape[1])
         spread = sizes[:count] / len(levels) ** 0.5
         spread = spread.clamp(min=1e-3 * float(spread[0]))  # components of nothing but noise stay small
-        weight = torch.randn(first.out_features, count) / count**0.5 @ (directions[:count] / spread[:, None])
+        mixed = torch.randn(first.out_features, count) / count**0.5
+        weight = mixed @ (directions[:count] / spread[:, None])
         first.weight.copy_(weight)
         first.bias.copy_(-weight @ mean)

@@ -122,7 +122,8 @@ def load_fp16(b, address, offset=0):
     value = b.bitcast(b.fmul(b.bitcast(size, FLOATS), constant(FLOATS, 2.0**112)), INTS)
     special = b.icmp_unsigned(">=", size, constant(INTS, 0x7C00 << 13))  # infinite or NaN
     value = b.select(special, b.or_(size, constant(INTS, 0x7F800000)), value)
-    return b.bitcast(b.or_(value, b.shl(b.and_(halves, constant(INTS, 0x8000)), constant(INTS, 16))), FLOATS)
+    sign = b.shl(b.and_(halves, constant(INTS, 0x8000)), constant(INTS, 16))
+    return b.bitcast(b.or_(value, sign), FLOATS)
 
 
 def loop(b, count, initial, body):
