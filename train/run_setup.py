@@ -93,10 +93,10 @@ def _differences(recipe: RecipeFile, start: AdapterConfig) -> list[str]:
     layers = recipe.train.layers_of(start.base.num_hidden_layers)
     wanted = flatten(dataclasses.asdict(recipe.train) | {"insertion_layers": layers})
     found = flatten(dataclasses.asdict(start))
-    differences = []
+    differences, free = [], {*DERIVED, *(_PATTERNS if start.vision else ())}  # what may differ
     for key in sorted(recipe.stated):
         group, _, last = key.partition(".")
-        if group not in _TAKEN or last in (*DERIVED, *_PATTERNS) or (group == "tuning" and start.tuning is None):
+        if group not in _TAKEN or last in free or (group == "tuning" and start.tuning is None):
             continue
         if key in ("vision", "tuning") and getattr(start, key) is not None:  # stated as none
             differences.append(f"no {key} where the adapter has one")

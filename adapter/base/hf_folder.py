@@ -18,7 +18,7 @@ from transformers import GenerationConfig, LlamaForCausalLM
 SHARD_BYTES = 5 * 10**8
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # All files of a folder that hold weights or name those that do.
-WEIGHTS = (_WHOLE, _INDEX, "model-*-of-*.safetensors")
+WEIGHTS = (_WHOLE, _INDEX, "model*-of-*.safetensors")
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 

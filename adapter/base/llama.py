@@ -201,7 +201,8 @@ def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int, 
             folder = Path(snapshot_download(name, allow_patterns=[*WEIGHTS, "generation_config.json"]))
             beside = cache_dir() / name.replace("/", "--")  # the Hub's own cache is not ours to add to
         place, state = beside / f"packed-int{bits}", _packed_from(folder, dtype)
-        config.tie_word_embeddings &= "lm_head.weight" not in tensor_files(folder)  # as transformers does
+        both = {"lm_head.weight", "model.embed_tokens.weight"} <= tensor_files(folder).keys()
+        config.tie_word_embeddings &= not both  # as transformers does
         with torch.device("meta"):
             model = AdaptedLlama._from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
         if kept := is_built(place, state):
@@ -224,7 +225,7 @@ def _load_packed(name: str, config: LlamaConfig, dtype: torch.dtype, bits: int, 
 def _pack_stored(model: AdaptedLlama, folder: Path, bits: int, name: str) -> bool:
     """Fill a model on the meta device with a folder's weights. False if they are not a LLaMA's safetensors."""
     files, shapes, dtype = tensor_files(folder), tensor_shapes(model.config, model), model.dtype
-    if shapes.keys().isdisjoint(files.keys() - {"lm_head.weight"}):  # the others may lack their prefix
+    if "model.embed_tokens.weight" not in files:  # no prefixes, or tied and stored under the head's name
         return False
     if missing := shapes.keys() - files.keys():
         raise _wrong_weight(name, min(missing), "is not among its weights")

@@ -11,7 +11,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from adapter.errors import AdapterError, BadInput, LoadError, first_line
 
 _REPO = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
-_SHARDS = ["model-*-of-*.safetensors"]  # of a base
+_SHARDS = ["model*-of-*.safetensors"]  # of a base
 _FILES = ["*.safetensors", "*.json", "*.md"]  # no .bin, no .pth: a stranger's pickle is not even fetched
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 _SECONDS = 20.0  # that the Hub may be silent

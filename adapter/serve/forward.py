@@ -77,7 +77,7 @@ class TorchForward:
         for layer in model.layers:
             hidden = layer.forward(hidden, masks, rotation, step, prompts)
         hidden = final_delta(model.norm(hidden), prompts).view(count, -1)
-        return self._base.model.lm_head(hidden if every else hidden[-rows:]).float()
+        return self._base.logits(hidden if every else hidden[-rows:])
 
     def close(self) -> None:
         pass

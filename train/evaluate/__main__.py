@@ -106,14 +106,14 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
         "notes": notes,
         "systems": [dataclasses.asdict(system) for system in systems],
     }
-    print(format_table(systems))
-    print("\n".join(f"- {note}" for note in notes))
-    print(f"- {base.fingerprint.name}, {precision}; {about['processor']}; {about['date']}, {about['commit']}")
     if args.out is not None:
         # A number that is not finite, which JSON has not, is null.
         finite = json.loads(json.dumps(about), parse_constant=lambda _: None)
         with atomic_write(args.out) as temporary:
             temporary.write_text(json.dumps(finite, indent=1) + "\n")  # in ASCII: a name may be no text
+    print(format_table(systems))
+    print("\n".join(f"- {note}" for note in notes))
+    print(f"- {base.fingerprint.name}, {precision}; {about['processor']}; {about['date']}, {about['commit']}")
     if failed:
         raise AdapterError(f"Not measured: {', '.join(failed)}. The notes say why.")
 

@@ -196,12 +196,11 @@ class Answerer:
 
     def _hidden(self, ids: Sequence[Sequence[int]], features: Features | None) -> Tensor:
         """The last hidden states, [rows, longest, hidden_size]. Causal attention hides the padding at the end."""
-        width = max(map(len, ids))
-        if width > self.base.context_length:
-            raise BadInput(
-                f"A prompt and its answer have {width} tokens, and this base reads {self.base.context_length}. "
-                "Shorten it or take it out."
-            )
+        width, most = max(map(len, ids)), self.base.context_length
+        if width > most:
+            raise BadInput(f"A text and its answer have {width} tokens, and this base reads {most}. Shorten it.")
+        if max(map(max, ids)) >= self.base.fingerprint.vocab_size:
+            raise BadInput("A text holds a token that this base lacks, such as [PAD]. Take it out.")
         batch = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self.base.device)
         arguments = {}
         if self.adapter is not None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adapter.base.template import Message, encode_prompt, encode_text
 from adapter.errors import AdapterError, first_line
 from train.evaluate.answerer import Answerer
@@ -107,11 +109,10 @@ class HarnessTasks:
         """include: a folder with tasks of one's own. template: prompts are put into the adapter's template."""
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self._names, self._limit, self._shots, self._template = list(names), limit, shots, template
-        folder = None if include is None else str(include)
         # lm-eval's own tasks are thousands of files, and take seconds to list.
-        self._manager = TaskManager(include_path=folder, include_defaults=False)
+        self._manager = TaskManager(include_path=include, include_defaults=False)
         if not set(names) <= set(self._manager.all_tasks):
-            self._manager = TaskManager(include_path=folder)
+            self._manager = TaskManager(include_path=include)
         self.notes: tuple[str, ...] = (
             f"lm-eval {lm_eval.__version__}, intervals of 1.96 standard errors; --limit takes the first items",
         )
@@ -134,7 +135,7 @@ class HarnessTasks:
                     apply_chat_template=self._template,
                     log_samples=False,
                 )
-        except AdapterError:
+        except (AdapterError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of tasks, of their data and of what loads that
             raise AdapterError(

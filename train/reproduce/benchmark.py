@@ -108,9 +108,12 @@ def open_benchmark(folder: Path, counts: Mapping[str, int]) -> Benchmark:
     Raises AdapterError for what is missing or broken.
     """
     splits = {split: tuple(drawn(problems(folder, split), count)) for split, count in counts.items()}
-    if not all(splits.values()) or all(p.image for p in splits["test"]):
+    train, test = ({bool(p.image) for p in splits[split]} for split in ("train", "test"))
+    named = [p.image for part in splits.values() for p in part if p.image]
+    if len(train) < 2 or False not in test or not all(image.is_file() for image in named):
         raise AdapterError(
-            f"'{folder.name}' needs problems in each of {', '.join(counts)}, and test problems without pictures.",
+            f"'{folder.name}' needs training problems with and without pictures, test problems without, and the "
+            "pictures that are named. Fetch ScienceQA's images too.",
             str(folder),
         )
     return Benchmark(splits)

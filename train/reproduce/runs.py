@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -19,7 +18,6 @@ from filelock import FileLock, Timeout
 
 from adapter.base.embedded import BASE, ENCODER
 from adapter.base.llama import Base, load_base
-from adapter.errors import AdapterError
 from adapter.files import atomic_write, code_digest
 from adapter.method.adapter import Adapter
 from adapter.method.config import TuningConfig, VisionConfig
@@ -40,9 +38,8 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 INSTRUCTION = "Read the question and its choices, and answer with the letter of the one that is right."
 _COMPONENTS = 64  # of the pictures' features that the projection starts from
 PLANS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("plan.yaml").read_text(encoding="utf-8"))
-_version = cache(code_version)
-# A digest of the code that this process runs: a commit's name says nothing about what has changed since.
-_CODE = code_digest("adapter/**/*.py", "train/**/*.py")
+# Of the code that this process runs. A commit's name says nothing about what has changed since, the digest does.
+_COMMIT, _CODE = code_version() or "unknown", code_digest("adapter/**/*.py", "train/**/*.py")
 FULL, QUICK = (SimpleNamespace(**PLANS[name]) for name in ("full", "quick"))
 
 
@@ -125,11 +122,12 @@ class Study:
             path = self.results_path(run)
             with suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
                 if not path.exists():
-                    started = time.perf_counter()
-                    results = {"run": asdict(run), **self.perform(run)}
+                    begun = datetime.now(UTC)
+                    results = {"run": asdict(run), "time": f"{begun:%Y-%m-%d %H:%M}", **self.perform(run)}
                     with atomic_write(path) as temporary:
                         temporary.write_text(json.dumps(results, indent=1) + "\n")
-                    print(f"{run.name} took {(time.perf_counter() - started) / 60:.1f} minutes", flush=True)
+                    minutes = (datetime.now(UTC) - begun).total_seconds() / 60
+                    print(f"{run.name} took {minutes:.1f} minutes", flush=True)
 
     def finished(self, runs: Sequence[Run]) -> dict[str, Any]:
         """Results by name of the run, of those runs that have been finished."""
@@ -163,10 +161,9 @@ class Study:
 
         results: dict[str, Any] = {
             "precision": precision,
-            "commit": _version() or "unknown",
+            "commit": _COMMIT,
             "processor": processor_name(),
             "torch": torch.__version__,
-            "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
             **training,
             **{name: answer(answerer, part, self.benchmark, run.pictures) for name, part in parts.items()},
             "unrelated": {"1.0": losses_of(answerer)},
@@ -190,8 +187,6 @@ class Study:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
         seen = [benchmark.features[p.id].levels for p in benchmark.splits["train"] if p.image and run.pictures]
         if run.pictures:
-            if not seen:
-                raise AdapterError("No problem to train on has a picture. Fetch ScienceQA's images too.")
             vision = VisionConfig(ENCODER, "global", feature_size=seen[0].shape[1], hidden=256)
         config = run.config(vision, base.model.config.intermediate_size)
         adapter = new_adapter(config, base)
