@@ -87,7 +87,7 @@ class EchoAnswer(Answer):
         self.engine = engine
 
     def cancel(self) -> None:
-        self.mailbox.cancelled = True  # type: ignore[attr-defined]
+        self.mailbox.cancelled = True
 
     def close(self) -> None:
         self.engine.closed += 1

@@ -34,7 +34,7 @@ def exists(test: str) -> bool:
     return not name or name in functions
 
 
-def test_every_fault_has_a_test_that_exists() -> None:
+def test_every_fault_has_a_test_that_exists():
     document = DOCUMENT.read_text()
     assert document.count(HEADER) >= 3
     assert problems(document) == []
@@ -50,5 +50,5 @@ def test_every_fault_has_a_test_that_exists() -> None:
         "| a fault | | nothing | `tests/test_reliability.py` |",
     ],
 )
-def test_a_line_without_a_test_is_found(line: str) -> None:
+def test_a_line_without_a_test_is_found(line):
     assert len(problems(f"{HEADER}\n{line}")) == 1

@@ -41,7 +41,7 @@ def temporaries(folder: Path) -> list[Path]:
     return list(folder.parent.glob(f".{folder.name}.*"))
 
 
-def test_built_once_and_read_without_the_lock(tmp_path: Path) -> None:
+def test_built_once_and_read_without_the_lock(tmp_path):
     folder = tmp_path / "cache" / "model"
     assert build_once(folder, fill) == folder
     assert temporaries(folder) == []
@@ -52,7 +52,7 @@ def test_built_once_and_read_without_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("die_at", ["filling", "renaming"])
-def test_killed_then_started_again(tmp_path: Path, die_at: str) -> None:
+def test_killed_then_started_again(tmp_path, die_at):
     folder = tmp_path / "model"
     command = [sys.executable, "-c", KILLED, str(folder), die_at]
     assert subprocess.run(command, cwd=ROOT, timeout=PATIENCE).returncode == -9
@@ -63,7 +63,7 @@ def test_killed_then_started_again(tmp_path: Path, die_at: str) -> None:
     assert temporaries(folder) == []
 
 
-def test_of_several_that_ask_one_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_that_ask_one_builds(tmp_path, monkeypatch):
     """Threads open the lock each for itself, as processes do."""
     built, looks, waiting, is_built = [], [], threading.Event(), disk_cache.is_built
 
@@ -92,7 +92,7 @@ def test_of_several_that_ask_one_builds(tmp_path: Path, monkeypatch: pytest.Monk
         lambda folder: (folder / "manifest.json").write_text('{"files": ['),
     ],
 )
-def test_damage_is_detected_and_repaired(tmp_path: Path, damage) -> None:
+def test_damage_is_detected_and_repaired(tmp_path, damage):
     folder = build_once(tmp_path / "model", fill)
     healthy = (folder / "big.bin").read_bytes()
     damage(folder)

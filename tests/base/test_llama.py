@@ -218,6 +218,19 @@ def test_a_base_without_safetensors_is_read_in_four_bits_too(four_bit_head, tmp_
     assert_close(*(model.lm_head.unpacked() for model in models), atol=0.01, rtol=0)  # one was rounded to bf16
 
 
+@torch.no_grad()
+def test_a_tied_base_is_packed_that_is_stored_under_its_heads_name(tmp_path):
+    """As `safetensors.torch.save_model` stores it, which keeps the first of two names."""
+    model = random_llama(tie_word_embeddings=True).bfloat16()
+    model.tie_weights()
+    save_base(model, tmp_path)
+    want = load_base(str(tmp_path), "packed-int8", "cpu").model(input_ids=(ids := torch.arange(9)[None])).logits
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    assert_close(load_base(str(tmp_path), "packed-int8", "cpu").model(input_ids=ids).logits, want)
+
+
 def test_nf4_is_packed_before_the_engines_threads_start(four_bit_head, tmp_path):
     """Of two threads that multiply by a layer for the first time, each might pack it."""
     stored = shutil.copytree(four_bit_head, tmp_path / "stored")

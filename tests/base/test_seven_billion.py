@@ -24,7 +24,7 @@ TOKENS, LONG = 6, 24  # that are read of an answer, and of the one whose speed i
 
 
 @pytest.mark.skipif(not LAYERS, reason="takes 14 GB of disk and minutes: make huge")
-def test_it_loads_and_serves_within_the_size_of_its_format(tmp_path: Path) -> None:
+def test_it_loads_and_serves_within_the_size_of_its_format(tmp_path):
     from adapter.base.llama import base_fingerprint
     from adapter.method.checkpoint import save_adapter
     from tests.tiny_models import random_adapter, seven_billion_config, write_random_base
@@ -69,7 +69,7 @@ def main(folder: str, adapters: str, format: str) -> None:
     limit = int(ROOM * packed) + (0 if LAYERS == 32 else RUNTIME + unpacked)
     cache = 4 * SLOT * memory.kv_bytes_per_token(config, torch.bfloat16) * 4 // 3
     # What `require` asks room for beside the base is the cache of a conversation, which this test makes smaller.
-    memory.require = lambda *_: None  # type: ignore[assignment]
+    memory.require = lambda *_: None
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
     began = time.perf_counter()
     base = load_base(folder, format, "cpu")
@@ -84,7 +84,7 @@ def main(folder: str, adapters: str, format: str) -> None:
     def read(answer: Answer) -> list[tuple]:
         return [(event.token_id, event.logprob) for event in answer if event.token_id is not None]
 
-    engine_module._draft = lambda row, rows: []  # type: ignore[assignment]  # such answers go in circles
+    engine_module._draft = lambda row, rows: []  # such answers go in circles
     ids, sampling = tuple(range(40, 60)), SamplingParams(temperature=0, max_new_tokens=TOKENS)
     requests = [GenerationRequest(prompt_ids=ids, adapter=str(n), sampling=sampling) for n in range(4)]
     with closing(engine_module.Engine(base, AdapterStore(Path(adapters)), cache_bytes=cache)) as engine:

@@ -82,7 +82,7 @@ libc.fflush(None)
 """
 
 
-def test_threads_share_two_of_malloc_s_arenas() -> None:
+def test_threads_share_two_of_malloc_s_arenas():
     counts = []
     for how in ("shared", "not"):
         run = subprocess.run([sys.executable, "-c", ARENAS, how], capture_output=True, text=True, timeout=PATIENCE)

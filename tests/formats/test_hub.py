@@ -27,9 +27,7 @@ def hub(tmp_path: Path, tiny_fingerprint: Any, monkeypatch: pytest.MonkeyPatch) 
         yield hub
 
 
-def test_an_adapter_of_the_hub_becomes_one_of_the_pages(
-    hub: FakeHub, tmp_path: Path, tiny_fingerprint: Any
-) -> None:
+def test_an_adapter_of_the_hub_becomes_one_of_the_pages(hub, tmp_path, tiny_fingerprint):
     store = AdapterStore(tmp_path / "runs", incoming=tmp_path / "runs")
     added = upload.add_from_hub(" some.body/my.poet@main ", "", store, tiny_fingerprint, token=False)
     assert added == ("my-poet", True) and store.card_text("my-poet") == "# poet"
@@ -48,8 +46,8 @@ def test_an_adapter_of_the_hub_becomes_one_of_the_pages(
      ("down", "Cannot fetch"), ("no name", "owner/name")],
 )  # fmt: skip
 def test_what_is_wrong_with_a_repository_is_said_and_nothing_is_kept(
-    attack: str, said: str, hub: FakeHub, tmp_path: Path, tiny_fingerprint: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    attack, said, hub, tmp_path, tiny_fingerprint, monkeypatch
+):
     name, base, store = "some.body/my.poet", tiny_fingerprint, AdapterStore(incoming=tmp_path / "runs")
     files = hub.files[name]
     if "." in attack:

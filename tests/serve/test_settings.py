@@ -1,7 +1,5 @@
 """The one schema of settings: ranges, sentences about wrong values, and what the page's sliders take from it."""
 
-from typing import Any
-
 import pytest
 
 from adapter.errors import BadInput
@@ -12,7 +10,7 @@ from adapter.serve.settings import Settings
     ("typed", "seed"),
     [("", None), (None, None), (" 7 ", 7), ("7", 7), (7, 7), (7.0, 7), (-1, -1), (2**62 + 1, 2**62 + 1)],
 )
-def test_a_seed_is_read_as_typed_or_sent(typed: Any, seed: int | None) -> None:
+def test_a_seed_is_read_as_typed_or_sent(typed, seed):
     assert Settings.checked({"seed": typed}).seed == seed
 
 
@@ -30,7 +28,7 @@ def test_a_seed_is_read_as_typed_or_sent(typed: Any, seed: int | None) -> None:
         ("mix", "a\nb", "Second adapter: not printable."),
     ],
 )
-def test_a_wrong_value_is_one_sentence(field: str, value: Any, sentence: str) -> None:
+def test_a_wrong_value_is_one_sentence(field, value, sentence):
     with pytest.raises(BadInput) as refused:
         Settings.checked({field: value})
     assert str(refused.value).startswith(sentence) and len(str(refused.value)) < 120

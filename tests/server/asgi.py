@@ -52,4 +52,4 @@ def limit(monkeypatch: pytest.MonkeyPatch, **most: int) -> None:
     for name, size in most.items():
         for table in (limits.RATES, limits.PLACES):
             if name in table:
-                monkeypatch.setitem(table, name, (size, *table[name][1:]))  # type: ignore[index]
+                monkeypatch.setitem(table, name, (size, *table[name][1:]))

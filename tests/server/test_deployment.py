@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -41,15 +40,11 @@ def place(command: str = "", **environment: str) -> Place:
         ("", {**SPACE, "LLAMA_ADAPTER_TRAIN": "1", "GRADIO_SERVER_PORT": "90"}, {"training": True, "port": 90}),
     ],
 )
-def test_arguments_and_environment_describe_the_place(
-    command: str, environment: dict[str, str], expected: dict[str, Any]
-) -> None:
+def test_arguments_and_environment_describe_the_place(command, environment, expected):
     assert {name: getattr(place(command, **environment), name) for name in expected} == expected
 
 
-def test_password_may_come_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_password_may_come_from_the_environment(monkeypatch, capsys):
     monkeypatch.setenv("LLAMA_ADAPTER_AUTH", "me:secret")
     assert place().auth == "me:secret" and place("--auth you:other").auth == "you:other"
     with pytest.raises(SystemExit):
@@ -79,7 +74,7 @@ def space(folder: Path, base: Path, *arguments: str, **environment: str) -> Iter
 
 
 @pytest.mark.slow
-def test_space_without_gpu(tmp_path: Path, tiny_folder: Path) -> None:
+def test_space_without_gpu(tmp_path, tiny_folder):
     from gradio_client.exceptions import AppError
 
     with space(tmp_path, tiny_folder, **SPACE) as server:
@@ -148,7 +143,7 @@ except ValueError:
 """
 
 
-def test_the_log_is_not_forged() -> None:
+def test_the_log_is_not_forged():
     ended = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, timeout=PATIENCE)
     lines = ended.stderr.decode().splitlines()
     assert ended.returncode == 0 and [line for line in lines if not line.startswith("  ")] == [

@@ -46,12 +46,12 @@ ERRORS: list[BaseException] = [
 
 
 @pytest.mark.parametrize("kind, logged", [(LoadError, True), (Busy, True), (BadInput, False)])
-def test_the_log_has_the_details_of_what_the_server_has_to_mend(caplog: Any, kind: type, logged: bool) -> None:
+def test_the_log_has_the_details_of_what_the_server_has_to_mend(caplog, kind, logged):
     assert browser_text(kind("No. Mend it.", PLACES[0])) == "No. Mend it."
     assert (SECRET in caplog.text) is logged
 
 
-def test_a_fingerprint_names_no_folder(tiny_folder: Path) -> None:
+def test_a_fingerprint_names_no_folder(tiny_folder):
     """It is in /v1/models, in the status line and in every adapter that is trained."""
     assert base_fingerprint(str(tiny_folder)).name == tiny_folder.name
     assert base_label("path/to/llama") == "llama" and base_label("user/llama") == "user/llama"
@@ -65,9 +65,7 @@ def test_a_fingerprint_names_no_folder(tiny_folder: Path) -> None:
         (Stopped("stopped after step 3 of 9.", PLACES[0]), "stopped after step 3 of 9.\n"),
     ],
 )
-def test_the_trainer_says_sentences_to_the_page_and_all_to_its_log(
-    error: Exception, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_the_trainer_says_sentences_to_the_page_and_all_to_its_log(error, shown, monkeypatch, capsys):
     monkeypatch.setattr(train_main, "_run", Mock(side_effect=error))
     assert train_main.main(["--for-page"])
     written = capsys.readouterr()
@@ -181,7 +179,7 @@ def browser(
 
 
 @pytest.mark.parametrize("number", range(len(PAIRS)), ids=lambda i: f"{PAIRS[i][0]}-{PAIRS[i][1].__name__}")
-def test_no_fault_is_told_in_its_own_words(browser: Browser, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_no_fault_is_told_in_its_own_words(browser, monkeypatch, number):
     """A few of the errors at each place, in turn: all of them come at several."""
     place, ask = PAIRS[number]
     for error in (ERRORS[-1], ERRORS[5 * number % len(ERRORS)]):

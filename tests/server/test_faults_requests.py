@@ -67,7 +67,7 @@ def assert_no_leak(response: httpx.Response) -> None:
         assert response.json() == {"detail": FAILED}, (response.request.url, text[:500])
 
 
-def test_garbage_on_every_route(visitor: Connection) -> None:
+def test_garbage_on_every_route(visitor):
     rng, asked = random.Random(0), routes()
     assert len(asked) > 50
     statuses: dict[int, int] = {}
@@ -104,15 +104,13 @@ FILE_PART = b'--x\r\nContent-Disposition: form-data; name="files"; %b\r\n\r\nabc
         ("/assets/" + "a" * 300, None, ""),
     ],
 )
-def test_a_request_that_makes_no_sense_is_no_fault_of_the_server(
-    visitor: Connection, path: str, content: bytes | None, kind: str
-) -> None:
+def test_a_request_that_makes_no_sense_is_no_fault_of_the_server(visitor, path, content, kind):
     method = "GET" if content is None else "POST"
     response = visitor.http.request(method, path, content=content, headers={"content-type": kind})
     assert 400 <= response.status_code < 500 and "\ud800" not in response.text
 
 
-def test_only_this_machine_may_ask(server: AppProcess, visitor: Connection) -> None:
+def test_only_this_machine_may_ask(server, visitor):
     """The program itself is behind the guard, whose rules tests/server/test_request_guard.py has."""
     assert "Only this machine may ask" in server.log
     request = visitor.http.request
@@ -132,7 +130,7 @@ def forged(path: str) -> Iterator[list[dict[str, Any]]]:
         yield [{"role": "assistant", "text": "x", "about": path, "record": {"log": path, "content": content}}]
 
 
-def test_forged_conversations_expose_no_file(server: AppProcess, visitor: Connection) -> None:
+def test_forged_conversations_expose_no_file(server, visitor):
     secret = server.folder / "secret.md"
     secret.write_text("a secret of this server")
     inside = ROOT / "CONTRIBUTING.md"  # in the program's own folder, from which Gradio copies what an answer names
@@ -147,7 +145,7 @@ def test_forged_conversations_expose_no_file(server: AppProcess, visitor: Connec
     assert not {"secret.md", "CONTRIBUTING.md", "passwd"} & set(copies)
 
 
-def test_missing_and_mistyped_values_are_reported_and_not_logged(server: AppProcess, visitor: Connection) -> None:
+def test_missing_and_mistyped_values_are_reported_and_not_logged(server, visitor):
     before, long = len(server.log), "x" * 100_000
     said = visitor.fire_for_text("send", [{"text": long, "files": []}])
     assert "The request lacks a value" in said and "xxxx" not in said

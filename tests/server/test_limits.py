@@ -38,7 +38,7 @@ class Clock:
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.floats(0, 20), st.sampled_from("ab")), max_size=60))
 @settings(deadline=None)
-def test_no_window_exceeds_bucket_and_refill(size: int, asked: list[tuple[float, str]]) -> None:
+def test_no_window_exceeds_bucket_and_refill(size, asked):
     clock = Clock()
     buckets = TokenBuckets(size, 10, clock)
     given_at: dict[str, list[float]] = {"a": [], "b": []}
@@ -64,7 +64,7 @@ def test_no_window_exceeds_bucket_and_refill(size: int, asked: list[tuple[float,
         (True, "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
     ],
 )
-def test_key_of_an_address(public: bool, address: str, key: str | None) -> None:
+def test_key_of_an_address(public, address, key):
     assert Limits(public).key(address) == key
 
 
@@ -89,10 +89,10 @@ def asked_by(address: str) -> Any:
 def limited(clock: Clock) -> tuple[Engine, Any]:
     engine = Engine()
     metrics: Any = SimpleNamespace(label=lambda request: "", ended=lambda label, last: None)
-    return engine, CountedEngine(engine, Limits(True, clock), metrics)  # type: ignore[arg-type]
+    return engine, CountedEngine(engine, Limits(True, clock), metrics)
 
 
-def test_answer_holds_its_slot_until_it_has_ended() -> None:
+def test_answer_holds_its_slot_until_it_has_ended():
     clock = Clock()
     engine, counted = limited(clock)
     held = [counted.submit(asked_by(STRANGER)) for _ in range(limits.ANSWERS_AT_ONCE)]
@@ -114,7 +114,7 @@ def test_answer_holds_its_slot_until_it_has_ended() -> None:
     assert slots._taken == {"nobody": 1}
 
 
-def test_answers_of_one_request_are_counted_at_once() -> None:
+def test_answers_of_one_request_are_counted_at_once():
     clock = Clock()
     limited = Limits(True, clock)
     for _ in range(2):
@@ -127,7 +127,7 @@ def test_answers_of_one_request_are_counted_at_once() -> None:
     limited.hold("answer", STRANGER, limits.ANSWERS_AT_ONCE)()
 
 
-def test_one_address_leaves_inspections_to_others() -> None:
+def test_one_address_leaves_inspections_to_others():
     """Eight wait or run in all."""
     engine, counted = limited(Clock())
     most, depth = limits.PLACES["inspection"][0], []
@@ -140,7 +140,7 @@ def test_one_address_leaves_inspections_to_others() -> None:
             counted.inspect(asked_by(STRANGER), ())
         return "inspected"
 
-    engine.inspect = inspect  # type: ignore[attr-defined]
+    engine.inspect = inspect
     for _ in range(2):  # their places are free again
         depth.clear()
         assert counted.inspect(asked_by(STRANGER), ()) == "inspected"
@@ -188,9 +188,7 @@ async def pieces(count: int = 1, size: int = 1) -> Any:
         ({"answer": 3}, ("POST", V1, {"content": b"?"}), "3 answers a minute"),  # 400: a damaged picture
     ],
 )
-def test_requests_are_limited_by_address(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limited: dict[str, int], request_: Any, said: str
-) -> None:
+def test_requests_are_limited_by_address(tmp_path, monkeypatch, limited, request_, said):
     limit(monkeypatch, **limited)
     page, most = page_behind_guard(tmp_path), int(said.split()[0])
     *passed, last = sent(page, *[request_] * (most + 1))
@@ -201,7 +199,7 @@ def test_requests_are_limited_by_address(
     assert sent(page, request_, address=SOMEBODY_ELSE)[0].status_code != 429
 
 
-def test_wrong_keys_count_as_logins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_keys_count_as_logins(tmp_path, monkeypatch):
     monkeypatch.setitem(limits.RATES, "login", (20, 86_400, "tries a minute"))  # none comes back on a slow machine
     page = page_behind_guard(tmp_path)
     right, wrong = (("GET", "/v1/models", {"headers": {"authorization": key}}) for key in ("right", "guess"))
@@ -221,13 +219,13 @@ def test_wrong_keys_count_as_logins(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (V1, pieces, 200),  # which reads its bodies itself
     ],
 )
-def test_a_body_states_its_length_which_is_limited(tmp_path: Path, path: str, body: Any, status: int) -> None:
+def test_a_body_states_its_length_which_is_limited(tmp_path, path, body, status):
     content = body() if callable(body) else body
     assert sent(page_behind_guard(tmp_path), ("POST", path, {"content": content}))[0].status_code == status
 
 
 @pytest.mark.parametrize("path", [UPLOAD, JOIN, "/login"])
-def test_a_body_is_not_longer_than_it_states(tmp_path: Path, path: str) -> None:
+def test_a_body_is_not_longer_than_it_states(tmp_path, path):
     """A chunked request may state a length too, which then says nothing."""
     stated = {"headers": {"Content-Length": "3000", "Transfer-Encoding": "chunked"}}
     bodies = ({"content": pieces(count, 1000), **stated} for count in (1000, 3))
@@ -235,7 +233,7 @@ def test_a_body_is_not_longer_than_it_states(tmp_path: Path, path: str) -> None:
     assert longer.status_code == 413 and right.text == "the page of 3000"
 
 
-def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_does_not_arrive_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(request_body, "BODY_SECONDS", 0.05)
     said: list[Any] = []
 
@@ -251,7 +249,7 @@ def test_a_body_that_does_not_arrive_is_given_up(tmp_path: Path, monkeypatch: py
     assert said[0]["status"] == 408
 
 
-def test_uploads_are_refused_when_the_folder_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_are_refused_when_the_folder_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(request_body, "FOLDER_BYTES", 100)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_bytes(b"x" * 85)
@@ -263,9 +261,7 @@ def test_uploads_are_refused_when_the_folder_is_full(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("path", [JOIN, V1])
-def test_values_are_counted_before_they_are_parsed(
-    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_are_counted_before_they_are_parsed(tmp_path, path, monkeypatch):
     monkeypatch.setattr(request_body, "VALUES_AT_ONCE", 1000)
     limit(monkeypatch, value=2000)
     page = page_behind_guard(tmp_path)
@@ -287,9 +283,7 @@ def test_values_are_counted_before_they_are_parsed(
         *(("POST", JOIN), ("GET", "/v1/models")),
     ],
 )
-def test_open_connections_are_limited(
-    tmp_path: Path, method: str, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_connections_are_limited(tmp_path, method, path, monkeypatch):
     limit(monkeypatch, stream=3, page=3, file=3, call=3, body=3)
     other = "/gradio_api/heartbeat/y" if path.endswith("data") else "/gradio_api/queue/data"
 
@@ -310,7 +304,7 @@ def test_open_connections_are_limited(
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), None], ids=["full", "gone"])
-def test_what_was_written_of_a_broken_upload_is_deleted(tmp_path: Path, error: Exception | None) -> None:
+def test_what_was_written_of_a_broken_upload_is_deleted(tmp_path, error):
     """Gradio's own parser never deletes it."""
 
     async def upload(scope: Any, receive: Any, send: Any) -> None:

@@ -13,9 +13,9 @@ from adapter.ui.status import _status as status_line
 from tests.app_process import PATIENCE
 
 
-def test_the_status_line_tells_that_the_engine_has_failed_since() -> None:
+def test_the_status_line_tells_that_the_engine_has_failed_since():
     engine = SimpleNamespace(failure=None, describe=lambda: "a base", replicas=dict)
-    loader = EngineProvider(lambda report: engine)  # type: ignore[arg-type,return-value]
+    loader = EngineProvider(lambda report: engine)
     loader.start()
     loader.ended.wait(PATIENCE)
     assert "a base" in status_line(loader)
@@ -24,7 +24,7 @@ def test_the_status_line_tells_that_the_engine_has_failed_since() -> None:
     assert "It has stopped." in status_line(loader)
 
 
-def test_who_waits_is_told_of_a_failure_as_soon_as_it_happens() -> None:
+def test_who_waits_is_told_of_a_failure_as_soon_as_it_happens():
     proceed = threading.Event()
 
     def load(report: Any) -> Any:

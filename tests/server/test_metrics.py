@@ -73,7 +73,7 @@ def server(tmp_path: Path, tiny_base: Any, tiny_fingerprint: Any) -> Iterator[Se
         yield Server(engine, store)
 
 
-def test_answers_are_counted_by_adapter_and_ending(server: Server) -> None:
+def test_answers_are_counted_by_adapter_and_ending(server):
     whole = list(server.ask())
     text = "".join(event.text for event in whole)
     stats = [whole[-1].stats, list(server.ask(adapter="one"))[-1].stats]
@@ -102,7 +102,7 @@ def test_answers_are_counted_by_adapter_and_ending(server: Server) -> None:
     assert found["time_to_first_token_seconds_sum",] >= sum(s.queue_s + s.prefill_s for s in stats)
 
 
-def test_nothing_of_a_request_is_told(server: Server) -> None:
+def test_nothing_of_a_request_is_told(server):
     secret = "xyzzy"
     client = Client("198.51.100.77", f"session {secret}")
     list(server.ask(messages=(Message("user", f"my {secret}"),), client=client, stop=(f"stop {secret}",)))
@@ -131,9 +131,7 @@ class Served:
 
 @pytest.mark.parametrize("request_", FROM_ELSEWHERE)
 @pytest.mark.parametrize("key", [None, KEY])
-def test_strangers_read_no_figures(
-    request_: dict[str, Any], key: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_strangers_read_no_figures(request_, key, monkeypatch):
     monkeypatch.setenv(openai_api.KEY_VARIABLE, key or "")
     served = Served(public=True)
     refused = served.ask("/metrics", **request_)
@@ -144,7 +142,7 @@ def test_strangers_read_no_figures(
     assert served.ask("/metrics", **{**request_, "headers": headers}).status_code == (200 if key else 403)
 
 
-def test_guesses_are_limited_and_probes_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guesses_are_limited_and_probes_are_not(monkeypatch):
     """The page's password is a key, too. Figures take no place of /v1's."""
     limit(monkeypatch, login=3, request=2, session=2, call=0)
     served, sent = Served(public=True, auth="me:secret"), {"address": STRANGER, "base": NAMED}
@@ -158,7 +156,7 @@ def test_guesses_are_limited_and_probes_are_not(monkeypatch: pytest.MonkeyPatch)
     assert [served.ask("/healthz", **sent).status_code for _ in range(3)] == [200, 200, 200]
 
 
-def test_readiness_is_that_of_the_model() -> None:
+def test_readiness_is_that_of_the_model():
     engine = SimpleNamespace(failure=None, replicas=dict, describe=lambda: "tiny")
     proceed = threading.Event()
 

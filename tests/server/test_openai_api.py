@@ -11,7 +11,6 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,7 +135,7 @@ def shown(text: str, *urls: str) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "text", "text": text}, *parts]}
 
 
-def test_a_body_is_not_kept_while_its_answer_is_written(engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_is_not_kept_while_its_answer_is_written(engine, monkeypatch):
     answer = openai_api._until_disconnect
 
     def weigh(*parts: Any) -> Any:
@@ -156,7 +155,7 @@ def test_a_body_is_not_kept_while_its_answer_is_written(engine: Scripted, monkey
 # OpenAI's own client.
 
 
-def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted) -> None:
+def test_openai_client_answers_streams_and_models(client, engine):
     whole = client.chat.completions.create(
         model="poet", messages=HELLO, temperature=0.5, top_p=0.9, max_tokens=20, seed=7, stop=["\n"], user="me",
         extra_body={"strength": 0.5, "mix": {"see": 0.25}, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.2,
@@ -190,9 +189,7 @@ def test_openai_client_answers_streams_and_models(client: Any, engine: Scripted)
 
 
 @pytest.mark.parametrize("address, room, others", [("127.0.0.1", 1, 429), ("10.1.2.3", 2, 200)])
-def test_large_bodies_share_their_memory_and_words_always_pass(
-    engine: Scripted, monkeypatch: pytest.MonkeyPatch, address: str, room: int, others: int
-) -> None:
+def test_large_bodies_share_their_memory_and_words_always_pass(engine, monkeypatch, address, room, others):
     """A network has half of it, so that slow bodies of one keep no others out."""
     page = page_with(ReadyProvider(engine), FakeCatalog())
     body = json.dumps(GOOD).encode()
@@ -226,12 +223,10 @@ def test_large_bodies_share_their_memory_and_words_always_pass(
 
 
 @pytest.mark.parametrize("replicas", [0, 1, 2])
-def test_each_replica_has_places_for_programs(
-    engine: Scripted, monkeypatch: pytest.MonkeyPatch, replicas: int
-) -> None:
+def test_each_replica_has_places_for_programs(engine, monkeypatch, replicas):
     monkeypatch.setattr(openai_api, "MAX_OPEN", 3)
-    engine.replicas = lambda: dict.fromkeys("ab"[:replicas])  # type: ignore[method-assign]
-    engine.echo = lambda *_: None  # type: ignore[method-assign]  # answers do not end
+    engine.replicas = lambda: dict.fromkeys("ab"[:replicas])
+    engine.echo = lambda *_: None  # answers do not end
     places = 3 * max(1, replicas)
 
     async def refused() -> list[int]:
@@ -248,9 +243,7 @@ def test_each_replica_has_places_for_programs(
 
 
 @pytest.mark.parametrize(("slow", "at_once"), [("picture", 4), ("form", 24)])
-def test_words_do_not_wait_for_pictures_and_forms(
-    engine: Scripted, monkeypatch: pytest.MonkeyPatch, slow: str, at_once: int
-) -> None:
+def test_words_do_not_wait_for_pictures_and_forms(engine, monkeypatch, slow, at_once):
     """Pictures that are decoded and forms that are checked have threads of their own."""
     begun, done = threading.Semaphore(0), threading.Event()
 
@@ -260,7 +253,7 @@ def test_words_do_not_wait_for_pictures_and_forms(
         return Image.new("RGB", (8, 6))
 
     monkeypatch.setattr(openai_schema, "_decode_picture", work)
-    engine.check_form = work  # type: ignore[assignment]
+    engine.check_form = work
     if slow == "picture":
         many = [{"model": "see", "messages": [shown("hello", data_url())]}] * 8
     else:
@@ -302,9 +295,7 @@ TWO = shown("two", data_url((4, 3)))
         ([ALONE, REFUSAL, *HELLO], [QUESTION, ("assistant", "No."), ("user", "hello")], (8, 6)),
     ],
 )
-def test_turns_are_joined_and_the_newest_picture_is_read(
-    engine: Scripted, messages: Any, read: Any, size: tuple[int, int]
-) -> None:
+def test_turns_are_joined_and_the_newest_picture_is_read(engine, messages, read, size):
     """A picture without a word asks what the page asks."""
     assert ask(engine, json={"model": "see", "messages": messages}).status_code == 200
     [request] = engine.requests
@@ -316,7 +307,7 @@ def test_turns_are_joined_and_the_newest_picture_is_read(
 TOOL = {"type": "function", "function": {"name": "go"}}
 
 
-def test_a_tools_arguments_are_an_object_and_a_models_name_is_kept(engine: Scripted) -> None:
+def test_a_tools_arguments_are_an_object_and_a_models_name_is_kept(engine):
     any_of = {"type": "function", "function": {"name": "go", "parameters": {}}}
     messages = [*HELLO, {**WHITE, "name": "see"}, *HELLO]
     body = {"model": "poet", "messages": messages, "tools": [any_of], "tool_choice": "required"}
@@ -329,14 +320,14 @@ def test_a_tools_arguments_are_an_object_and_a_models_name_is_kept(engine: Scrip
         assert ("additionalProperties" in engine.requests[-1].form) == closed
 
 
-def test_v1_is_found_where_a_proxy_strips_the_prefix(engine: Scripted) -> None:
+def test_v1_is_found_where_a_proxy_strips_the_prefix(engine):
     api = Mount("/v1", openai_api.Api(ReadyProvider(engine), FakeCatalog()))
     served = FastAPI(routes=[api], root_path="/llama")
     for path in ("/v1/models", "/llama/v1/models"):
         assert send(served, ("GET", path, {}))[0].status_code == 200
 
 
-def test_what_other_programs_send_is_taken(engine: Scripted) -> None:
+def test_what_other_programs_send_is_taken(engine):
     """Continue's limit, lm-eval's five stop texts, a text that was cut inside an emoji, llama.cpp's schema."""
     body = {**GOOD, "max_tokens": 4096, "stop": ["a", "b", "c", "d", "e"]}
     text = json.dumps(body | {"messages": [{"role": "user", "content": "half \ud83d of it"}]})
@@ -373,18 +364,18 @@ HUGE = base64.b64encode(png(9_000, 9_000, 1, 0)).decode()
         ({"grammar": 'start: "a"', "response_format": {"type": "json_object"}}, 400, "either response_format or"),
     ],
 )
-def test_invalid_fields_are_refused_by_name(engine: Scripted, changed: Any, status: int, words: str) -> None:
+def test_invalid_fields_are_refused_by_name(engine, changed, status, words):
     assert words in refused(ask(engine, json={**GOOD, **changed}), status)
     assert not engine.requests
 
 
-def test_another_method_is_told_which_there_are(engine: Scripted) -> None:
+def test_another_method_is_told_which_there_are(engine):
     [response] = send(page_with(ReadyProvider(engine), FakeCatalog()), ("DELETE", "/v1/models", {}))
     assert response.status_code == 405 and response.headers["allow"] == "GET"
     assert "takes other methods" in response.json()["error"]["message"]
 
 
-def test_offsets_are_places_in_the_text_behind_halves_of_characters_and_control_tokens() -> None:
+def test_offsets_are_places_in_the_text_behind_halves_of_characters_and_control_tokens():
     tokenizer = load_tokenizer()
     texts, base, text = TokenTexts(tokenizer), SimpleNamespace(tokenizer=tokenizer), "naïve 🦙 then"
     prompt = [TokenLogprobs(texts.logprob(i, -1.0), ()) for i in tokenizer(text).input_ids]
@@ -399,7 +390,7 @@ def test_offsets_are_places_in_the_text_behind_halves_of_characters_and_control_
         assert offsets[len(begin + prompt) - 1 :] == [text.index(" then"), *(len(text) + n for n in (0, 3, 3))]
 
 
-def test_a_form_is_counted_before_it_is_checked(engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_form_is_counted_before_it_is_checked(engine, monkeypatch):
     limit(monkeypatch, answer=2)
     checked: list[str] = []
 
@@ -408,7 +399,7 @@ def test_a_form_is_counted_before_it_is_checked(engine: Scripted, monkeypatch: p
         raise BadForm("No.")
 
     engine.check_form = refuse
-    counted: Any = CountedEngine(engine, Limits(public=True), Metrics(FakeCatalog()))  # type: ignore[arg-type]
+    counted: Any = CountedEngine(engine, Limits(public=True), Metrics(FakeCatalog()))
     page = page_with(ReadyProvider(counted), FakeCatalog())
     asked = [ask(engine, json={**GOOD, "grammar": "x"}, page=page) for _ in range(3)]
     assert [response.status_code for response in asked] == [400, 400, 429] and checked == ["x", "x"]
@@ -440,7 +431,7 @@ ONE_PAGE = page_with(ReadyProvider(Scripted()), FakeCatalog())
 @example(b"[" * 100_000)
 @example(b'{"seed": ' + b"9" * 5000 + b"}")
 @given(st.binary(max_size=60) | (BODY | RAW_BODY | ANY_JSON).map(lambda value: json.dumps(value).encode()))
-def test_fuzz_bodies(body: bytes) -> None:
+def test_fuzz_bodies(body):
     for path in ("chat/completions", "completions"):
         response = ask(None, content=body, page=ONE_PAGE, path=path)
         assert response.status_code in (200, 400, 404), response.text
@@ -462,9 +453,7 @@ def test_fuzz_bodies(body: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_errors_of_the_engine(
-    engine: Scripted, error: Exception, status: int, code: str | None, retry: bool, stream: bool
-) -> None:
+def test_errors_of_the_engine(engine, error, status, code, retry, stream):
     engine.at_once = error
     response = ask(engine, json={**GOOD, "stream": stream})
     said = refused(response, status)
@@ -473,14 +462,14 @@ def test_errors_of_the_engine(
     if isinstance(error, AdapterError):
         assert said == str(error)
         engine.at_once = None  # it comes while the answer still waits
-        engine.echo = lambda mailbox, _: [mailbox.put(e) for e in (GenerationEvent(position=3), error)]  # type: ignore
+        engine.echo = lambda mailbox, _: [mailbox.put(e) for e in (GenerationEvent(position=3), error)]
         assert refused(ask(engine, json={**GOOD, "stream": stream}), status) == said
     assert ask(engine, "GET", "models").status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "chat/completions"), ("GET", "models")])
 @pytest.mark.parametrize(("state", "retry"), [("loading", True), ("failed", False)])
-def test_a_model_that_is_not_there(method: str, path: str, state: Any, retry: bool) -> None:
+def test_a_model_that_is_not_there(method, path, state, retry):
     provider = SimpleNamespace(engine=lambda: None, status=lambda: LoadStatus(state, "Loading (3 s)"))
     response = ask(None, method, path, provider)
     assert "Loading (3 s)" in refused(response, 503) and ("retry-after" in response.headers) == retry
@@ -495,9 +484,7 @@ def test_a_model_that_is_not_there(method: str, path: str, state: Any, retry: bo
         ("voilà", None, "Bearer voilà", 200),
     ],
 )
-def test_bearer_key(
-    engine: Scripted, monkeypatch: pytest.MonkeyPatch, variable: str, password: Any, shown: Any, status: int
-) -> None:
+def test_bearer_key(engine, monkeypatch, variable, password, shown, status):
     monkeypatch.setenv(openai_api.KEY_VARIABLE, variable)
     headers = {} if shown is None else {"Authorization": shown.encode()}
     response = ask(engine, "GET", "models", key=password, headers=headers)
@@ -509,9 +496,7 @@ def test_bearer_key(
 
 
 @pytest.mark.slow
-def test_programs_in_the_documents_run(
-    openai: Any, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_in_the_documents_run(openai, url, tmp_path, monkeypatch):
     """Every Python example of README.md and docs/api.md runs as it stands there but for the port."""
     Image.fromarray(coffee()).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)

@@ -97,7 +97,7 @@ async def raw(app: ASGIApp, scope: Any) -> list[Any]:
     return said
 
 
-def test_refused_routes_do_not_reach_gradio(public: Page) -> None:
+def test_refused_routes_do_not_reach_gradio(public):
     before = len(public.reached)
     with gr.Blocks() as page:
         pass
@@ -118,7 +118,7 @@ def test_refused_routes_do_not_reach_gradio(public: Page) -> None:
     ["/login", "/llama/login", "/login/", "/%2flogin", "/LOGIN", "/x/%2e%2e/login", "/login%2f", "/%6cogin",
      "/login?x=/v1/", "/login%0A"],
 )  # fmt: skip
-def test_no_spelling_of_login_escapes_the_count(signed: Page, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_no_spelling_of_login_escapes_the_count(signed, monkeypatch, path):
     """Below a path, whether or not the proxy takes it away."""
     monkeypatch.setattr(signed.limits, "_rates", {**signed.limits._rates, "login": TokenBuckets(3, 60)})
     form = {"data": {"username": "me", "password": "guess"}}
@@ -133,7 +133,7 @@ def test_no_spelling_of_login_escapes_the_count(signed: Page, monkeypatch: pytes
     ["http://127.0.0.1:1/", "https://example.com/x.png", "HTTP://example.com/x", "//example.com/x", "/etc/passwd",
      "app.py", "{uploads}/../secret", "{uploads}/%2e%2e/secret", "{uploads}-other/secret", "{uploads}/x%00y"],
 )  # fmt: skip
-def test_file_serves_uploads_only(public: Page, uploads: Path, named: str) -> None:
+def test_file_serves_uploads_only(public, uploads, named):
     for secret in (uploads.parent / "secret", Path(f"{uploads}-other") / "secret"):
         secret.parent.mkdir(exist_ok=True)
         secret.write_text("secret")
@@ -148,7 +148,7 @@ def test_file_serves_uploads_only(public: Page, uploads: Path, named: str) -> No
 @pytest.mark.parametrize(
     "host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "localhost.:7860", "127.1.2.3", "[::1]:7860"]
 )
-def test_this_machine_may_ask(private: Page, host: str) -> None:
+def test_this_machine_may_ask(private, host):
     own = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
     for headers in ({"Host": host}, own):
         assert private.status("GET", "/config", headers) == 200
@@ -167,7 +167,7 @@ def test_this_machine_may_ask(private: Page, host: str) -> None:
         {"Origin": "https://chat.example", "Sec-Fetch-Site": "same-origin"},
     ],
 )
-def test_through_a_proxy_or_by_a_rebound_name_nobody_may_ask(private: Page, headers: dict[str, str]) -> None:
+def test_through_a_proxy_or_by_a_rebound_name_nobody_may_ask(private, headers):
     refused_everywhere(private, headers, FOR_THIS_MACHINE_ONLY)
     assert "--public" in private.ask("GET", "/v1/models", headers).json()["error"]["message"]
 
@@ -181,7 +181,7 @@ def refused_everywhere(private: Page, headers: dict[str, str], words: str) -> No
     assert len(private.reached) == before
 
 
-def test_nginx_without_any_settings_is_noticed() -> None:
+def test_nginx_without_any_settings_is_noticed():
     """It names no visitor and replaces Host, but speaks HTTP/1.0, until its version 1.29.7."""
     reached: list[Any] = []
 
@@ -204,11 +204,11 @@ def test_nginx_without_any_settings_is_noticed() -> None:
         {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
     ],
 )
-def test_pages_elsewhere_may_not_ask(private: Page, headers: dict[str, str]) -> None:
+def test_pages_elsewhere_may_not_ask(private, headers):
     refused_everywhere(private, headers, "")
 
 
-def test_a_link_elsewhere_opens_the_page(private: Page) -> None:
+def test_a_link_elsewhere_opens_the_page(private):
     followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
     assert private.status("GET", "/", followed) != 403 and private.reached[-1] == "GET /"
     assert private.status("POST", "/login", followed) == 403  # a form that is sent from there
@@ -229,7 +229,7 @@ def test_a_link_elsewhere_opens_the_page(private: Page) -> None:
         ({"Origin": "https://other.chat.example", "Sec-Fetch-Site": "same-site"}, False),
     ],
 )
-def test_on_a_public_server_pages_elsewhere_change_nothing(public: Page, headers: Any, may: bool) -> None:
+def test_on_a_public_server_pages_elsewhere_change_nothing(public, headers, may):
     before = len(public.reached)
     for path in (JOIN, "/login", "/gradio_api/upload", "/v1/chat/completions"):
         assert (public.status("POST", path, headers, NAMED, content=b"{}") != 403) == may, path
@@ -242,13 +242,13 @@ def test_on_a_public_server_pages_elsewhere_change_nothing(public: Page, headers
 
 
 @pytest.mark.parametrize("path", ["call/chat/unknown", "queue/data?session_hash=unknown"])
-def test_a_stream_of_an_event_that_is_not_there_logs_nothing(public: Page, path: str) -> None:
+def test_a_stream_of_an_event_that_is_not_there_logs_nothing(public, path):
     """An open page asks for one after the server has been started again."""
     asked = ("GET", f"/gradio_api/{path}", {})  # raises what uvicorn logs
     assert "404: Not Found" in send(public.served, asked, base=NAMED, address=STRANGER)[0].text
 
 
-def test_queries_that_gradio_fails_at_do_not_reach_it(tmp_path: Path) -> None:
+def test_queries_that_gradio_fails_at_do_not_reach_it(tmp_path):
     async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         await PlainTextResponse(scope["query_string"].decode())(scope, receive, send)
 
@@ -258,9 +258,7 @@ def test_queries_that_gradio_fails_at_do_not_reach_it(tmp_path: Path) -> None:
     assert asked[0].text == "" and [one.status_code for one in asked] == [200, 200, 404]
 
 
-def test_right_passwords_are_no_guesses_and_signing_out_ends_nobody_elses_session(
-    signed: Page, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_right_passwords_are_no_guesses_and_signing_out_ends_nobody_elses_session(signed, monkeypatch):
     monkeypatch.setattr(signed.limits, "_rates", {**signed.limits._rates, "login": TokenBuckets(1, 3600)})
     form = {"data": {"username": "me", "password": "secret"}}
     mine, theirs = (dict(signed.ask("POST", "/login", **form).cookies) for _ in range(2))

@@ -6,13 +6,12 @@ from contextlib import closing
 
 import pytest
 
-from tests.app_process import AppProcess
 from tests.soak import siege
 from tests.soak.people import Answer, Connection, Question, questions
 from tests.soak.siege import ANSWER_TOKENS, PICTURE, TEXT, VISUAL, Figures, Report
 
 
-def test_the_verdict_counts_everything_that_must_not_be() -> None:
+def test_the_verdict_counts_everything_that_must_not_be():
     figures = Figures(500.0, 20, 20, 0.0)
     good = {"attacks": {"flood": Counter({"429": 1})}, "figures": {"warm": figures, "end": figures}}
     assert Report(answers=5, **good).problems == []
@@ -25,12 +24,12 @@ def test_the_verdict_counts_everything_that_must_not_be() -> None:
         ({"attacks": {"flood": Counter()}}, 1),
         ({"attacks": {"flood": Counter({"soak: KeyError": 1})}}, 1),
     ):
-        report = Report(**{**good, **changes})  # type: ignore[arg-type]
+        report = Report(**{**good, **changes})
         assert len(report.problems) == count, changes
 
 
 @pytest.mark.slow
-def test_concurrent_answers_equal_answers_alone(real_page: AppProcess) -> None:
+def test_concurrent_answers_equal_answers_alone(real_page):
     asked = questions(TEXT, VISUAL, PICTURE, ANSWER_TOKENS)[:14]  # through the page and /v1
 
     def ask(question: Question) -> Answer:

@@ -24,7 +24,7 @@ RIGHT: dict[str, Any] = {"format": transcript.FORMAT, "version": 2, "messages": 
 
 @MANY
 @given(data=ANY_JSON | ALMOST_TRANSCRIPT)
-def test_an_import_raises_one_kind_of_error_and_touches_no_file(data: Any) -> None:
+def test_an_import_raises_one_kind_of_error_and_touches_no_file(data):
     with files_touched() as touched, contextlib.suppress(BadInput):
         transcript.read(json.dumps(data))
     assert touched == []
@@ -32,7 +32,7 @@ def test_an_import_raises_one_kind_of_error_and_touches_no_file(data: Any) -> No
 
 @MANY
 @given(text=st.text() | st.binary() | st.just("[" * 100_000) | st.just('{"a":' * 5000) | st.just("9" * 5000))
-def test_a_file_of_any_kind_is_refused_with_a_sentence(text: str | bytes) -> None:
+def test_a_file_of_any_kind_is_refused_with_a_sentence(text):
     with files_touched() as touched, pytest.raises(BadInput):
         transcript.read(text)
     assert touched == []
@@ -42,7 +42,7 @@ def test_a_file_of_any_kind_is_refused_with_a_sentence(text: str | bytes) -> Non
     ("change", "sentence"),
     [({"version": 1}, "version"), ({"format": "x"}, "no conversation"), ({"messages": {}}, "no conversation")],
 )
-def test_the_sentence_says_what_is_wrong(change: dict[str, Any], sentence: str) -> None:
+def test_the_sentence_says_what_is_wrong(change, sentence):
     assert transcript.check(RIGHT) == transcript.Transcript(())
     with pytest.raises(BadInput, match=sentence):
         transcript.check({**RIGHT, **change})
@@ -55,13 +55,13 @@ def test_the_sentence_says_what_is_wrong(change: dict[str, Any], sentence: str) 
         ({"role": "user", "picture": "a"}, transcript.PICTURE_NOT_KEPT),
     ],
 )
-def test_a_remark_stands_in_place_of_what_is_malformed(message: dict[str, Any], remark: str) -> None:
+def test_a_remark_stands_in_place_of_what_is_malformed(message, remark):
     other = {"role": "user", "text": "hi"}
     read = transcript.check({**RIGHT, "messages": [message, other], "pictures": {"a": "/etc/hosts"}})
     assert [(one.role, one.text) for one in read.messages] == [("page", remark), ("user", "hi")]
 
 
-def test_the_values_of_two_large_texts_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_values_of_two_large_texts_are_in_memory_at_a_time(monkeypatch):
     happened, real = [], json.loads
     text = json.dumps(RIGHT)
     large = text + " " * 2**20
@@ -76,16 +76,14 @@ def test_the_values_of_two_large_texts_are_in_memory_at_a_time(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("value", ["[],", '{"":0},'])
-def test_a_file_of_millions_of_values_is_refused_before_it_is_parsed(
-    value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_millions_of_values_is_refused_before_it_is_parsed(value, monkeypatch):
     text = json.dumps({**RIGHT, "settings": {"a": "@"}}).replace('"@"', f"[{value * 3_000_000}0]")
     monkeypatch.setattr(transcript.json, "loads", lambda *_, **__: pytest.fail("it was parsed"))
     with pytest.raises(BadInput, match="not JSON"):
         transcript.read(text[: transcript.MAX_BYTES])
 
 
-def test_what_is_answered_are_the_messages_up_to_the_last_of_the_user() -> None:
+def test_what_is_answered_are_the_messages_up_to_the_last_of_the_user():
     messages = [
         {"role": "user", "picture": "key"},
         {"role": "user", "text": "what?"},

@@ -60,7 +60,7 @@ def request_for(text: str = "hello", tokens: int = 12, penalty: float = 1.0, **m
     return GenerationRequest((Message("user", text),), sampling=sampling, **more)
 
 
-def test_zero_gpu_engine_equals_engine(tiny_base: Any, store: AdapterStore, on_gpu: Any) -> None:
+def test_zero_gpu_engine_equals_engine(tiny_base, store, on_gpu):
     zero_engine = on_gpu()
     with closing(Engine(tiny_base, store)) as engine:
         for request in (
@@ -82,7 +82,7 @@ def test_zero_gpu_engine_equals_engine(tiny_base: Any, store: AdapterStore, on_g
                 torch.testing.assert_close(mine.influence, theirs.influence)
 
 
-def test_cancel_ends_reader_and_worker(on_gpu: Any) -> None:
+def test_cancel_ends_reader_and_worker(on_gpu):
     ended = threading.Event()
 
     def gpu(task: Callable[..., Any], **_: Any) -> Callable[..., Any]:
@@ -105,7 +105,7 @@ def test_cancel_ends_reader_and_worker(on_gpu: Any) -> None:
         zero_engine.submit(request_for())
 
 
-def test_overflow_in_a_worker_is_told(store: AdapterStore, tiny_fingerprint: Any, on_gpu: Any) -> None:
+def test_overflow_in_a_worker_is_told(store, tiny_fingerprint, on_gpu):
     bomb = random_adapter(tiny_fingerprint, 3)
     with torch.no_grad():
         bomb.prompts.copy_(bomb.prompts.sign() * 1e38)
@@ -123,7 +123,7 @@ def events(server: AppProcess, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_zero_gpu_space(tmp_path: Path, tiny_folder: Path, tiny_fingerprint: Any) -> None:
+def test_zero_gpu_space(tmp_path, tiny_folder, tiny_fingerprint):
     """What a Space on ZeroGPU does from its launch to Ctrl-C. Its workers are used again."""
     from gradio_client import handle_file
     from gradio_client.exceptions import AppError

@@ -150,6 +150,8 @@ def test_what_the_base_or_adapter_cannot_do_is_refused_and_a_default_gives_way(s
         completed("steps=1", *stated)
     with pytest.raises(ConfigError, match="learn: tuning finds no tuning"):
         completed("steps=1", f"start_from={start}", "learn=tuning")
+    with pytest.raises(ConfigError, match="vision.looks 'what' where the adapter has None"):
+        completed("steps=1", f"start_from={start}", "vision.looks=what")
     log = []
     config = completed("steps=1", log=log.append).train
     assert (config.max_length, config.template) == (128, "chat")

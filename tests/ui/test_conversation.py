@@ -29,7 +29,7 @@ def displayed(view: View) -> list[str]:
     return [block.get("text", "<picture>") for row in rows for block in row["content"]]
 
 
-def test_only_words_reach_the_model() -> None:
+def test_only_words_reach_the_model():
     history = [
         *user_turn("what is this?", "/tmp/cat.png"),
         Entry("assistant", "a cat", about="see · strength 1 · 3 tokens"),
@@ -45,19 +45,19 @@ def test_only_words_reach_the_model() -> None:
     )
 
 
-def test_messages_by_the_page_are_inert() -> None:
+def test_messages_by_the_page_are_inert():
     text = displayed(to_view([Entry("page", "<img src=x>_a_*b*")], []))[0]
     assert text.startswith('<span class="aside note">') and text.endswith("</span>")
     assert not set("<*_") & set(text[len('<span class="aside note">') : -len("</span>")])
 
 
-def test_a_film_of_a_picture_needs_the_picture() -> None:
+def test_a_film_of_a_picture_needs_the_picture():
     answer = Entry("assistant", "a cat", record=AnswerRecord(SETTINGS, (1,), picture=True))
     shown = [conversation.buttons([*user_turn("what?", picture), answer]) for picture in ("/tmp/cat.png", None)]
     assert [value for buttons in shown for _, value in buttons] == [conversation.FILM]
 
 
-def test_paging_loses_no_answer_however_long_and_passes_over_what_is_none() -> None:
+def test_paging_loses_no_answer_however_long_and_passes_over_what_is_none():
     """The others are as long as a record has room for; that of the newest, which is shown, is not in it."""
     record = AnswerRecord(SETTINGS, (1, 2))
     for number in range(7):
@@ -74,19 +74,19 @@ def test_paging_loses_no_answer_however_long_and_passes_over_what_is_none() -> N
 
 
 @given(MARKUP)
-def test_unescaping_is_the_inverse_of_escaping(text: str) -> None:
+def test_unescaping_is_the_inverse_of_escaping(text):
     assert unescape_markup(escape_markup(text)) == text
     assert escape_markup(text).replace(WORD_JOINER, "") == text.replace(WORD_JOINER, "")
 
 
 @given(MARKUP)
-def test_an_answer_differs_in_its_latex_only(text: str) -> None:
+def test_an_answer_differs_in_its_latex_only(text):
     escaped = escape_all_but_latex(text)
     assert unescape_markup(escaped) == text
     assert not re.search(r"<[A-Za-z/!?]|&[A-Za-z#]|!\[|`mermaid", escaped)
 
 
-def test_the_chatbot_escapes_all_but_messages_by_the_page() -> None:
+def test_the_chatbot_escapes_all_but_messages_by_the_page():
     answer = Entry("assistant", "Yes: <b>. ![x](http://a.example/x.png)", about="<b>")
     history = [*user_turn("Is <b> bold?"), replace(answer, record=AnswerRecord(SETTINGS))]
     history += [*user_turn("And?"), Entry("assistant", "No.", record=AnswerRecord(SETTINGS.replace(adapter="")))]

@@ -46,7 +46,7 @@ ROOT = Path(internals.__file__).parents[2]
         (route_utils.CustomCORSMiddleware, "self.is_valid_origin("),
     ],
 )
-def test_what_is_replaced_is_what_gradio_calls(where: Any, call: str) -> None:
+def test_what_is_replaced_is_what_gradio_calls(where, call):
     assert call in inspect.getsource(where)
 
 
@@ -73,7 +73,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[gr.Blocks
 
 
 @pytest.mark.parametrize(("route", "event"), [("run/predict", 0), ("queue/join", 1), ("call/chat", None)])
-def test_new_sessions_are_counted_before_they_are_made(sessions: Any, route: str, event: int | None) -> None:
+def test_new_sessions_are_counted_before_they_are_made(sessions, route, event):
     page, client = sessions
 
     def ask(session: str) -> Any:
@@ -93,9 +93,7 @@ def test_new_sessions_are_counted_before_they_are_made(sessions: Any, route: str
 
 
 @pytest.mark.parametrize("forged", [{"fn_index": 10**9}, {"fn_index": -1}, {"fn_index": 3}, {"session_hash": ""}])
-def test_events_that_do_not_exist_and_sessions_without_a_name_are_answered(
-    sessions: Any, forged: dict[str, Any]
-) -> None:
+def test_events_that_do_not_exist_and_sessions_without_a_name_are_answered(sessions, forged):
     """By itself Gradio fails in the middle of the queue, with 500 and a traceback in the log."""
     _, client = sessions
     body = {"data": ["x"], "fn_index": 1, "session_hash": "a", **forged}
@@ -104,7 +102,7 @@ def test_events_that_do_not_exist_and_sessions_without_a_name_are_answered(
 
 
 @pytest.mark.parametrize(("sent", "most"), [("x", limits.UPLOADS_PER_HOUR), ("large", 1)])
-def test_files_that_an_event_writes_count_as_uploads(sessions: Any, sent: str, most: int) -> None:
+def test_files_that_an_event_writes_count_as_uploads(sessions, sent, most):
     """Of a conversation that is opened, or of rows that are typed."""
     _, client = sessions
     body = {"data": [sent], "fn_index": 2, "session_hash": "a"}
@@ -112,7 +110,7 @@ def test_files_that_an_event_writes_count_as_uploads(sessions: Any, sent: str, m
     assert answered == [*[200] * most, 500]
 
 
-def test_files_that_an_event_names_leave_no_others(sessions: Any, tmp_path: Path) -> None:
+def test_files_that_an_event_names_leave_no_others(sessions, tmp_path):
     """By itself Gradio makes an empty one for each, until the folder holds as many as it may."""
     (named := tmp_path / "a.json").touch()
     sent = ListFiles([FileData(path=str(named))] * 9)
@@ -120,7 +118,7 @@ def test_files_that_an_event_names_leave_no_others(sessions: Any, tmp_path: Path
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_one_address_leaves_places_in_the_queue_to_others(sessions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_address_leaves_places_in_the_queue_to_others(sessions, monkeypatch):
     """By itself Gradio tells everybody that the queue is full."""
     page, client = sessions
     monkeypatch.setattr(limits, "EVENTS_AT_ONCE", 2)
@@ -140,7 +138,7 @@ def test_one_address_leaves_places_in_the_queue_to_others(sessions: Any, monkeyp
     assert ask("198.51.100.9").status_code == 200
 
 
-def test_an_upload_has_few_files(sessions: Any) -> None:
+def test_an_upload_has_few_files(sessions):
     """Gradio keeps each of a thousand open until the last has come: all that a process may have."""
     files = [("files", (f"{i}.png", b"x")) for i in range(17)]
     statuses = [sessions[1].post("/gradio_api/upload", files=files[:count]).status_code for count in (16, 17)]
@@ -148,9 +146,7 @@ def test_an_upload_has_few_files(sessions: Any) -> None:
     assert sessions[1].post("/gradio_api/upload", files=files[:1], data={"x": "no file"}).status_code == 400
 
 
-def test_pictures_of_conversations_are_deleted_by_age_and_those_of_examples_are_not(
-    sessions: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_of_conversations_are_deleted_by_age_and_those_of_examples_are_not(sessions, monkeypatch):
     monkeypatch.setattr(_StaticFiles, "all_paths", [])
     sent, example = (Path(images.write_upload(data)) for data in (b"sent", b"example"))
     gr.set_static_paths([example])
@@ -163,7 +159,7 @@ def test_pictures_of_conversations_are_deleted_by_age_and_those_of_examples_are_
     assert example.exists() and not sent.parent.exists()
 
 
-def test_names_of_uploads_are_bounded(sessions: Any) -> None:
+def test_names_of_uploads_are_bounded(sessions):
     """Gradio keeps each that a client asks about."""
     uploads = routes.file_upload_statuses
     for number in range(9):
@@ -172,7 +168,7 @@ def test_names_of_uploads_are_bounded(sessions: Any) -> None:
     assert uploads._signals["8"].is_set() and len(uploads._signals) == len(uploads._statuses) == 3
 
 
-def test_sessions_that_are_in_use_are_kept(sessions: Any) -> None:
+def test_sessions_that_are_in_use_are_kept(sessions):
     """Gradio drops those that came first, and with them answers that are on their way."""
     page, client = sessions
     for name in "abcd":
@@ -186,14 +182,14 @@ def test_sessions_that_are_in_use_are_kept(sessions: Any) -> None:
     assert len(page._queue.pending_event_ids_session) == 3
 
 
-def test_no_other_file_imports_from_inside_gradio() -> None:
+def test_no_other_file_imports_from_inside_gradio():
     inside = re.compile(r"^\s*(?:from|import) gradio\b(?! as gr$).*", re.MULTILINE)
     for path in [*ROOT.glob("adapter/**/*.py"), *ROOT.glob("train/**/*.py"), ROOT / "app.py"]:
         found = inside.findall(path.read_text(encoding="utf-8"))
         assert not found or path == Path(internals.__file__), f"{path.relative_to(ROOT)}: {found}"
 
 
-def test_a_value_that_is_no_choice_is_answered_by_one_sentence_and_not_logged() -> None:
+def test_a_value_that_is_no_choice_is_answered_by_one_sentence_and_not_logged():
     """Gradio's own sentence names the value, its Python type and all choices, and its log gets a traceback."""
     with internals.StrictBlocks() as page:
         gr.Button().click(lambda chosen: None, gr.Dropdown(["one", "two"], value="one"))
@@ -203,7 +199,7 @@ def test_a_value_that_is_no_choice_is_answered_by_one_sentence_and_not_logged() 
     assert not raised.value.print_exception and "secret" not in str(raised.value)
 
 
-def test_routes() -> None:
+def test_routes():
     with gr.Blocks() as page:
         pass
     # As app.py adds them.
@@ -224,7 +220,7 @@ def test_routes() -> None:
             assert serves(method, path), f"nothing serves {method} {path}: see adapter/server/request_guard.py"
 
 
-def test_a_session_holds_nothing_of_what_was_sent(sessions: Any) -> None:
+def test_a_session_holds_nothing_of_what_was_sent(sessions):
     page, client = sessions
     secret = "a secret of mine"
     asked = {"data": [secret], "fn_index": 0, "session_hash": "a"}
@@ -236,7 +232,7 @@ def sent(page: gr.Blocks, session: str, size: int, address: str = "203.0.113.7")
     """An event of the session whose result has so many bytes; nobody fetches it."""
     request = SimpleNamespace(client=SimpleNamespace(host=address))
     event = SimpleNamespace(session_hash=session, alive=True, _id="x", request=request)
-    page._queue.send_message(event, ProcessCompletedMessage(output={"data": ["x" * size]}, success=True))  # type: ignore[arg-type]
+    page._queue.send_message(event, ProcessCompletedMessage(output={"data": ["x" * size]}, success=True))
     return event
 
 
@@ -249,7 +245,7 @@ def begin(page: gr.Blocks, *names: str) -> dict[str, Any]:
     return pending
 
 
-def test_results_that_nobody_fetches_are_bounded(sessions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_that_nobody_fetches_are_bounded(sessions, monkeypatch):
     page, _ = sessions
     monkeypatch.setattr(internals, "UNREAD_BYTES", 10_000)
     pending = begin(page, "read", "other", *"abcdef")
@@ -268,7 +264,7 @@ def test_results_that_nobody_fetches_are_bounded(sessions: Any, monkeypatch: pyt
     assert set(pending) == {"other", "read"}, "nor may a single session have more"
 
 
-def test_results_that_are_not_fetched_for_minutes_are_dropped(sessions: Any) -> None:
+def test_results_that_are_not_fetched_for_minutes_are_dropped(sessions):
     page, _ = sessions
     pending = begin(page, *"abcd")
     for name in "ab":
@@ -279,7 +275,7 @@ def test_results_that_are_not_fetched_for_minutes_are_dropped(sessions: Any) -> 
     assert sent(page, "c", 10).alive and set(pending) == {"b", "c", "d"}, "one that has fetched all stays"
 
 
-def test_updates_are_what_gradio_would_send() -> None:
+def test_updates_are_what_gradio_would_send():
     with internals.StrictBlocks() as page:
         words, chat, skipped, box = gr.Textbox(), VerbatimChatbot(), gr.Textbox(), gr.MultimodalTextbox()
         said = [*conversation.user_turn("hello"), Entry("assistant", "**Good** day")]
@@ -296,7 +292,7 @@ def test_updates_are_what_gradio_would_send() -> None:
     assert made[1] == gr.Chatbot.postprocess(gr.Chatbot(), rows).model_dump()
 
 
-def test_updates_of_a_long_conversation_leave_the_event_loop_to_others() -> None:
+def test_updates_of_a_long_conversation_leave_the_event_loop_to_others():
     """Twenty readers of 2 MB each: the loop is held for less than 20 ms, here by the processor's time."""
     said = [Entry("assistant", "x" * 1000) for _ in range(2000)]
     with internals.StrictBlocks() as page:

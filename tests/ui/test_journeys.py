@@ -1,19 +1,17 @@
 """Journeys on a slow network, whose results come late; `test_page_train.py` has the one that trains."""
 
-from collections.abc import Callable
-
 import pytest
 
 from adapter.errors import Busy
 from tests.app_process import wait_until
-from tests.browser import TWO_FRAMES, Visitor
-from tests.ui.fake_page import GatedEngine, closed_gate, url
+from tests.browser import TWO_FRAMES
+from tests.ui.fake_page import closed_gate, url
 
 __all__ = ["closed_gate", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
-def test_send_and_switch(visit: Callable[..., Visitor]) -> None:
+def test_send_and_switch(visit):
     """Gradio's server ends a stream of results when it knows of no event; page.js's guard opens another."""
     for milliseconds in (20, 100, 400):
         visitor = visit(late=milliseconds)
@@ -28,7 +26,7 @@ def test_send_and_switch(visit: Callable[..., Visitor]) -> None:
         visitor.wait_for_rows(rows)
 
 
-def test_stop(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:
+def test_stop(visit, closed_gate):
     """By its button, and by Esc from anywhere."""
     far = visit(late=400)
     far.type("Good morning.")
@@ -48,7 +46,7 @@ def test_stop(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:
     assert far.ask("And now?") == "you said: And now?!"
 
 
-def test_a_failure(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:
+def test_a_failure(visit, closed_gate):
     """Its message comes back, above what was typed meanwhile."""
     visitor = visit()
     visitor.type("Good morning.")
@@ -60,7 +58,7 @@ def test_a_failure(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> N
     wait_until(lambda: visitor.box.input_value() == "Good morning.\n\nAnd then", visitor.box.input_value)
 
 
-def test_reload(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:
+def test_reload(visit, closed_gate):
     far = visit(late=400)
     far.type("Good morning.")
     far.await_answers(1)

@@ -3,7 +3,6 @@
 import json
 import re
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -77,9 +76,7 @@ def test_other_text_is_no_object(text):
 
 @settings(max_examples=40, deadline=None)
 @given(OBJECTS, st.data(), st.booleans(), st.sampled_from([None, 1]))
-def test_an_object_only_grows_and_its_text_comes_back_as_it_was(
-    value: dict[str, Any], data: st.DataObject, ascii_only: bool, indent: int | None
-) -> None:
+def test_an_object_only_grows_and_its_text_comes_back_as_it_was(value, data, ascii_only, indent):
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
     assert read_object(text) == Fields(list(value.items()), True)
     begun = read_object(text[: data.draw(st.integers(1, len(text) - 1))])

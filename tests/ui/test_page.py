@@ -4,23 +4,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from adapter.serve.store import SHIPPED
 from adapter.ui import theme
 from adapter.ui.texts import page as texts
-from tests.app_process import AppProcess, app_process, free_port, wait_until
+from tests.app_process import app_process, free_port, wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 STATS = re.compile(r"(frozen base|\w+ · strength [\d.]+) · \d+ tokens? · [\d.]+ tokens/s")
 
 
-def test_an_answer_streams_and_the_swap_changes_it(visit: Callable[..., Visitor], real_page: AppProcess) -> None:
+def test_an_answer_streams_and_the_swap_changes_it(visit, real_page):
     visitor = visit()
     with real_page.steps_of(0.1):  # on a fast machine it would come at once
         plain = visitor.answering(lambda: visitor.type("Why is the sky blue?"))
@@ -36,8 +34,8 @@ def test_an_answer_streams_and_the_swap_changes_it(visit: Callable[..., Visitor]
 
 
 def test_a_newcomer_meets_a_film_that_the_strength_moves_and_is_answered_by_its_adapter(
-    visit: Callable[..., Visitor],
-) -> None:
+    visit,
+):
     visitor = visit()
     assert visitor.first_picked == "pirate"
     frame = visitor.page.locator("#chat .film[data-shown] .frames p:visible")
@@ -60,7 +58,7 @@ def test_a_newcomer_meets_a_film_that_the_strength_moves_and_is_answered_by_its_
     assert visitor.page.evaluate("() => document.documentElement.scrollHeight") == 900
 
 
-def test_an_adapter_that_was_added_here_is_deleted_with_undo(visit: Callable[..., Visitor]) -> None:
+def test_an_adapter_that_was_added_here_is_deleted_with_undo(visit):
     visitor = visit()
     page, runs = visitor.page, Path(os.environ["LLAMA_ADAPTER_RUNS"])
     shutil.copytree(SHIPPED / "pirate", runs / "macaw")  # while the page is open
@@ -82,7 +80,7 @@ def test_an_adapter_that_was_added_here_is_deleted_with_undo(visit: Callable[...
     shutil.rmtree(runs / "macaw")
 
 
-def test_a_question_about_a_picture_is_asked_again_after_a_reload(visit: Callable[..., Visitor]) -> None:
+def test_a_question_about_a_picture_is_asked_again_after_a_reload(visit):
     visitor = visit()
     visitor.open_conversation_panel()
     visitor.pick("see")
@@ -95,7 +93,7 @@ def test_a_question_about_a_picture_is_asked_again_after_a_reload(visit: Callabl
     assert visitor.answering(visitor.button("Retry").click) == seen and "no image" not in visitor.stats()
 
 
-def test_a_server_that_is_gone_is_red_and_nothing_is_lost_when_it_is_back(browser: Any, tmp_path: Path) -> None:
+def test_a_server_that_is_gone_is_red_and_nothing_is_lost_when_it_is_back(browser, tmp_path):
     port = free_port()
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     with app_process(tmp_path, port=port) as server:
@@ -116,7 +114,7 @@ def test_a_server_that_is_gone_is_red_and_nothing_is_lost_when_it_is_back(browse
     context.close()
 
 
-def test_extract_answers_with_a_table(visit: Callable[..., Visitor]) -> None:
+def test_extract_answers_with_a_table(visit):
     visitor = visit()
     page = visitor.page
     visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])

@@ -1,11 +1,9 @@
 """The page for everybody, over a fake engine: axe-core's rules on every tab, the keyboard, motion, and a phone."""
 
-from collections.abc import Callable
-
 import pytest
 
 from tests.app_process import wait_until
-from tests.browser import Visitor, findings
+from tests.browser import findings
 from tests.ui.fake_page import url
 
 __all__ = ["url"]  # fixtures
@@ -14,9 +12,7 @@ pytest.importorskip("axe_playwright_python.sync_playwright")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
-def test_no_serious_findings_and_no_scrolling_aside_on_any_tab(
-    visit: Callable[..., Visitor], width: int, scheme: str
-) -> None:
+def test_no_serious_findings_and_no_scrolling_aside_on_any_tab(visit, width, scheme):
     visitor = visit(width, 844)
     page = visitor.page
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
@@ -45,7 +41,7 @@ def test_no_serious_findings_and_no_scrolling_aside_on_any_tab(
     assert not any(found.values()), "\n".join(line for lines in found.values() for line in lines)
 
 
-def test_every_button_has_a_name_and_24_pixels_and_tab_reaches_the_box(visit: Callable[..., Visitor]) -> None:
+def test_every_button_has_a_name_and_24_pixels_and_tab_reaches_the_box(visit):
     page = visit(390, 844).page
     for button in page.get_by_role("button").all():
         name = button.inner_text().strip() or button.get_attribute("aria-label") or button.get_attribute("title")

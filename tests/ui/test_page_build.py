@@ -3,9 +3,6 @@
 import importlib
 import re
 import socket
-from pathlib import Path
-
-import pytest
 
 import app
 from adapter.errors import LoadError
@@ -19,7 +16,7 @@ from tests.fake_engine import EchoEngine, FakeCatalog, ReadyProvider
 from train.ui import texts as train_texts
 
 
-def test_errors_for_a_browser_have_no_detail_and_no_markup(toasts: list[str]) -> None:
+def test_errors_for_a_browser_have_no_detail_and_no_markup(toasts):
     shown = "Adapter 'a' is not &lt;b&gt;JSON&lt;/b&gt;."
     error = LoadError("Adapter 'a' is not <b>JSON</b>.", "/home/me/a")
     toast(error)
@@ -27,7 +24,7 @@ def test_errors_for_a_browser_have_no_detail_and_no_markup(toasts: list[str]) ->
     assert toasts == [shown, shown] and refusal(error).message == shown
 
 
-def test_every_text_is_there() -> None:
+def test_every_text_is_there():
     for file in [*(ROOT / "adapter").rglob("*.py"), *(ROOT / "train").rglob("*.py")]:
         source = file.read_text(encoding="utf-8")
         for module, alias in re.findall(r"from adapter\.ui\.texts import (\w+)(?: as (\w+))?", source):
@@ -39,7 +36,7 @@ def test_every_text_is_there() -> None:
         assert not [name for name in names if not hasattr(train_texts, name)], file
 
 
-def test_beside_another_base_the_page_begins_without_the_shipped_adapters() -> None:
+def test_beside_another_base_the_page_begins_without_the_shipped_adapters():
     for catalog in AdapterCatalog(), AdapterCatalog(shipped=False):
         for _ in range(2):
             names = {name for _, name in theme.picker_choices(catalog)}
@@ -48,7 +45,7 @@ def test_beside_another_base_the_page_begins_without_the_shipped_adapters() -> N
             catalog.bind(AdapterStore(SHIPPED))  # whose names stay taken
 
 
-def test_a_model_card_loads_nothing_into_the_browser() -> None:
+def test_a_model_card_loads_nothing_into_the_browser():
     catalog = FakeCatalog()
     card = theme.model_card(catalog, "poet")
     assert "<h2>poet</h2>" in card and "as trained" in card and "<img" not in card
@@ -56,12 +53,12 @@ def test_a_model_card_loads_nothing_into_the_browser() -> None:
     assert "frozen base" in theme.model_card(catalog, "")
     assert "without a card" in theme.model_card(catalog, "gone")
     hostile = "!![x](http://far.away/x.png) ![y][z] \\![w](javascript:a) <img src=x>\n\n[z]: http://far.away"
-    catalog.card_text = lambda name: hostile  # type: ignore[method-assign]
+    catalog.card_text = lambda name: hostile
     card = theme.model_card(catalog, "poet")
     assert "<img" not in card and 'href="javascript' not in card and card.count("<a href") == 2
 
 
-def test_endpoints_for_programs() -> None:
+def test_endpoints_for_programs():
     page = app.build_page(ReadyProvider(EchoEngine()), FakeCatalog())
     # A block that is entered again while it is open takes those behind it to another place.
     room = next(block for block in page.blocks.values() if block.elem_id == "room")
@@ -77,9 +74,7 @@ def test_endpoints_for_programs() -> None:
     assert all(parameter["parameter_has_default"] for parameter in parameters[1:])
 
 
-def test_a_taken_port_is_one_line_and_exit_1(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_taken_port_is_one_line_and_exit_1(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -4,15 +4,13 @@ import base64
 import json
 import shutil
 import zlib
-from collections.abc import Callable
 
 import pytest
 
 from adapter.serve.store import SHIPPED
 from adapter.server import transcript
 from adapter.ui.texts import page as texts
-from tests.app_process import AppProcess, wait_until
-from tests.browser import Visitor
+from tests.app_process import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 STRANGER = "http://stranger.example/x.png"
@@ -33,7 +31,7 @@ flowchart TD
 MARKUP = ":is(img, svg, form, iframe, [style])"
 
 
-def test_the_browser_refuses_what_the_page_would_load_from_elsewhere(visit: Callable[..., Visitor]) -> None:
+def test_the_browser_refuses_what_the_page_would_load_from_elsewhere(visit):
     """The control of what `visit` asserts of every visitor."""
     visitor = visit()
     visitor.page.evaluate(f"document.body.insertAdjacentHTML('beforeend', '<img src={STRANGER}>')")
@@ -43,7 +41,7 @@ def test_the_browser_refuses_what_the_page_would_load_from_elsewhere(visit: Call
     visitor.requested.clear()  # it was refused
 
 
-def test_an_adapters_name_is_text(visit: Callable[..., Visitor], url: str) -> None:
+def test_an_adapters_name_is_text(visit, url):
     visitor = visit()
     messages = [{"role": "user", "text": "hi"}, {"role": "assistant", "text": "ho"}]
     document = {**transcript.to_document(messages), "settings": {"adapter": NAME}}
@@ -54,7 +52,7 @@ def test_an_adapters_name_is_text(visit: Callable[..., Visitor], url: str) -> No
     assert toast.locator(f":scope {MARKUP}, :scope a").count() == 0
 
 
-def test_a_card_is_text_and_tables(visit: Callable[..., Visitor], real_page: AppProcess) -> None:
+def test_a_card_is_text_and_tables(visit, real_page):
     adapters = real_page.folder / "adapters"
     shutil.copytree(SHIPPED / "pirate", adapters / "guest")
     (adapters / "guest" / "README.md").write_text(CARD)

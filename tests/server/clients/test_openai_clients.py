@@ -58,7 +58,7 @@ def client(url: str) -> Any:
     return pytest.importorskip("openai").OpenAI(base_url=url, api_key="none", max_retries=0)
 
 
-def test_openai_log_probabilities(client: Any) -> None:
+def test_openai_log_probabilities(client):
     """Those of a stream are those of the whole answer, whose tokens spell it."""
     asked = {**SHORT, "logprobs": True, "top_logprobs": 3}
     [choice] = client.chat.completions.create(**asked).choices
@@ -73,7 +73,7 @@ def test_openai_log_probabilities(client: Any) -> None:
     assert client.chat.completions.create(**SHORT).choices[0].logprobs is None
 
 
-def test_openai_several_choices_have_the_next_seeds(client: Any) -> None:
+def test_openai_several_choices_have_the_next_seeds(client):
     sampled = {**SHORT, "temperature": 1.0, "top_p": 1.0}
     answer = client.chat.completions.create(**sampled, n=3, seed=5)
     said = [choice.message.content for choice in answer.choices]
@@ -88,7 +88,7 @@ def test_openai_several_choices_have_the_next_seeds(client: Any) -> None:
     assert streamed == said
 
 
-def test_openai_penalties_and_biases(client: Any) -> None:
+def test_openai_penalties_and_biases(client):
     def said(**more: Any) -> str:
         return str(client.chat.completions.create(**SHORT, **more).choices[0].message.content)
 
@@ -98,7 +98,7 @@ def test_openai_penalties_and_biases(client: Any) -> None:
     assert said(**biased).count("A") > said(**biased, frequency_penalty=2, presence_penalty=2).count("A")
 
 
-def test_openai_raw_prompts(client: Any) -> None:
+def test_openai_raw_prompts(client):
     """Texts and ids are the same; `echo` with `logprobs` scores them, and a stream gives as much."""
     asked = {"model": "one", "temperature": 0, "max_tokens": 5, "logprobs": 2, "echo": True}
     ids = [ord(c) - 32 for c in "abc"]
@@ -123,7 +123,7 @@ def test_openai_raw_prompts(client: Any) -> None:
     assert scored.logprobs.token_logprobs[1:] == pytest.approx(given.token_logprobs[1:3], abs=1e-4)
 
 
-def test_openai_tools_and_models(client: Any) -> None:
+def test_openai_tools_and_models(client):
     """A function that is named is called, with a stream, too; else the answer is in words."""
     tool = {"type": "function", "function": {"name": "go", "parameters": City.model_json_schema()}}
     asked = {"model": "one", "messages": HELLO, "tools": [tool]}
@@ -146,7 +146,7 @@ def test_openai_tools_and_models(client: Any) -> None:
     assert about["fingerprint"]["vocab_size"] == 97
 
 
-def test_litellm(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_litellm(url, monkeypatch):
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would fetch a list of prices
     litellm = pytest.importorskip("litellm")
     asked = {**SHORT, "model": "openai/one", "api_base": url, "api_key": "none"}
@@ -158,7 +158,7 @@ def test_litellm(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert words.choices[0].text
 
 
-def test_langchain(url: str) -> None:
+def test_langchain(url):
     chat = pytest.importorskip("langchain_openai").ChatOpenAI(model="one", base_url=url, api_key="none")
     for method in ("function_calling", "json_schema"):
         assert isinstance(chat.with_structured_output(City, method=method).invoke("hello"), City)
@@ -166,7 +166,7 @@ def test_langchain(url: str) -> None:
     assert len(said.response_metadata["logprobs"]["content"]) == 3
 
 
-def test_instructor(client: Any) -> None:
+def test_instructor(client):
     asked = pytest.importorskip("instructor").from_openai(client).chat.completions.create
     assert isinstance(asked(model="one", messages=HELLO, response_model=City), City)
 
@@ -180,9 +180,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("name", ["base", "one"])
-def test_lm_eval_scores_over_http_as_the_trainers_own_class(
-    name: str, url: str, folder: Path, tiny_folder: Path, tiny_base: Any
-) -> None:
+def test_lm_eval_scores_over_http_as_the_trainers_own_class(name, url, folder, tiny_folder, tiny_base):
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI

@@ -50,7 +50,7 @@ def bigrams(probabilities: dict[str, float]) -> Answerer:
     row = torch.full((97,), math.log((1 - sum(probabilities.values())) / (97 - len(probabilities))))
     for character, probability in probabilities.items():
         row[tokenizer(character).input_ids[0]] = math.log(probability)
-    return Answerer(Base(Bigrams(row.expand(97, 97)), tokenizer, FINGERPRINT, "none", 0))  # type: ignore[arg-type]
+    return Answerer(Base(Bigrams(row.expand(97, 97)), tokenizer, FINGERPRINT, "none", 0))
 
 
 @pytest.fixture(scope="module")
@@ -186,5 +186,7 @@ def test_what_cannot_be_measured_is_said(tmp_path, wide_base, monkeypatch, capsy
     monkeypatch.setattr("train.evaluate.answerer._whole", None)  # none is waited for before
     with pytest.raises(BadInput, match="Item 61: .* tokens"):
         Answerer(wide_base).generate([*[ASK] * 60, (Message("user", "x" * 5000),)])
+    with pytest.raises(BadInput, match="A text holds a token that this base lacks"):
+        Answerer(wide_base).token_scores([[1, wide_base.fingerprint.vocab_size]], [[1, 1]])
     assert Answerer(wide_base).generate([], max_new_tokens=3000) == []
     assert "cut at 2,048 tokens instead of 3,000" in capsys.readouterr().err

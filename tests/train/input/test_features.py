@@ -109,7 +109,7 @@ def test_rows_whose_picture_cannot_be_read_are_left_out_and_counted(picture, tmp
     (tmp_path / "bad.png").write_text("no picture")
     logged: list[str] = []
     skipped = SkippedExamples(logged.append)
-    cache = FeatureCache(FakeEncoder(), VISION, skipped, None)  # type: ignore[arg-type]
+    cache = FeatureCache(FakeEncoder(), VISION, skipped, None)
     paths = [tmp_path / "bad.png", picture(10), tmp_path / "none\x1b.png", None]
     for _ in range(2):
         assert [row.example.picture for row in cache.with_features(rows_of(*paths))] == [paths[1], None]
@@ -167,7 +167,7 @@ def test_a_damaged_file_is_made_again(damage, tmp_path):
 def test_a_disk_that_fails_ends_the_keeping_and_not_the_run(own_folder, picture, monkeypatch):
     logged: list[str] = []
     encoder = FakeEncoder()
-    cache = FeatureCache.on_disk(encoder, VISION, SkippedExamples(), logged.append)  # type: ignore[arg-type]
+    cache = FeatureCache.on_disk(encoder, VISION, SkippedExamples(), logged.append)
     full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(feature_module.os, "replace", full)
     for i in range(3):
@@ -179,7 +179,7 @@ def test_a_disk_that_fails_ends_the_keeping_and_not_the_run(own_folder, picture,
 
 def test_other_users_of_the_machine_see_no_pictures_features(own_folder, picture):
     """Nor their names, the digests of pictures; also where the folder is deleted in the middle of a run."""
-    cache = FeatureCache.on_disk(FakeEncoder(), VISION, SkippedExamples(), lambda _: None)  # type: ignore[arg-type]
+    cache = FeatureCache.on_disk(FakeEncoder(), VISION, SkippedExamples(), lambda _: None)
     for i in range(2):
         cache.with_features(rows_of(picture(i)))
         assert own_folder.stat().st_mode & 0o777 == 0o700 and bytes_in(own_folder)

@@ -152,7 +152,7 @@ def stream_of(parts) -> ShuffledExamples:
 
 def with_steps(stream: ShuffledExamples, epochs: float, batch_size: int) -> int:
     examples = FileExamples.__new__(FileExamples)
-    examples._train = lambda: stream  # type: ignore[method-assign]
+    examples._train = lambda: stream
     return examples.with_steps(TrainConfig("x", epochs=epochs, batch_size=batch_size)).steps
 
 

@@ -25,12 +25,12 @@ from train.recipes.see.scores import Question
 HERE = Photo(Path("0.png"), ["cat", "mouse"])
 
 
-def test_the_shipped_adapter_looks_where_the_recipe_says() -> None:
+def test_the_shipped_adapter_looks_where_the_recipe_says():
     told, vision = read_yaml(concepts.FOLDER / "see.yaml"), read_config(SHIPPED / "see").vision
     assert vision is not None and [told["looks"], told["beyond"]] == [vision.looks, vision.beyond]
 
 
-def test_the_sealed_sets_are_whole_and_apart_from_training_and_development() -> None:
+def test_the_sealed_sets_are_whole_and_apart_from_training_and_development():
     """As many as planned, each picture once, from packages of their own; as many yes as no."""
     lists = {name: pictures.sealed(name) for name in ("photos", "drawings", "questions")}
     assert [len(rows) for rows in lists.values()] == [221, 200, 60]
@@ -58,7 +58,7 @@ def test_the_sealed_sets_are_whole_and_apart_from_training_and_development() -> 
         ("colour", "grey", "It is mostly Gray.", True),
     ],
 )
-def test_the_first_word_that_could_be_an_answer_counts(kind: str, accepted: str, answer: str, right: bool) -> None:
+def test_the_first_word_that_could_be_an_answer_counts(kind, accepted, answer, right):
     assert Question(HERE, kind, "?", (accepted,)).answered_by(answer) is right
 
 
@@ -77,7 +77,7 @@ def test_the_first_word_that_could_be_an_answer_counts(kind: str, accepted: str,
         ("It is a dog. Dogs and cats are pets.", False),
     ],
 )
-def test_a_photograph_is_named_by_whole_words_that_are_not_denied(answer: str, named: bool) -> None:
+def test_a_photograph_is_named_by_whole_words_that_are_not_denied(answer, named):
     assert concepts.is_named(HERE.words, answer) is named
 
 
@@ -116,7 +116,7 @@ def npm_archive(folder: str, member: str = "package/a.png") -> None:
         tar.addfile(entry, io.BytesIO(b"png"))
 
 
-def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_cannot_write_outside_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "UNPACKED", tmp_path / "photos")
     monkeypatch.setattr(pictures, "_run", lambda _command, folder: npm_archive(folder, "../../../evil"))
     with pytest.raises(AdapterError, match="cannot be fetched or unpacked"):

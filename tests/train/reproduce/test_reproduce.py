@@ -1,7 +1,9 @@
 """`python -m train.reproduce`: scores by likelihood, tables and claims from results, bad input, all of it once."""
 
 import hashlib
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from train.formats.scienceqa import COLUMNS, LETTERS, Problem, by_column, chance
 from train.formats.scienceqa import problems as read_problems
 from train.reproduce.__main__ import main
 from train.reproduce.baselines import train_baseline
-from train.reproduce.benchmark import Benchmark, answer, drawn_benchmark, prompt
+from train.reproduce.benchmark import Benchmark, answer, drawn_benchmark, open_benchmark, prompt
 from train.reproduce.report import Figures, write_report
 from train.reproduce.runs import FULL, STRENGTHS, Study, planned_runs
 
@@ -153,6 +155,21 @@ def test_the_drawn_benchmark(drawn_folder):
         own |= {hashlib.sha256(p.image.read_bytes()).hexdigest() for p in read if p.image is not None}
         assert len(own) == count and not own & seen
         seen |= own
+
+
+@pytest.mark.parametrize("changes", [{"image": None}, {"image": "image.png"}, {}], ids=["none", "all", "lost"])
+def test_problems_that_some_run_would_miss_are_said_before_the_first(changes, drawn_folder, tmp_path):
+    found = json.loads((drawn_folder / "problems.json").read_text())
+    (tmp_path / "problems.json").write_text(json.dumps({number: {**p, **changes} for number, p in found.items()}))
+    shutil.copy(drawn_folder / "pid_splits.json", tmp_path)
+    for split in FULL.problems if changes else ():
+        for one in read_problems(tmp_path, split):
+            if one.image is not None:
+                one.image.parent.mkdir(parents=True)
+                one.image.touch()
+    with pytest.raises(AdapterError, match="needs training problems with and without pictures"):
+        open_benchmark(tmp_path, FULL.problems)
+    assert open_benchmark(drawn_folder, FULL.problems)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "inside"
 
 
-def test_a_zip_of_images_with_captions_or_records(tmp_path: Path, folder: Path, tiny_folder: Path) -> None:
+def test_a_zip_of_images_with_captions_or_records(tmp_path, folder, tiny_folder):
     files = {f"set/{i}.png": PNG for i in range(9)} | {"set/0.png": b"no picture"}
     other = {"__MACOSX/set/._a.png": b"x", "set/.DS_Store": b"x", "set/my\u202fnotes.docx": b"x"}
     captions = {f"set/{i}.txt": b"a <i>square" for i in range(6)}
@@ -48,7 +48,7 @@ def test_a_zip_of_images_with_captions_or_records(tmp_path: Path, folder: Path, 
 
 
 @pytest.mark.parametrize("image", ["/etc/hostname", "a/../../x.zip"])
-def test_an_image_outside_of_the_upload_is_refused(image: str, tmp_path: Path, folder: Path) -> None:
+def test_an_image_outside_of_the_upload_is_refused(image, tmp_path, folder):
     rows_file = (json.dumps({"instruction": "what?", "output": "x", "image": image}) + "\n").encode() * 5
     with pytest.raises(BadInput, match=r"rows.jsonl, line 1: .* outside of what was sent"):
         open_data(write_zip(tmp_path / "x.zip", {"rows.jsonl": rows_file, "a.png": PNG}), folder)
@@ -65,9 +65,7 @@ LONG_LINE = (json.dumps({"instruction": "x" * 600, "output": "y" * 600}) + "\n")
         ("a.jsonl", LONG_LINE * 5, "5 records truncated, 5 of them lose their whole answer"),
     ],
 )
-def test_unusable_data_is_refused_with_a_sentence(
-    name: str, content: bytes, message: str, tmp_path: Path, folder: Path, tiny_folder: Path
-) -> None:
+def test_unusable_data_is_refused_with_a_sentence(name, content, message, tmp_path, folder, tiny_folder):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AdapterError) as error:
         make_preview(open_data(tmp_path / name, folder), str(tiny_folder))

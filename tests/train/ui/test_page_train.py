@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -91,7 +91,7 @@ class TrainTab:
         return self.page.locator(f"#train-{key}{state}")
 
 
-def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., Visitor], folder: Path) -> None:
+def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit, folder):
     tab = TrainTab(visit())
     page = tab.page
     page.locator("#samples label", has_text="butler").click()
@@ -134,9 +134,7 @@ def test_from_a_sample_to_an_answer_of_the_trained_adapter(visit: Callable[..., 
     assert len(tab.visitor.answers()) == 1, "it begins a conversation of its own"
 
 
-def test_an_adapter_is_taught_by_chatting(
-    visit: Callable[..., Visitor], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_is_taught_by_chatting(visit, folder, monkeypatch):
     monkeypatch.setattr(preview, "MIN_RECORDS", 2)
     start = subprocess.Popen
     stub = [sys.executable, "-c", STUB]
@@ -183,9 +181,7 @@ def test_an_adapter_is_taught_by_chatting(
     page.locator("#teach summary", has_text="1 correction").wait_for()
 
 
-def test_uploads_and_typed_rows_are_previewed_on_a_phone(
-    visit: Callable[..., Visitor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_uploads_and_typed_rows_are_previewed_on_a_phone(visit, tmp_path, monkeypatch):
     tab = TrainTab(visit(390, 844))
     page = tab.page
     rows = [json.dumps({"instruction": f"Say {i}.", "output": f"{i}!"}) for i in range(12)]

@@ -34,7 +34,7 @@ def recipe_of(name: str, **changes: Any) -> RecipeFile:
         plan_of({"preset": "quick", "steps": 60}, template="alpaca", steps=60),
     ],
 )
-def test_the_command_makes_the_same_recipe_as_the_tab(plan: RunPlan, tmp_path: Path) -> None:
+def test_the_command_makes_the_same_recipe_as_the_tab(plan, tmp_path):
     recipe = read_recipe(None, shlex.split(plan.command())[3:])
     assert recipe == plan.recipe(Path(plan.shown))
     (tmp_path / RECIPE).write_text(recipe_text(recipe))
@@ -48,7 +48,7 @@ def shown(progress: RunProgress, state: Any = "training", **settings: Any) -> st
     return run_html(TrainingRun("n", state, RunRecord(), recipe_of("n", **settings), progress, "", True, "1"))
 
 
-def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
+def test_progress_is_read_while_metrics_are_written(tmp_path):
     lines = [
         {"step": 0, "untrained_loss": 3.0, "evaluation_seconds": 2.0},
         *({"step": i, "loss": 3 - i, "largest_gate": 0.1, "seconds": i / 2 + 9} for i in (1, 2, 3)),
@@ -69,7 +69,7 @@ def test_progress_is_read_while_metrics_are_written(tmp_path: Path) -> None:
     [("best", 1.6, (40, 1.5), "by heart at step 40; the best is kept"),
      ("last", 1.6, (60, 1.6), ""), ("best", 1.51, (40, 1.5), "")],
 )  # fmt: skip
-def test_held_out_loss_that_has_turned_upward_is_told(save: str, last: float, kept: Any, told: str) -> None:
+def test_held_out_loss_that_has_turned_upward_is_told(save, last, kept, told):
     progress = RunProgress(held_out=((20, 2.0), (40, 1.5), (60, last)), evaluated=60)
     assert progress.kept(save) == kept
     assert told in shown(progress, save=save) and bool(told) == ("by heart" in shown(progress, save=save))
@@ -84,7 +84,7 @@ GOOD = '{"step": 1, "loss": 2.5, "seconds": 1.0}'
      '{"step": 1, "loss": "2"}', '{"step": 1, "seconds": 1%s}' % ("0" * 400),
      '{"step": 1, "loss": 1.7e308}'],
 )  # fmt: skip
-def test_a_broken_line_of_metrics_is_passed_over(line: str, tmp_path: Path) -> None:
+def test_a_broken_line_of_metrics_is_passed_over(line, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n" + f"{line}\n{GOOD}\n".encode())
     progress = read_metrics(tmp_path / "metrics.jsonl")
     assert progress.losses[-1] == (1, 2.5) and progress.step == 1

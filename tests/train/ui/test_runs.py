@@ -48,7 +48,7 @@ def write_run(folder: Path, name: str) -> Path:
     return run
 
 
-def test_open_tabs_read_each_file_once(tmp_path: Path) -> None:
+def test_open_tabs_read_each_file_once(tmp_path):
     """5 tabs watch 8 runs: nothing is read again until it has changed, however often they look."""
     folders = [write_run(tmp_path, f"run-{i}") for i in range(8)]
     tab = events(tmp_path, BASE)
@@ -64,13 +64,13 @@ def test_open_tabs_read_each_file_once(tmp_path: Path) -> None:
     assert look() == 0
     with open(folders[3] / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "loss": 1.0, "seconds": 2.0}\n')
-    assert look() == 1 and tab.runs.get("run-3").progress.step == 2  # type: ignore[union-attr]
+    assert look() == 1 and tab.runs.get("run-3").progress.step == 2
     (folders[tab.runs.names()[0] == "run-7" and 7] / RECIPE).write_text("of: another version")
     assert "run-" in tab.panel(None, "", None, event_request())[1] != texts.NOTHING_YET
 
 
 @pytest.mark.parametrize("reads", range(1, 8, 2))
-def test_a_run_that_is_removed_meanwhile(reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_removed_meanwhile(reads, tmp_path, monkeypatch):
     """After so many looks at its files."""
     folder = write_run(tmp_path, "echo")
     tab = events(tmp_path, BASE)
@@ -174,9 +174,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainer]:
         trainer.kill()
 
 
-def test_a_run_is_stopped_resumed_and_found_by_other_servers(
-    stub: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_stopped_resumed_and_found_by_other_servers(stub, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.delenv(SIZE_VARIABLE, raising=False)
     stub.start()
@@ -214,7 +212,7 @@ def test_a_run_is_stopped_resumed_and_found_by_other_servers(
         stub.runs.resume("echo")
 
 
-def test_a_run_that_was_killed_or_fails_says_so_and_frees_its_name(stub: Trainer) -> None:
+def test_a_run_that_was_killed_or_fails_says_so_and_frees_its_name(stub):
     stub.start(go=True)
     stub.wait_for_save()
     stub.kill()
@@ -234,9 +232,7 @@ def test_a_run_that_was_killed_or_fails_says_so_and_frees_its_name(stub: Trainer
     assert ">It cannot be saved. Training goes on.<" in run_html(warned)
 
 
-def test_a_server_that_closes_says_whether_the_run_is_saved(
-    stub: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_closes_says_whether_the_run_is_saved(stub, monkeypatch):
     monkeypatch.setattr(train_runs, "CLOSE_SECONDS", 0.05)
     stub.start(go=True)
     (stub.folder / "is slow").write_text("")
@@ -252,7 +248,7 @@ def test_a_server_that_closes_says_whether_the_run_is_saved(
     assert stub.get().message == "why it ended"
 
 
-def test_a_run_that_cannot_be_recorded_does_not_run(stub: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_be_recorded_does_not_run(stub, monkeypatch):
     children: list[subprocess.Popen[bytes]] = []
     start = subprocess.Popen
     monkeypatch.setattr(train_runs, "_write_record", Mock(side_effect=OSError(28, "No space left on device")))
@@ -263,7 +259,7 @@ def test_a_run_that_cannot_be_recorded_does_not_run(stub: Trainer, monkeypatch: 
     assert child.wait(20) != 0 and stub.runs.names() == [] and "echo" not in stub.runs.taken()
 
 
-def test_a_process_with_the_number_of_a_run_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_a_process_with_the_number_of_a_run_is_not_taken_for_it(tmp_path):
     folder, runs = write_run(tmp_path, "echo"), TrainingRuns(tmp_path)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(folder)])
     try:
@@ -283,6 +279,6 @@ def test_a_process_with_the_number_of_a_run_is_not_taken_for_it(tmp_path: Path) 
         sleeper.kill()
         sleeper.wait()
     for name in (f"../{tmp_path.name}/echo", "echo/../echo", "x" * 5000, "\0", None, ["echo"]):
-        assert runs.get(name) is None and runs.watched(name) == []  # type: ignore[arg-type]
+        assert runs.get(name) is None and runs.watched(name) == []
         with pytest.raises(BadInput):
-            runs.resume(name)  # type: ignore[arg-type]
+            runs.resume(name)

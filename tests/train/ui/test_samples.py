@@ -62,11 +62,11 @@ def new_drawings() -> list[tuple[Image.Image, str]]:
         ]
 
 
-def test_each_is_whole_and_holds_nothing_that_it_is_tested_on() -> None:
+def test_each_is_whole_and_holds_nothing_that_it_is_tested_on():
     rows, drawings = (list(open_records(SAMPLES[name].source)) for name in ("butler", "drawings"))
     assert len(rows) == 30 and all(has_manners(row.messages[-1].text) for row in rows)
     assert len(set(QUESTIONS)) >= 40 and not {row.messages[0].text for row in rows} & set(QUESTIONS)
-    known, new = {Image.open(row.image).convert("RGB").tobytes() for row in drawings}, new_drawings()  # type: ignore[arg-type]
+    known, new = {Image.open(row.image).convert("RGB").tobytes() for row in drawings}, new_drawings()
     assert len(known) == 48 and len(new) == 64 and not known & {picture.tobytes() for picture, _ in new}
     captions = [row.messages[-1].text for row in drawings] + [caption for _, caption in new]
     assert {tuple(map(len, named(caption))) for caption in captions} == {(1, 1)}
@@ -74,7 +74,7 @@ def test_each_is_whole_and_holds_nothing_that_it_is_tested_on() -> None:
 
 @pytest.mark.skipif("SCORES" not in os.environ, reason="minutes: for the figures of the README alone")
 @pytest.mark.parametrize(("name", "least"), [("butler", 0.6), ("drawings", 0.5)])
-def test_they_are_learnt(name: str, least: float, base, tmp_path: Path) -> None:
+def test_they_are_learnt(name, least, base, tmp_path):
     """By the tab's own command; greedy answers."""
     sample, seeing = SAMPLES[name], name == "drawings"
     plan = dataclasses.replace(sample, name=name)

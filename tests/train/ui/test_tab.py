@@ -43,9 +43,7 @@ def tab(tmp_path: Path, tiny_folder: Path) -> TrainEvents:
     [*((name, 40, 0.004) for name in ("../x", "poet", None, "no-room")), ("good", 10**12, 0.004),
      ("good", "many", 0.004), ("good", 40, 1e9), ("good", 40, float("nan"))],
 )  # fmt: skip
-def test_forged_values_start_nothing_and_show_a_toast(
-    name: Any, steps: Any, rate: float, tab: TrainEvents, toasts: list[str], monkeypatch: Any
-) -> None:
+def test_forged_values_start_nothing_and_show_a_toast(name, steps, rate, tab, toasts, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     monkeypatch.setattr(adapter_upload, "FOLDER_ADAPTERS", 500 if name != "no-room" else 0)
     plan = tab.choose_sample(next(iter(tab.samples)))[3]
@@ -53,7 +51,7 @@ def test_forged_values_start_nothing_and_show_a_toast(
     assert len(toasts) == 1 and tab.runs.names() == []
 
 
-def test_chosen_data_fills_the_settings(tab: TrainEvents) -> None:
+def test_chosen_data_fills_the_settings(tab):
     sample = next(iter(tab.samples))
     *_, shown, _, name, _, question, _, _, command, start = tab.choose_sample(sample, None, "", "", "")
     assert "records" in shown and name == f"my-{sample}" and question and start["interactive"]
@@ -104,8 +102,8 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publish_it_on_a_public_page(
-    tmp_path: Path, tiny_folder: Path, toasts: list[str], stopped: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, tiny_folder, toasts, stopped, monkeypatch
+):
     public, local = (events(tmp_path / "runs", tiny_folder, public) for public in (True, False))
     plan, me = public.choose_sample(next(iter(public.samples)))[3], event_request()
     public.start(owner := "mine alone", plan, me, "mine", "", "Who am I?", 40, 0.004)
@@ -121,7 +119,7 @@ def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publis
     assert panel[stop]["value"] == texts.GO_ON  # without a process
     for stranger in ("", "x", []):
         for pressed in (texts.STOP, texts.GO_ON):
-            panel = public.stop_or_go_on(pressed, "mine", stranger, None, me)  # type: ignore[arg-type]
+            panel = public.stop_or_go_on(pressed, "mine", stranger, None, me)
             assert not panel[stop]["visible"] and "Who am I?" not in panel[html] and "my.csv" not in panel[html]
         assert public.publish("mine", stranger, "somebody/mine", gr.OAuthToken("hf_stranger", "", 0)) == ""
         assert toasts == [texts.NOT_YOURS] * 3 and not stopped
@@ -137,9 +135,7 @@ def test_who_did_not_start_a_run_may_neither_see_its_question_nor_stop_or_publis
     assert asked == [None, {"text": "Who am I?", "files": []}]
 
 
-def test_eight_corrections_can_be_trained_on(
-    tmp_path: Path, tiny_folder: Path, stopped: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eight_corrections_can_be_trained_on(tmp_path, tiny_folder, stopped, monkeypatch):
     monkeypatch.setattr("adapter.ui.images.count_upload", (counted := list[int]()).append)
     tab = events(tmp_path / "runs", tiny_folder, public=True)
     said = [{"role": "user", "content": "Where do you live?"}, {"role": "assistant", "content": "!"}]
@@ -165,9 +161,9 @@ def test_eight_corrections_can_be_trained_on(
 
 @pytest.mark.parametrize(("public", "visitor"), [(False, None), (True, "hf_of_the_visitor"), (True, None)])
 def test_only_its_own_visitor_publishes_with_a_machines_login(
-    public: bool, visitor: str | None, tmp_path: Path, tiny_folder: Path, tiny_fingerprint: Any,
-    stopped: list[str], monkeypatch: pytest.MonkeyPatch, toasts: list[str],
-) -> None:  # fmt: skip
+    public, visitor, tmp_path, tiny_folder, tiny_fingerprint,
+    stopped, monkeypatch, toasts,
+):  # fmt: skip
     monkeypatch.setenv("HF_TOKEN", "hf_of_this_machine")
     tab = events(tmp_path / "runs", tiny_folder, public)
     plan, token = tab.choose_sample(next(iter(tab.samples)))[3], visitor and gr.OAuthToken(visitor, "", 0)

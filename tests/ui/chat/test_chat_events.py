@@ -58,7 +58,7 @@ class Page:
         if server is None:
             self.engine = engine or EchoEngine()
             with gr.Blocks():
-                self.store = ConversationStore(ReadyProvider(self.engine), FakeCatalog())  # type: ignore[arg-type]
+                self.store = ConversationStore(ReadyProvider(self.engine), FakeCatalog())
             self.events = ChatEvents(theme.examples(self.store.catalog), self.store)
         else:
             self.engine, self.store, self.events = server.engine, server.store, server.events
@@ -164,7 +164,7 @@ class Page:
         return record
 
 
-def test_send_streams_and_closes(toasts: list[str]) -> None:
+def test_send_streams_and_closes(toasts):
     page = Page()
     updates = list(page.act("send", " hello "))
     page.run(updates)
@@ -180,14 +180,14 @@ def test_send_streams_and_closes(toasts: list[str]) -> None:
     assert request.client == Client("192.0.2.1", "me")
 
 
-def test_an_answer_that_goes_in_circles_ends_with_a_note_and_can_be_reproduced() -> None:
+def test_an_answer_that_goes_in_circles_ends_with_a_note_and_can_be_reproduced():
     page = Page(EchoEngine(ending="repetition")).send("hello")
     assert page.engine.requests[0].end_repetition
     assert page.shown[2].endswith("· it began to repeat itself</span>")
     assert page.record.settings.max_tokens == len(page.record.token_ids) == 3
 
 
-def test_a_retry_keeps_the_former_answers_to_page_through() -> None:
+def test_a_retry_keeps_the_former_answers_to_page_through():
     page = Page().send("hello")
     assert page.buttons() == {}
     for strength in (0.5, 0.25):
@@ -208,12 +208,12 @@ def test_a_retry_keeps_the_former_answers_to_page_through() -> None:
     page.send("and?")
     assert page.shown[1] == "you said: hello!" and page.buttons() == {}
     page.send_until_words(act="retry")
-    page.store.conversations.__init__()  # type: ignore[misc]  # the server has forgotten it
+    page.store.conversations.__init__()  # the server has forgotten it
     page.open(page.id)
     assert list(page.buttons()) == ["‹", "2/2", "›", "Continue"]
 
 
-def test_a_cut_answer_goes_on_with_its_own_settings(toasts: list[str]) -> None:
+def test_a_cut_answer_goes_on_with_its_own_settings(toasts):
     page = Page()
     answering = page.send_until_words("hello", adapter="poet", strength=0.5)
     page.do("stop")
@@ -233,7 +233,7 @@ def test_a_cut_answer_goes_on_with_its_own_settings(toasts: list[str]) -> None:
     assert " 4 tokens " in page.chat[-1].about and page.buttons() == {}
 
 
-def test_another_word_begins_a_branch_and_the_former_answers_stay() -> None:
+def test_another_word_begins_a_branch_and_the_former_answers_stay():
     page = Page().send("hello", adapter="poet", strength=0.5)
     for forged in (
         {"token": 9},
@@ -252,7 +252,7 @@ def test_another_word_begins_a_branch_and_the_former_answers_stay() -> None:
     assert page.record.token_ids == (7, 7, 7)
 
 
-def test_a_picture_goes_to_the_visual_adapter(picture: str, toasts: list[str]) -> None:
+def test_a_picture_goes_to_the_visual_adapter(picture, toasts):
     page = Page().send("", [picture], adapter="see")
     requests = page.engine.requests
     assert page.shown[:2] == ["<picture>", "What is in this picture?"] and requests[0].image.size == (8, 8)
@@ -282,11 +282,9 @@ def test_a_picture_goes_to_the_visual_adapter(picture: str, toasts: list[str]) -
     assert Page().send("one").do("undo", "", "new").box["value"] == {"text": "one", "files": ["new"]}
 
 
-def test_a_picture_for_a_text_adapter_leads_to_an_offer_and_nothing_mixed_follows(
-    picture: str, toasts: list[str]
-) -> None:
+def test_a_picture_for_a_text_adapter_leads_to_an_offer_and_nothing_mixed_follows(picture, toasts):
     page = Page()
-    page.events.catalog.cards["bard"] = FakeCard("bard")  # type: ignore[attr-defined]
+    page.events.catalog.cards["bard"] = FakeCard("bard")
     page.send("what?", [picture], adapter="poet")
     offered = page.chat
     assert not page.engine.requests and "reads text only" in page.shown[-1]
@@ -301,7 +299,7 @@ def test_a_picture_for_a_text_adapter_leads_to_an_offer_and_nothing_mixed_follow
     assert page.panel == switched and "“bard” is no longer mixed in" in toasts[0]
 
 
-def test_a_model_is_told_who_gave_the_earlier_answers() -> None:
+def test_a_model_is_told_who_gave_the_earlier_answers():
     page = Page().send("of travel").send("who are you?", adapter="poet", others="all")
     assert [(message.role, message.name) for message in page.engine.requests[1].messages] == [
         ("user", None), ("assistant", ""), ("user", None)
@@ -311,7 +309,7 @@ def test_a_model_is_told_who_gave_the_earlier_answers() -> None:
     assert [m.name for m in page.engine.requests[3].messages if m.role == "assistant"] == ["", "poet", ""]
 
 
-def test_a_history_that_is_too_long_is_not_sent_again_and_again(toasts: list[str]) -> None:
+def test_a_history_that_is_too_long_is_not_sent_again_and_again(toasts):
     page = Page()
     page.store.conversations.shown("me", "first").history = [Entry("page", "x" * 10_000)] * 250
     page.send("hi")
@@ -328,9 +326,7 @@ def test_a_history_that_is_too_long_is_not_sent_again_and_again(toasts: list[str
         (RuntimeError("secret /home/me/x.py"), {}, "went wrong on the server"),
     ],
 )
-def test_a_failure_is_a_toast_and_restores_everything(
-    error: Exception | None, settings: dict[str, Any], message: str, toasts: list[str]
-) -> None:
+def test_a_failure_is_a_toast_and_restores_everything(error, settings, message, toasts):
     page = Page(EchoEngine(error), [*user_turn("before"), Entry("assistant", "yes")]).send("hi", **settings)
     assert len(toasts) == 1 and message in toasts[0] and "secret" not in toasts[0]
     assert page.box["value"] == {"text": "hi", "files": []} and page.box["submit_btn"] is True
@@ -339,7 +335,7 @@ def test_a_failure_is_a_toast_and_restores_everything(
 
 
 @pytest.mark.parametrize(("text", "sentence"), [("x" * 100_000, "100,000 characters"), ("  ", "Type a message")])
-def test_a_message_that_cannot_be_sent_is_a_toast(text: str, sentence: str, toasts: list[str]) -> None:
+def test_a_message_that_cannot_be_sent_is_a_toast(text, sentence, toasts):
     page = Page(history=user_turn("a"))
     page.box = "untouched"
     assert page.send(text).words() == ["a"] and page.box == "untouched"
@@ -347,14 +343,14 @@ def test_a_message_that_cannot_be_sent_is_a_toast(text: str, sentence: str, toas
     assert text.isspace() or page.edit(text).box["value"]["text"] == text
 
 
-def test_an_unreadable_picture_leaves_the_text(picture: str, toasts: list[str]) -> None:
+def test_an_unreadable_picture_leaves_the_text(picture, toasts):
     Path(picture).write_text("not a picture")
     page = Page().send("what?", [picture], adapter="see")
     assert len(toasts) == 1 and str(Path(picture).parent) not in toasts[0]
     assert page.chat == [] and page.box["value"] == {"text": "what?", "files": []}
 
 
-def test_forged_events_change_nothing(toasts: list[str]) -> None:
+def test_forged_events_change_nothing(toasts):
     page = Page(history=user_turn("a"))
     for forged in (
         event(index=99, value="x", previous_value=""),
@@ -374,7 +370,7 @@ def test_forged_events_change_nothing(toasts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("act", ["retry", "undo"])
-def test_a_page_that_is_behind_changes_nothing_that_it_does_not_show(act: str) -> None:
+def test_a_page_that_is_behind_changes_nothing_that_it_does_not_show(act):
     page = Page().send("one")
     other = Page(name="other", server=page)
     other.kept = page.kept
@@ -385,7 +381,7 @@ def test_a_page_that_is_behind_changes_nothing_that_it_does_not_show(act: str) -
 
 
 @pytest.mark.parametrize("act", ["send", "retry", "edit", "undo"])
-def test_what_meets_an_answer_changes_nothing(act: str, toasts: list[str]) -> None:
+def test_what_meets_an_answer_changes_nothing(act, toasts):
     page = Page()
     answering = page.send_until_words()
     values = {"send": ["two"], "edit": [event(index=0, value="other", previous_value="")]}.get(act, [])
@@ -396,7 +392,7 @@ def test_what_meets_an_answer_changes_nothing(act: str, toasts: list[str]) -> No
     assert page.send("two").words() == [*WHOLE, "two", "you said: two!"]
 
 
-def test_stop_ends_the_answer_that_is_written_and_no_later_one() -> None:
+def test_stop_ends_the_answer_that_is_written_and_no_later_one():
     page = Page()
     page.run(page.send_until_words())
     page.do("stop")
@@ -409,7 +405,7 @@ def test_stop_ends_the_answer_that_is_written_and_no_later_one() -> None:
     assert page.words() == [*WHOLE, "two", "you said: two!"] and "stopped" not in page.shown[-1]
 
 
-def test_an_edit_that_is_stopped_before_its_first_word_comes_back_into_the_box() -> None:
+def test_an_edit_that_is_stopped_before_its_first_word_comes_back_into_the_box():
     page = Page().send("one").send("two")
     before, edited = page.words(), page.act("send", event(index=0, value="three", previous_value=""))
     page.apply(next(edited))
@@ -417,15 +413,15 @@ def test_an_edit_that_is_stopped_before_its_first_word_comes_back_into_the_box()
     assert page.run(edited).words() == page.kept_words() == before and page.box["value"]["text"] == "three"
 
 
-def test_an_answer_that_is_stopped_while_its_page_leaves_is_kept_as_far_as_it_is() -> None:
+def test_an_answer_that_is_stopped_while_its_page_leaves_is_kept_as_far_as_it_is():
     page = Page()
     answering = page.send_until_words()
     page.do("stop")
-    answering.close()  # type: ignore[attr-defined]
+    answering.close()
     assert [entry.text for entry in page.store.conversations.history("me")] == ["one", "you said: "]
 
 
-def test_another_conversation_is_opened_while_an_answer_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_conversation_is_opened_while_an_answer_is_written(monkeypatch):
     monkeypatch.setattr(session, "RELEASE_SECONDS", 0.0)  # nobody reads the answer meanwhile
     page = Page()
     answering = page.send_until_words()
@@ -439,18 +435,18 @@ def test_another_conversation_is_opened_while_an_answer_is_written(monkeypatch: 
     assert page.words() == page.kept_words() == WHOLE, "it went on meanwhile"
 
 
-def test_what_the_server_has_forgotten_the_browser_sends_again(toasts: list[str]) -> None:
+def test_what_the_server_has_forgotten_the_browser_sends_again(toasts):
     page = Page().send("one")
-    page.store.conversations.__init__()  # type: ignore[misc]
+    page.store.conversations.__init__()
     page.send("two")
     assert page.asked_to_open and page.box["value"]["text"] == "two" and toasts == [texts.STILL_RESTORING]
     page.open("first")
     assert page.send("two").words() == [*WHOLE, "two", "you said: two!"]
 
 
-def test_an_answer_goes_on_after_a_reload_and_can_be_stopped() -> None:
+def test_an_answer_goes_on_after_a_reload_and_can_be_stopped():
     page = Page()
-    page.send_until_words().close()  # type: ignore[attr-defined]
+    page.send_until_words().close()
     assert page.engine.closed == 0, "it waits for the page"
     other, again = Page(name="other", server=page), Page(name="again", server=page)
     for reloaded in (other, again):
@@ -470,7 +466,7 @@ def test_an_answer_goes_on_after_a_reload_and_can_be_stopped() -> None:
     assert other.do("follow").words() == again.words(), "a page that is behind catches up"
 
 
-def test_an_answer_that_nobody_reads_ends_and_one_that_is_read_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_nobody_reads_ends_and_one_that_is_read_stays(monkeypatch):
     monkeypatch.setattr(session, "UNREAD_SECONDS", 0.0)
     monkeypatch.setattr(session, "HANDOVER_SECONDS", 0.0)
     page = Page()
@@ -479,12 +475,12 @@ def test_an_answer_that_nobody_reads_ends_and_one_that_is_read_stays(monkeypatch
     other.kept = {**page.kept}
     other.open("first")
     assert other.do("follow").words() == ["one", "you said: "] and other.kept["first"] is not page.kept["first"]
-    answering.close()  # type: ignore[attr-defined]
+    answering.close()
     wait_until(lambda: page.engine.closed == 1)
     assert page.do("follow").words() == ["one", "you said: "] and "Continue" in page.buttons()
 
 
-def test_where_the_xray_makes_a_conversation_too_long_it_goes() -> None:
+def test_where_the_xray_makes_a_conversation_too_long_it_goes():
     page = Page().send("a")
     shown = page.store.conversations.shown("me", "first")
     shown.history[1:] = [replace(shown.history[1], xray="x" * conversation.MAX_HISTORY)]
@@ -492,13 +488,13 @@ def test_where_the_xray_makes_a_conversation_too_long_it_goes() -> None:
     assert page.sent["keep"]["begins"] is False and page.send("on").words()[-1] == "you said: on!"
 
 
-def test_where_the_xray_cannot_colour_an_answer_it_says_why(toasts: list[str]) -> None:
+def test_where_the_xray_cannot_colour_an_answer_it_says_why(toasts):
     page = Page(history=[conversation.Entry("user", "a"), conversation.Entry("assistant", "b", about="of a link")])
     page.events.xray(True, page.id, page.request)
     assert toasts == [texts.NO_RECORD]
 
 
-def test_conversations_have_a_bounded_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversations_have_a_bounded_place(monkeypatch):
     monkeypatch.setattr(session, "MAX_SESSIONS", 3)
     conversations = Conversations()
     conversations.open("writing", "a", [])
@@ -518,7 +514,7 @@ def test_conversations_have_a_bounded_place(monkeypatch: pytest.MonkeyPatch) -> 
         conversations.shown("last", "b")
 
 
-def test_the_conversation_of_a_page_that_is_closed_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_conversation_of_a_page_that_is_closed_is_forgotten(monkeypatch):
     page = Page().send("one")
     page.store.close(page.request)
     assert page.store.conversations.history("me") == []
@@ -539,7 +535,7 @@ def test_the_conversation_of_a_page_that_is_closed_is_forgotten(monkeypatch: pyt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
-def test_in_no_order_of_events_a_word_is_lost(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_no_order_of_events_a_word_is_lost(seed, monkeypatch):
     """Of one page, interleaved: what it shows, what the server holds and what the browser keeps is the same."""
     monkeypatch.setattr(session, "RELEASE_SECONDS", 0.0)
     monkeypatch.setattr(session, "HANDOVER_SECONDS", 0.0)

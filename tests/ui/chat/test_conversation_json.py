@@ -53,7 +53,7 @@ def from_browser(stored: Any, pictures: Any) -> conversation.History:
     return conversation_json.read(json.dumps({**stored, "pictures": pictures}), stored=True)[0]
 
 
-def test_pictures_of_a_conversation_count_as_uploads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_a_conversation_count_as_uploads_once(monkeypatch):
     history, counted = [Entry("user", picture=images.write_upload(png(9, "#123456"))), Entry("user", "?")], []
     text, path = to_file(history)[0], Path(history[0].picture or "")
     monkeypatch.setattr(images, "count_upload", counted.append)
@@ -139,9 +139,7 @@ def check_rest(kept: list[dict[str, Any]], whole: list[dict[str, Any]], dropped:
 
 @settings(MANY, max_examples=80)
 @given(history=HISTORIES, limits=LIMITS | st.just(conversation_json.BROWSER))
-def test_what_is_stored_is_restored_and_what_is_exported_is_imported(
-    uploads: Path, history: conversation.History, limits: TranscriptLimits
-) -> None:
+def test_what_is_stored_is_restored_and_what_is_exported_is_imported(uploads, history, limits):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversation_json, "BROWSER", limits)
         text, pictures, dropped = stored(history)
@@ -161,9 +159,9 @@ def test_what_is_stored_is_restored_and_what_is_exported_is_imported(
     assert sum(map(len, json.loads(pictures).values())) <= limits.picture_bytes
 
 
-def test_what_is_dropped_is_said_once(uploads: Path, toasts: list[str]) -> None:
+def test_what_is_dropped_is_said_once(uploads, toasts):
     with gr.Blocks():
-        store = ConversationStore(ReadyProvider(EchoEngine()), FakeCatalog())  # type: ignore[arg-type]
+        store = ConversationStore(ReadyProvider(EchoEngine()), FakeCatalog())
     shown = store.conversations.open("me", "first", [])
     for count, new in ((32, 32), (33, 1), (34, 1), (0, 0), (1, 1)):
         kept = json.loads(store.keep(shown, turns_with_pictures(count)).to_browser)["keep"]
@@ -180,9 +178,7 @@ def test_what_is_dropped_is_said_once(uploads: Path, toasts: list[str]) -> None:
     assert store.conversations.history("me") == history
 
 
-def test_an_export_holds_a_picture_once_and_decodes_it_once(
-    uploads: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_holds_a_picture_once_and_decodes_it_once(uploads, monkeypatch):
     decoded, real = [], image_file._decode
     monkeypatch.setattr(image_file, "_decode", lambda data: decoded.append(data) or real(data))
     small = images.shrink(encoded(Image.effect_noise((900, 700), 80).convert("RGB")))
@@ -195,7 +191,7 @@ def test_an_export_holds_a_picture_once_and_decodes_it_once(
     assert len(decoded) == 1, "its small form is known"
 
 
-def test_what_is_malformed_in_the_storage_costs_nothing_else(uploads: Path) -> None:
+def test_what_is_malformed_in_the_storage_costs_nothing_else(uploads):
     history = turns_with_pictures(3)
     text, pictures, _ = stored(history)
     document, by_key = json.loads(text), json.loads(pictures)
@@ -213,7 +209,7 @@ def test_what_is_malformed_in_the_storage_costs_nothing_else(uploads: Path) -> N
 @pytest.mark.parametrize(
     "path", ["/etc/hosts", "../../../../etc/hosts", "{uploads}/../secret.png", "\0", "x" * 5000]
 )
-def test_no_path_leads_out_of_the_uploads(path: str, uploads: Path) -> None:
+def test_no_path_leads_out_of_the_uploads(path, uploads):
     (uploads.parent / "secret.png").write_bytes(png())
     path = path.format(uploads=uploads)
     with pytest.raises(images.BadPicture, match="no longer on the server"):
@@ -228,7 +224,7 @@ def test_no_path_leads_out_of_the_uploads(path: str, uploads: Path) -> None:
     assert conversation.latest_picture([*conversation.user_turn("what?", "older.png"), *lost]) is None
 
 
-def test_a_picture_that_many_send_at_once_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_many_send_at_once_is_encoded_once(monkeypatch):
     data = encoded(Image.effect_noise((800, 600), 90).convert("RGB"))
     monkeypatch.setattr(images, "_encode", encode := Mock(wraps=images._encode))
     with ThreadPoolExecutor(4) as visitors:
@@ -236,7 +232,7 @@ def test_a_picture_that_many_send_at_once_is_encoded_once(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("form", "orientation"), [("PNG", 1), ("JPEG", 6)])
-def test_metadata_of_a_picture_is_removed(form: str, orientation: int) -> None:
+def test_metadata_of_a_picture_is_removed(form, orientation):
     image = Image.new("RGB", (50, 50), "teal")
     image.paste("red", (0, 0, 24, 50))
     exif = image.getexif()

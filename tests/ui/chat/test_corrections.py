@@ -1,7 +1,6 @@
 """Corrections of answers: what becomes of the conversation, and which records they are."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -21,7 +20,7 @@ def contents(correction: dict[str, Any]) -> list[Any]:
     return [(m["role"][0], m["content"], m.get("weight")) for m in correction["messages"]]
 
 
-def test_a_correction_is_a_record_in_which_only_the_visitors_words_are_learnt(tmp_path: Path) -> None:
+def test_a_correction_is_a_record_in_which_only_the_visitors_words_are_learnt(tmp_path):
     from train.formats.dataset import open_records
 
     both = add_correction(add_correction([], HISTORY, 1, "Better."), CORRECTED, 3, "Best.")
@@ -38,7 +37,7 @@ def test_a_correction_is_a_record_in_which_only_the_visitors_words_are_learnt(tm
 
 
 @pytest.mark.parametrize("forged", [None, "x", {}, [1], [{}], [{"messages": "x"}], [{"messages": [1]}]])
-def test_what_a_browser_forges_is_no_correction(forged: Any) -> None:
+def test_what_a_browser_forges_is_no_correction(forged):
     assert not _show(forged)[0]["visible"]
     assert len(add_correction(forged, HISTORY, 1, "Better.")) == 1
     shown = _show([{"messages": [{"role": [], "content": {"<b>": 1}}]}])[1]
@@ -52,7 +51,7 @@ def corrected(page: Page, index: Any, value: str, before: str = "First.") -> tup
     return page.shown, updates.corrections
 
 
-def test_a_corrected_answer_stays_in_the_conversation_without_a_record(toasts: list[str]) -> None:
+def test_a_corrected_answer_stays_in_the_conversation_without_a_record(toasts):
     page = Page()
     shown = page.store.conversations.shown("me", "first")
     shown.history = HISTORY

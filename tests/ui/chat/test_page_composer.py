@@ -1,7 +1,6 @@
 """The message box in Chromium over a fake engine: pictures, what is refused, the keyboard."""
 
 import base64
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,9 +38,7 @@ def drop(visitor: Visitor, target: str, *files: Path) -> None:
         hand.send("Input.dispatchDragEvent", {"type": kind, **at, "data": data})
 
 
-def test_a_picture_dropped_anywhere_or_pasted_lands_in_the_message(
-    visit: Callable[..., Visitor], tmp_path: Path
-) -> None:
+def test_a_picture_dropped_anywhere_or_pasted_lands_in_the_message(visit, tmp_path):
     visitor = visit()
     page, picture = visitor.page, visitor.page.locator("#box .thumbnail-item")
     logo = base64.b64encode((PHOTOGRAPHS / "logo.png").read_bytes()).decode()
@@ -71,7 +68,7 @@ COMPOSED = """field => field.dispatchEvent(
     new KeyboardEvent("keydown", { key: "Enter", keyCode: 229, bubbles: true, cancelable: true }))"""
 
 
-def test_keyboard(visit: Callable[..., Visitor]) -> None:
+def test_keyboard(visit):
     visitor = visit(locale="ru-RU")  # in which Gradio names its buttons
     page, keyboard = visitor.page, visitor.page.keyboard
     assert page.evaluate("() => document.body.lang") == "en", "and the page its words"
@@ -112,7 +109,7 @@ PLACE = """() => {
 }"""
 
 
-def test_who_reads_further_up_stays_there_until_the_end_is_asked_for(visit: Callable[..., Visitor]) -> None:
+def test_who_reads_further_up_stays_there_until_the_end_is_asked_for(visit):
     visitor = visit(390, 600)
     page = visitor.page
 

@@ -1,7 +1,6 @@
 """Several conversations in Chromium over a fake engine: their list, on a desk and on a phone."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,13 +8,13 @@ import pytest
 from adapter.ui.texts import page as texts
 from tests.app_process import wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
-from tests.ui.fake_page import GatedEngine, closed_gate, url
+from tests.ui.fake_page import closed_gate, url
 
 __all__ = ["closed_gate", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
-def test_each_conversation_has_its_words_pictures_and_settings(visit: Callable[..., Visitor]) -> None:
+def test_each_conversation_has_its_words_pictures_and_settings(visit):
     visitor = visit()
     visitor.pick("poet")
     visitor.set("Strength", 0.5)
@@ -37,9 +36,7 @@ def test_each_conversation_has_its_words_pictures_and_settings(visit: Callable[.
     assert visitor.loaded_picture() == picture
 
 
-def test_an_adapter_of_the_hub_that_a_link_names_is_asked_about_first(
-    visit: Callable[..., Visitor], url: str
-) -> None:
+def test_an_adapter_of_the_hub_that_a_link_names_is_asked_about_first(visit, url):
     visitor = visit()
     page, question = visitor.page, visitor.page.locator("#hub-link")
     assert not question.is_visible()
@@ -50,7 +47,7 @@ def test_an_adapter_of_the_hub_that_a_link_names_is_asked_about_first(
     page.wait_for_url(lambda address: "#" not in address)
 
 
-def test_search_rename_delete_and_undo(visit: Callable[..., Visitor]) -> None:
+def test_search_rename_delete_and_undo(visit):
     visitor = visit(390, 844)  # a sheet, on a phone
     page = visitor.page
     for words in ("Good morning.", "Why is the sky blue?"):
@@ -85,7 +82,7 @@ def test_search_rename_delete_and_undo(visit: Callable[..., Visitor]) -> None:
     assert row.evaluate("row => row.isConnected"), "a row that may be pressed just now is not drawn anew"
 
 
-def test_what_came_after_an_edited_question_stays_in_the_list(visit: Callable[..., Visitor]) -> None:
+def test_what_came_after_an_edited_question_stays_in_the_list(visit):
     visitor = visit()
     for words in ("One?", "Two?"):
         visitor.ask(words)
@@ -108,9 +105,7 @@ def test_what_came_after_an_edited_question_stays_in_the_list(visit: Callable[..
     assert visitor.titles() == ["c", "Three?", "One?"]
 
 
-def test_two_tabs_go_on_with_one_conversation_and_lose_neither_a_title_nor_a_deletion(
-    visit: Callable[..., Visitor], url: str, closed_gate: GatedEngine
-) -> None:
+def test_two_tabs_go_on_with_one_conversation_and_lose_neither_a_title_nor_a_deletion(visit, url, closed_gate):
     closed_gate.gate.set()
     one = visit()
     one.ask("Good morning.")
@@ -141,7 +136,7 @@ def test_two_tabs_go_on_with_one_conversation_and_lose_neither_a_title_nor_a_del
     assert two.complaints == []
 
 
-def test_corrections_of_two_tabs_come_together(visit: Callable[..., Visitor], url: str) -> None:
+def test_corrections_of_two_tabs_come_together(visit, url):
     one = visit()
     one.ask("Good morning.")
     two = Visitor(one.context, url)
@@ -163,7 +158,7 @@ def test_corrections_of_two_tabs_come_together(visit: Callable[..., Visitor], ur
     assert texts.STORAGE_FULL in one.toast()
 
 
-def test_a_conversation_that_cannot_be_opened_leaves_the_page_able_to_send(visit: Callable[..., Visitor]) -> None:
+def test_a_conversation_that_cannot_be_opened_leaves_the_page_able_to_send(visit):
     visitor = visit()
     visitor.ask("Good morning.")
     visitor.open_edit()

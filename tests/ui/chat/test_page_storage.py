@@ -1,8 +1,6 @@
 """The browser's storage, files and links in Chromium, over a fake engine."""
 
 import threading
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -13,13 +11,13 @@ from adapter.ui.chat import conversation_json
 from adapter.ui.texts import page as texts
 from tests.app_process import PATIENCE, wait_until
 from tests.browser import PHOTOGRAPHS, Visitor
-from tests.ui.fake_page import GatedEngine, closed_gate, url
+from tests.ui.fake_page import closed_gate, url
 
 __all__ = ["closed_gate", "url"]  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
-def test_a_full_storage_keeps_what_it_has_and_says_so(browser: Any, url: str, tmp_path: Path) -> None:
+def test_a_full_storage_keeps_what_it_has_and_says_so(browser, url, tmp_path):
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     # Before the first use: Chromium remembers the quota for a while.
     quota = {"origin": url.rstrip("/"), "quotaSize": 120_000}
@@ -45,7 +43,7 @@ def test_a_full_storage_keeps_what_it_has_and_says_so(browser: Any, url: str, tm
     context.close()
 
 
-def test_a_storage_that_the_browser_has_closed_is_opened_again(visit: Callable[..., Visitor]) -> None:
+def test_a_storage_that_the_browser_has_closed_is_opened_again(visit):
     visitor = visit()
     visitor.page.evaluate(
         """(({ transaction }) => void (IDBDatabase.prototype.transaction = function (...asked) {
@@ -57,7 +55,7 @@ def test_a_storage_that_the_browser_has_closed_is_opened_again(visit: Callable[.
     wait_until(lambda: "you said: Good morning." in str(visitor.stored()))
 
 
-def test_without_any_storage_the_page_works(browser: Any, url: str) -> None:
+def test_without_any_storage_the_page_works(browser, url):
     context = browser.new_context()
     context.add_init_script(
         """for (const name of ["localStorage", "sessionStorage", "indexedDB"])
@@ -76,7 +74,7 @@ def test_without_any_storage_the_page_works(browser: Any, url: str) -> None:
     context.close()
 
 
-def test_a_file_is_exported_and_imported(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_a_file_is_exported_and_imported(visit, tmp_path):
     visitor = visit()
     visitor.pick("see")
     visitor.ask_about(PHOTOGRAPHS / "cheetah1.jpg", "What is this?")
@@ -99,7 +97,7 @@ def test_a_file_is_exported_and_imported(visit: Callable[..., Visitor], tmp_path
     visitor.wait_for_rows(rows)
 
 
-def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Callable[..., Visitor]) -> None:
+def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit):
     sender = visit()
     sender.pick("see")
     sender.set("Strength", 0.5)
@@ -151,9 +149,7 @@ def test_a_link_opens_elsewhere_and_replaces_nothing_until_one_goes_on(visit: Ca
     assert not [u for u in reader.requested if "chat=" in u]
 
 
-def test_a_message_during_the_restore_waits_for_it(
-    visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_message_during_the_restore_waits_for_it(visit, monkeypatch):
     visitor = visit()
     visitor.ask("Good morning.")
     rows = visitor.rows()
@@ -169,9 +165,7 @@ def test_a_message_during_the_restore_waits_for_it(
     assert visitor.rows()[: len(rows)] == rows
 
 
-def test_a_failed_answer_leaves_the_adapter_that_was_chosen_meanwhile(
-    visit: Callable[..., Visitor], closed_gate: GatedEngine
-) -> None:
+def test_a_failed_answer_leaves_the_adapter_that_was_chosen_meanwhile(visit, closed_gate):
     visitor = visit()
     visitor.pick("poet")
     closed_gate.error = Busy("Pulled.")
@@ -183,7 +177,7 @@ def test_a_failed_answer_leaves_the_adapter_that_was_chosen_meanwhile(
     wait_until(lambda: (visitor.rows(), visitor.box.input_value(), visitor.picked) == ([], "Good morning.", "see"))
 
 
-def test_deletion_while_an_answer_is_written(visit: Callable[..., Visitor], closed_gate: GatedEngine) -> None:
+def test_deletion_while_an_answer_is_written(visit, closed_gate):
     visitor = visit()
     visitor.type("Good morning.")
     visitor.await_answers(1)

@@ -57,7 +57,7 @@ def imported(visit: Callable[..., Visitor], asked: str, answer: str, folder: Pat
     return visitor
 
 
-def test_what_is_rendered_and_what_never_is(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_what_is_rendered_and_what_never_is(visit, tmp_path):
     visitor = imported(visit, ASKED, ANSWER, tmp_path)
     page = visitor.page
     answer = page.locator('#chat [data-testid="bot"]').first
@@ -88,7 +88,7 @@ COPIED = (
 )
 
 
-def test_copies_are_exact(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_copies_are_exact(visit, tmp_path):
     visitor = imported(visit, COPIED, COPIED, tmp_path)
     page = visitor.page
     visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])

@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -58,7 +57,7 @@ def panes_of(html: str) -> list[str]:
     return re.split(r'<div>(?=<div class="answer-text)', html)[1:]
 
 
-def test_all_panes_have_the_same_seed_and_no_markup() -> None:
+def test_all_panes_have_the_same_seed_and_no_markup():
     engine = EchoEngine()
     updates = list(compare(engine, ("", 1.0), ("poet", 0.5), ("poet", 1.0), text="<img src=x>"))
     assert [(r.adapter, r.strength) for r in engine.requests] == [(None, 1.0), ("poet", 0.5), ("poet", 1.0)]
@@ -74,7 +73,7 @@ def test_all_panes_have_the_same_seed_and_no_markup() -> None:
     assert [r.sampling.seed for r in engine.requests[3:]] == [5, 5]
 
 
-def test_an_error_ends_its_own_pane_only() -> None:
+def test_an_error_ends_its_own_pane_only():
     """Words after the place where an answer failed do not differ from it."""
 
     class FailingEngine(EchoEngine):
@@ -113,18 +112,14 @@ def test_an_error_ends_its_own_pane_only() -> None:
         ("", {"view": FILM}, texts.FILM_NEEDS_ADAPTER),
     ],
 )
-def test_what_is_wrong_for_all_panes_is_a_toast(
-    adapter: str, wrong: dict[str, Any], message: str, toasts: list[str]
-) -> None:
+def test_what_is_wrong_for_all_panes_is_a_toast(adapter, wrong, message, toasts):
     updates = list(compare(EchoEngine(), ("", 1.0), (adapter, 1.0), **wrong))
     assert len(toasts) == 1 and message in toasts[0]
     assert all(shown == gr.skip() for _, shown in updates), "the last comparison is gone"
     assert updates[-1][0] == gr.skip() or updates[-1][0]["submit_btn"] is True
 
 
-def test_the_picture_goes_to_visual_adapters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toasts: list[str]
-) -> None:
+def test_the_picture_goes_to_visual_adapters(tmp_path, monkeypatch, toasts):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     picture, engine, sees = str(tmp_path / "a.png"), EchoEngine(), (("", 1.0), ("see", 1.0))
     Image.new("RGB", (8, 8)).save(picture)
@@ -137,7 +132,7 @@ def test_the_picture_goes_to_visual_adapters(
     assert len(engine.requests) == 2 and "No pane" in toasts.pop()
 
 
-def test_one_comparison_at_a_time_and_stop_ends_the_one_that_is_written(toasts: list[str]) -> None:
+def test_one_comparison_at_a_time_and_stop_ends_the_one_that_is_written(toasts):
     tab = compare_events(EchoEngine())
     first = compare(tab, *TWO)
     next(first)
@@ -171,11 +166,11 @@ def test_one_comparison_at_a_time_and_stop_ends_the_one_that_is_written(toasts: 
         ("<i> x", "<i> <b>x</b> & y", ("&lt;i&gt; <mark>&lt;b&gt;x&lt;/b&gt; &amp; y</mark>", 3, 4)),
     ],
 )
-def test_words_that_differ_are_marked(first: str, other: str, marked: tuple[str, int, int]) -> None:
+def test_words_that_differ_are_marked(first, other, marked):
     assert mark_differences(first, other) == marked
 
 
-def test_texts_that_repeat_themselves_are_not_compared_word_by_word() -> None:
+def test_texts_that_repeat_themselves_are_not_compared_word_by_word():
     """With all their words Python's matcher would take 25 s, while all others' answers are slow."""
     first, other = ["a", "b"] * 1000, ["b", "a", "a"] * 600
     begun = time.thread_time()
@@ -183,7 +178,7 @@ def test_texts_that_repeat_themselves_are_not_compared_word_by_word() -> None:
     assert time.thread_time() - begun < 1 and words == 1801 and marked.startswith("Yes <mark>")
 
 
-def test_a_film_counts_as_five_answers_and_is_written_whole_or_not_at_all(toasts: list[str]) -> None:
+def test_a_film_counts_as_five_answers_and_is_written_whole_or_not_at_all(toasts):
     now = [0.0]
     limits, engine = Limits(public=True, clock=lambda: now[0]), EchoEngine()
     for _ in range(ANSWERS_PER_MINUTE - 4):

@@ -55,7 +55,7 @@ def _word(line: str) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_the_films_are_what_the_adapters_answer(base: Any) -> None:
+def test_the_films_are_what_the_adapters_answer(base):
     mixed = frames_of(Settings(adapter="poet", strength=0.5, mix="bard", mix_strength=0.75))
     assert [one.settings.mix_strength for one in mixed] == [0.0, 0.75, 1.5, 2.0, 2.0], "the base comes first"
     second = frames_of(Settings(adapter="poet", strength=0, mix="bard", mix_strength=0.5))[-1].settings

@@ -1,7 +1,6 @@
 """The comparison in a real browser, on the real embedded base with the shipped adapters."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 FOOTER = re.compile(r"(frozen base|\w+ · strength [\d.]+) · \d+ tokens? · [\d.]+ tokens/s")
 
 
-def test_base_and_pirate_side_by_side(visit: Callable[..., Visitor]) -> None:
+def test_base_and_pirate_side_by_side(visit):
     visitor = visit()
     page, tab = visitor.page, visitor.page.locator("#compare")
     page.get_by_role("tab", name="Compare").click()
@@ -52,7 +51,7 @@ def shown_frame(visitor: Visitor, strength: float) -> str:
     return frame.locator(".answer-text").inner_text()
 
 
-def test_the_filmstrip_of_an_answer(visit: Callable[..., Visitor]) -> None:
+def test_the_filmstrip_of_an_answer(visit):
     visitor = visit(390, 844)
     page, film = visitor.page, visitor.page.locator("#answers")
     visitor.pick("pirate")

@@ -132,7 +132,7 @@ def number(text: str) -> float:
     return float(text.replace("−", "-"))  # ".34" is one for Python too
 
 
-def test_the_charts_have_the_numbers_of_the_inspection(engine, picture) -> None:
+def test_the_charts_have_the_numbers_of_the_inspection(engine, picture):
     panel = panel_of(engine)
     history = recorded(engine, picture, adapter="see", mix="two", strength=0.8)
     panel.conversations.close("me")  # as Gradio does with a page that sleeps
@@ -154,7 +154,7 @@ def test_the_charts_have_the_numbers_of_the_inspection(engine, picture) -> None:
         assert shown == [[round(v * 100) for v in row] for row in part.prompt_weights[4].tolist()]
 
 
-def test_a_click_on_an_answer_that_has_been_replaced_changes_nothing(engine) -> None:
+def test_a_click_on_an_answer_that_has_been_replaced_changes_nothing(engine):
     panel, old = panel_of(engine), recorded(engine, tokens=4)
     key = key_of(last_updates(panel, old)[2])
     for index, wrong in ((-1, key), (99, key), ("0", key), (None, None), (True, key), (1, "x")):
@@ -165,7 +165,7 @@ def test_a_click_on_an_answer_that_has_been_replaced_changes_nothing(engine) -> 
     assert panel.show_token("a", clicked(1, key), REQUEST) == gr.skip()
 
 
-def test_the_text_of_a_model_is_inert_and_a_long_answer_is_cut(engine) -> None:
+def test_the_text_of_a_model_is_inert_and_a_long_answer_is_cut(engine):
     panel, history = panel_of(engine), recorded(engine)
     last_updates(panel, history)
     bad = ('<img src=x onerror="alert(1)">', "a\nb", "</button><script>", '" onclick="x', "&amp;", *[""] * 5)
@@ -184,7 +184,7 @@ def test_the_text_of_a_model_is_inert_and_a_long_answer_is_cut(engine) -> None:
     assert read == [inside_panel.MAX_INSPECTED_ANSWER]
 
 
-def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
+def test_each_reason_has_its_sentence(engine, picture, tmp_path):
     panel, good = panel_of(engine), recorded(engine)
     record, seen = good[-1].record, recorded(engine, picture, adapter="see")
     asked = conversation.user_turn("hi")
@@ -214,7 +214,7 @@ def test_each_reason_has_its_sentence(engine, picture, tmp_path: Path) -> None:
 # Painted gates, and X-ray of an answer that was written without.
 
 
-def test_an_answer_is_written_with_the_painted_gates(engine) -> None:
+def test_an_answer_is_written_with_the_painted_gates(engine):
     history = recorded(engine)
     painted = [
         [layer, 0, 2] for layer in engine.engine.store.load("one", engine.engine.base.fingerprint).config.layers

@@ -37,7 +37,7 @@ def inside(visit: Callable[..., Visitor]) -> InsideVisitor:
     return InsideVisitor(visit())
 
 
-def test_a_photograph_is_inspected(inside: InsideVisitor) -> None:
+def test_a_photograph_is_inspected(inside):
     visitor, panel = inside.visitor, inside.panel
     visitor.pick("see")
     answer = visitor.ask_about(PHOTOGRAPHS / "cheetah1.jpg", "What is in this picture?")
@@ -84,7 +84,7 @@ A_WORD = """() => {
 }"""
 
 
-def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[..., Visitor]) -> None:
+def test_an_answer_is_coloured_while_it_is_written_and_later(visit):
     visitor = visit()
     page, switch = visitor.page, visitor.page.locator("#xray-switch input")
     visitor.pick("pirate")
@@ -132,7 +132,7 @@ def test_an_answer_is_coloured_while_it_is_written_and_later(visit: Callable[...
     assert visitor.answers()[-2] == newest and page.get_by_role("button", name="2/2").count() == 0
 
 
-def test_gates_are_painted_and_the_answer_is_written_beside(inside: InsideVisitor) -> None:
+def test_gates_are_painted_and_the_answer_is_written_beside(inside):
     visitor, panel, page = inside.visitor, inside.panel, inside.page
     visitor.pick("pirate")
     original = visitor.ask("Why is the sky blue?")
