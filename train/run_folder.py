@@ -87,7 +87,7 @@ class RunFolder:
     def load(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Reads what `save` wrote. Raises TrainError, which names what differs from `identity` as far as known."""
         path = self.path / STATE
-        with _explained(f"'{path.name}' cannot be read. Start anew with another --out.", path):
+        with _explained(f"'{path.name}' cannot be read. Start anew under another name (--out).", path):
             if damaged := zipfile.ZipFile(path).testzip():  # torch compares no checksums
                 raise ValueError(f"damaged: {damaged}")
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -149,7 +149,7 @@ def restore_adapter(name: str, token: str, store: AdapterStore) -> str:
     """Puts a deleted adapter back, and returns its name. Raises BadInput or LoadError."""
     with names_lock(store.incoming):
         if name.lower() in {other.lower() for other in (*store.names(), *os.listdir(store.incoming))}:
-            raise _taken(name)
+            raise BadInput(f"There is another adapter called '{name}' now. Delete that one first, then undo this.")
         deleted = store.incoming / DELETED / token / name
         if not (deleted / WEIGHTS).exists():
             raise BadInput(f"“{name}” was deleted for good meanwhile.")
@@ -192,7 +192,7 @@ def _move_into_store(folder: Path, into: Path, store: AdapterStore) -> tuple[str
         files = [CONFIG, WEIGHTS]
         there = store.folder(name) if name in store.names() else None
         if there is None or filecmp.cmpfiles(folder, there, files, shallow=False)[0] != files:
-            raise _taken(name)
+            raise BadInput(f"There is another adapter called '{name}' already. Give this one a name of its own.")
         return name, False
     check_room(into, (folder / WEIGHTS).stat().st_size)
     for file in folder.iterdir():
@@ -214,10 +214,6 @@ def check_room(into: Path, more: int) -> None:
             taken += file.lstat().st_size + 4096  # what is small takes a block
     if len(weights) >= FOLDER_ADAPTERS or taken > FOLDER_BYTES:
         raise BadInput("The server has no place for more adapters. Somebody there has to delete some first.")
-
-
-def _taken(name: str) -> BadInput:
-    return BadInput(f"There is another adapter called '{name}' already. Give this one a name of its own.")
 
 
 def _refuse_pickle(name: str) -> None:

@@ -187,7 +187,7 @@ def test_what_was_added_here_is_deleted_and_put_back(folder, store, add, tmp_pat
     with pytest.raises(BadInput, match="for good"):
         restore_adapter("guest", "1.5", store)
     add(folder, "Guest")
-    with pytest.raises(BadInput, match="another adapter"):
+    with pytest.raises(BadInput, match="Delete that one first"):
         restore_adapter("guest", token, store)
     with pytest.raises(BadInput, match="stays"):
         delete_adapter("kept", store)

@@ -32,7 +32,7 @@ def run_html(run: TrainingRun, watched: Sequence[WatchedAnswer] = ()) -> str:
         explanation = run.message if run.state == "failed" else f"{run.message[:1].upper()}{run.message[1:]}…"
     if run.state in ("starting", "training") and run.message.startswith("warning: "):
         explanation = f"{run.message[9:10].upper()}{run.message[10:]}"
-    losses = ""
+    losses = texts.NONE_HELD_OUT if run.state == "ended" else ""
     if progress.held_out:
         kept = progress.kept(config.save)[1] if run.state == "ended" else None
         now, when = (progress.held_out[-1][1], texts.NOW) if kept is None else (kept, texts.AFTER)

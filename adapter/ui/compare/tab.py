@@ -53,7 +53,7 @@ def frames_of(settings: Settings) -> list[Pane]:
     """An empty frame for each strength. Raises BadInput for the frozen base."""
     if not settings.adapter:
         raise BadInput(texts.FILM_NEEDS_ADAPTER)
-    if settings.mix and not settings.strength:  # the second one alone has answered
+    if settings.mix and settings.answerer == settings.mix:  # the second one alone has answered
         first = {"adapter": settings.mix, "strength": settings.mix_strength}
         settings = settings.replace(**first, mix=settings.adapter, mix_strength=0.0)
     second = settings.mix_strength / (settings.strength or 1)  # a mix gets stronger as a whole
@@ -95,7 +95,7 @@ class CompareEvents:
         alone = {"text": answered.messages[0].text, "files": [picture] if picture else []}
         message = alone if len(answered.messages) == 1 else None
         asked = {"value": message} if message else {}
-        adapter = settings.adapter if settings.adapter in self.catalog.names() else skip
+        adapter = name if (name := settings.answerer or settings.adapter) in self.catalog.names() else skip
         yield gr.Tabs(selected="compare"), skip, skip, skip, skip
         time.sleep(FRAME_SECONDS)
         updates = self._compare(
@@ -175,7 +175,7 @@ def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
     panes = []
     for i in range(count):
         name, strength, words = (values[f"{part}_{i}"] for part in ("adapter", "strength", "words"))
-        told = "" if name else words
+        told = "" if name else words.strip()
         settings = Settings.checked({**values, "adapter": name, "strength": strength, "system": told})
         panes.append(Pane(settings, [texts.told(theme.ellipsize(told, 60))] if told else []))
     return panes

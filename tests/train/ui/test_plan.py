@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from train.config import RecipeFile, read_recipe, recipe_text
+from train.ui import texts
 from train.ui.charts import run_html
 from train.ui.plan import RunPlan
 from train.ui.runs import RECIPE, RunProgress, RunRecord, TrainingRun, read_metrics
@@ -61,6 +62,10 @@ def test_progress_is_read_while_metrics_are_written(tmp_path):
     assert progress.losses == ((1, 2.0), (2, 1.0), (3, 0.0))
     assert progress.seconds_left(10, 4) == pytest.approx(7 * 0.5 + 2 * 2.0)  # the slow first step does not count
     html = shown(progress)
+    blind = dataclasses.replace(progress, held_out=())
+    assert (
+        texts.NONE_HELD_OUT in shown(blind, "ended") and texts.NONE_HELD_OUT not in shown(progress, "ended") + html
+    )
     assert "Step 3 of 1,000" in html and "<svg" in html and "3.00 before, 1.50 now" in html
 
 

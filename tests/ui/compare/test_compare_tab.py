@@ -71,6 +71,7 @@ def test_all_panes_have_the_same_seed_and_no_markup():
     assert [[m.role for m in r.messages] for r in engine.requests[3:]] == [["system", "user"], ["user"]]
     assert "told “Answer like a pirate.”" in told
     assert [r.sampling.seed for r in engine.requests[3:]] == [5, 5]
+    assert "told" not in list(compare(engine, *TWO, words=" \n"))[-1][1], "nothing was"
 
 
 def test_an_error_ends_its_own_pane_only():
@@ -138,14 +139,15 @@ def test_one_comparison_at_a_time_and_stop_ends_the_one_that_is_written(toasts):
     next(first)
     assert list(compare(tab, *TWO)) == [(gr.skip(),) * 2]
     assert "still being written" in toasts[0]
-    record = AnswerRecord(Settings(adapter="poet", seed=1), (7,))
+    record = AnswerRecord(Settings(adapter="see", strength=0, mix="poet", seed=1), (7,))
     tab.conversations.open("me", "id", [*user_turn("why?"), Entry("assistant", "So.", record=record)])
     asked = {"index": 0, "value": conversation.FILM}
     begun, *refused = tab.film_of_chat("id", gr.SelectData(None, asked), REQUEST)
     assert begun[1:] == (gr.skip(),) * 4 and refused == [(gr.skip(),) * 5], "the other one's words stay"
     list(first)
     begun, accepted, *_ = tab.film_of_chat("id", gr.SelectData(None, asked), REQUEST)
-    assert accepted[1:3] == (FILM, "poet") and accepted[3]["value"] == {"text": "why?", "files": []}
+    assert accepted[1:3] == (FILM, "poet"), "who has answered"
+    assert accepted[3]["value"] == {"text": "why?", "files": []}
     assert tab.stop(REQUEST)["submit_btn"] is True, "it has ended, or the server was restarted"
     second = compare(tab, *TWO)
     next(second)

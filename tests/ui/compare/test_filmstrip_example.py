@@ -60,6 +60,8 @@ def test_the_films_are_what_the_adapters_answer(base):
     assert [one.settings.mix_strength for one in mixed] == [0.0, 0.75, 1.5, 2.0, 2.0], "the base comes first"
     second = frames_of(Settings(adapter="poet", strength=0, mix="bard", mix_strength=0.5))[-1].settings
     assert (second.adapter, second.strength, second.mix, second.mix_strength) == ("bard", 2.0, "poet", 0.0)
+    neither = frames_of(Settings(adapter="poet", strength=0, mix="bard", mix_strength=0))[-1].settings
+    assert (neither.adapter, neither.mix) == ("poet", "bard")
     films = json.loads(theme.FILM_EXAMPLE.read_text(encoding="utf-8"))
     assert [film["settings"]["adapter"] for film in films] == list(FILMS)
     for film in films:
