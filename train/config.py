@@ -179,7 +179,7 @@ def read_recipe(path: Path | None, assignments: Sequence[str]) -> RecipeFile:
         if not isinstance(preset, str) or preset not in presets():
             raise ConfigError(f"There is no preset '{preset}'{_nearest(str(preset), presets())}")
         values = _merge(presets()[preset]["settings"], values)
-    outer, inner = (_fields(cls) for cls in (RecipeFile, TrainConfig))
+    outer, inner = ({field.name for field in dataclasses.fields(cls)} for cls in (RecipeFile, TrainConfig))
     known = (outer | inner) - {"train", "stated"}
     for key in values:
         if key not in known:
@@ -252,7 +252,7 @@ def _sentence(error: ValidationError) -> str:
     name = ".".join(key for key in keys if key != "train")
     if unknown:
         group = _GROUPS[keys[-2]] if len(keys) > 1 else RecipeFile
-        return f"unknown key '{name}'{_nearest(keys[-1], _fields(group))}"
+        return f"unknown key '{name}'{_nearest(keys[-1], (field.name for field in dataclasses.fields(group)))}"
     if problem["type"] == "missing":
         return f"'{name}' is missing."
     allowed = [
@@ -305,19 +305,23 @@ def _merge(defaults: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [str(pair[0].value) for pair in node.value if isinstance(pair, tuple)]
+        if twice := [key for key in keys if keys.count(key) > 1]:  # YAML forbids it, and PyYAML takes the last
+            raise yaml.YAMLError(f"'{twice[0]}' stands there twice")
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         text = f"The recipe '{path.name}' cannot be read as YAML. Check the path, or mend it."
         raise ConfigError(text, f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe '{path.name}' must hold `key: value` lines.", str(path))
     return values
-
-
-def _fields(cls: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(cls)}
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -49,6 +49,7 @@ def test_a_recipe_is_read_with_groups_and_assignments(tmp_path):
         ("data: [a, {path: b, wieght: 2}]\nsteps: 1", "unknown key 'data.wieght'; did you mean 'weight'?"),
         ("data: a\nsteps: 1\nvision: {projection: label}", "choose 'global' or 'queries'"),
         ("data: {path: a, 2026-11-26: b}\nsteps: 1", "a key is no text, or a group contains itself"),
+        ("data: a\nsteps: 1\ntuning: {norms: true, norms: false}", "cannot be read as YAML"),
         ("data: a\nsteps: 1\ntuning: &t\n  x: *t", "a key is no text, or a group contains itself"),
     ],
 )
