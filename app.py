@@ -163,6 +163,7 @@ def launch(page: gr.Blocks, place: Place, most: int, own: list[BaseRoute], middl
         server_name=f"[{place.host}]" if ":" in place.host else place.host,
         server_port=place.port,
         auth=tuple(place.auth.split(":", 1)) if place.auth else None,
+        auth_message=texts.SIGN_IN,
         share=place.share,
         theme=theme.gradio_theme(),
         css_paths=[*theme.STYLE_SHEETS, STYLE_SHEET],
@@ -231,9 +232,6 @@ def serve(arguments: argparse.Namespace, place: Place, uploads: Path) -> int:
     try:
         deployment.set_up_logs()
         print(f"Open {url} (Ctrl+C stops it)", flush=True)
-        for folder in arguments.adapters:
-            if not folder.is_dir():
-                print(f"There is no folder {folder} yet; its adapters appear once there is.", file=sys.stderr)
         print(deployment.describe_access(place), flush=True)
         if not place.zero_gpu:
             provider.start()

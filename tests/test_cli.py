@@ -85,6 +85,7 @@ def test_the_page_refuses_a_file_as_adapter_folder(tmp_path, capsys):
         parse(["--adapters", __file__])
     assert ended.value.code == 2 and f"--adapters: {__file__} is a file" in capsys.readouterr().err
     assert parse(["--adapters", str(tmp_path / "later")]).adapters == [tmp_path / "later"]
+    assert "There is no folder" in (said := capsys.readouterr().err) and "later yet" in said
 
 
 @pytest.mark.slow

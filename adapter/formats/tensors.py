@@ -95,7 +95,7 @@ def _unpickle(path: Path, head: bytes) -> Any:
                 "Download it again, or ask its maker for the bare tensors, best as .safetensors.",
                 sanitize(match.group(1)),
             ) from error
-        raise _damaged(path, "", sanitize(first_line(error).partition(" In PyTorch")[0])) from error  # its advice
+        raise _damaged(path, ", or no weights", sanitize(first_line(error).partition(" In PyTorch")[0])) from error
 
 
 def _find_state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:

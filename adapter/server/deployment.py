@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -83,11 +84,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def add_adapters(parser: argparse.ArgumentParser, help: str) -> None:
-    """Adds --adapters, which takes folders only; one that is not there yet may come."""
+    """Adds --adapters, which takes folders only; one that is not there yet, which is said, may come."""
 
     def folder(text: str) -> Path:
         if Path(text).is_file():
             raise argparse.ArgumentTypeError(f"{text} is a file; name the folder that the adapters are in")
+        if not Path(text).is_dir():
+            print(f"There is no folder {text} yet; its adapters appear once there is.", file=sys.stderr)
         return Path(text)
 
     parser.add_argument("--adapters", metavar="DIR", type=folder, action="append", default=[], help=help)

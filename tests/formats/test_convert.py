@@ -116,9 +116,10 @@ def saved(content, compression=zipfile.ZIP_STORED, zipped=True) -> bytes:
         # The V2 family is recognised by tensors that only it has.
         (saved({"model": V1, "config": {"w_bias": True, "w_lora": False}}), "cannot be shared out"),
         *((half, "damaged or only half a download") for half in (saved(V1)[:-20], saved(V1, zipped=False)[:30])),
+        (b"# Notes\n", "no weights"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_file_that_is_no_v1_adapter_is_refused(tiny_folder, tmp_path, monkeypatch, content, message):
     monkeypatch.setenv("MADE_BY_CODE", str(tmp_path / "made"))

@@ -62,7 +62,7 @@ def _evaluate(args: argparse.Namespace, given: Sequence[str]) -> None:
         if (value := getattr(args, option, None)) is not None and value < least:
             raise AdapterError(f"--{option.replace('_', '-')} must be at least {least}, got {value}.")
     if args.out is not None and (args.out.is_dir() or not os.access(args.out.parent, os.W_OK | os.X_OK)):
-        raise AdapterError(f"--out {args.out.name or args.out} must be a file in a folder that may be written.")
+        raise AdapterError(f"--out {args.out} must be a file in a folder that is there and may be written.")
     folders = [_folder(name) for name in args.adapter]
     task: Task = args.task(args)  # before the base: what is wrong with the data is said at once
     base, precision = _load(args)
