@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from adapter.errors import AdapterError, BadInput, LoadError
 from adapter.method.checkpoint import CARD, CONFIG, WEIGHTS, load_adapter, save_adapter
+from adapter.method.config import VisionConfig
 from adapter.serve.store import SHIPPED, AdapterStore
 from adapter.server import adapter_upload as upload
 from adapter.server.adapter_upload import add_adapter, delete_adapter, restore_adapter
@@ -225,6 +226,12 @@ def test_pickles_are_not_opened(refused, tmp_path):
             assert "python -m adapter convert" in refused(files, kind=BadInput)
         file.unlink()
     assert not (tmp_path / "sprung").exists()
+
+
+def test_an_encoder_that_is_not_here_is_not_fetched(folder, tiny_fingerprint, refused):
+    unknown = VisionConfig("vit_tiny_patch16_224", feature_size=6, hidden=5)
+    save_adapter(random_adapter(tiny_fingerprint, vision=unknown), folder)
+    assert "'vit_tiny_patch16_224', which is not here" in refused(folder, kind=BadInput)
 
 
 def sized(config: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -34,8 +34,8 @@ def test_who_waits_is_told_of_a_failure_as_soon_as_it_happens():
     loader = EngineProvider(load)
     loader.start()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(loader.ended.wait, threading.TIMEOUT_MAX)
+        waiting = pool.submit(loader.ended.wait, PATIENCE)
         proceed.set()
-        waiting.result(PATIENCE)
+        assert waiting.result(PATIENCE)
     with pytest.raises(LoadError, match="log says why"):
         list(wait_for(loader))

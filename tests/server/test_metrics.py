@@ -25,7 +25,7 @@ from adapter.server.generation import EngineProvider
 from adapter.server.limits import Limits
 from adapter.server.metrics import CountedEngine, Metrics, routes
 from adapter.server.request_guard import RequestGuard
-from tests.app_process import wait_until
+from tests.app_process import PATIENCE, wait_until
 from tests.fake_engine import FakeCatalog, ReadyProvider
 from tests.server.asgi import LOCAL, NAMED, STRANGER, limit, send
 from tests.tiny_models import save_one_and_two
@@ -174,7 +174,7 @@ def test_readiness_is_that_of_the_model():
     assert waits.json()["reason"].startswith("Loading tiny (")
     assert served.ask("/healthz").json() == {"state": "alive"}
     proceed.set()
-    loader.ended.wait(threading.TIMEOUT_MAX)
+    assert loader.ended.wait(PATIENCE)
     assert served.ask("/readyz").json() == {"state": "ready"}
     engine.failure = "It has failed."
     broken = served.ask("/readyz")

@@ -26,7 +26,7 @@ from starlette.routing import Mount
 
 import app
 from adapter.base.llama import load_tokenizer
-from adapter.errors import AdapterError, BadForm, Busy, ContextOverflow, EngineBroken, LoadError
+from adapter.errors import AdapterError, BadForm, Busy, Closing, ContextOverflow, EngineBroken, LoadError
 from adapter.serve.detokenizer import TokenTexts
 from adapter.serve.form import check_form
 from adapter.serve.request import Answer, GenerationEvent, GenerationStats, Mailbox, TokenLogprob, TokenLogprobs
@@ -446,6 +446,7 @@ def test_fuzz_bodies(body):
     ("error", "status", "code", "retry"),
     [
         (Busy("Full."), 429, "busy", True),
+        (Closing(), 503, "closing", True),
         (ContextOverflow("9 tokens."), 400, "context_length_exceeded", False),  # by which LangChain shortens
         (LoadError("Adapter 'poet' is broken.", "/home/secret"), 500, None, False),
         (RuntimeError("secret /home/me/x.py"), 500, None, False),

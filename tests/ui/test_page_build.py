@@ -3,6 +3,10 @@
 import importlib
 import re
 import socket
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
 
 import app
 from adapter.errors import LoadError
@@ -72,6 +76,20 @@ def test_endpoints_for_programs():
     ]  # fmt: skip
     assert parameters[-3]["parameter_default"] == PAGE_PENALTY > 1
     assert all(parameter["parameter_has_default"] for parameter in parameters[1:])
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_strangers_neither_delete_adapters_nor_use_this_machines_login(public, monkeypatch, toasts):
+    page = app.build_page(ReadyProvider(EchoEngine()), FakeCatalog(), public=public)
+    assert ("delete-adapter" in {block.elem_id for block in page.blocks.values()}) is not public
+    assert page.analytics_enabled is False and page.delete_cache == (3600, 86400)
+    monkeypatch.setattr("adapter.ui.chat.adapter_upload_panel.get_token", lambda: "ours")
+    monkeypatch.setattr(FakeCatalog, "bound", lambda _: None, raising=False)
+    login: list[object] = []
+    monkeypatch.setattr("adapter.server.adapter_upload.add_from_hub", lambda *given: login.append(given[-1]))
+    [upload] = {event.fn for event in page.fns.values() if event.name == "upload_adapter"}
+    upload([], "", "user/name", gr.EventData(SimpleNamespace(elem_id="hub-fetch"), {}))
+    assert login == [False if public else "ours"]
 
 
 def test_a_taken_port_is_one_line_and_exit_1(capsys, monkeypatch, tmp_path):

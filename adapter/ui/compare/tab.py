@@ -183,7 +183,7 @@ def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
 
 def _lay_out_pane(number: int, choices: list[tuple[str, str]], first: str) -> dict[str, Any]:
     """An adapter has a strength; the frozen base may be told in words."""
-    with gr.Column(min_width=250, elem_classes="pane"):
+    with gr.Column(min_width=220, elem_classes="pane"):
         return {
             "adapter": gr.Dropdown(choices, value=first, label=texts.pane(number), filterable=False),
             "strength": gr.Slider(**slider("strength"), label=texts.pane_strength(number), visible=bool(first)),

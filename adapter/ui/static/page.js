@@ -231,6 +231,7 @@
     for (const label of all("#picker label")) {
       const [name] = label.textContent.trim().split("\n");
       if (label.dataset.name !== name) label.dataset.name = name; // page.css shows it alone
+      label.toggleAttribute("data-mixed", name === find("#mix input")?.value);
     }
     const [chat, strength, name] = [find("#chat"), find("#strength input[type=range]"), chosen()?.value];
     if (!chat || !strength || name === undefined) return;

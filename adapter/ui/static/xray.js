@@ -123,7 +123,7 @@ for (const kind of ['pointermove', 'click']) document.addEventListener(kind, eve
   if (event.type === 'pointermove' && event.pointerType === 'touch') return; // a finger scrolls
   const word = isOn() && event.target.closest?.('#chat') ? under(event) : null;
   clearTimeout(leaving);
-  if (word) show(word);
+  if (word) leaving = setTimeout(show, kind === 'click' ? 0 : 150, word); // not what a pointer passes on its way
   else if (current && !card.contains(event.target)) leaving = setTimeout(hide, kind === 'click' ? 0 : 400);
 });
 document.addEventListener('scroll', () => current && place(), true);

@@ -16,7 +16,7 @@ from adapter.method.checkpoint import load_adapter, save_adapter
 from adapter.serve.engine import Engine
 from adapter.serve.store import AdapterStore
 from adapter.server import openai_api
-from tests.app_process import wait_until
+from tests.app_process import PATIENCE, wait_until
 from tests.fake_engine import ReadyProvider
 from tests.tiny_models import random_adapter
 
@@ -45,12 +45,12 @@ def url(folder: Path, tiny_base: Any) -> Iterator[str]:
     with closing(Engine(tiny_base, store)) as engine:
         page = Starlette(routes=[Mount("/v1", openai_api.Api(ReadyProvider(engine), store))])
         server = uvicorn.Server(uvicorn.Config(page, port=0, log_level="warning"))
-        thread = threading.Thread(target=server.run)
+        thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         wait_until(lambda: server.started)
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
         server.should_exit = True
-        thread.join()
+        thread.join(PATIENCE)
 
 
 @pytest.fixture(scope="module")
