@@ -108,9 +108,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     help = "multiply a gate by 0 (shut) to 2, or all of a layer (LAYER=FACTOR); repeatable"
     add("--gate", type=gate_factor, action="append", default=[], metavar="LAYER,HEAD=FACTOR", help=help)
     for name in ("strength", *SAMPLING[:-1]):  # seed has no default
-        default, about = fields[name].default, fields[name].description
+        default, about = fields[name].default, f"{fields[name].description} (default {fields[name].default})"
         add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=about)
-    add("--max-new-tokens", type=int, default=defaults.max_tokens)
+    add("--max-new-tokens", type=int, default=defaults.max_tokens, help=f"(default {defaults.max_tokens})")
     add("--seed", type=int)
     add("--stop", action="append", default=[], metavar="TEXT", help="end the answer before it")
     add("--system", default="", metavar="TEXT", help=fields["system"].description)

@@ -105,7 +105,7 @@ class Base:
 
     def describe(self) -> str:
         """One line of text: name, quantisation, device and memory."""
-        megabytes = self.memory_bytes / 2**20
+        megabytes = self.memory_bytes / 1e6
         return f"{self.fingerprint.name}: {self.quantization} on {self.device}, {megabytes:.0f} MB"
 
 
