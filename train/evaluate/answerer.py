@@ -199,7 +199,7 @@ class Answerer:
         width, most = max(map(len, ids)), self.base.context_length
         if width > most:
             raise BadInput(f"A text and its answer have {width} tokens, and this base reads {most}. Shorten it.")
-        if max(map(max, ids)) >= self.base.fingerprint.vocab_size:
+        if max(max(row, default=0) for row in ids) >= self.base.fingerprint.vocab_size:
             raise BadInput("A text holds a token that this base lacks, such as [PAD]. Take it out.")
         batch = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self.base.device)
         arguments = {}

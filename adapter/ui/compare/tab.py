@@ -175,7 +175,7 @@ def _panes(count: int, values: Mapping[str, Any]) -> list[Pane]:
     panes = []
     for i in range(count):
         name, strength, words = (values[f"{part}_{i}"] for part in ("adapter", "strength", "words"))
-        told = "" if name else words.strip()
+        told = "" if name else (words or "").strip()
         settings = Settings.checked({**values, "adapter": name, "strength": strength, "system": told})
         panes.append(Pane(settings, [texts.told(theme.ellipsize(told, 60))] if told else []))
     return panes
