@@ -108,11 +108,11 @@ function place() {
   card.style.top = `${bottom + height + 8 < innerHeight ? bottom + 6 : Math.max(8, upper - height - 6)}px`;
 }
 
-let leaving = 0; // a pointer on its way from the word to its card
+let leaving = 0, pointed; // a pointer on its way from the word to its card
 function hide() {
   clearTimeout(leaving);
   if (card.contains(document.activeElement)) current?.bubble.focus({preventScroll: true});
-  current = null;
+  current = pointed = null;
   seen.clear();
   if (card.matches(':popover-open')) card.hidePopover();
 }
@@ -122,7 +122,9 @@ const under = ({clientX: x, clientY: y, target}) => words.find(({bubble, range})
 for (const kind of ['pointermove', 'click']) document.addEventListener(kind, event => {
   if (event.type === 'pointermove' && event.pointerType === 'touch') return; // a finger scrolls
   const word = isOn() && event.target.closest?.('#chat') ? under(event) : null;
+  if (word && word === pointed && kind === 'pointermove') return; // its card is open, or opens
   clearTimeout(leaving);
+  pointed = word;
   if (word) leaving = setTimeout(show, kind === 'click' ? 0 : 150, word); // not what a pointer passes on its way
   else if (current && !card.contains(event.target)) leaving = setTimeout(hide, kind === 'click' ? 0 : 400);
 });
