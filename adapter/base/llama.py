@@ -105,8 +105,7 @@ class Base:
 
     def describe(self) -> str:
         """One line of text: name, quantisation, device and memory."""
-        megabytes = self.memory_bytes / 1e6
-        return f"{self.fingerprint.name}: {self.quantization} on {self.device}, {megabytes:.0f} MB"
+        return f"{self.fingerprint.name}: {self.quantization} on {self.device}, {self.memory_bytes / 1e6:.0f} MB"
 
 
 def load_base(

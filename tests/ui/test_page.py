@@ -33,9 +33,7 @@ def test_an_answer_streams_and_the_swap_changes_it(visit, real_page):
     assert len(visitor.answers()) == 1
 
 
-def test_a_newcomer_meets_a_film_that_the_strength_moves_and_is_answered_by_its_adapter(
-    visit,
-):
+def test_a_newcomer_meets_a_film_that_the_strength_moves_and_is_answered_by_its_adapter(visit):
     visitor = visit()
     assert visitor.first_picked == "pirate"
     frame = visitor.page.locator("#chat .film[data-shown] .frames p:visible")

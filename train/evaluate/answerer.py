@@ -200,7 +200,7 @@ class Answerer:
         if width > most:
             raise BadInput(f"A text and its answer have {width} tokens, and this base reads {most}. Shorten it.")
         if max(max(row, default=0) for row in ids) >= self.base.fingerprint.vocab_size:
-            raise BadInput("A text holds a token that this base lacks, such as [PAD]. Take it out.")
+            raise BadInput("A text holds a token that this base does not have. Take it out.")
         batch = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self.base.device)
         arguments = {}
         if self.adapter is not None:

@@ -228,12 +228,12 @@
     if (line && line.textContent !== text) line.textContent = text;
   };
   const showFilm = () => {
+    const [chat, strength, name, mixed] = [find("#chat"), find("#strength input[type=range]"), chosen()?.value, find("#mix input")?.value];
     for (const label of all("#picker label")) {
       const [name] = label.textContent.trim().split("\n");
       if (label.dataset.name !== name) label.dataset.name = name; // page.css shows it alone
-      label.toggleAttribute("data-mixed", name === find("#mix input")?.value);
+      label.toggleAttribute("data-mixed", name === mixed);
     }
-    const [chat, strength, name] = [find("#chat"), find("#strength input[type=range]"), chosen()?.value];
     if (!chat || !strength || name === undefined) return;
     const films = all("#chat .film");
     // The frozen base is what every film begins with.

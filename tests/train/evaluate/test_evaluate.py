@@ -186,7 +186,7 @@ def test_what_cannot_be_measured_is_said(tmp_path, wide_base, monkeypatch, capsy
     monkeypatch.setattr("train.evaluate.answerer._whole", None)  # none is waited for before
     with pytest.raises(BadInput, match="Item 61: .* tokens"):
         Answerer(wide_base).generate([*[ASK] * 60, (Message("user", "x" * 5000),)])
-    with pytest.raises(BadInput, match="A text holds a token that this base lacks"):
+    with pytest.raises(BadInput, match="A text holds a token that this base does not have"):
         Answerer(wide_base).token_scores([[1, wide_base.fingerprint.vocab_size]], [[1, 1]])
     assert Answerer(wide_base).generate([], max_new_tokens=3000) == []
     assert "cut at 2,048 tokens instead of 3,000" in capsys.readouterr().err
